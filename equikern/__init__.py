@@ -1,0 +1,27 @@
+"""equikern: make any pretrained model equivariant, at memory speed."""
+
+from .actions import Action, GridAction, grid, trivial
+from .backends import active_backend, use_backend
+from .groups import Group, cyclic_group, dihedral_group, product_group
+from .ops import orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "GridAction",
+    "Group",
+    "active_backend",
+    "cyclic_group",
+    "dihedral_group",
+    "grid",
+    "orbit",
+    "orbit_mean",
+    "orbit_reduce",
+    "orbit_select",
+    "orbit_weighted_mean",
+    "product_group",
+    "symmetrize",
+    "trivial",
+    "use_backend",
+]

@@ -1,0 +1,205 @@
+"""Actions of a group on tensors.
+
+A view of the trailing spatial dims is a signed axis permutation, written as a word: one letter per output axis,
+naming the input axis it reads, upper case where that axis is read backwards. ``hw`` is the identity, ``hW`` the
+horizontal flip and ``Wh`` the quarter turn of ``torch.rot90``. A word ``.`` moves nothing (no spatial dims).
+The kernels take all the words of an action as one string, so that an operator's schema needs no objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .groups import Group
+
+__all__ = ["Action", "GridAction", "grid", "trivial"]
+
+_AXES = "hw"
+
+
+def apply_word(x: Tensor, word: str) -> Tensor:
+    """One view of x (*lead, H, W), in plain torch; a view of x where strides allow, a copy where they do not."""
+    if word == ".":
+        return x
+    lead = x.dim() - len(word)
+    turned = x.permute(*range(lead), *(lead + _AXES.index(letter.lower()) for letter in word))
+    reverse = [lead + axis for axis, letter in enumerate(word) if letter.isupper()]
+    return turned.flip(reverse) if reverse else turned
+
+
+def transposes(word: str) -> bool:
+    """Whether the view swaps height and width."""
+    return word[0] in "wW"
+
+
+def _compose(outer: str, inner: str) -> str:
+    """The word of ``apply_word(apply_word(x, inner), outer)``."""
+    if outer == ".":
+        return "."
+    letters = []
+    for letter in outer:
+        read = inner[_AXES.index(letter.lower())]
+        letters.append(read.swapcase() if letter.isupper() else read)
+    return "".join(letters)
+
+
+class Action:
+    """What the operators need to know: one word per group element, and the words of the inverses.
+
+    Attributes:
+        name: what error messages call the action.
+        order: |G|, the size of the group axis.
+        dims: how many trailing dims the action moves (0 for the trivial action).
+        maps: the |G| words, separated by spaces.
+        inverse_maps: the words of g⁻¹, in the order of g.
+        square: whether some view swaps height and width, so that the image must be square.
+    """
+
+    def __init__(self, name: str, words: Sequence[str], inverse_words: Sequence[str]) -> None:
+        self.name = name
+        self.order = len(words)
+        self.words = tuple(words)
+        self.dims = 0 if words[0] == "." else len(words[0])
+        self.maps = " ".join(words)
+        self.inverse_maps = " ".join(inverse_words)
+        self.square = any(map(transposes, words))
+
+    def act(self, g: int, x: Tensor) -> Tensor:
+        """g·x for one element, in plain torch: x (*lead, *spatial) → the same shape (H and W swap with a quarter turn).
+
+        Raises:
+            ValueError: g is not an element 0 … |G|−1.
+        """
+        if not 0 <= g < self.order:
+            raise ValueError(f"g: expected an element 0 … {self.order - 1} of {self.name!r}, got {g}")
+        return apply_word(x, self.words[g])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, order {self.order})"
+
+
+class GridAction(Action):
+    """A group acting on the trailing (H, W) dims by signed axis permutations, or on nothing (words ``.``).
+
+    Args:
+        group: the acting group.
+        words: one word per element, see the module's text; ``words[0]`` is the identity.
+        name: what error messages call the action.
+
+    Raises:
+        TypeError: group is not a Group or a word is not a string.
+        ValueError: a word is malformed, their number is not |G|, or ``act(g∘h, x) = act(g, act(h, x))`` fails; the
+            message names the pair.
+
+    Example:
+        >>> from equikern import cyclic_group
+        >>> GridAction(cyclic_group(2), ["hw", "hW"], "mirror").act(1, torch.tensor([[1, 2]])).tolist()
+        [[2, 1]]
+    """
+
+    def __init__(self, group: Group, words: Sequence[str], name: str = "grid") -> None:
+        if not isinstance(group, Group):
+            raise TypeError(f"group: expected a Group, got {type(group).__name__}")
+        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"words: expected a list of strings, got {words!r}")
+        if len(words) != group.order:
+            raise ValueError(f"words: expected {group.order}, one per element of {group.name}, got {len(words)}")
+        for g, word in enumerate(words):
+            if sorted(word.lower()) != sorted(_AXES) and (word != "." or words[0] != "."):
+                raise ValueError(f"words[{g}]: expected the letters h and w once each, or '.' throughout, got {word!r}")
+        for g in range(group.order if words[0] != "." else 0):  # doing nothing is always an action
+            for h in range(group.order):
+                product = int(group.multiply[g, h])
+                if _compose(words[g], words[h]) != words[product]:
+                    raise ValueError(
+                        f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
+                        f"{_compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
+                    )
+        super().__init__(name, words, [words[int(g)] for g in group.inverse])
+        self.group = group
+
+    def __eq__(self, other: object) -> bool:
+        """The same group acting by the same words; names do not count."""
+        return isinstance(other, GridAction) and self.maps == other.maps and self.group == other.group
+
+    def __hash__(self) -> int:
+        return hash((self.maps, self.group))
+
+
+_ROTATIONS = ("hw", "Wh", "HW", "wH")
+_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "trivial": (("hw",), ("e",)),
+    "c2": (("hw", "HW"), ("e", "rot180")),
+    "c4": (_ROTATIONS, ("e", "rot90", "rot180", "rot270")),
+    "d4": (
+        _ROTATIONS + tuple(_compose(r, "hW") for r in _ROTATIONS),
+        ("e", "rot90", "rot180", "rot270", "hflip", "rot90·hflip", "rot180·hflip", "rot270·hflip"),
+    ),
+    "hflip": (("hw", "hW"), ("e", "hflip")),
+    "vflip": (("hw", "Hw"), ("e", "vflip")),
+    "flips": (("hw", "hW", "Hw", "HW"), ("e", "hflip", "vflip", "rot180")),
+}
+_cache: dict[str, GridAction] = {}
+
+
+def grid(name: str, dims: int = 2) -> GridAction:
+    """A named group of rotations and flips of the trailing (H, W) dims.
+
+    ========= ===== ==================================================================
+    name      order elements
+    ========= ===== ==================================================================
+    trivial   1     the identity
+    c2        2     identity, rotation by 180°
+    c4        4     element k is ``torch.rot90(x, k, (-2, -1))``
+    d4        8     element 4·s + k is rot90 by k after a horizontal flip when s = 1
+    hflip     2     identity, flip of the last dim
+    vflip     2     identity, flip of the second last dim
+    flips     4     identity, horizontal, vertical, both
+    ========= ===== ==================================================================
+
+    Args:
+        name: one of the names above.
+        dims: the number of spatial dims; 2.
+
+    Raises:
+        TypeError, ValueError: an unknown name or number of dims.
+
+    Example:
+        >>> grid("d4").order
+        8
+        >>> grid("c4").act(1, torch.tensor([[1, 2], [3, 4]])).tolist()
+        [[2, 4], [1, 3]]
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected one of {', '.join(_WORDS)}, got {type(name).__name__}")
+    if name not in _WORDS:
+        raise ValueError(f"name: expected one of {', '.join(_WORDS)}, got {name!r}")
+    if dims != 2:
+        raise ValueError(f"dims: expected 2, got {dims!r}")
+    if name not in _cache:
+        words, names = _WORDS[name]
+        table = [[words.index(_compose(g, h)) for h in words] for g in words]
+        _cache[name] = GridAction(Group(table, names, name), words, name)
+    return _cache[name]
+
+
+def trivial(group: Group) -> GridAction:
+    """The action that leaves everything where it is: what an invariant output has, such as class logits.
+
+    Args:
+        group: the acting group; its order is the size of the group axis.
+
+    Raises:
+        TypeError: group is not a Group.
+
+    Example:
+        >>> from equikern import cyclic_group
+        >>> trivial(cyclic_group(3)).maps
+        '. . .'
+    """
+    if not isinstance(group, Group):
+        raise TypeError(f"group: expected a Group, got {type(group).__name__}; pass the group, e.g. grid('c4').group")
+    return GridAction(group, ["."] * group.order, "trivial")

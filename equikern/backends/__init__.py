@@ -1,0 +1,153 @@
+"""Which kernels run: chosen by the tensor's device, overridden by ``use_backend`` or ``EQUIKERN_BACKEND``.
+
+Every backend is a module with the functions ``orbit``, ``reduce``, ``orbit_dot`` and ``select`` (``reference.py``
+documents them) and ``unavailable(device)``, which returns None or the reason why it cannot run there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import TracebackType
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["Kernels", "active_backend", "kernels", "unavailable", "use_backend"]
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+
+
+class Kernels(Protocol):
+    """What a backend offers; see ``reference.py`` for what each function computes."""
+
+    def orbit(
+        self, x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None
+    ) -> None: ...
+    def reduce(
+        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    ) -> None: ...
+    def orbit_dot(
+        self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
+    ) -> None: ...
+    def select(
+        self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool
+    ) -> None: ...
+    def unavailable(self, device: torch.device) -> str | None: ...
+
+
+_forced: str | None = None
+_active: dict[str, Kernels] = {}  # by device type; emptied when the choice changes
+
+
+def _load(name: str) -> Kernels:
+    return cast(Kernels, importlib.import_module(f".{name}", __package__))
+
+
+def unavailable(name: str, device: torch.device) -> str | None:
+    """Why the named backend cannot run on the device, or None if it can."""
+    try:
+        return _load(name).unavailable(device)
+    except ImportError as error:
+        return f"it does not import: {error}"
+
+
+def _choose(device: torch.device) -> Kernels:
+    if _forced is not None:
+        reason = unavailable(_forced, device)
+        if reason is not None:
+            raise ValueError(f"backend {_forced!r} cannot run on {device.type} tensors: {reason}")
+        return _load(_forced)
+    for name in {"cpu": ("cpu",), "cuda": ("triton",)}.get(device.type, ()):
+        if unavailable(name, device) is None:
+            return _load(name)
+    return _load("reference")
+
+
+def kernels(x: Tensor) -> Kernels:
+    """The kernels that serve x's device."""
+    device = x.device
+    found = _active.get(device.type)
+    if found is None:
+        found = _active[device.type] = _choose(device)
+    return found
+
+
+def active_backend(device: torch.device | str = "cpu") -> str:
+    """The name of the backend that serves a device now.
+
+    Raises:
+        ValueError: the backend asked for cannot run there; the message says why.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     active_backend("cpu")
+        'reference'
+    """
+    return str(getattr(_choose(torch.device(device)), "__name__", "")).rpartition(".")[2]
+
+
+def _force(name: str | None) -> None:
+    global _forced
+    _forced = name
+    _active.clear()
+
+
+class use_backend:  # noqa: N801  (used like torch.no_grad)
+    """Run every operator on the named kernels, from now on or inside a ``with`` block.
+
+    Process-wide, since autograd runs backward passes on threads of its own. The environment variable
+    ``EQUIKERN_BACKEND`` does the same from the start.
+
+    Args:
+        name: ``"reference"`` (plain torch, any device), ``"cpu"`` (C++), ``"triton"``, ``"cuda"`` (CUDA C++ kernels,
+            Triton where there is none), or None for the choice by device.
+
+    Raises:
+        TypeError, ValueError: an unknown name, or the backend can run on no device of this machine; the message
+            says why.
+
+    Example:
+        >>> from equikern import grid, orbit
+        >>> with use_backend("reference"):
+        ...     orbit(torch.tensor([[1, 2]]), grid("hflip")).tolist()
+        [[[1, 2]], [[2, 1]]]
+    """
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None:
+            _check_can_run(name, "name")
+        self._previous = _forced
+        _force(name)
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _force(self._previous)
+
+
+def _check_can_run(name: str, argument: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: expected one of {', '.join(NAMES)} or None, got {type(name).__name__}")
+    if name not in NAMES:
+        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {name!r}")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    reasons = {device: unavailable(name, torch.device(device)) for device in devices}
+    if None not in reasons.values():
+        raise ValueError(f"{argument}: backend {name!r} cannot run here: {'; '.join(map(str, reasons.values()))}")
+
+
+def _from_environment() -> None:
+    name = os.environ.get("EQUIKERN_BACKEND")
+    if name:
+        # Whether it can run is asked at the first call: importing must touch no compiler, GPU or Triton.
+        if name not in NAMES:
+            raise ValueError(f"EQUIKERN_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}")
+        _force(name)
+
+
+_from_environment()

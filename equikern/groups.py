@@ -1,0 +1,173 @@
+"""Finite groups as multiplication tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = ["Group", "cyclic_group", "dihedral_group", "product_group"]
+
+_MAX_ORDER = 1024
+
+
+class Group:
+    """A finite group with elements 0 … |G|−1, where 0 is the identity.
+
+    Args:
+        multiply: (|G|, |G|) integer table, ``multiply[g, h]`` = g∘h (h acts first).
+        names: one name per element; by default ``g0 g1 …``.
+        name: what error messages call the group.
+
+    Attributes:
+        order: |G|.
+        names: tuple of |G| strings.
+        multiply: (|G|, |G|) int64 tensor on the CPU.
+        inverse: (|G|,) int64 tensor on the CPU, ``multiply[g, inverse[g]] == 0``.
+
+    Raises:
+        TypeError: the table is not made of integers.
+        ValueError: the table breaks a group law; the message names the elements that break it.
+
+    Example:
+        >>> Group([[0, 1], [1, 0]]).inverse.tolist()
+        [0, 1]
+    """
+
+    def __init__(
+        self, multiply: Tensor | Sequence[Sequence[int]], names: Sequence[str] | None = None, name: str = "group"
+    ) -> None:
+        table = torch.as_tensor(multiply)
+        if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+            raise TypeError(f"multiply: expected a table of integers, got {table.dtype}")
+        table = table.to(device="cpu", dtype=torch.int64, copy=True)
+        if table.dim() != 2 or table.shape[0] != table.shape[1] or table.shape[0] == 0:
+            raise ValueError(f"multiply: expected a square table of shape (|G|, |G|), got {tuple(table.shape)}")
+        order = table.shape[0]
+        if order > _MAX_ORDER:
+            raise ValueError(f"multiply: expected at most {_MAX_ORDER} elements, got {order}")
+        if names is None:
+            names = ["e", *(f"g{g}" for g in range(1, order))]
+        if isinstance(names, str) or len(names) != order or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"names: expected {order} strings, one per element, got {names!r}")
+        self.order = order
+        self.name = name
+        self.names = tuple(names)
+        self.multiply = table
+        self.inverse = _checked_inverse(table, self.names)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal multiplication tables; names do not count."""
+        return isinstance(other, Group) and torch.equal(self.multiply, other.multiply)
+
+    def __hash__(self) -> int:
+        return hash((self.order, tuple(self.multiply.flatten().tolist())))
+
+    def __repr__(self) -> str:
+        return f"Group({self.name}, order {self.order})"
+
+
+def _checked_inverse(table: Tensor, names: tuple[str, ...]) -> Tensor:
+    order = table.shape[0]
+    outside = ((table < 0) | (table >= order)).nonzero()
+    if len(outside):
+        g, h = outside[0].tolist()
+        raise ValueError(f"multiply: {names[g]}∘{names[h]} = {int(table[g, h])} is not an element 0 … {order - 1}")
+    elements = torch.arange(order)
+    for side, line in (("0∘g", table[0]), ("g∘0", table[:, 0])):
+        wrong = (line != elements).nonzero()
+        if len(wrong):
+            g = int(wrong[0])
+            raise ValueError(f"multiply: element 0 must be the identity, but {side} = {int(line[g])} for g = {g}")
+    for g in range(order):  # (g∘h)∘k == g∘(h∘k), one g at a time: |G|² numbers in memory, not |G|³
+        wrong = (table[table[g]] != table[g][table]).nonzero()
+        if len(wrong):
+            h, k = wrong[0].tolist()
+            raise ValueError(
+                f"multiply: not associative: ({names[g]}∘{names[h]})∘{names[k]} ≠ {names[g]}∘({names[h]}∘{names[k]})"
+            )
+    has_inverse = (table == 0).any(1)
+    if not bool(has_inverse.all()):
+        raise ValueError(f"multiply: {names[int((~has_inverse).nonzero()[0])]} has no inverse")
+    return (table == 0).to(torch.uint8).argmax(1)
+
+
+def _positive(name: str, n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
+    if not 1 <= n <= _MAX_ORDER:
+        raise ValueError(f"{name}: expected a number from 1 to {_MAX_ORDER}, got {n}")
+    return n
+
+
+def cyclic_group(n: int) -> Group:
+    """The cyclic group C_n: element k is the k-th power of the generator, ``multiply[j, k] = (j + k) mod n``.
+
+    Args:
+        n: the order, 1 or more.
+
+    Raises:
+        TypeError, ValueError: n is not a positive whole number.
+
+    Example:
+        >>> cyclic_group(4).multiply[3, 2].item()
+        1
+    """
+    k = torch.arange(_positive("n", n))
+    return Group((k[:, None] + k) % n, ["e", *(f"r{i}" for i in range(1, n))], f"C{n}")
+
+
+def dihedral_group(n: int) -> Group:
+    """The dihedral group D_n of order 2n: element ``n·s + k`` is k rotation steps after a flip when s = 1.
+
+    ``(r^j f^s)(r^k f^t) = r^(j + (−1)^s k) f^(s + t)``.
+
+    Args:
+        n: the number of rotations, 1 or more.
+
+    Raises:
+        TypeError, ValueError: n is not a positive whole number, or 2n is larger than a group may be.
+
+    Example:
+        >>> dihedral_group(4).names
+        ('e', 'r1', 'r2', 'r3', 'f', 'r1f', 'r2f', 'r3f')
+    """
+    k = torch.arange(_positive("n", n))
+    rotation, flip = k.repeat(2), torch.arange(2).repeat_interleave(n)
+    turned = (rotation[:, None] + torch.where(flip[:, None] == 1, -rotation, rotation)) % n
+    names = ["e", *(f"r{i}" for i in range(1, n))]
+    return Group(n * (flip[:, None] ^ flip) + turned, names + ["f", *(f"{r}f" for r in names[1:])], f"D{n}")
+
+
+def product_group(*groups: Group) -> Group:
+    """The direct product G1 × … × GN; the last factor's index runs fastest.
+
+    ``(g1, …, gN)∘(h1, …, hN) = (g1∘h1, …, gN∘hN)``, element ``(g1, …, gN)`` at index
+    ``g1·|G2|···|GN| + … + gN``.
+
+    Raises:
+        TypeError: an argument is not a Group.
+        ValueError: no group was given, or the product is larger than a group may be.
+
+    Example:
+        >>> product_group(cyclic_group(2), cyclic_group(3)).order
+        6
+    """
+    if not groups:
+        raise ValueError("groups: expected at least one group, got none")
+    for i, group in enumerate(groups):
+        if not isinstance(group, Group):
+            raise TypeError(f"groups[{i}]: expected a Group, got {type(group).__name__}")
+    order = prod(group.order for group in groups)
+    if order > _MAX_ORDER:
+        raise ValueError(f"groups: expected a product of at most {_MAX_ORDER} elements, got {order}")
+    table = groups[0].multiply
+    names = list(groups[0].names)
+    for group in groups[1:]:
+        m, n = table.shape[0], group.order
+        table = (table[:, None, :, None] * n + group.multiply[None, :, None, :]).reshape(m * n, m * n)
+        names = [f"{a}·{b}" for a in names for b in group.names]
+    names[0] = "e"
+    return Group(table, names, " × ".join(group.name for group in groups))

@@ -1,0 +1,171 @@
+"""Derivatives of the registered operators, made of the same operators, so that every order exists.
+
+With map_g the views of an action, everything linear comes from one trilinear form
+
+    F(x, y, w) = Σ_g w_g ⟨map_g(x), y_g⟩
+
+whose partial derivatives are the kernels: ∂F/∂y is the (weighted) orbit, ∂F/∂x the (weighted) sum of the inverse
+views, ∂F/∂w the dots. So each one's gradient is a pair of the others. ``take`` and ``put`` (the chosen view, and its
+adjoint) are the same pair for a selection. ``maps`` always names the views x → y, ``inverse`` those of y → x.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import library
+
+_Grads = tuple[Tensor | None, ...]
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a call with these inputs."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def orbit(x: Tensor, maps: str, inverse: str, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """``scale · w_g · map_g(x)`` for every g: (*lead, H, W) → (|G|, *lead, H, W)."""
+    if needs_grad(x, weights):
+        return cast(Tensor, _Orbit.apply(x, weights, maps, inverse, scale))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.orbit(x, maps, scale, weights, None))
+
+
+def total(y: Tensor, maps: str, inverse: str, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """``scale · Σ_g w_g · inverse_g(y_g)``: (|G|, *lead, H, W) → (*lead, H, W)."""
+    if needs_grad(y, weights):
+        return cast(Tensor, _Total.apply(y, weights, maps, inverse, scale))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.reduce(y, inverse, "sum", scale, weights))
+
+
+def dots(x: Tensor, y: Tensor, maps: str, inverse: str, weight_dims: int) -> Tensor:
+    """``⟨map_g(x), y_g⟩`` over all but the first weight_dims dims of y."""
+    if needs_grad(x, y):
+        return cast(Tensor, _Dots.apply(x, y, maps, inverse, weight_dims))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.dot(x, y, maps, weight_dims))
+
+
+def orbit_dot(x: Tensor, y: Tensor, maps: str, inverse: str, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted orbit of x and its dots with y, in one pass over both."""
+    if needs_grad(x, y, weights):
+        return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, maps, inverse))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, maps, weights))
+
+
+def take(y: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
+    """``inverse_i(y_i)`` for the chosen i = index."""
+    if needs_grad(y):
+        return cast(Tensor, _Take.apply(y, index, maps, inverse))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.take(y, index, inverse))
+
+
+def put(x: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
+    """The adjoint of take: ``map_i(x)`` at i = index and zero at every other view."""
+    if needs_grad(x):
+        return cast(Tensor, _Put.apply(x, index, maps, inverse))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.orbit(x, maps, 1.0, None, index))
+
+
+class _Orbit(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor | None, maps: str, inverse: str, scale: float) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
+        ctx.maps, ctx.inverse, ctx.scale = maps, inverse, scale
+        return cast(Tensor, library.orbit(x, maps, scale, weights, None))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        x, weights = ctx.saved_tensors
+        grad_x = total(grad, ctx.maps, ctx.inverse, ctx.scale, weights) if ctx.needs_input_grad[0] else None
+        grad_w = None
+        if ctx.needs_input_grad[1]:
+            grad_w = dots(x, grad, ctx.maps, ctx.inverse, weights.dim()) * ctx.scale
+        return grad_x, grad_w, None, None, None
+
+
+class _Total(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weights: Tensor | None, maps: str, inverse: str, scale: float) -> Tensor:
+        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
+        ctx.maps, ctx.inverse, ctx.scale = maps, inverse, scale
+        return cast(Tensor, library.reduce(y, inverse, "sum", scale, weights))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        y, weights = ctx.saved_tensors
+        maps, inverse, scale = ctx.maps, ctx.inverse, ctx.scale
+        grad_y: Tensor | None = None
+        grad_w: Tensor | None = None
+        if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and scale == 1.0:
+            grad_y, grad_w = orbit_dot(grad, y, maps, inverse, weights)
+        else:
+            if ctx.needs_input_grad[0]:
+                grad_y = orbit(grad, maps, inverse, scale, weights)
+            if ctx.needs_input_grad[1]:
+                grad_w = dots(grad, y, maps, inverse, weights.dim()) * scale
+        return grad_y, grad_w, None, None, None
+
+
+class _Dots(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, maps: str, inverse: str, weight_dims: int) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.maps, ctx.inverse = maps, inverse
+        return cast(Tensor, library.dot(x, y, maps, weight_dims))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        x, y = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = total(y, ctx.maps, ctx.inverse, 1.0, grad) if ctx.needs_input_grad[0] else None
+        grad_y = orbit(x, ctx.maps, ctx.inverse, 1.0, grad) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_y, None, None, None
+
+
+class _OrbitDot(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, maps: str, inverse: str) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, y, weights)
+        ctx.maps, ctx.inverse = maps, inverse
+        return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, maps, weights))
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, grad_dots: Tensor) -> _Grads:
+        x, y, weights = ctx.saved_tensors
+        maps, inverse = ctx.maps, ctx.inverse
+        grad_dots = grad_dots.contiguous()
+        grad_x = grad_y = grad_w = None
+        if ctx.needs_input_grad[0]:
+            grad_x = total(grad_out, maps, inverse, 1.0, weights) + total(y, maps, inverse, 1.0, grad_dots)
+        if ctx.needs_input_grad[1]:
+            grad_y = orbit(x, maps, inverse, 1.0, grad_dots)
+        if ctx.needs_input_grad[2]:
+            grad_w = dots(x, grad_out, maps, inverse, weights.dim())
+        return grad_x, grad_y, grad_w, None, None
+
+
+class _Take(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.maps, ctx.inverse = maps, inverse
+        return cast(Tensor, library.take(y, index, inverse))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        return put(grad, ctx.saved_tensors[0], ctx.maps, ctx.inverse), None, None, None
+
+
+class _Put(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.maps, ctx.inverse = maps, inverse
+        return cast(Tensor, library.orbit(x, maps, 1.0, None, index))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        return take(grad, ctx.saved_tensors[0], ctx.maps, ctx.inverse), None, None, None

@@ -1,0 +1,140 @@
+"""Argument checks of the public operators, always in the order: type, device, dtype, rank, shape, group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..actions import Action
+
+FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+EXACT = FLOATS | {
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+}  # what a permutation can move
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_quantized:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}, dtype {value.dtype}")
+    return value
+
+
+def _action(action: object) -> Action:
+    if not isinstance(action, Action):
+        hint = f'; write grid("{action}")' if isinstance(action, str) else ""
+        raise TypeError(f"action: expected an action such as grid('c4'), got {type(action).__name__}{hint}")
+    return action
+
+
+def _spatial(name: str, t: Tensor, action: Action, skip: int) -> None:
+    if t.dim() < action.dims + skip:
+        group = "|G|, " * skip
+        raise ValueError(
+            f"{name}: expected at least {action.dims + skip} dims ({group}…, H, W) for {action.name!r}, "
+            f"got shape {tuple(t.shape)}"
+        )
+    if action.square and t.shape[-1] != t.shape[-2]:
+        raise ValueError(
+            f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; use "flips" or EquiTune'
+        )
+
+
+def image(name: str, x: object, action: object, dtypes: frozenset[torch.dtype]) -> tuple[Tensor, Action]:
+    """An input (*lead, H, W) that the action can transform."""
+    x = _tensor(name, x)
+    action = _action(action)
+    if x.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {x.dtype}")
+    _spatial(name, x, action, 0)
+    return x, action
+
+
+def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] = FLOATS) -> tuple[Tensor, Action]:
+    """An orbit (|G|, *lead, H, W) that the action's inverses can transform back."""
+    y = _tensor(name, y)
+    action = _action(action)
+    if y.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {y.dtype}")
+    _spatial(name, y, action, 1)
+    if y.shape[0] != action.order:
+        raise ValueError(
+            f"{name}: expected {action.order} views on dim 0 (the group axis of {action.name!r}), got {y.shape[0]} "
+            f"in shape {tuple(y.shape)}"
+        )
+    return y, action
+
+
+def _kinds(dtypes: frozenset[torch.dtype]) -> str:
+    return "float16, bfloat16, float32 or float64" + ("" if dtypes is FLOATS else ", an integer dtype or bool")
+
+
+def per_view(name: str, w: object, y: Tensor, action: Action, accumulator: torch.dtype) -> Tensor:
+    """Weights or scores of shape y.shape[:k], k ≥ 1, contiguous and in the dtype the kernels accumulate in."""
+    w = _tensor(name, w)
+    if w.device != y.device:
+        raise ValueError(f"{name}: expected a tensor on {y.device} like y, got one on {w.device}")
+    if w.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {w.dtype}")
+    k = w.dim()
+    most = y.dim() - action.dims
+    if k < 1 or k > most or w.shape != y.shape[:k]:
+        raise ValueError(
+            f"{name}: expected shape y.shape[:k] with 1 ≤ k ≤ {most}, so one of "
+            f"{', '.join(str(tuple(y.shape[:n])) for n in range(1, most + 1))}, got {tuple(w.shape)}"
+        )
+    if w.dtype is not accumulator:
+        w = w.to(accumulator)
+    return w if w.is_contiguous() else w.contiguous()
+
+
+def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """A keyword from a fixed set."""
+    if value not in allowed:
+        kind = TypeError if not isinstance(value, str) and value is not None else ValueError
+        raise kind(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs: Tensor | None) -> Tensor:
+    """A tensor of the caller's to write into: right shape, dtype and device, no grad, no memory shared with an input."""
+    out = _tensor(name, out)
+    if out.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device}, got one on {out.device}")
+    if out.dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like.dtype}, got {out.dtype}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(out.shape)}")
+    if torch.is_grad_enabled():
+        for t in (out, like, *inputs):
+            if t is not None and t.requires_grad:
+                raise ValueError(
+                    f"{name}: an output given by the caller takes no gradient, but a tensor of the call requires grad; "
+                    "call under torch.no_grad() or leave out the argument"
+                )
+    if not torch.compiler.is_compiling():
+        _own_memory(name, out, (like, *inputs))
+    return out
+
+
+def _own_memory(name: str, out: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
+    if out.numel() == 0:
+        return
+    if any(step == 0 and size > 1 for size, step in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(f"{name}: expected memory of its own for every element, got an expanded tensor")
+    low, high = _extent(out)
+    for t in inputs:
+        if t is not None and t.numel():
+            start, end = _extent(t)
+            if low < end and start < high:
+                raise ValueError(f"{name}: expected a tensor that shares no memory with the inputs, got one that does")
+
+
+def _extent(t: Tensor) -> tuple[int, int]:
+    span = sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) + 1
+    return t.data_ptr(), t.data_ptr() + span * t.element_size()

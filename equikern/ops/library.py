@@ -1,0 +1,202 @@
+"""The registered operators ``torch.ops.equikern.*``: schemas, fakes, and the call of the active backend's kernels.
+
+They are not differentiable by themselves: the public functions wrap them in autograd Functions (``autograd.py``).
+Each allocating operator has a twin ``…_out`` that writes into a tensor of the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..actions import transposes
+from ..backends import kernels
+
+library = torch.library.Library("equikern", "DEF")
+_dims: dict[str, int] = {}
+
+
+def spatial_dims(maps: str) -> int:
+    """How many trailing dims the words move."""
+    dims = _dims.get(maps)
+    if dims is None:
+        word = maps.split(" ", 1)[0]
+        dims = _dims[maps] = 0 if word == "." else len(word)
+    return dims
+
+
+def view_shape(shape: Sequence[int], maps: str) -> tuple[int, ...]:
+    """Shape of one view of a (*lead, H, W) tensor: H and W swap where a rectangle is turned."""
+    if spatial_dims(maps) == 2 and shape[-1] != shape[-2] and transposes(maps):
+        return (*shape[:-2], shape[-1], shape[-2])
+    return tuple(shape)
+
+
+def _channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a sample (*lead, C, H, W) keeps the pixels' channels next to one another."""
+    return (
+        len(shape) >= 3
+        and shape[-3] > 1
+        and strides[-3] == 1
+        and strides[-1] >= shape[-3]
+        and strides[-2] >= strides[-1]
+    )
+
+
+def empty_like_views(t: Tensor, shape: tuple[int, ...], skip: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a result of the given shape: channels-last where a sample of t is, otherwise contiguous.
+
+    ``skip`` is the number of t's leading dims that do not belong to the sample (its group axis).
+    """
+    if t.is_contiguous() or not _channels_last(t.shape[skip:], t.stride()[skip:]):
+        return torch.empty(shape, dtype=dtype or t.dtype, device=t.device)
+    c, h, w = shape[-3:]
+    return torch.empty((*shape[:-3], h, w, c), dtype=dtype or t.dtype, device=t.device).movedim(-1, -3)
+
+
+def accumulator(t: Tensor) -> torch.dtype:
+    """Weights, scores and sums are float32, or float64 beside float64."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _orbit_empty(x: Tensor, maps: str) -> Tensor:
+    return empty_like_views(x, (maps.count(" ") + 1, *view_shape(x.shape, maps)), 0)
+
+
+def _view_empty(y: Tensor, maps: str) -> Tensor:
+    return empty_like_views(y, view_shape(y.shape[1:], maps), 1)
+
+
+def _orbit(x: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> Tensor:
+    out = _orbit_empty(x, maps)
+    kernels(x).orbit(x, out, maps, scale, weights, index)
+    return out
+
+
+def _orbit_out(x: Tensor, maps: str, out: Tensor) -> None:
+    kernels(x).orbit(x, out, maps, 1.0, None, None)
+
+
+def _reduce(y: Tensor, maps: str, op: str, scale: float, weights: Tensor | None) -> Tensor:
+    out = _view_empty(y, maps)
+    kernels(y).reduce(y, out, maps, op, scale, weights, None)
+    return out
+
+
+def _reduce_out(y: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out: Tensor) -> None:
+    kernels(y).reduce(y, out, maps, op, scale, weights, None)
+
+
+def _mean_std(y: Tensor, maps: str) -> tuple[Tensor, Tensor]:
+    mean, std = _view_empty(y, maps), _view_empty(y, maps)
+    kernels(y).reduce(y, mean, maps, "mean_std", 1.0, None, std)
+    return mean, std
+
+
+def _mean_std_out(y: Tensor, maps: str, mean: Tensor, std: Tensor) -> None:
+    kernels(y).reduce(y, mean, maps, "mean_std", 1.0, None, std)
+
+
+def _dots_empty(y: Tensor, weight_dims: int) -> Tensor:
+    return torch.empty(y.shape[:weight_dims], dtype=accumulator(y), device=y.device)
+
+
+def _orbit_dot(x: Tensor, y: Tensor, maps: str, weights: Tensor) -> tuple[Tensor, Tensor]:
+    out = _orbit_dot_empty(x, y)
+    dots = _dots_empty(y, weights.dim())
+    kernels(y).orbit_dot(x, y, out, dots, maps, weights)
+    return out, dots
+
+
+def _orbit_dot_empty(x: Tensor, y: Tensor) -> Tensor:
+    return empty_like_views(y, tuple(y.shape), 1)
+
+
+def _dot(x: Tensor, y: Tensor, maps: str, weight_dims: int) -> Tensor:
+    dots = _dots_empty(y, weight_dims)
+    kernels(y).orbit_dot(x, y, None, dots, maps, None)
+    return dots
+
+
+def _select(y: Tensor, scores: Tensor, maps: str, minimum: bool) -> tuple[Tensor, Tensor]:
+    out, index = _view_empty(y, maps), _index_empty(scores)
+    kernels(y).select(y, out, index, maps, scores, minimum)
+    return out, index
+
+
+def _index_empty(scores: Tensor) -> Tensor:
+    return torch.empty(scores.shape[1:], dtype=torch.int64, device=scores.device)
+
+
+def _select_out(y: Tensor, scores: Tensor, maps: str, minimum: bool, out: Tensor) -> Tensor:
+    index = _index_empty(scores)
+    kernels(y).select(y, out, index, maps, scores, minimum)
+    return index
+
+
+def _take(y: Tensor, index: Tensor, maps: str) -> Tensor:
+    out = _view_empty(y, maps)
+    kernels(y).select(y, out, index, maps, None, True)
+    return out
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _register(schema: str, call: Any, fake: Any) -> Any:
+    library.define(schema)
+    name = schema.partition("(")[0]
+    library.impl(name, call, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"equikern::{name}", fake, lib=library)
+    return getattr(torch.ops.equikern, name).default
+
+
+orbit = _register(
+    "orbit(Tensor x, str maps, float scale, Tensor? weights, Tensor? index) -> Tensor",
+    _orbit,
+    lambda x, maps, scale, weights, index: _orbit_empty(x, maps),
+)
+orbit_out = _register("orbit_out(Tensor x, str maps, Tensor(a!) out) -> ()", _orbit_out, _nothing)
+reduce = _register(
+    "reduce(Tensor y, str maps, str op, float scale, Tensor? weights) -> Tensor",
+    _reduce,
+    lambda y, maps, op, scale, weights: _view_empty(y, maps),
+)
+reduce_out = _register(
+    "reduce_out(Tensor y, str maps, str op, float scale, Tensor? weights, Tensor(a!) out) -> ()", _reduce_out, _nothing
+)
+mean_std = _register(
+    "mean_std(Tensor y, str maps) -> (Tensor, Tensor)",
+    _mean_std,
+    lambda y, maps: (_view_empty(y, maps), _view_empty(y, maps)),
+)
+mean_std_out = _register(
+    "mean_std_out(Tensor y, str maps, Tensor(a!) mean, Tensor(b!) std) -> ()", _mean_std_out, _nothing
+)
+orbit_dot = _register(
+    "orbit_dot(Tensor x, Tensor y, str maps, Tensor weights) -> (Tensor, Tensor)",
+    _orbit_dot,
+    lambda x, y, maps, weights: (_orbit_dot_empty(x, y), _dots_empty(y, weights.dim())),
+)
+dot = _register(
+    "dot(Tensor x, Tensor y, str maps, int weight_dims) -> Tensor",
+    _dot,
+    lambda x, y, maps, weight_dims: _dots_empty(y, weight_dims),
+)
+select = _register(
+    "select(Tensor y, Tensor scores, str maps, bool minimum) -> (Tensor, Tensor)",
+    _select,
+    lambda y, scores, maps, minimum: (_view_empty(y, maps), _index_empty(scores)),
+)
+select_out = _register(
+    "select_out(Tensor y, Tensor scores, str maps, bool minimum, Tensor(a!) out) -> Tensor",
+    _select_out,
+    lambda y, scores, maps, minimum, out: _index_empty(scores),
+)
+take = _register(
+    "take(Tensor y, Tensor index, str maps) -> Tensor", _take, lambda y, index, maps: _view_empty(y, maps)
+)

@@ -1,0 +1,96 @@
+"""``orbit_mean`` and ``orbit_weighted_mean``: equitune and λ-equitune's reduction of the backbone's outputs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ..actions import Action
+from . import autograd, checks, library
+
+__all__ = ["orbit_mean", "orbit_weighted_mean"]
+
+
+def orbit_mean(y: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
+    """Equitune's reduction: undo each view's transform and average, ``1/|G| Σ_g g⁻¹ y[g]``, in one pass.
+
+    Reads |G|n and writes n elements; the backward reads n and writes |G|n: ``∂L/∂y[g] = 1/|G| g · ∂L/∂out``.
+
+    Args:
+        y: (|G|, \\*lead, H, W), the backbone's output for every view, any strides; float16, bfloat16, float32 or
+            float64. Square where the action turns by 90°.
+        action: how the group acts on one output; ``trivial(group)`` for an invariant one such as class logits.
+        out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
+
+    Returns:
+        (\\*lead, H, W) in y's dtype, summed in float32 (float64 for float64) and rounded once; channels-last if y is.
+
+    Raises:
+        TypeError: y is not a dense float tensor, or action is not an action.
+        ValueError: dim 0 is not |G|, wrong rank, not square under a 90° rotation, or an out that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equikern import grid, orbit
+        >>> x = torch.arange(4.0).reshape(2, 2)
+        >>> torch.equal(orbit_mean(orbit(x, grid("c4")), grid("c4")), x)
+        True
+    """
+    y, action = checks.views("y", y, action)
+    if out is not None:
+        out = checks.output("out", out, tuple(y.shape[1:]), y)
+        library.reduce_out(y, action.inverse_maps, "sum", 1.0 / action.order, None, out)
+        return out
+    return autograd.total(y, action.maps, action.inverse_maps, 1.0 / action.order)
+
+
+def orbit_weighted_mean(
+    y: Tensor,
+    weights: Tensor,
+    action: Action,
+    normalize: Literal["sum", "softmax"] | None = "sum",
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """λ-equitune's reduction: ``Σ_g λ_g g⁻¹ y[g] / Σ_g λ_g`` in one pass.
+
+    The backward reads y and the upstream gradient once and gives both gradients: ``∂L/∂y[g] = λ̂_g g · ∂L/∂out`` and
+    ``∂L/∂λ̂_g = ⟨g · ∂L/∂out, y[g]⟩`` with λ̂ the normalised weights.
+
+    Args:
+        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by 90°.
+        weights: λ of shape y.shape[:k], k ≥ 1, so (|G|,), (|G|, B), …; any float dtype, used in float32 (float64
+            beside float64).
+        action: how the group acts on one output.
+        normalize: ``"sum"`` divides by Σ_g λ_g (λ > 0 in the paper; a zero sum gives inf or nan, as division does),
+            ``"softmax"`` takes softmax over g first, None uses the weights as they are.
+        out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
+
+    Returns:
+        (\\*lead, H, W) in y's dtype, summed in float32 (float64 for float64) and rounded once; channels-last if y is.
+
+    Raises:
+        TypeError: y or weights is not a dense float tensor, or action is not an action.
+        ValueError: weights that are not y.shape[:k] or on another device, dim 0 not |G|, wrong rank, not square under
+            a 90° rotation, an unknown normalize, or an out that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equikern import grid
+        >>> y = torch.tensor([[[1.0, 2.0]], [[5.0, 3.0]]])
+        >>> orbit_weighted_mean(y, torch.tensor([3.0, 1.0]), grid("hflip")).tolist()
+        [[1.5, 2.75]]
+    """
+    y, action = checks.views("y", y, action)
+    checks.choice("normalize", normalize, ("sum", "softmax", None))
+    weights = checks.per_view("weights", weights, y, action, library.accumulator(y))
+    if normalize == "sum":
+        weights = weights / weights.sum(0)
+    elif normalize == "softmax":
+        weights = weights.softmax(0)
+    if out is not None:
+        out = checks.output("out", out, tuple(y.shape[1:]), y, weights)
+        library.reduce_out(y, action.inverse_maps, "sum", 1.0, weights, out)
+        return out
+    return autograd.total(y, action.maps, action.inverse_maps, 1.0, weights)

@@ -1,0 +1,104 @@
+"""``orbit_select``: equizero's reduction, the best view transformed back."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..actions import Action
+from . import autograd, checks, library
+
+__all__ = ["orbit_select"]
+
+
+def orbit_select(
+    y: Tensor,
+    scores: Tensor,
+    action: Action,
+    mode: Literal["min", "max"] = "min",
+    gradient: Literal["mean", "identity", "selected"] | None = "mean",
+    *,
+    return_index: bool = False,
+    out: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Equizero's reduction: ``g*⁻¹ y[g*]`` with ``g* = argmin_g scores[g]``, reading only the chosen views.
+
+    Choosing has no useful gradient, so the backward is that of a stand-in S, as if by
+    ``S + (out − S).detach()``. The scores get no gradient.
+
+    Args:
+        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64, or an integer dtype or bool (which
+            take no gradient). Square where the action turns by 90°.
+        scores: ℓ of shape y.shape[:k], k ≥ 1: one choice for every entry of y.shape[1:k]; any float dtype. Ties go to
+            the lowest element, NaN never wins, and where all are NaN the identity is chosen.
+        action: how the group acts on one output.
+        mode: ``"min"`` (a loss) or ``"max"`` (a similarity).
+        gradient: ``"mean"``: S is the mean of all views (equitune, the authors' choice); ``"identity"``: S = y[0];
+            ``"selected"``: the chosen view, the choice held fixed; None: the result takes no gradient.
+        return_index: also return the chosen elements.
+        out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
+
+    Returns:
+        (\\*lead, H, W), bit for bit the chosen view transformed back; channels-last if y is. With ``return_index`` the
+        pair (result, index), index int64 of shape y.shape[1:k].
+
+    Raises:
+        TypeError: y or scores is not a dense tensor of a supported dtype, or action is not an action.
+        ValueError: scores that are not y.shape[:k] or on another device, dim 0 not |G|, wrong rank, not square under
+            a 90° rotation, an unknown mode or gradient, or an out that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equikern import grid
+        >>> y = torch.tensor([[[1.0, 2.0]], [[5.0, 3.0]]])
+        >>> orbit_select(y, torch.tensor([0.7, 0.2]), grid("hflip")).tolist()
+        [[3.0, 5.0]]
+    """
+    y, action = checks.views("y", y, action, checks.EXACT)
+    checks.choice("mode", mode, ("min", "max"))
+    checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
+    scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
+    minimum = mode == "min"
+    if out is not None:
+        result = checks.output("out", out, tuple(y.shape[1:]), y, scores)
+        index = library.select_out(y, scores, action.inverse_maps, minimum, result)
+    elif gradient is not None and autograd.needs_grad(y):
+        result, index = _Select.apply(  # type: ignore[no-untyped-call]
+            y, scores, action.maps, action.inverse_maps, minimum, gradient
+        )
+    else:
+        result, index = library.select(y.detach(), scores, action.inverse_maps, minimum)
+    return (result, index) if return_index else result
+
+
+def _score_dtype(scores: Tensor) -> torch.dtype:
+    # float64 scores are compared as they are: rounding them could make ties. The halves fit into float32 exactly.
+    return torch.float64 if isinstance(scores, Tensor) and scores.dtype == torch.float64 else torch.float32
+
+
+class _Select(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, scores: Tensor, maps: str, inverse: str, minimum: bool, gradient: str
+    ) -> tuple[Tensor, Tensor]:
+        result, index = library.select(y, scores, inverse, minimum)
+        ctx.mark_non_differentiable(index)
+        ctx.save_for_backward(index)
+        ctx.maps, ctx.inverse, ctx.gradient = maps, inverse, gradient
+        return cast(Tensor, result), cast(Tensor, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        maps, inverse = ctx.maps, ctx.inverse
+        if ctx.gradient == "mean":
+            grad_y = autograd.orbit(grad, maps, inverse, 1.0 / (maps.count(" ") + 1))
+        elif ctx.gradient == "identity":
+            first = torch.zeros((), dtype=torch.int64, device=grad.device)
+            grad_y = autograd.put(grad, first, maps, inverse)
+        else:
+            grad_y = autograd.put(grad, index, maps, inverse)
+        return grad_y, None, None, None, None, None
