@@ -22,9 +22,9 @@ from . import library
 _Grads = tuple[Tensor | None, ...]
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
+def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     """Whether autograd records a call with these inputs."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad))
 
 
 def orbit(x: Tensor, maps: str, inverse: str, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
@@ -50,7 +50,7 @@ def dots(x: Tensor, y: Tensor, maps: str, inverse: str, weight_dims: int) -> Ten
 
 def orbit_dot(x: Tensor, y: Tensor, maps: str, inverse: str, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted orbit of x and its dots with y, in one pass over both."""
-    if needs_grad(x, y, weights):
+    if needs_grad(x, y) or needs_grad(weights):
         return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, maps, inverse))  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, maps, weights))
 
@@ -72,31 +72,32 @@ def put(x: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
 class _Orbit(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor | None, maps: str, inverse: str, scale: float) -> Tensor:
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
-        ctx.maps, ctx.inverse, ctx.scale = maps, inverse, scale
+        ctx.call = maps, inverse, scale
+        if weights is not None:
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.orbit(x, maps, scale, weights, None))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        x, weights = ctx.saved_tensors
-        grad_x = total(grad, ctx.maps, ctx.inverse, ctx.scale, weights) if ctx.needs_input_grad[0] else None
-        grad_w = None
-        if ctx.needs_input_grad[1]:
-            grad_w = dots(x, grad, ctx.maps, ctx.inverse, weights.dim()) * ctx.scale
+        maps, inverse, scale = ctx.call
+        x, weights = ctx.saved_tensors or (None, None)
+        grad_x = total(grad, maps, inverse, scale, weights) if ctx.needs_input_grad[0] else None
+        grad_w = dots(x, grad, maps, inverse, weights.dim()) * scale if ctx.needs_input_grad[1] else None
         return grad_x, grad_w, None, None, None
 
 
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor | None, maps: str, inverse: str, scale: float) -> Tensor:
-        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
-        ctx.maps, ctx.inverse, ctx.scale = maps, inverse, scale
+        ctx.call = maps, inverse, scale
+        if weights is not None:
+            ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.reduce(y, inverse, "sum", scale, weights))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        y, weights = ctx.saved_tensors
-        maps, inverse, scale = ctx.maps, ctx.inverse, ctx.scale
+        maps, inverse, scale = ctx.call
+        y, weights = ctx.saved_tensors or (None, None)
         grad_y: Tensor | None = None
         grad_w: Tensor | None = None
         if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and scale == 1.0:

@@ -46,15 +46,15 @@ def _channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     )
 
 
-def empty_like_views(t: Tensor, shape: tuple[int, ...], skip: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_like_views(t: Tensor, shape: tuple[int, ...], skip: int) -> Tensor:
     """Memory for a result of the given shape: channels-last where a sample of t is, otherwise contiguous.
 
     ``skip`` is the number of t's leading dims that do not belong to the sample (its group axis).
     """
     if t.is_contiguous() or not _channels_last(t.shape[skip:], t.stride()[skip:]):
-        return torch.empty(shape, dtype=dtype or t.dtype, device=t.device)
+        return t.new_empty(shape)
     c, h, w = shape[-3:]
-    return torch.empty((*shape[:-3], h, w, c), dtype=dtype or t.dtype, device=t.device).movedim(-1, -3)
+    return t.new_empty((*shape[:-3], h, w, c)).movedim(-1, -3)
 
 
 def accumulator(t: Tensor) -> torch.dtype:
