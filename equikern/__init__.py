@@ -3,12 +3,14 @@
 from .actions import Action, GridAction, grid, trivial
 from .backends import active_backend, use_backend
 from .groups import Group, cyclic_group, dihedral_group, product_group
+from .nn import EquiTune
 from .ops import orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "EquiTune",
     "GridAction",
     "Group",
     "active_backend",

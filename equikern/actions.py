@@ -35,7 +35,7 @@ def transposes(word: str) -> bool:
     return word[0] in "wW"
 
 
-def _compose(outer: str, inner: str) -> str:
+def compose(outer: str, inner: str) -> str:
     """The word of ``apply_word(apply_word(x, inner), outer)``."""
     if outer == ".":
         return "."
@@ -53,8 +53,8 @@ class Action:
         name: what error messages call the action.
         order: |G|, the size of the group axis.
         dims: how many trailing dims the action moves (0 for the trivial action).
-        maps: the |G| words, separated by spaces.
-        inverse_maps: the words of g⁻¹, in the order of g.
+        words, inverse_words: the |G| words of g, and those of g⁻¹ in the order of g.
+        maps, inverse_maps: the same as one string each, separated by spaces.
         square: whether some view swaps height and width, so that the image must be square.
     """
 
@@ -62,6 +62,7 @@ class Action:
         self.name = name
         self.order = len(words)
         self.words = tuple(words)
+        self.inverse_words = tuple(inverse_words)
         self.dims = 0 if words[0] == "." else len(words[0])
         self.maps = " ".join(words)
         self.inverse_maps = " ".join(inverse_words)
@@ -113,10 +114,10 @@ class GridAction(Action):
         for g in range(group.order if words[0] != "." else 0):  # doing nothing is always an action
             for h in range(group.order):
                 product = int(group.multiply[g, h])
-                if _compose(words[g], words[h]) != words[product]:
+                if compose(words[g], words[h]) != words[product]:
                     raise ValueError(
                         f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
-                        f"{_compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
+                        f"{compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
                     )
         super().__init__(name, words, [words[int(g)] for g in group.inverse])
         self.group = group
@@ -135,7 +136,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "c2": (("hw", "HW"), ("e", "rot180")),
     "c4": (_ROTATIONS, ("e", "rot90", "rot180", "rot270")),
     "d4": (
-        _ROTATIONS + tuple(_compose(r, "hW") for r in _ROTATIONS),
+        _ROTATIONS + tuple(compose(r, "hW") for r in _ROTATIONS),
         ("e", "rot90", "rot180", "rot270", "hflip", "rot90·hflip", "rot180·hflip", "rot270·hflip"),
     ),
     "hflip": (("hw", "hW"), ("e", "hflip")),
@@ -181,7 +182,7 @@ def grid(name: str, dims: int = 2) -> GridAction:
         raise ValueError(f"dims: expected 2, got {dims!r}")
     if name not in _cache:
         words, names = _WORDS[name]
-        table = [[words.index(_compose(g, h)) for h in words] for g in words]
+        table = [[words.index(compose(g, h)) for h in words] for g in words]
         _cache[name] = GridAction(Group(table, names, name), words, name)
     return _cache[name]
 
