@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .groups import Group
@@ -96,6 +95,7 @@ class GridAction(Action):
             message names the pair.
 
     Example:
+        >>> import torch
         >>> from equikern import cyclic_group
         >>> GridAction(cyclic_group(2), ["hw", "hW"], "mirror").act(1, torch.tensor([[1, 2]])).tolist()
         [[2, 1]]
@@ -171,6 +171,7 @@ def grid(name: str, dims: int = 2) -> GridAction:
     Example:
         >>> grid("d4").order
         8
+        >>> import torch
         >>> grid("c4").act(1, torch.tensor([[1, 2], [3, 4]])).tolist()
         [[2, 4], [1, 3]]
     """

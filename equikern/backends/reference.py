@@ -76,7 +76,7 @@ def reduce(
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
-    """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = Σ map_g(x) · y[g]``, the two gradients of a weighted mean."""
+    """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``: a weighted mean's two gradients."""
     v = torch.stack([apply_word(x, word) for word in maps.split(" ")]).to(accumulator(y.dtype))
     if out is not None:
         out.copy_(v if weights is None else v * _broadcast(weights, v.dim()))
@@ -85,7 +85,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
-    """``out = map_i(y[i])`` with i = index, or the best of scores (ties: the lowest; NaN never wins), written to index."""
+    """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
     if scores is not None:
         index.copy_(best_view(scores, minimum))
     v = _views(y, maps)

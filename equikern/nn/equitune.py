@@ -163,7 +163,7 @@ def _split_batch(output: Any, order: int, batch: int) -> Any:
             f"backbone: expected an output whose first dim is the batch {order * batch} ({order} views of {batch}), "
             f"got shape {tuple(output.shape)}"
         )
-    return output.unflatten(0, (order, batch))
+    return output.unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
 
 
 def _rebuilt(container: Any, values: Any) -> Any:

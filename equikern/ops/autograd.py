@@ -20,6 +20,7 @@ from torch.autograd import Function
 from . import library
 
 _Grads = tuple[Tensor | None, ...]
+_NONE: Any = (None, None)  # what a Function without weights saved: nothing, which is faster than two Nones
 
 
 def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
@@ -80,7 +81,7 @@ class _Orbit(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         maps, inverse, scale = ctx.call
-        x, weights = ctx.saved_tensors or (None, None)
+        x, weights = ctx.saved_tensors or _NONE
         grad_x = total(grad, maps, inverse, scale, weights) if ctx.needs_input_grad[0] else None
         grad_w = dots(x, grad, maps, inverse, weights.dim()) * scale if ctx.needs_input_grad[1] else None
         return grad_x, grad_w, None, None, None
@@ -97,7 +98,7 @@ class _Total(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         maps, inverse, scale = ctx.call
-        y, weights = ctx.saved_tensors or (None, None)
+        y, weights = ctx.saved_tensors or _NONE
         grad_y: Tensor | None = None
         grad_w: Tensor | None = None
         if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and scale == 1.0:

@@ -42,7 +42,8 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int) -> None:
         )
     if action.square and t.shape[-1] != t.shape[-2]:
         raise ValueError(
-            f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; use "flips" or EquiTune'
+            f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; '
+            'use "flips" or EquiTune'
         )
 
 
@@ -102,7 +103,7 @@ def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
 
 
 def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs: Tensor | None) -> Tensor:
-    """A tensor of the caller's to write into: right shape, dtype and device, no grad, no memory shared with an input."""
+    """A tensor of the caller's to write into: right shape, dtype and device, no grad, no memory shared with inputs."""
     out = _tensor(name, out)
     if out.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, got one on {out.device}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..actions import transposes
 from ..backends import kernels
 
-library = torch.library.Library("equikern", "DEF")
+library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 _dims: dict[str, int] = {}
 
 
@@ -148,9 +148,9 @@ def _nothing(*_: Any) -> None:
 
 
 def _register(schema: str, call: Any, fake: Any) -> Any:
-    library.define(schema)
+    library.define(schema)  # type: ignore[no-untyped-call]
     name = schema.partition("(")[0]
-    library.impl(name, call, "CompositeExplicitAutograd")
+    library.impl(name, call, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"equikern::{name}", fake, lib=library)
     return getattr(torch.ops.equikern, name).default
 
@@ -197,6 +197,4 @@ select_out = _register(
     _select_out,
     lambda y, scores, maps, minimum, out: _index_empty(scores),
 )
-take = _register(
-    "take(Tensor y, Tensor index, str maps) -> Tensor", _take, lambda y, index, maps: _view_empty(y, maps)
-)
+take = _register("take(Tensor y, Tensor index, str maps) -> Tensor", _take, lambda y, index, maps: _view_empty(y, maps))

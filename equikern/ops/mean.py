@@ -59,7 +59,8 @@ def orbit_weighted_mean(
     ``∂L/∂λ̂_g = ⟨g · ∂L/∂out, y[g]⟩`` with λ̂ the normalised weights.
 
     Args:
-        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by 90°.
+        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns
+            by 90°.
         weights: λ of shape y.shape[:k], k ≥ 1, so (|G|,), (|G|, B), …; any float dtype, used in float32 (float64
             beside float64).
         action: how the group acts on one output.

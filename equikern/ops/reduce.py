@@ -42,7 +42,8 @@ def orbit_reduce(
     above gmean and tsharpen give NaN, as logarithm and root do.
 
     Args:
-        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by 90°.
+        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns
+            by 90°.
         action: how the group acts on one output.
         op: one of the names above.
         out: optional memory for the result, (\\*lead, H, W) of y's dtype (a pair for ``mean_std``); without grad.
