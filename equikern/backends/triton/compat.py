@@ -1,0 +1,97 @@
+"""Everything that depends on the installed Triton's version: checked with 3.6.0, 3.7.1 and 3.9.0."""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+__all__ = ["OLDEST", "compile_kernel", "interpreting", "jit_kernel", "signature", "version"]
+
+OLDEST = (3, 6)  # annotated scalars in kernel signatures and tuples as constants behave alike from here on
+
+
+
+def jit_kernel(fn: Any) -> Any:
+    """``triton.jit`` for kernels whose scalars all carry annotations and are never specialised on.
+
+    Triton would otherwise compile anew when a stride happens to be 1 or a multiple of 16; what a kernel may assume of
+    its strides is said by its constants instead.
+    """
+    scalars = [name for name, kind in fn.__annotations__.items() if kind is not triton.language.constexpr]
+    return triton.jit(do_not_specialize=scalars)(fn)
+
+
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+_TARGETS = {"sm": ("cuda", 32), "gfx": ("hip", 64)}
+
+
+def version() -> tuple[int, int]:
+    """Major and minor number of the installed Triton."""
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def signature(kernel: Any, pointers: Sequence[torch.dtype | None]) -> dict[str, str]:
+    """Types of a kernel's parameters: pointers come first, scalars carry annotations, the rest are constants."""
+    types: dict[str, str] = {}
+    for position, parameter in enumerate(kernel.params):
+        dtype = pointers[position] if position < len(pointers) else None
+        if dtype is not None:
+            types[parameter.name] = _POINTERS[dtype]
+        elif parameter.is_constexpr or position < len(pointers):
+            types[parameter.name] = "constexpr"
+        else:
+            types[parameter.name] = parameter.annotation_type
+    return types
+
+
+def compile_kernel(
+    kernel: Any,
+    target: str,
+    pointers: Sequence[torch.dtype | None],
+    aligned: Sequence[bool],
+    constants: Mapping[str, Any],
+    num_warps: int,
+) -> Any:
+    """Compile a kernel without a GPU, as the launch would.
+
+    Args:
+        target: ``"sm_90"`` or ``"gfx942"``, say.
+        pointers: the dtype of each leading pointer parameter, None where no tensor is given.
+        aligned: whether each pointer is a multiple of 16 bytes.
+        constants: the remaining compile-time parameters by name.
+    """
+    backend, lanes = _TARGETS["gfx" if target.startswith("gfx") else "sm"]
+    arch: Any = target if backend == "hip" else int(target.removeprefix("sm_"))
+    absent = {kernel.params[i].name: None for i, dtype in enumerate(pointers) if dtype is None}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, yes in enumerate(aligned) if yes}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature(kernel, pointers),
+        constexprs={**absent, **constants},
+        attrs=attributes,
+    )
+    return triton.compile(source, target=GPUTarget(backend, arch, lanes), options={"num_warps": num_warps})

@@ -1,0 +1,252 @@
+"""Device functions the kernels share: signed axis permutations of tiles, and the arithmetic of the reductions."""
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+# A view of a plane is a number: bit 0 the view is transposed, bit 1 the input's rows (h) are read reversed, bit 2 its
+# columns (w) are. A view of up to three axes has three bits for each output axis: the input axis it reads (two bits)
+# and whether that is reversed.
+
+
+@triton.jit
+def tile(ptr, r0, c0, rows, cols, sr, sc, R: tl.constexpr, C: tl.constexpr, FLIP_R: tl.constexpr, FLIP_C: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+    """Pointers and mask of the R×C block at (r0, c0) of a rows×cols plane after reversing its rows or columns.
+
+    Reversed rows cost nothing, they are walked backwards. Reversed columns are still addressed forwards, so that
+    vector accesses survive: the caller flips the values in registers.
+    """
+    row = tl.arange(0, R)[:, None]
+    col = tl.arange(0, C)[None, :]
+    mask = row < tl.minimum(rows - r0, R).to(tl.int32)
+    if FLIP_R:
+        ptr += (rows - 1 - r0) * sr
+        offset = -(row * sr)
+    else:
+        ptr += r0 * sr
+        offset = row * sr
+    # The first column may lie before the plane when the last tile is mirrored.
+    if FLIP_C:
+        first = cols - c0 - C
+        mask = mask & (col >= tl.maximum(-first, 0).to(tl.int32))
+    else:
+        first = c0
+        mask = mask & (col < tl.minimum(cols - c0, C).to(tl.int32))
+    if UNIT:
+        return ptr + first + (offset + col), mask
+    else:
+        return ptr + first * sc + (offset + col * sc), mask
+
+
+@triton.jit
+def view_tile(ptr, i0, j0, h, w, sh, sw, CODE: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+    """Where an h×w input keeps the TI×TJ block at (i0, j0) of its view: still transposed and column-reversed."""
+    if CODE & 1:
+        return tile(ptr, j0, i0, h, w, sh, sw, TJ, TI, (CODE & 2) != 0, (CODE & 4) != 0, UNIT)
+    else:
+        return tile(ptr, i0, j0, h, w, sh, sw, TI, TJ, (CODE & 2) != 0, (CODE & 4) != 0, UNIT)
+
+
+@triton.jit
+def placed_tile(ptr, a0, b0, h, w, sr, sc, CODE: tl.constexpr, TA: tl.constexpr, TB: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+    """Where the view of an h×w input keeps the input's TA×TB block at (a0, b0): the inverse of ``view_tile``."""
+    if CODE & 1:
+        return tile(ptr, b0, a0, w, h, sr, sc, TB, TA, (CODE & 4) != 0, (CODE & 2) != 0, UNIT)
+    else:
+        return tile(ptr, a0, b0, h, w, sr, sc, TA, TB, (CODE & 2) != 0, (CODE & 4) != 0, UNIT)
+
+
+@triton.jit
+def arrangements(x, FORMS: tl.constexpr):
+    """A block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three."""
+    flipped = x
+    turned = x
+    both = x
+    if FORMS & 1:
+        flipped = tl.flip(x, 1)
+    if FORMS & 6:
+        turned = tl.trans(x)
+    if FORMS & 4:
+        both = tl.flip(turned, 1)
+    return x, flipped, turned, both
+
+
+@triton.jit
+def form(x, flipped, turned, turned_flipped, CODE: tl.constexpr):
+    """The arrangement of an input block that ``placed_tile`` expects for a view."""
+    if (CODE & 1) == 0:
+        if CODE & 4:
+            return flipped
+        else:
+            return x
+    else:
+        if CODE & 2:
+            return turned_flipped
+        else:
+            return turned
+
+
+@triton.jit
+def pick(AXIS: tl.constexpr, v0, v1, v2):
+    if AXIS == 0:
+        return v0
+    elif AXIS == 1:
+        return v1
+    else:
+        return v2
+
+
+@triton.jit
+def unravel(r, m0, m1, m2, DIMS: tl.constexpr):
+    """Split a row number into (item, p0, p1, p2) for points of an m0×m1×m2 grid; with DIMS = 2 m0 is 1, with 0 all are."""
+    zero = r * 0
+    if DIMS == 0:
+        return r, zero, zero, zero
+    elif DIMS == 2:
+        p2 = r % m2
+        q = r // m2
+        return q // m1, zero, q % m1, p2
+    else:
+        p2 = r % m2
+        q = r // m2
+        p1 = q % m1
+        q = q // m1
+        return q // m0, q % m0, p1, p2
+
+
+@triton.jit
+def axis_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD: tl.constexpr, K: tl.constexpr, INVERSE: tl.constexpr):
+    """Output axis K's part of ``map_offset``."""
+    size = pick((WORD >> (3 * K)) & 3, n0, n1, n2)
+    if INVERSE:
+        p = pick((WORD >> (3 * K)) & 3, p0, p1, p2)
+        stride = pick(K, s0, s1, s2)
+    else:
+        p = pick(K, p0, p1, p2)
+        stride = pick((WORD >> (3 * K)) & 3, s0, s1, s2)
+    if (WORD >> (3 * K)) & 4:
+        p = size - 1 - p
+    return p * stride
+
+
+@triton.jit
+def map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD: tl.constexpr, DIMS: tl.constexpr, INVERSE: tl.constexpr):
+    """Offset at which a view of an n0×n1×n2 input finds its point p (in the input, with the input's strides s).
+
+    INVERSE: where the view puts the input's point p (in the view, with the view's strides s).
+    """
+    if DIMS == 0:
+        return p2 * s2
+    else:
+        offset = axis_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, 1, INVERSE)
+        offset += axis_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, 2, INVERSE)
+        if DIMS == 3:
+            offset += axis_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, 0, INVERSE)
+        return offset
+
+
+@triton.jit
+def prepare(v, OP: tl.constexpr):
+    """A reduction's function of one value before the sum."""
+    if OP == "gmean":
+        return tl.log(v)
+    elif OP == "hmean":
+        return 1.0 / v
+    elif OP == "tsharpen":
+        return root(v)
+    elif OP == "logodd":
+        low = tl.full([], 1e-6, v.dtype)
+        high = tl.full([], 1 - 1e-6, v.dtype)
+        v = tl.where(v < low, low, tl.where(v > high, high, v))  # NaN fails both comparisons and stays
+        return tl.log(v / (1.0 - v))
+    else:
+        return v
+
+
+@triton.jit
+def root(v):
+    if v.dtype == tl.float64:
+        return tl.sqrt(v)
+    else:
+        return tl.sqrt_rn(v)
+
+
+@triton.jit
+def combine(s, m, ns: tl.constexpr, t, n, nt: tl.constexpr, OP: tl.constexpr):
+    """Join two partial results over ns and nt views: sums s, t and, for spreads, sums m, n of squared deviations.
+
+    The squared deviations are joined by Chan, Golub and LeVeque's update, which never subtracts large squares.
+    """
+    if OP == "max":
+        s = tl.maximum(s, t, propagate_nan=tl.PropagateNan.ALL)
+        m = s
+    elif OP == "min":
+        s = tl.minimum(s, t, propagate_nan=tl.PropagateNan.ALL)
+        m = s
+    elif OP == "std" or OP == "mean_std":
+        d = s * nt - t * ns
+        m = m + n + d * d * tl.full([], 1.0 / (ns * nt * (ns + nt)), s.dtype)
+        s = s + t
+    else:
+        s = s + t
+        m = s
+    return s, m
+
+
+@triton.jit
+def finish(s, scale, COUNT: tl.constexpr, OP: tl.constexpr):
+    """The result of a reduction from its sum over COUNT views (``std``: from the sum of squared deviations)."""
+    if OP == "sum":
+        return s * tl.full([], scale, s.dtype)
+    elif OP == "max" or OP == "min":
+        return s
+    mean = s * tl.full([], 1.0 / COUNT, s.dtype)
+    if OP == "gmean":
+        return tl.exp(mean)
+    elif OP == "hmean":
+        return 1.0 / mean
+    elif OP == "logodd":
+        return 1.0 / (1.0 + tl.exp(-mean))
+    elif OP == "std":
+        return root(mean)
+    else:
+        return mean
+
+
+@triton.jit
+def row_numbers(block, P: tl.constexpr, BIG: tl.constexpr):
+    """A block's P row numbers as a column, in 64 bits only where they need them."""
+    if BIG:
+        return (block.to(tl.int64) * P + tl.arange(0, P))[:, None]
+    else:
+        return (block * P + tl.arange(0, P))[:, None]
+
+
+@triton.jit
+def columns(block, CB: tl.constexpr):
+    """A block's CB entries of every vector, as a row; vectors of one entry have one block."""
+    if CB == 1:
+        return tl.arange(0, 1)[None, :]
+    else:
+        return block.to(tl.int64) * CB + tl.arange(0, CB)[None, :]
+
+
+@triton.jit
+def narrow(n, BIG: tl.constexpr):
+    """A size in the type of the row numbers."""
+    if BIG:
+        return n
+    else:
+        return n.to(tl.int32)
+
+
+@triton.jit
+def point_offset(r, b, p0, p1, p2, n0, n1, n2, sb, s0, s1, s2, step, WORD: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr, INVERSE: tl.constexpr, CB: tl.constexpr):  # fmt: skip
+    """``map_offset`` within item b; rows that lie at a constant distance need no division, single entries none at all."""
+    if DENSE and WORD == 136:  # the identity: each of three axes reads itself
+        if CB == 1:
+            return r
+        else:
+            return r * step
+    else:
+        return b * sb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, DIMS, INVERSE)

@@ -1,0 +1,187 @@
+"""``orbit_dot``: both gradients of a weighted mean from one read of its gradient and its views."""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .compat import jit_kernel
+from .device import columns, arrangements, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
+from .launch import Plan, accumulator, forms, next_power_of_two, plan_gather, plan_tiles, run, use_tiles
+from .layout import Operand, normalize, operand, parse_maps
+from .orbits import orbit
+
+__all__ = ["orbit_dot", "plan"]
+
+
+@jit_kernel
+def dot_tiles(
+    x, y, out, weights, partial, units: tl.int32, tiles: tl.int32, across: tl.int32, nb: tl.int32, na: tl.int64,
+    H: tl.int64, W: tl.int64,
+    xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64,
+    CODES: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr, GP: tl.constexpr,
+):  # fmt: skip
+    """One block of x against every view of y; the block's |G| sums go to their own places in ``partial``."""
+    pid = tl.program_id(0)
+    i0 = (pid % tiles // across).to(tl.int64) * TI
+    j0 = (pid % tiles % across).to(tl.int64) * TJ
+    a = (pid // tiles // nb).to(tl.int64)
+    b = (pid // tiles % nb).to(tl.int64)
+    h = H * VEC_H
+    w = W * VEC
+    x += a * (xa * VEC) + b * (xb * VEC)
+    y += a * (ya * VEC) + b * (yb * VEC)
+    ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
+    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS)
+    # Sums within rows first, beside one another: then one exchange between the warps serves all views.
+    views = tl.arange(0, GP)[None, :]
+    totals = tl.zeros([TI, GP], ACC)
+    for g in tl.static_range(len(CODES)):
+        v = form(plain, flipped, turned, both, CODES[g]).to(ACC)
+        ptrs, mask = placed_tile(y + g * (yg * VEC), i0, j0, h, w, yh * VEC, yw, CODES[g], TI, TJ, UNIT)
+        product = v * tl.load(ptrs, mask=mask, other=0).to(ACC)
+        totals = tl.where(views == g, tl.sum(product, 1)[:, None], totals)
+        if out is not None:
+            if weights is not None:
+                v = v * tl.load(weights + g * wg + a * wa + b * wb)
+            at = out + a * (oa * VEC) + b * (ob * VEC) + g * (og * VEC)
+            ptrs, mask = placed_tile(at, i0, j0, h, w, oh * VEC, ow, CODES[g], TI, TJ, UNIT)
+            tl.store(ptrs, v.to(out.dtype.element_ty), mask=mask)
+    view = tl.arange(0, GP)
+    tl.store(partial + (view * na + a) * units + pid % units, tl.sum(totals, 0), mask=view < len(CODES))
+
+
+@jit_kernel
+def dot_points(
+    x, y, out, weights, partial, units: tl.int32, row_blocks: tl.int32, column_blocks: tl.int32, na: tl.int64,
+    R: tl.int64, C: tl.int64,
+    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    xg: tl.int64, xa: tl.int64, xb: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64, xs: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64,
+    WORDS: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
+    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr, GP: tl.constexpr,
+):  # fmt: skip
+    """As ``orbit_points``: vectors follow x's order, single entries that of the views."""
+    pid = tl.program_id(0)
+    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
+    c = columns(pid % column_blocks, CB)
+    within = r < narrow(R * VEC_R, BIG)
+    mask = within & (c < C * VEC)
+    a = (pid // column_blocks // row_blocks).to(tl.int64)
+    n0 = narrow(n0, BIG)
+    n1 = narrow(n1, BIG)
+    n2 = narrow(n2, BIG)
+    x += a * (xa * (VEC * VEC_R))
+    y += a * (ya * (VEC * VEC_R))
+    if CB > 1:
+        b, q0, q1, q2 = unravel(r, n0, n1, n2, DIMS)
+        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0], False, CB)  # fmt: skip
+        v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
+    else:
+        b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+    views = tl.arange(0, GP)[None, :]
+    totals = tl.zeros([P, GP], ACC)
+    for g in tl.static_range(len(WORDS)):
+        if CB == 1:
+            offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
+            v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
+        put = point_offset(r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g] if CB > 1 else 136, DIMS, DENSE[1], CB > 1, CB)  # fmt: skip
+        product = v * tl.load(y + g * (yg * (VEC * VEC_R)) + put + c, mask=mask, other=0).to(ACC)
+        totals = tl.where(views == g, tl.sum(product, 1)[:, None], totals)
+        if out is not None:
+            value = v
+            if weights is not None:
+                value = v * tl.load(weights + g * wg + a * wa + b * wb, mask=within, other=0)
+            at = out + a * (oa * (VEC * VEC_R)) + g * (og * (VEC * VEC_R))
+            put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, WORDS[g] if CB > 1 else 136, DIMS, DENSE[2], CB > 1, CB)  # fmt: skip
+            tl.store(at + put + c, value.to(out.dtype.element_ty), mask=mask)
+    view = tl.arange(0, GP)
+    tl.store(partial + (view * na + a) * units + pid % units, tl.sum(totals, 0), mask=view < len(WORDS))
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    maps: str, x: Operand, y: Operand, out: Operand | None, weights: Operand | None, dots: Operand
+) -> tuple[Plan, int] | None:
+    """The launch and its number of partial sums per dot product, or None if the tensors must be copied first."""
+    views = parse_maps(maps)
+    split = len(dots.shape) - 1
+    moving = [(x, False), (y, True), (y if out is None else out, True)]
+    layout = normalize(views, moving, [(weights, True)], split)
+    if layout is None:
+        return None
+    constants = {
+        "ACC": tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32,
+        "GP": next_power_of_two(len(views.words)),
+    }
+    operands = (x, y, out, weights, dots)
+    scalars = {"na": layout.a, "units": 0}
+    if use_tiles(layout, views):
+        found = plan_tiles(dot_tiles, layout, views, operands, "xyo", "w", scalars, {**constants, "FORMS": forms(views)}, False)
+    else:
+        found = plan_gather(dot_points, layout, views, operands, "xyo", "w", scalars, constants)
+    units = found.grid[0] // layout.a
+    # ``units`` is the first scalar of both kernels, and known only now.
+    return found.with_first_scalar(units), units
+
+
+def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
+    """Write out[g] = weights[g] · map_g(x) and dots[g, …] = Σ map_g(x) · y[g].
+
+    The sums are cut into fixed parts that are added in a fixed order: results repeat bit by bit.
+
+    Args:
+        x: (*lead, H, W), any strides.
+        y: (|G|, *lead, H', W'), any strides.
+        out: like y, or None.
+        dots: (|G|, *lead[:k-1]), contiguous, float32 or float64.
+        maps: one word per view.
+        weights: like dots, or None.
+    """
+    if dots.numel() == 0:
+        return
+    if y.numel() == 0:
+        dots.zero_()
+        return
+    if y.numel() == dots.numel():
+        _pointwise(x, y, out, dots, maps, weights)
+        return
+    found = plan(
+        maps,
+        operand(x),
+        operand(y),
+        None if out is None else operand(out),
+        None if weights is None else operand(weights),
+        operand(dots),
+    )
+    if found is None:
+        # More leading dims than loops: only then is anything copied.
+        dense = None if out is None else torch.empty_like(out, memory_format=torch.contiguous_format)
+        orbit_dot(x.contiguous(), y.contiguous(), dense, dots, maps, weights)
+        if out is not None and dense is not None:
+            out.copy_(dense)
+        return
+    launch, units = found
+    if units == 1:
+        run(launch, x, y, out, weights, dots)
+        return
+    partial = dots.new_empty((*dots.shape, units))
+    run(launch, x, y, out, weights, partial)
+    torch.sum(partial, -1, out=dots)
+
+
+def _pointwise(
+    x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
+) -> None:
+    """Sums of a single product: every plane is one point."""
+    torch.mul(x.reshape(dots.shape[1:]).to(dots.dtype), y.reshape(dots.shape).to(dots.dtype), out=dots)
+    if out is not None:
+        orbit(x, out, maps, 1.0, weights, None)

@@ -1,0 +1,320 @@
+"""Launch plans: which kernel, with which constants, on which grid. Nothing is tuned at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout, Operand, Views
+
+__all__ = [
+    "Plan",
+    "accumulator",
+    "column_block",
+    "forms",
+    "gather_block",
+    "next_power_of_two",
+    "plan_gather",
+    "plan_tiles",
+    "run",
+    "tile_block",
+    "use_tiles",
+]
+
+# The numbers that tune. A program handles ELEMENTS values of one view: 16 bytes a thread at four warps of bf16.
+ELEMENTS = {1: 4096, 2: 1024, 4: 1024, 8: 1024}  # by bytes per value
+SIDE = {1: 64, 2: 32, 4: 32, 8: 32}  # of the square tiles that transposing views need
+MOST_WARPS = 8
+SMALL_PLANE = 256  # up to here a tile is mostly padding, and a plane fits in a few cache lines
+FLAT = 256  # values per program where each is addressed on its own: two a thread
+
+_PROGRAMS = 2**31 - 1  # grid axis 0; axes 1 and 2 stop at 65,535
+_VECTOR_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch, complete but for the tensors.
+
+    The machine code depends on ``kernel``, ``pointers``, ``aligned``, ``constants`` and ``num_warps`` alone: scalars
+    are never specialised on, so what a compile-time audit builds from these is what runs.
+    """
+
+    kernel: Any
+    grid: tuple[int]
+    pointers: tuple[torch.dtype | None, ...]
+    aligned: tuple[bool, ...]
+    scalars: tuple[int | float, ...]
+    constants: Mapping[str, Any]
+    num_warps: int
+
+    def with_first_scalar(self, value: int) -> Plan:
+        """The same launch with another value for the kernel's first scalar."""
+        return replace(self, scalars=(value, *self.scalars[1:]))
+
+
+def make_plan(
+    kernel: Any,
+    programs: int,
+    operands: Sequence[Operand | None],
+    scalars: Mapping[str, int | float],
+    constants: Mapping[str, Any],
+    num_warps: int,
+) -> Plan:
+    """Order a kernel's scalars as its signature does: pointers, scalars, constants."""
+    if programs > _PROGRAMS:
+        raise ValueError(f"expected at most {_PROGRAMS} blocks of work in one call, got {programs}; split the batch")
+    names = kernel.arg_names[len(operands) :]
+    return Plan(
+        kernel=kernel,
+        grid=(programs,),
+        pointers=tuple(o.dtype if o else None for o in operands),
+        aligned=tuple(o.aligned if o else False for o in operands),
+        scalars=tuple(scalars[name] for name in names if name not in constants),
+        constants=dict(constants),
+        num_warps=num_warps,
+    )
+
+
+def run(plan: Plan, *tensors: Tensor | None) -> None:
+    """Launch on the device the tensors are on, in its current stream."""
+    device = next(t for t in tensors if t is not None).device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            plan.kernel[plan.grid](*tensors, *plan.scalars, **plan.constants, num_warps=plan.num_warps)
+    else:
+        plan.kernel[plan.grid](*tensors, *plan.scalars, **plan.constants, num_warps=plan.num_warps)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Sums run in float32, or in float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def ceil_div(n: int, d: int) -> int:
+    return -(-n // d)
+
+
+def next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def column_block(n: int, limit: int) -> int:
+    """The largest power of two up to the limit that pads n by at most a quarter, and at least 16 where n is."""
+    block = min(next_power_of_two(n), limit)
+    while block > 16 and ceil_div(n, block) * block > 1.25 * n:
+        block //= 2
+    return block
+
+
+def warps(elements: int, itemsize: int) -> int:
+    """Enough warps that every thread moves 16 bytes of the block at once."""
+    return max(1, min(MOST_WARPS, elements * itemsize // (32 * _VECTOR_BYTES)))
+
+
+def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, int, int]:
+    """Rows and columns of a tile of an h×w plane, and the warps of its program."""
+    if transposes:
+        side = SIDE[itemsize]
+        while side > 16:
+            area, smaller = (ceil_div(h, s) * ceil_div(w, s) * s * s for s in (side, side // 2))
+            if area <= 1.5 * smaller:
+                break
+            side //= 2
+        return side, side, warps(side * side, itemsize)
+    # A row of at most 256 bytes stays within one warp, which then mirrors it without shared memory.
+    columns = column_block(w, 256 // itemsize)
+    rows = min(next_power_of_two(h), max(1, ELEMENTS[itemsize] // columns))
+    return rows, columns, warps(rows * columns, itemsize)
+
+
+def gather_block(rows: int, c: int, itemsize: int) -> tuple[int, int, int]:
+    """Points and entries per point of one program, and its warps."""
+    if c == 1:
+        points = min(next_power_of_two(rows), FLAT)
+        return points, 1, max(1, min(4, points // 32))
+    entries = column_block(c, ELEMENTS[itemsize])
+    points = min(next_power_of_two(rows), max(1, ELEMENTS[itemsize] // entries))
+    return points, entries, warps(points * entries, itemsize)
+
+
+def vector_length(itemsize: int, values: Sequence[int]) -> int:
+    """How many values one access can move when all these sizes and strides are multiples of it: 16 bytes at most."""
+    length = _VECTOR_BYTES // itemsize
+    while length > 1 and any(v % length for v in values):
+        length //= 2
+    return length
+
+
+def forms(views: Views) -> int:
+    """Which arrangements of an input block its views are made of; see ``device.arrangements``."""
+    bits = 0
+    for code in views.codes:
+        if code & 1:
+            bits |= 4 if code & 2 else 2
+        elif code & 4:
+            bits |= 1
+    return bits
+
+
+def use_tiles(layout: Layout, views: Views) -> bool:
+    """Whether planes are cut into tiles; otherwise every point is addressed on its own."""
+    if not views.moves or layout.c != 1 or not views.planar or layout.h * layout.w <= SMALL_PLANE:
+        return False
+    if any(code & 1 for code in views.codes):
+        return True
+    # Without transposed views neighbours stay neighbours: rows that are no multiple of a vector gain from flat runs.
+    return layout.w % 4 == 0
+
+
+def plan_tiles(
+    kernel: Any,
+    layout: Layout,
+    views: Views,
+    operands: Sequence[Operand | None],
+    names: str,
+    fixed_names: str,
+    scalars: Mapping[str, int | float],
+    constants: Mapping[str, Any],
+    by_view: bool,
+) -> Plan:
+    """Plan a kernel over tiles of planes.
+
+    Args:
+        operands: all pointers in the kernel's order.
+        names: one letter per tensor of ``layout.moving``; its strides are the scalars ``<letter>g``, ``<letter>a`` …
+        fixed_names: likewise for ``layout.fixed``, whose strides are never scaled.
+        by_view: tiles cut the views (rows and columns swapped where they are transposed), not the input.
+    """
+    itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
+    transposes = any(code & 1 for code in views.codes)
+    h, w = layout.h, layout.w
+    rows, cols = (w, h) if by_view and transposes else (h, w)
+    ti, tj, num_warps = tile_block(rows, cols, itemsize, transposes)
+    unit = all(s[5] == 1 for s in layout.moving)
+    divisors = [w, h if transposes else 0, *(v for s in layout.moving for v in (*s[:3], s[4]))]
+    vec = vector_length(itemsize, divisors) if unit else 1
+    across = ceil_div(cols, tj)
+    tiles = ceil_div(rows, ti) * across
+    values: dict[str, int | float] = {
+        "tiles": tiles,
+        "across": across,
+        "nb": layout.b,
+        "H": h // vec if transposes else h,
+        "W": w // vec,
+        **scalars,
+    }
+    for name, s in zip(names, layout.moving, strict=True):
+        values.update(zip((f"{name}{axis}" for axis in "gabh"), (v // vec for v in (*s[:3], s[4])), strict=True))
+        values[f"{name}w"] = s[5]
+    for name, f in zip(fixed_names, layout.fixed, strict=True):
+        values.update(zip((f"{name}{axis}" for axis in "gab"), f, strict=True))
+    return make_plan(
+        kernel,
+        layout.a * layout.b * tiles,
+        operands,
+        values,
+        {
+            **constants,
+            "CODES": views.codes,
+            "TI": ti,
+            "TJ": tj,
+            "VEC": vec,
+            "VEC_H": vec if transposes else 1,
+            "UNIT": unit,
+        },
+        num_warps,
+    )
+
+
+def plan_gather(
+    kernel: Any,
+    layout: Layout,
+    views: Views,
+    operands: Sequence[Operand | None],
+    names: str,
+    fixed_names: str,
+    scalars: Mapping[str, int | float],
+    constants: Mapping[str, Any],
+) -> Plan:
+    """Plan a kernel that addresses every point (a, b, d, h, w) on its own and moves its C entries as a vector.
+
+    See ``plan_tiles`` for the arguments.
+    """
+    itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
+    points, entries, num_warps = gather_block(layout.rows, layout.c, itemsize)
+    sizes = _view_sizes(layout, views)
+    # Points that follow one another in memory need no division for their offset.
+    inside = (layout.d, layout.h, layout.w)
+    steps = tuple(_step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
+    if layout.c > 1:
+        vec = vector_length(itemsize, [layout.c, *(v for s in layout.moving for v in s[:6])])
+        vec_rows = 1
+    else:
+        vec = 1
+        # Views that move nothing are runs. Others are gathered, best by neighbouring threads value by value.
+        divisors = [layout.rows, *(v for s in layout.moving for v in s[:2])]
+        vec_rows = 1 if views.moves or None in steps else vector_length(itemsize, divisors)
+    row_blocks, column_blocks = ceil_div(layout.rows, points), ceil_div(layout.c, entries)
+    values: dict[str, int | float] = {
+        "row_blocks": row_blocks,
+        "column_blocks": column_blocks,
+        "R": layout.rows // vec_rows,
+        "C": layout.c // vec,
+        "n0": layout.d,
+        "n1": layout.h,
+        "n2": layout.w,
+        "m0": sizes[0],
+        "m1": sizes[1],
+        "m2": sizes[2],
+        **scalars,
+    }
+    for name, s, step in zip(names, layout.moving, steps, strict=True):
+        scaled = [v // (vec * vec_rows if k < 2 else vec) for k, v in enumerate(s[:6])]
+        values.update(zip((f"{name}{axis}" for axis in "gab012"), scaled, strict=True))
+        values[f"{name}s"] = 0 if step is None else step // vec
+    for name, f in zip(fixed_names, layout.fixed, strict=True):
+        values.update(zip((f"{name}{axis}" for axis in "gab"), f, strict=True))
+    return make_plan(
+        kernel,
+        layout.a * row_blocks * column_blocks,
+        operands,
+        values,
+        {
+            **constants,
+            "WORDS": views.words,
+            "DIMS": 0 if not views.moves else (2 if views.planar else 3),
+            "P": points,
+            "CB": entries,
+            "VEC": vec,
+            "VEC_R": vec_rows,
+            "DENSE": tuple(step is not None for step in steps),
+            "BIG": layout.rows + points >= 2**31,
+        },
+        num_warps,
+    )
+
+
+def _view_sizes(layout: Layout, views: Views) -> tuple[int, int, int]:
+    sizes = (layout.d, layout.h, layout.w)
+    return tuple(sizes[(views.words[0] >> (3 * k)) & 3] for k in range(3))  # type: ignore[return-value]
+
+
+def _step(layout: Layout, s: Sequence[int], sizes: tuple[int, int, int]) -> int | None:
+    """The distance of consecutive points of one step of A, if there is one: 1 where C is 1."""
+    step, count = None, 1
+    for size, stride in zip((sizes[2], sizes[1], sizes[0], layout.b), (s[5], s[4], s[3], s[2]), strict=True):
+        if size == 1:
+            continue
+        if step is None:
+            step = stride
+        elif stride != step * count:
+            return None
+        count *= size
+    if step is None:
+        return 1
+    return None if layout.c == 1 and step != 1 else step

@@ -1,0 +1,160 @@
+"""``orbit``: every view of a tensor from one read of it."""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .compat import jit_kernel
+from .device import columns, arrangements, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
+from .launch import Plan, accumulator, forms, plan_gather, plan_tiles, run, use_tiles
+from .layout import Operand, as_words, normalize, operand, parse_maps
+
+__all__ = ["orbit", "plan"]
+
+
+@jit_kernel
+def orbit_tiles(
+    x, out, weights, index, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
+    CODES: tl.constexpr, EXACT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr,
+    VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
+):  # fmt: skip
+    """Load a block once, mirror and transpose it once each, store it where every view keeps it."""
+    pid = tl.program_id(0)
+    i0 = (pid % tiles // across).to(tl.int64) * TI
+    j0 = (pid % tiles % across).to(tl.int64) * TJ
+    a = (pid // tiles // nb).to(tl.int64)
+    b = (pid // tiles % nb).to(tl.int64)
+    h = H * VEC_H
+    w = W * VEC
+    x += a * (xa * VEC) + b * (xb * VEC)
+    out += a * (oa * VEC) + b * (ob * VEC)
+    ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
+    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS)
+    if index is not None:
+        chosen = tl.load(index + a * ka + b * kb)
+    for g in tl.static_range(len(CODES)):
+        v = form(plain, flipped, turned, both, CODES[g])
+        if not EXACT:
+            factor = tl.full([], scale, ACC)
+            if weights is not None:
+                factor = factor * tl.load(weights + g * wg + a * wa + b * wb)
+            v = (v.to(ACC) * factor).to(out.dtype.element_ty)
+        if index is not None:
+            v = tl.where(chosen == g, v, tl.zeros_like(v))
+        ptrs, mask = placed_tile(out + g * (og * VEC), i0, j0, h, w, oh * VEC, ow, CODES[g], TI, TJ, UNIT)
+        tl.store(ptrs, v, mask=mask)
+
+
+@jit_kernel
+def orbit_points(
+    x, out, weights, index, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
+    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    xg: tl.int64, xa: tl.int64, xb: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64, xs: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
+    WORDS: tl.constexpr, EXACT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
+    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Vectors of C entries are read once and put where every view has them; single entries are fetched view by view,
+    since their stores are the scattered side and would be the slower one."""
+    pid = tl.program_id(0)
+    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
+    c = columns(pid % column_blocks, CB)
+    within = r < narrow(R * VEC_R, BIG)
+    mask = within & (c < C * VEC)
+    a = (pid // column_blocks // row_blocks).to(tl.int64)
+    n0 = narrow(n0, BIG)
+    n1 = narrow(n1, BIG)
+    n2 = narrow(n2, BIG)
+    x += a * (xa * (VEC * VEC_R))
+    out += a * (oa * (VEC * VEC_R))
+    if CB > 1:
+        b, q0, q1, q2 = unravel(r, n0, n1, n2, DIMS)
+        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0], False, CB)  # fmt: skip
+        v = tl.load(x + offset + c, mask=mask, other=0)
+    else:
+        b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+        put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob, o0, o1, o2, os, 136, DIMS, DENSE[1], False, CB)
+    if index is not None:
+        chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
+    for g in tl.static_range(len(WORDS)):
+        if CB > 1:
+            put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, WORDS[g], DIMS, DENSE[1], True, CB)  # fmt: skip
+        else:
+            offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
+            v = tl.load(x + offset + c, mask=mask, other=0)
+        value = v
+        if not EXACT:
+            factor = tl.full([], scale, ACC)
+            if weights is not None:
+                factor = factor * tl.load(weights + g * wg + a * wa + b * wb, mask=within, other=0)
+            value = (v.to(ACC) * factor).to(out.dtype.element_ty)
+        if index is not None:
+            value = tl.where(chosen == g, value, tl.zeros_like(value))
+        tl.store(out + g * (og * (VEC * VEC_R)) + put + c, value, mask=mask)
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    maps: str, scale: float, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
+) -> Plan | None:
+    """The launch for operands such as these, or None if the tensors must be copied first."""
+    views = parse_maps(maps)
+    layout = normalize(views, [(x, False), (out, True)], [(weights, True), (index, False)])
+    if layout is None:
+        return None
+    constants = {
+        "EXACT": scale == 1.0 and weights is None,
+        "ACC": tl.float64 if accumulator(x.dtype) == torch.float64 else tl.float32,
+    }
+    operands = (x, out, weights, index)
+    scalars = {"scale": scale}
+    if use_tiles(layout, views):
+        return plan_tiles(orbit_tiles, layout, views, operands, "xo", "wk", scalars, {**constants, "FORMS": forms(views)}, False)
+    return plan_gather(orbit_points, layout, views, operands, "xo", "wk", scalars, constants)
+
+
+def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
+    """Write out[g] = scale · weights[g] · map_g(x); with neither factor a copy of the bits.
+
+    Args:
+        x: (*lead, H, W), any strides.
+        out: (|G|, *lead, H', W'), any strides.
+        maps: one word per view.
+        weights: (|G|, *lead[:k-1]), contiguous, or None.
+        index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
+    """
+    if out.numel() == 0:
+        return
+    if scale == 1.0 and weights is None:
+        x, out = as_words(x, out)
+    found = plan(
+        maps,
+        scale,
+        operand(x),
+        operand(out),
+        None if weights is None else operand(weights),
+        None if index is None else operand(index),
+    )
+    if found is not None:
+        run(found, x, out, weights, index)
+        return
+    # More leading dims than loops: only then is anything copied.
+    if weights is not None and index is not None:
+        weights, index = _same_lead(weights, index)
+    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
+    orbit(x.contiguous(), dense, maps, scale, weights, index)
+    out.copy_(dense)
+
+
+def _same_lead(weights: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    shape = weights.shape[1:] if weights.dim() > index.dim() else index.shape
+    weights = weights.reshape(*weights.shape, *(1,) * (len(shape) + 1 - weights.dim()))
+    index = index.reshape(*index.shape, *(1,) * (len(shape) - index.dim()))
+    return weights.expand(weights.shape[0], *shape).contiguous(), index.expand(shape).contiguous()

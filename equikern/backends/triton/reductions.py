@@ -1,0 +1,212 @@
+"""``reduce``: one pass over the views, each mapped back, into one tensor (two for the mean with its spread)."""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .compat import jit_kernel
+from .device import columns, combine, finish, narrow, point_offset, prepare, row_numbers, tile, unravel, view_tile
+from .launch import Plan, accumulator, plan_gather, plan_tiles, run, use_tiles
+from .layout import Operand, Views, normalize, operand, parse_maps
+
+__all__ = ["OPS", "plan", "reduce"]
+
+OPS = ("sum", "max", "min", "gmean", "hmean", "tsharpen", "logodd", "std", "mean_std")
+
+
+@triton.jit
+def _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, MEMBERS: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Reduce the views whose blocks must later be arranged in the same way."""
+    for k in tl.static_range(len(MEMBERS)):
+        ptrs, mask = view_tile(y + MEMBERS[k] * yg, i0, j0, h, w, yh, yw, CODES[MEMBERS[k]], TI, TJ, UNIT)
+        v = prepare(tl.load(ptrs, mask=mask, other=0).to(ACC), OP)
+        if weights is not None:
+            v = v * tl.load(weights + MEMBERS[k] * wg)
+        if k == 0:
+            s = v
+            m = tl.zeros_like(v)
+        else:
+            s, m = combine(s, m, k, v, 0.0, 1, OP)
+    return s, m
+
+
+@triton.jit
+def _mirrored(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Two classes that differ in the direction of the columns: one mirroring in registers serves all their views."""
+    if len(FLIPPED) == 0:
+        return _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, PLAIN, OP, TI, TJ, UNIT, ACC)
+    else:
+        t, n = _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, FLIPPED, OP, TI, TJ, UNIT, ACC)
+        t = tl.flip(t, 1)
+        if OP == "std" or OP == "mean_std":
+            n = tl.flip(n, 1)
+        else:
+            n = t
+        if len(PLAIN) == 0:
+            return t, n
+        else:
+            s, m = _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, PLAIN, OP, TI, TJ, UNIT, ACC)
+            return combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
+
+
+@jit_kernel
+def reduce_tiles(
+    y, out, out2, weights, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
+    oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
+    pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64,
+    CODES: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr, BOTH: tl.constexpr,
+    OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile, for any group."""
+    pid = tl.program_id(0)
+    i0 = (pid % tiles // across).to(tl.int64) * TI
+    j0 = (pid % tiles % across).to(tl.int64) * TJ
+    a = (pid // tiles // nb).to(tl.int64)
+    b = (pid // tiles % nb).to(tl.int64)
+    h = H * VEC_H
+    w = W * VEC
+    y += a * (ya * VEC) + b * (yb * VEC)
+    out += a * (oa * VEC) + b * (ob * VEC)
+    if weights is not None:
+        weights += a * wa + b * wb
+    if len(STRAIGHT) + len(MIRRORED) > 0:
+        s, m = _mirrored(y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, STRAIGHT, MIRRORED, OP, TI, TJ, UNIT, ACC)  # fmt: skip
+    if len(TURNED) + len(BOTH) > 0:
+        t, n = _mirrored(y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, TURNED, BOTH, OP, TI, TJ, UNIT, ACC)  # fmt: skip
+        t = tl.trans(t)
+        if OP == "std" or OP == "mean_std":
+            n = tl.trans(n)
+        else:
+            n = t
+        if len(STRAIGHT) + len(MIRRORED) > 0:
+            s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
+        else:
+            s = t
+            m = n
+        # A turned rectangle's view is W×H; views that mix both kinds are square.
+        rows = w
+        cols = h
+    else:
+        rows = h
+        cols = w
+    ptrs, mask = tile(out, i0, j0, rows, cols, oh * VEC, ow, TI, TJ, False, False, UNIT)
+    if OP == "std":
+        s = m
+    tl.store(ptrs, finish(s, scale, len(CODES), OP).to(out.dtype.element_ty), mask=mask)
+    if out2 is not None:
+        out2 += a * (pa * VEC) + b * (pb * VEC)
+        ptrs, mask = tile(out2, i0, j0, rows, cols, ph * VEC, pw, TI, TJ, False, False, UNIT)
+        tl.store(ptrs, finish(m, scale, len(CODES), "std").to(out2.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def reduce_points(
+    y, out, out2, weights, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
+    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
+    oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
+    pa: tl.int64, pb: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64, ps: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64,
+    WORDS: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
+    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Reduce P points of the result, each a vector of CB entries."""
+    pid = tl.program_id(0)
+    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
+    c = columns(pid % column_blocks, CB)
+    mask = (r < narrow(R * VEC_R, BIG)) & (c < C * VEC)
+    a = (pid // column_blocks // row_blocks).to(tl.int64) * (VEC * VEC_R)
+    n0 = narrow(n0, BIG)
+    n1 = narrow(n1, BIG)
+    n2 = narrow(n2, BIG)
+    b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+    y += a * ya
+    for g in tl.static_range(len(WORDS)):
+        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS, DENSE[0], False, CB)  # fmt: skip
+        v = prepare(tl.load(y + g * (yg * (VEC * VEC_R)) + offset + c, mask=mask, other=0).to(ACC), OP)
+        if weights is not None:
+            at = weights + g * wg + (pid // column_blocks // row_blocks) * wa + b * wb
+            v = v * tl.load(at, mask=r < narrow(R * VEC_R, BIG), other=0)
+        if g == 0:
+            s = v
+            m = tl.zeros_like(v)
+        else:
+            s, m = combine(s, m, g, v, 0.0, 1, OP)
+    if OP == "std":
+        s = m
+    offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1], False, CB)  # fmt: skip
+    tl.store(out + a * oa + offset + c, finish(s, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
+    if out2 is not None:
+        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2], False, CB)  # fmt: skip
+        spread = finish(m, scale, len(WORDS), "std")
+        tl.store(out2 + a * pa + offset + c, spread.to(out2.dtype.element_ty), mask=mask)
+
+
+def _classes(views: Views) -> dict[str, tuple[int, ...]]:
+    kinds = {"STRAIGHT": 0, "MIRRORED": 4, "TURNED": 1, "BOTH": 5}
+    return {name: tuple(g for g, code in enumerate(views.codes) if code & 5 == kind) for name, kind in kinds.items()}
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    maps: str, op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, weights: Operand | None
+) -> Plan | None:
+    """The launch for operands such as these, or None if the tensors must be copied first."""
+    views = parse_maps(maps)
+    second = out if out2 is None else out2
+    layout = normalize(views, [(y, True), (out, False), (second, False)], [(weights, True)])
+    if layout is None:
+        return None
+    constants = {"OP": op, "ACC": tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32}
+    operands = (y, out, out2, weights)
+    if use_tiles(layout, views):
+        return plan_tiles(
+            reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, {**constants, **_classes(views)}, True
+        )
+    return plan_gather(reduce_points, layout, views, operands, "yop", "w", {"scale": scale}, constants)
+
+
+def reduce(
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+) -> None:
+    """Reduce map_g(y[g]) over the views g, in float32 (float64 for float64).
+
+    Args:
+        y: (|G|, *lead, H, W), any strides.
+        out: (*lead, H', W'), any strides.
+        maps: one word per view.
+        op: one of ``OPS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g]).
+        weights: (|G|, *lead[:k-1]) for ``"sum"``, contiguous, or None.
+        out2: where ``"mean_std"`` puts the standard deviation.
+    """
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
+    if out.numel() == 0:
+        return
+    found = plan(
+        maps,
+        op,
+        scale,
+        operand(y),
+        operand(out),
+        None if out2 is None else operand(out2),
+        None if weights is None else operand(weights),
+    )
+    if found is not None:
+        run(found, y, out, out2, weights)
+        return
+    # More leading dims than loops: only then is anything copied.
+    dense, dense2 = torch.empty_like(out, memory_format=torch.contiguous_format), None
+    if out2 is not None:
+        dense2 = torch.empty_like(out2, memory_format=torch.contiguous_format)
+    reduce(y.contiguous(), dense, maps, op, scale, weights, dense2)
+    out.copy_(dense)
+    if out2 is not None and dense2 is not None:
+        out2.copy_(dense2)

@@ -1,0 +1,182 @@
+"""``select``: map back one view per item, chosen by its score, reading no other view."""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .compat import jit_kernel
+from .device import columns, narrow, point_offset, row_numbers, tile, unravel
+from .launch import Plan, plan_gather, plan_tiles, run, use_tiles
+from .layout import Operand, as_words, normalize, operand, parse_maps
+
+__all__ = ["plan", "select"]
+
+
+@triton.jit
+def best(scores, step, mask, COUNT: tl.constexpr, MINIMUM: tl.constexpr):
+    """Index of the best score: NaN never wins, all NaN gives 0, ties the lowest index."""
+    least = tl.load(scores, mask=mask, other=0)
+    winner = tl.zeros_like(least).to(tl.int64)
+    for g in tl.static_range(1, COUNT):
+        score = tl.load(scores + g * step, mask=mask, other=0)
+        if MINIMUM:
+            better = score < least
+        else:
+            better = score > least
+        better = better | ((least != least) & (score == score))
+        winner = tl.where(better, g, winner)
+        least = tl.where(better, score, least)
+    return winner
+
+
+@jit_kernel
+def select_tiles(
+    y, out, scores, index, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
+    oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
+    sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
+    CODES: tl.constexpr, MINIMUM: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr,
+    VEC_H: tl.constexpr, UNIT: tl.constexpr, TURNS: tl.constexpr, MIRRORS: tl.constexpr,
+):  # fmt: skip
+    """One tile of the result. The view is known at run time only: its code steers addresses, one mirroring, one
+    transposition."""
+    pid = tl.program_id(0)
+    i0 = (pid % tiles // across).to(tl.int64) * TI
+    j0 = (pid % tiles % across).to(tl.int64) * TJ
+    a = (pid // tiles // nb).to(tl.int64)
+    b = (pid // tiles % nb).to(tl.int64)
+    h = H * VEC_H
+    w = W * VEC
+    if scores is not None:
+        chosen = best(scores + a * sa + b * sb, sg, True, len(CODES), MINIMUM)
+        # Every program of an item finds the same view; the item's first tile says so.
+        tl.store(index + a * ka + b * kb, chosen, mask=pid % tiles == 0)
+    else:
+        chosen = tl.minimum(tl.maximum(tl.load(index + a * ka + b * kb), 0), len(CODES) - 1)
+    code = tl.full([], 0, tl.int32)
+    for g in tl.static_range(len(CODES)):
+        code = tl.where(chosen == g, CODES[g], code)
+    r0 = i0
+    c0 = j0
+    if TURNS:
+        r0 = tl.where((code & 1) != 0, j0, i0)
+        c0 = tl.where((code & 1) != 0, i0, j0)
+    y += a * (ya * VEC) + b * (yb * VEC) + chosen * (yg * VEC)
+    row = r0 + tl.arange(0, TI)[:, None]
+    row = tl.where((code & 2) != 0, h - 1 - row, row)
+    first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
+    col = tl.arange(0, TJ)[None, :]
+    mask = (row >= 0) & (row < h) & (col >= tl.maximum(-first, 0).to(tl.int32))
+    mask = mask & (col < tl.minimum(w - first, TJ).to(tl.int32))
+    if UNIT:
+        ptrs = y + first + (row * (yh * VEC) + col)
+    else:
+        ptrs = y + first * yw + (row * (yh * VEC) + col * yw)
+    v = tl.load(ptrs, mask=mask, other=0)
+    if MIRRORS:
+        if (code & 4) != 0:
+            v = tl.flip(v, 1)
+    rows = h
+    cols = w
+    if TURNS:
+        if (code & 1) != 0:
+            v = tl.trans(v)
+        rows = tl.where((code & 1) != 0, w, h)
+        cols = tl.where((code & 1) != 0, h, w)
+    out += a * (oa * VEC) + b * (ob * VEC)
+    ptrs, mask = tile(out, i0, j0, rows, cols, oh * VEC, ow, TI, TJ, False, False, UNIT)
+    tl.store(ptrs, v, mask=mask)
+
+
+@jit_kernel
+def select_points(
+    y, out, scores, index, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
+    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
+    oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
+    sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
+    WORDS: tl.constexpr, MINIMUM: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
+    VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
+):  # fmt: skip
+    """P points of the result, each read from the view its item chose."""
+    pid = tl.program_id(0)
+    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
+    c = columns(pid % column_blocks, CB)
+    within = r < narrow(R * VEC_R, BIG)
+    mask = within & (c < C * VEC)
+    a = (pid // column_blocks // row_blocks).to(tl.int64)
+    n0 = narrow(n0, BIG)
+    n1 = narrow(n1, BIG)
+    n2 = narrow(n2, BIG)
+    b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+    if scores is not None:
+        chosen = best(scores + a * sa + b * sb, sg, within, len(WORDS), MINIMUM)
+        # An item's first point writes; its other points found the same.
+        first = within & (q0 == 0) & (q1 == 0) & (q2 == 0) & (pid % column_blocks == 0)
+        tl.store(index + a * ka + b * kb, chosen, mask=first)
+    else:
+        chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
+        chosen = tl.minimum(tl.maximum(chosen, 0), len(WORDS) - 1)
+    offset = tl.zeros_like(chosen)
+    for g in tl.static_range(len(WORDS)):
+        at = point_offset(r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS, DENSE[0], False, CB)  # fmt: skip
+        offset = tl.where(chosen == g, at, offset)
+    offset += chosen * (yg * (VEC * VEC_R))
+    v = tl.load(y + a * (ya * (VEC * VEC_R)) + offset + c, mask=mask, other=0)
+    put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1], False, CB)  # fmt: skip
+    tl.store(out + a * (oa * (VEC * VEC_R)) + put + c, v, mask=mask)
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    maps: str, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand
+) -> Plan | None:
+    """The launch for operands such as these, or None if the tensors must be copied first."""
+    views = parse_maps(maps)
+    layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])
+    if layout is None:
+        return None
+    operands = (y, out, scores, index)
+    constants = {"MINIMUM": minimum}
+    if use_tiles(layout, views):
+        kinds = {"TURNS": any(c & 1 for c in views.codes), "MIRRORS": any(c & 4 for c in views.codes)}
+        return plan_tiles(select_tiles, layout, views, operands, "yo", "sk", {}, {**constants, **kinds}, True)
+    return plan_gather(select_points, layout, views, operands, "yo", "sk", {}, constants)
+
+
+def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+    """Write out = map_i(y[i]) with i = index, or with the view of the best score, which is then written to index.
+
+    Args:
+        y: (|G|, *lead, H, W), any strides.
+        out: (*lead, H', W'), any strides.
+        index: int64, lead[:m], contiguous. Read if scores is None: values outside 0 … |G|-1 count as the nearest.
+        maps: one word per view.
+        scores: (|G|, *lead[:m]), contiguous; NaN never wins, ties go to the lowest index; or None.
+        minimum: the least score is the best, otherwise the greatest.
+    """
+    if index.numel() == 0:
+        return
+    if out.numel() == 0:
+        if scores is not None:
+            _index_alone(scores, index, minimum)
+        return
+    y, out = as_words(y, out)
+    found = plan(maps, minimum, operand(y), operand(out), None if scores is None else operand(scores), operand(index))
+    if found is not None:
+        run(found, y, out, scores, index)
+        return
+    # More leading dims than loops: only then is anything copied.
+    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
+    select(y.contiguous(), dense, index, maps, scores, minimum)
+    out.copy_(dense)
+
+
+def _index_alone(scores: Tensor, index: Tensor, minimum: bool) -> None:
+    """Choose for items that have no entries."""
+    blank = scores.new_zeros(()).expand(scores.shape)
+    select(blank, torch.empty_like(scores[0]), index, " ".join(["."] * scores.shape[0]), scores, minimum)
