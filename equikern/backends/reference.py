@@ -12,6 +12,7 @@ from torch import Tensor
 from ..actions import apply_word
 
 LOGODD_EPS = 1e-6
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -51,6 +52,8 @@ def reduce(
 ) -> None:
     """Reduce ``map_g(y[g])`` over g; op "sum" is ``scale · Σ weights[g] · map_g(y[g])``."""
     v = _views(y, maps).to(accumulator(y.dtype))
+    if v.numel() == 0:
+        return  # nothing to write, and std would warn of it
     if op == "sum":
         result = (v if weights is None else v * _broadcast(weights, v.dim())).sum(0) * scale
     elif op == "max":
@@ -88,9 +91,10 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
     if scores is not None:
         index.copy_(best_view(scores, minimum))
-    v = _views(y, maps)
+    # Gathered as integers: gather of float16 turns a signalling NaN into a quiet one.
+    v = _views(y, maps).view(_SAME_SIZE[y.element_size()])
     chosen = _broadcast(index, v.dim() - 1).unsqueeze(0).clamp(0, v.shape[0] - 1)
-    out.copy_(v.gather(0, chosen.expand(1, *v.shape[1:])).squeeze(0))
+    out.copy_(v.gather(0, chosen.expand(1, *v.shape[1:])).squeeze(0).view(y.dtype))
 
 
 def best_view(scores: Tensor, minimum: bool) -> Tensor:

@@ -61,6 +61,8 @@ def orbit_select(
     checks.choice("mode", mode, ("min", "max"))
     checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
     scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
+    if scores.requires_grad:
+        scores = scores.detach()  # choosing has no gradient
     minimum = mode == "min"
     if out is not None:
         result = checks.output("out", out, tuple(y.shape[1:]), y, scores)
