@@ -1,0 +1,64 @@
+"""What every test runs under: poisoned memory, each backend in turn, and the budget of the property tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equikern
+import pytest
+import torch
+from equikern.backends import unavailable
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+settings.register_profile(
+    "equikern",
+    deadline=None,  # two shared cores: a slow example is no error
+    max_examples=40,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("equikern")
+
+
+def poisoned(t: Tensor) -> Tensor:
+    """Fresh memory filled with what no kernel may leave there: NaN, or the largest integer."""
+    with torch.no_grad():
+        if t.is_floating_point() or t.is_complex():
+            return t.fill_(float("nan"))
+        return t.fill_(True if t.dtype == torch.bool else torch.iinfo(t.dtype).max)
+
+
+def _poisoning(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def allocate(*args: Any, **kwargs: Any) -> Tensor:
+        t = empty(*args, **kwargs)
+        return t if torch.compiler.is_compiling() else poisoned(t)
+
+    return allocate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Every allocation without initial values holds NaN, so that an element a kernel forgot is seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", _poisoning(torch.empty))
+        patch.setattr(torch, "empty_like", _poisoning(torch.empty_like))
+        patch.setattr(Tensor, "new_empty", _poisoning(Tensor.new_empty))
+        yield
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every CPU backend in turn. EQUIKERN_REQUIRE_NATIVE=1 makes missing C++ kernels a failure."""
+    name: str = request.param
+    reason = unavailable(name, torch.device("cpu"))
+    if reason is not None:
+        message = f"backend {name!r} cannot run: {reason}"
+        if os.environ.get("EQUIKERN_REQUIRE_NATIVE") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    with equikern.use_backend(name):
+        yield name

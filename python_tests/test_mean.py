@@ -1,0 +1,180 @@
+"""orbit_mean and orbit_weighted_mean against plain torch, λ's special cases, and gradients in every dtype."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from accuracy import assert_rounded_once, assert_within_twice, error, spacing
+from equikern import grid, orbit, orbit_mean, orbit_select, orbit_weighted_mean
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import CASES, SOME, Case
+from strategies import FLOATS, laid_out, layouts, orbits, per_view_shape, random_values
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("backend")
+ALL = pytest.mark.parametrize("case", CASES.values(), ids=repr)
+FEW = pytest.mark.parametrize("case", [CASES[name] for name in SOME], ids=repr)
+NORMALIZE = pytest.mark.parametrize("normalize", ["sum", "softmax", None])
+
+
+def broadcast(weights: Tensor, y: Tensor) -> Tensor:
+    return weights.reshape(weights.shape + (1,) * (y.dim() - weights.dim()))
+
+
+def plain_weighted(case: Case, normalize: str | None) -> Any:
+    """The torch expression that orbit_weighted_mean replaces."""
+
+    def expression(y: Tensor, weights: Tensor) -> Tensor:
+        if normalize == "sum":
+            weights = weights / weights.sum(0)
+        elif normalize == "softmax":
+            weights = weights.softmax(0)
+        return (case.undone(y) * broadcast(weights, y)).sum(0)
+
+    return expression
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@ALL
+@given(data=st.data())
+def test_mean(case: Case, data: st.DataObject) -> None:
+    spec = data.draw(orbits(case, FLOATS))
+    y = spec.values().requires_grad_()
+    ours = orbit_mean(y, case.action)
+    assert ours.dtype == y.dtype
+    views = case.undone(y.detach().double())
+    assert_rounded_once(ours.detach(), views.mean(0), views.abs().mean(0), case.order)
+    pool = random_values((case.order, 7, 19, 19), y.dtype)
+    assert_within_twice(ours.detach(), lambda y: case.undone(y).mean(0), [y.detach()], [pool])
+
+    incoming = spec.like(ours.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
+    (grad,) = torch.autograd.grad(ours, y, incoming)
+    exact = case.orbit(incoming.double()) / case.order
+    assert_rounded_once(grad, exact, exact.abs(), 1)
+
+
+@FEW
+@NORMALIZE
+@given(data=st.data())
+def test_weighted_mean(case: Case, normalize: Literal["sum", "softmax"] | None, data: st.DataObject) -> None:
+    spec = data.draw(orbits(case, FLOATS))
+    y = spec.values()
+    weights = spec.like(data.draw(per_view_shape(spec, case)), data.draw(layouts)).values("positive")
+    ours = orbit_weighted_mean(y, weights, case.action, normalize)
+    assert ours.dtype == y.dtype
+    # in float16 plain torch would round the weights too: it gets them in the dtype they are documented to be used in
+    plain, wide = plain_weighted(case, normalize), accumulator(y.dtype)
+    pool = random_values((case.order, 7, 19, 19), y.dtype), random_values((case.order, 7), wide, 1, "positive")
+    assert_within_twice(ours, plain, [y, weights.to(wide)], pool)
+
+
+@FEW
+@NORMALIZE
+@given(data=st.data())
+def test_weighted_mean_gradients(case: Case, normalize: Literal["sum", "softmax"] | None, data: st.DataObject) -> None:
+    spec = data.draw(orbits(case, FLOATS))
+    wide = accumulator(spec.dtype)
+    y = spec.values().requires_grad_()
+    weights = random_values(data.draw(per_view_shape(spec, case)), wide, spec.seed, "positive").requires_grad_()
+    ours = orbit_weighted_mean(y, weights, case.action, normalize)
+    incoming = spec.like(ours.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
+    grad_y, grad_weights = torch.autograd.grad(ours, (y, weights), incoming)
+    assert (grad_y.dtype, grad_weights.dtype) == (y.dtype, wide)
+
+    def plain_gradients(y: Tensor, weights: Tensor, incoming: Tensor) -> tuple[Tensor, ...]:
+        y, weights = y.detach().requires_grad_(), weights.detach().requires_grad_()
+        result = plain_weighted(case, normalize)(y, weights)
+        return torch.autograd.grad(result, (y, weights), incoming.to(result.dtype))
+
+    exact_y, exact_weights = plain_gradients(y.double(), weights.double(), incoming.double())
+    rounding = spacing(exact_y, y.dtype) + 8 * torch.finfo(wide).eps * exact_y.abs()
+    assert bool(((grad_y.double() - exact_y).abs() <= rounding).all()), error(grad_y, exact_y)
+
+    # ∂λ sums over lead and plane: the unit is that of a sum of random signs, plus the normalisation's few terms
+    squares = (case.undone(y.detach().double()) * incoming.double()).square()
+    size = squares.sum(tuple(range(weights.dim(), y.dim()))) if weights.dim() < y.dim() else squares
+    unit = 4 * torch.finfo(wide).eps * (float(size.max()) ** 0.5 if size.numel() else 0.0)
+    theirs = plain_gradients(y.to(wide), weights, incoming.to(wide))[1]
+    assert not grad_weights.isnan().any()
+    assert error(grad_weights, exact_weights) <= 2 * error(theirs, exact_weights) + 8 * unit
+
+
+@FEW
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_dots_do_not_lose_small_terms(case: Case, dtype: torch.dtype) -> None:
+    """∂λ is accumulated in the wide dtype: a sum of many equal terms would stall in float16 or bfloat16."""
+    y = torch.ones((case.order, 4, 3, 40, 40), dtype=dtype)
+    weights = torch.ones((case.order, 4), dtype=accumulator(dtype), requires_grad=True)
+    incoming = torch.full((4, 3, 40, 40), 0.5, dtype=dtype)
+    (grad,) = torch.autograd.grad(orbit_weighted_mean(y, weights, case.action, None), weights, incoming)
+    assert torch.equal(grad, torch.full_like(grad, 3 * 40 * 40 / 2))
+
+
+@FEW
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_mean_of_an_orbit_is_the_input(case: Case, dtype: torch.dtype) -> None:
+    x = random_values((2, 3, 15, 15), dtype, 3)
+    # sums of six equal numbers round, sums of two, four or eight do not
+    torch.testing.assert_close(orbit_mean(orbit(x, case.action), case.action), x, rtol=2**-20, atol=0)
+
+
+@pytest.mark.parametrize("name", ["c4", "d4", "flips"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_constant_weights_are_equitune(name: str, dtype: torch.dtype, weight: float) -> None:
+    case = CASES[name]
+    y = random_values((case.order, 2, 3, 11, 11), dtype, 7)
+    expected = orbit_mean(y, case.action)
+    rtol = torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 16 * torch.finfo(dtype).eps
+    for shape in [(case.order,), (case.order, 2), (case.order, 2, 3)]:
+        for normalize in ("sum", "softmax"):
+            weights = torch.full(shape, weight, dtype=accumulator(dtype))
+            ours = orbit_weighted_mean(y, weights, case.action, normalize)
+            torch.testing.assert_close(ours, expected, rtol=rtol, atol=rtol)
+
+
+@FEW
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("normalize", ["sum", None])
+def test_indicator_weights_are_equizero(case: Case, dtype: torch.dtype, normalize: Literal["sum"] | None) -> None:
+    batch = 2 * case.order
+    y = random_values((case.order, batch, 3, 11, 11), dtype, 8)
+    scores = torch.randn((case.order, batch), generator=torch.Generator().manual_seed(1))
+    scores[:, : case.order].fill_diagonal_(-9.0)  # every element is chosen somewhere
+    chosen, index = orbit_select(y, scores, case.action, return_index=True)
+    assert set(index.tolist()) == set(range(case.order))
+    indicator = torch.nn.functional.one_hot(index, case.order).T.to(accumulator(dtype))
+    assert torch.equal(orbit_weighted_mean(y, indicator, case.action, normalize), chosen)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_weights_in_any_float_dtype(dtype: torch.dtype) -> None:
+    case = CASES["c4"]
+    y = random_values((4, 2, 5, 5), torch.float32, 2)
+    weights = random_values((4, 2), dtype, 3, "positive")
+    expected = orbit_weighted_mean(y, weights.float(), case.action)
+    assert torch.equal(orbit_weighted_mean(y, weights, case.action), expected)
+    leaf = weights.clone().requires_grad_()
+    orbit_weighted_mean(y, leaf, case.action).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == dtype
+
+
+def test_zero_weights_give_nan_as_division_does() -> None:
+    y = torch.ones(2, 3, 3)
+    assert orbit_weighted_mean(y, torch.zeros(2), grid("hflip")).isnan().all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "stride 0", "sliced"])
+def test_weights_in_any_layout(layout: str) -> None:
+    case = CASES["d4"]
+    y = random_values((8, 4, 3, 6, 6), torch.float64, 2)
+    weights = laid_out(random_values((8, 4, 3), torch.float64, 3, "positive"), layout)
+    expected = plain_weighted(case, "sum")(y, weights)
+    torch.testing.assert_close(orbit_weighted_mean(y, weights, case.action), expected)
