@@ -71,8 +71,11 @@ class Action:
         """g·x for one element, in plain torch: x (*lead, *spatial) → the same shape (H and W swap with a quarter turn).
 
         Raises:
+            TypeError: g is not a whole number.
             ValueError: g is not an element 0 … |G|−1.
         """
+        if isinstance(g, bool) or not isinstance(g, int):
+            raise TypeError(f"g: expected a whole number, got {type(g).__name__}")
         if not 0 <= g < self.order:
             raise ValueError(f"g: expected an element 0 … {self.order - 1} of {self.name!r}, got {g}")
         return apply_word(x, self.words[g])
@@ -104,12 +107,12 @@ class GridAction(Action):
     def __init__(self, group: Group, words: Sequence[str], name: str = "grid") -> None:
         if not isinstance(group, Group):
             raise TypeError(f"group: expected a Group, got {type(group).__name__}")
-        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             raise TypeError(f"words: expected a list of strings, got {words!r}")
         if len(words) != group.order:
             raise ValueError(f"words: expected {group.order}, one per element of {group.name}, got {len(words)}")
         for g, word in enumerate(words):
-            if sorted(word.lower()) != sorted(_AXES) and (word != "." or words[0] != "."):
+            if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(_AXES)):
                 raise ValueError(f"words[{g}]: expected the letters h and w once each, or '.' throughout, got {word!r}")
         for g in range(group.order if words[0] != "." else 0):  # doing nothing is always an action
             for h in range(group.order):
@@ -119,7 +122,7 @@ class GridAction(Action):
                         f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
                         f"{compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
                     )
-        super().__init__(name, words, [words[int(g)] for g in group.inverse])
+        super().__init__(name, words, [words[g] for g in group.inverse.tolist()] if words[0] != "." else words)
         self.group = group
 
     def __eq__(self, other: object) -> bool:
@@ -143,7 +146,6 @@ _WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vflip": (("hw", "Hw"), ("e", "vflip")),
     "flips": (("hw", "hW", "Hw", "HW"), ("e", "hflip", "vflip", "rot180")),
 }
-_cache: dict[str, GridAction] = {}
 
 
 def grid(name: str, dims: int = 2) -> GridAction:
@@ -181,11 +183,17 @@ def grid(name: str, dims: int = 2) -> GridAction:
         raise ValueError(f"name: expected one of {', '.join(_WORDS)}, got {name!r}")
     if dims != 2:
         raise ValueError(f"dims: expected 2, got {dims!r}")
-    if name not in _cache:
-        words, names = _WORDS[name]
-        table = [[words.index(compose(g, h)) for h in words] for g in words]
-        _cache[name] = GridAction(Group(table, names, name), words, name)
-    return _cache[name]
+    return _named[name]
+
+
+def _make(name: str) -> GridAction:
+    words, names = _WORDS[name]
+    table = [[words.index(compose(g, h)) for h in words] for g in words]
+    return GridAction(Group(table, names, name), words, name)
+
+
+# Made at import (2 ms in all), so that a compiled function or one traced on fake tensors may ask for them.
+_named = {name: _make(name) for name in _WORDS}
 
 
 def trivial(group: Group) -> GridAction:

@@ -28,7 +28,7 @@ class Group:
         inverse: (|G|,) int64 tensor on the CPU, ``multiply[g, inverse[g]] == 0``.
 
     Raises:
-        TypeError: the table is not made of integers.
+        TypeError: the table is not made of integers, or the names are not strings.
         ValueError: the table breaks a group law; the message names the elements that break it.
 
     Example:
@@ -39,10 +39,10 @@ class Group:
     def __init__(
         self, multiply: Tensor | Sequence[Sequence[int]], names: Sequence[str] | None = None, name: str = "group"
     ) -> None:
-        table = torch.as_tensor(multiply)
+        table = _table(multiply)
         if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
             raise TypeError(f"multiply: expected a table of integers, got {table.dtype}")
-        table = table.to(device="cpu", dtype=torch.int64, copy=True)
+        table = table.to(dtype=torch.int64, copy=True)
         if table.dim() != 2 or table.shape[0] != table.shape[1] or table.shape[0] == 0:
             raise ValueError(f"multiply: expected a square table of shape (|G|, |G|), got {tuple(table.shape)}")
         order = table.shape[0]
@@ -50,8 +50,10 @@ class Group:
             raise ValueError(f"multiply: expected at most {_MAX_ORDER} elements, got {order}")
         if names is None:
             names = ["e", *(f"g{g}" for g in range(1, order))]
-        if isinstance(names, str) or len(names) != order or not all(isinstance(n, str) for n in names):
-            raise ValueError(f"names: expected {order} strings, one per element, got {names!r}")
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"names: expected a list of {order} strings, one per element, got {names!r}")
+        if len(names) != order:
+            raise ValueError(f"names: expected {order} strings, one per element, got {len(names)}")
         self.order = order
         self.name = name
         self.names = tuple(names)
@@ -69,13 +71,22 @@ class Group:
         return f"Group({self.name}, order {self.order})"
 
 
+def _table(multiply: object) -> Tensor:
+    try:
+        return torch.as_tensor(multiply, device="cpu")  # wherever new tensors go by default
+    except ValueError as error:  # ragged, or numbers beyond 64 bits
+        raise ValueError(f"multiply: expected a square table of integers, got one that torch refuses: {error}") from None
+    except (TypeError, RuntimeError):
+        raise TypeError(f"multiply: expected a square table of integers, got {type(multiply).__name__}") from None
+
+
 def _checked_inverse(table: Tensor, names: tuple[str, ...]) -> Tensor:
     order = table.shape[0]
     outside = ((table < 0) | (table >= order)).nonzero()
     if len(outside):
         g, h = outside[0].tolist()
         raise ValueError(f"multiply: {names[g]}∘{names[h]} = {int(table[g, h])} is not an element 0 … {order - 1}")
-    elements = torch.arange(order)
+    elements = torch.arange(order, device="cpu")
     for side, line in (("0∘g", table[0]), ("g∘0", table[:, 0])):
         wrong = (line != elements).nonzero()
         if len(wrong):
@@ -94,11 +105,11 @@ def _checked_inverse(table: Tensor, names: tuple[str, ...]) -> Tensor:
     return (table == 0).to(torch.uint8).argmax(1)
 
 
-def _positive(name: str, n: int) -> int:
+def _positive(name: str, n: int, most: int = _MAX_ORDER) -> int:
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
-    if not 1 <= n <= _MAX_ORDER:
-        raise ValueError(f"{name}: expected a number from 1 to {_MAX_ORDER}, got {n}")
+    if not 1 <= n <= most:
+        raise ValueError(f"{name}: expected a number from 1 to {most}, got {n}")
     return n
 
 
@@ -115,7 +126,7 @@ def cyclic_group(n: int) -> Group:
         >>> cyclic_group(4).multiply[3, 2].item()
         1
     """
-    k = torch.arange(_positive("n", n))
+    k = torch.arange(_positive("n", n), device="cpu")
     return Group((k[:, None] + k) % n, ["e", *(f"r{i}" for i in range(1, n))], f"C{n}")
 
 
@@ -134,8 +145,8 @@ def dihedral_group(n: int) -> Group:
         >>> dihedral_group(4).names
         ('e', 'r1', 'r2', 'r3', 'f', 'r1f', 'r2f', 'r3f')
     """
-    k = torch.arange(_positive("n", n))
-    rotation, flip = k.repeat(2), torch.arange(2).repeat_interleave(n)
+    k = torch.arange(_positive("n", n, _MAX_ORDER // 2), device="cpu")
+    rotation, flip = k.repeat(2), torch.arange(2, device="cpu").repeat_interleave(n)
     turned = (rotation[:, None] + torch.where(flip[:, None] == 1, -rotation, rotation)) % n
     names = ["e", *(f"r{i}" for i in range(1, n))]
     return Group(n * (flip[:, None] ^ flip) + turned, names + ["f", *(f"{r}f" for r in names[1:])], f"D{n}")
