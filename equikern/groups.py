@@ -75,7 +75,7 @@ def _table(multiply: object) -> Tensor:
     try:
         return torch.as_tensor(multiply, device="cpu")  # wherever new tensors go by default
     except ValueError as error:  # ragged, or numbers beyond 64 bits
-        raise ValueError(f"multiply: expected a square table of integers, got one that torch refuses: {error}") from None
+        raise ValueError(f"multiply: expected a square table of integers, got this: {error}") from None
     except (TypeError, RuntimeError):
         raise TypeError(f"multiply: expected a square table of integers, got {type(multiply).__name__}") from None
 
@@ -149,7 +149,7 @@ def dihedral_group(n: int) -> Group:
     rotation, flip = k.repeat(2), torch.arange(2, device="cpu").repeat_interleave(n)
     turned = (rotation[:, None] + torch.where(flip[:, None] == 1, -rotation, rotation)) % n
     names = ["e", *(f"r{i}" for i in range(1, n))]
-    return Group(n * (flip[:, None] ^ flip) + turned, names + ["f", *(f"{r}f" for r in names[1:])], f"D{n}")
+    return Group(n * (flip[:, None] ^ flip) + turned, [*names, "f", *(f"{r}f" for r in names[1:])], f"D{n}")
 
 
 def product_group(*groups: Group) -> Group:

@@ -181,9 +181,7 @@ def test_std_of_large_close_values_does_not_cancel() -> None:
     """Two passes: with Σv² − (Σv)² nothing would be left."""
     y = 10_000 + torch.tensor([0.0, 0.25, 0.5, 0.75]).reshape(4, 1, 1).expand(4, 5, 5)
     expected = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64).std(correction=0)
-    torch.testing.assert_close(
-        orbit_reduce(y, grid("c4"), "std"), expected.float().expand(5, 5), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(orbit_reduce(y, grid("c4"), "std"), expected.float().expand(5, 5), rtol=1e-5, atol=1e-6)
 
 
 @DTYPES

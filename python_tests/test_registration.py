@@ -19,7 +19,9 @@ from torch.testing._internal.optests import aot_autograd_check
 pytestmark = pytest.mark.usefixtures("backend")
 D4 = CASES["d4"].action
 C4 = CASES["c4"].action
-NAMES = sorted(name.rpartition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("equikern::"))
+NAMES = sorted(
+    name.rpartition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("equikern::")
+)
 
 
 def samples() -> dict[str, list[tuple[Any, ...]]]:
@@ -53,19 +55,26 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (y[:, :, :, ::2, 1::2], back, "max", 1.0, None),
             (flat, ". . . . . .", "std", 1.0, None),
         ],
-        "reduce_out": [(y, back, "sum", 0.125, None, out()), (cl, back, "sum", 1.0, weights, laid_out(out(), "sliced"))],
+        "reduce_out": [
+            (y, back, "sum", 0.125, None, out()),
+            (cl, back, "sum", 1.0, weights, laid_out(out(), "sliced")),
+        ],
         "mean_std": [(y, back), (flat, ". . . . . .")],
         "mean_std_out": [(y, back, out(), out())],
         "orbit_dot": [(x, y, maps, weights), (x, cl, maps, weights)],
         "dot": [(x, y, maps, 1), (x, y, maps, 3)],
-        "select": [(y, weights, back, True), (cl, weights.double(), back, False), (y.to(torch.uint8), weights, back, True)],
+        "select": [
+            (y, weights, back, True),
+            (cl, weights.double(), back, False),
+            (y.to(torch.uint8), weights, back, True),
+        ],
         "select_out": [(y, weights, back, True, out())],
         "take": [(y, index, back), (cl, torch.tensor(3), back)],
     }
 
 
 def test_every_registered_operator_has_samples() -> None:
-    assert NAMES == sorted(samples())
+    assert sorted(samples()) == NAMES
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

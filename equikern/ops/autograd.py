@@ -42,6 +42,14 @@ def total(y: Tensor, maps: str, inverse: str, scale: float = 1.0, weights: Tenso
     return cast(Tensor, library.reduce(y, inverse, "sum", scale, weights))
 
 
+def symmetrize(x: Tensor, maps: str, inverse: str) -> Tensor:
+    """``1/|G| Σ_g inverse_g(x)``: one tensor seen |G| times, so that the mean of its views is one kernel."""
+    if needs_grad(x):
+        return cast(Tensor, _Symmetrize.apply(x, maps, inverse))  # type: ignore[no-untyped-call]
+    order = maps.count(" ") + 1
+    return cast(Tensor, library.reduce(x.expand(order, *x.shape), inverse, "sum", 1.0 / order, None))
+
+
 def dots(x: Tensor, y: Tensor, maps: str, inverse: str, weight_dims: int) -> Tensor:
     """``⟨map_g(x), y_g⟩`` over all but the first weight_dims dims of y."""
     if needs_grad(x, y):
@@ -109,6 +117,18 @@ class _Total(Function):
             if ctx.needs_input_grad[1]:
                 grad_w = dots(grad, y, maps, inverse, weights.dim()) * scale
         return grad_y, grad_w, None, None, None
+
+
+class _Symmetrize(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, maps: str, inverse: str) -> Tensor:
+        ctx.call = maps, inverse
+        return symmetrize(x, maps, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        maps, inverse = ctx.call
+        return symmetrize(grad, inverse, maps), None, None
 
 
 class _Dots(Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..actions import Action
@@ -89,9 +90,16 @@ def orbit_weighted_mean(
     if normalize == "sum":
         weights = weights / weights.sum(0)
     elif normalize == "softmax":
-        weights = weights.softmax(0)
+        weights = _softmax(weights)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y, weights)
         library.reduce_out(y, action.inverse_maps, "sum", 1.0, weights, out)
         return out
     return autograd.total(y, action.maps, action.inverse_maps, 1.0, weights)
+
+
+def _softmax(weights: Tensor) -> Tensor:
+    """Softmax over the group axis, laid out last: torch's softmax over dim 0 depends on the number of threads."""
+    if weights.dim() == 1:
+        return weights.softmax(0)
+    return weights.movedim(0, -1).softmax(-1).movedim(-1, 0).clone(memory_format=torch.contiguous_format)

@@ -47,6 +47,8 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
 def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
     """The projection of x onto the tensors that the group leaves fixed: ``1/|G| Σ_g g·x`` in one pass.
 
+    Reads n and writes n elements, and so does the backward, which is the same projection of the upstream gradient.
+
     Args:
         x: (\\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by 90°.
         action: what the group does to x.
@@ -66,9 +68,9 @@ def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
         [[1.5, 1.5]]
     """
     x, action = checks.image("x", x, action, checks.FLOATS)
-    same = x.expand(action.order, *x.shape)  # one tensor seen |G| times: the mean of its views is one kernel
     if out is not None:
         out = checks.output("out", out, tuple(x.shape), x)
+        same = x.expand(action.order, *x.shape)
         library.reduce_out(same, action.inverse_maps, "sum", 1.0 / action.order, None, out)
         return out
-    return autograd.total(same, action.maps, action.inverse_maps, 1.0 / action.order)
+    return autograd.symmetrize(x, action.maps, action.inverse_maps)
