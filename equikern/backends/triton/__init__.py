@@ -34,7 +34,7 @@ def unavailable(device: torch.device) -> str | None:
     """None if the kernels can run on the device, else why not and what to do about it."""
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
     if device.type != "cuda" and not (interpreted and device.type == "cpu"):
-        return f"Triton kernels run on CUDA and ROCm tensors, these are on {device.type}: move them, or use another backend"
+        return f"Triton kernels run on CUDA and ROCm tensors, not on {device.type}: move them, or use another backend"
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
     compat = import_module(".compat", __name__)

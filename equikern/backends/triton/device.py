@@ -10,7 +10,10 @@ import triton.language as tl
 
 
 @triton.jit
-def tile(ptr, r0, c0, rows, cols, sr, sc, R: tl.constexpr, C: tl.constexpr, FLIP_R: tl.constexpr, FLIP_C: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+def tile(
+    ptr, r0, c0, rows, cols, sr, sc, R: tl.constexpr, C: tl.constexpr, FLIP_R: tl.constexpr, FLIP_C: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
     """Pointers and mask of the R×C block at (r0, c0) of a rows×cols plane after reversing its rows or columns.
 
     Reversed rows cost nothing, they are walked backwards. Reversed columns are still addressed forwards, so that
@@ -39,7 +42,9 @@ def tile(ptr, r0, c0, rows, cols, sr, sc, R: tl.constexpr, C: tl.constexpr, FLIP
 
 
 @triton.jit
-def view_tile(ptr, i0, j0, h, w, sh, sw, CODE: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+def view_tile(
+    ptr, i0, j0, h, w, sh, sw, CODE: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
     """Where an h×w input keeps the TI×TJ block at (i0, j0) of its view: still transposed and column-reversed."""
     if CODE & 1:
         return tile(ptr, j0, i0, h, w, sh, sw, TJ, TI, (CODE & 2) != 0, (CODE & 4) != 0, UNIT)
@@ -48,7 +53,9 @@ def view_tile(ptr, i0, j0, h, w, sh, sw, CODE: tl.constexpr, TI: tl.constexpr, T
 
 
 @triton.jit
-def placed_tile(ptr, a0, b0, h, w, sr, sc, CODE: tl.constexpr, TA: tl.constexpr, TB: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+def placed_tile(
+    ptr, a0, b0, h, w, sr, sc, CODE: tl.constexpr, TA: tl.constexpr, TB: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
     """Where the view of an h×w input keeps the input's TA×TB block at (a0, b0): the inverse of ``view_tile``."""
     if CODE & 1:
         return tile(ptr, b0, a0, w, h, sr, sc, TB, TA, (CODE & 4) != 0, (CODE & 2) != 0, UNIT)
@@ -57,8 +64,12 @@ def placed_tile(ptr, a0, b0, h, w, sr, sc, CODE: tl.constexpr, TA: tl.constexpr,
 
 
 @triton.jit
-def arrangements(x, FORMS: tl.constexpr):
-    """A block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three."""
+def arrangements(x, FORMS: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    """An R×C block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three.
+
+    The last reverses rows before the transposition: whole rows pass through shared memory in wide accesses, where
+    mirroring columns again would take a shuffle a value.
+    """
     flipped = x
     turned = x
     both = x
@@ -67,7 +78,8 @@ def arrangements(x, FORMS: tl.constexpr):
     if FORMS & 6:
         turned = tl.trans(x)
     if FORMS & 4:
-        both = tl.flip(turned, 1)
+        reverse = tl.broadcast_to((R - 1 - tl.arange(0, R))[:, None], [R, C])
+        both = tl.trans(tl.gather(x, reverse, 0))
     return x, flipped, turned, both
 
 
@@ -98,7 +110,7 @@ def pick(AXIS: tl.constexpr, v0, v1, v2):
 
 @triton.jit
 def unravel(r, m0, m1, m2, DIMS: tl.constexpr):
-    """Split a row number into (item, p0, p1, p2) for points of an m0×m1×m2 grid; with DIMS = 2 m0 is 1, with 0 all are."""
+    """Split a row number into (item, p0, p1, p2), points of an m0×m1×m2 grid; with DIMS = 2 m0 is 1, with 0 all are."""
     zero = r * 0
     if DIMS == 0:
         return r, zero, zero, zero
@@ -241,8 +253,11 @@ def narrow(n, BIG: tl.constexpr):
 
 
 @triton.jit
-def point_offset(r, b, p0, p1, p2, n0, n1, n2, sb, s0, s1, s2, step, WORD: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr, INVERSE: tl.constexpr, CB: tl.constexpr):  # fmt: skip
-    """``map_offset`` within item b; rows that lie at a constant distance need no division, single entries none at all."""
+def point_offset(
+    r, b, p0, p1, p2, n0, n1, n2, sb, s0, s1, s2, step, WORD: tl.constexpr, DIMS: tl.constexpr,
+    DENSE: tl.constexpr, INVERSE: tl.constexpr, CB: tl.constexpr,
+):  # fmt: skip
+    """``map_offset`` within item b; rows at a constant distance need no division, single entries no product either."""
     if DENSE and WORD == 136:  # the identity: each of three axes reads itself
         if CB == 1:
             return r

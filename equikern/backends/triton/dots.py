@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compat import jit_kernel
-from .device import columns, arrangements, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
+from .device import arrangements, columns, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
 from .launch import Plan, accumulator, forms, next_power_of_two, plan_gather, plan_tiles, run, use_tiles
 from .layout import Operand, normalize, operand, parse_maps
 from .orbits import orbit
@@ -38,7 +38,7 @@ def dot_tiles(
     x += a * (xa * VEC) + b * (xb * VEC)
     y += a * (ya * VEC) + b * (yb * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
-    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS)
+    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS, TI, TJ)
     # Sums within rows first, beside one another: then one exchange between the warps serves all views.
     views = tl.arange(0, GP)[None, :]
     totals = tl.zeros([TI, GP], ACC)
@@ -83,7 +83,10 @@ def dot_points(
     y += a * (ya * (VEC * VEC_R))
     if CB > 1:
         b, q0, q1, q2 = unravel(r, n0, n1, n2, DIMS)
-        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0], False, CB)  # fmt: skip
+        offset = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0],
+            False, CB,
+        )  # fmt: skip
         v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
     else:
         b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
@@ -93,7 +96,10 @@ def dot_points(
         if CB == 1:
             offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
             v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
-        put = point_offset(r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g] if CB > 1 else 136, DIMS, DENSE[1], CB > 1, CB)  # fmt: skip
+        put = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC,
+            WORDS[g] if CB > 1 else 136, DIMS, DENSE[1], CB > 1, CB,
+        )  # fmt: skip
         product = v * tl.load(y + g * (yg * (VEC * VEC_R)) + put + c, mask=mask, other=0).to(ACC)
         totals = tl.where(views == g, tl.sum(product, 1)[:, None], totals)
         if out is not None:
@@ -101,7 +107,10 @@ def dot_points(
             if weights is not None:
                 value = v * tl.load(weights + g * wg + a * wa + b * wb, mask=within, other=0)
             at = out + a * (oa * (VEC * VEC_R)) + g * (og * (VEC * VEC_R))
-            put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, WORDS[g] if CB > 1 else 136, DIMS, DENSE[2], CB > 1, CB)  # fmt: skip
+            put = point_offset(
+                r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC,
+                WORDS[g] if CB > 1 else 136, DIMS, DENSE[2], CB > 1, CB,
+            )  # fmt: skip
             tl.store(at + put + c, value.to(out.dtype.element_ty), mask=mask)
     view = tl.arange(0, GP)
     tl.store(partial + (view * na + a) * units + pid % units, tl.sum(totals, 0), mask=view < len(WORDS))
@@ -125,7 +134,9 @@ def plan(
     operands = (x, y, out, weights, dots)
     scalars = {"na": layout.a, "units": 0}
     if use_tiles(layout, views):
-        found = plan_tiles(dot_tiles, layout, views, operands, "xyo", "w", scalars, {**constants, "FORMS": forms(views)}, False)
+        found = plan_tiles(
+            dot_tiles, layout, views, operands, "xyo", "w", scalars, {**constants, "FORMS": forms(views)}, False
+        )
     else:
         found = plan_gather(dot_points, layout, views, operands, "xyo", "w", scalars, constants)
     units = found.grid[0] // layout.a
@@ -178,9 +189,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     torch.sum(partial, -1, out=dots)
 
 
-def _pointwise(
-    x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
-) -> None:
+def _pointwise(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """Sums of a single product: every plane is one point."""
     torch.mul(x.reshape(dots.shape[1:]).to(dots.dtype), y.reshape(dots.shape).to(dots.dtype), out=dots)
     if out is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .compat import launch
 from .layout import Layout, Operand, Views
 
 __all__ = [
@@ -25,10 +26,11 @@ __all__ = [
     "use_tiles",
 ]
 
-# The numbers that tune. A program handles ELEMENTS values of one view: 16 bytes a thread at four warps of bf16.
+# The numbers that tune: a program handles ELEMENTS values of one view: 16 bytes a thread at 128 threads of bf16.
 ELEMENTS = {1: 4096, 2: 1024, 4: 1024, 8: 1024}  # by bytes per value
 SIDE = {1: 64, 2: 32, 4: 32, 8: 32}  # of the square tiles that transposing views need
 MOST_WARPS = 8
+LANES = 64 if torch.version.hip else 32  # threads of a warp; CDNA's wavefronts are twice as wide
 SMALL_PLANE = 256  # up to here a tile is mostly padding, and a plane fits in a few cache lines
 FLAT = 256  # values per program where each is addressed on its own: two a thread
 
@@ -51,6 +53,7 @@ class Plan:
     scalars: tuple[int | float, ...]
     constants: Mapping[str, Any]
     num_warps: int
+    repeat: dict[int, Callable[..., None]] = field(init=False, compare=False, default_factory=dict)  # by device
 
     def with_first_scalar(self, value: int) -> Plan:
         """The same launch with another value for the kernel's first scalar."""
@@ -75,19 +78,29 @@ def make_plan(
         pointers=tuple(o.dtype if o else None for o in operands),
         aligned=tuple(o.aligned if o else False for o in operands),
         scalars=tuple(scalars[name] for name in names if name not in constants),
-        constants=dict(constants),
+        constants={name: constants[name] for name in names if name in constants},
         num_warps=num_warps,
     )
 
 
-def run(plan: Plan, *tensors: Tensor | None) -> None:
+def run(plan: Plan, first: Tensor, *others: Tensor | None) -> None:
     """Launch on the device the tensors are on, in its current stream."""
-    device = next(t for t in tensors if t is not None).device
+    device = first.device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            plan.kernel[plan.grid](*tensors, *plan.scalars, **plan.constants, num_warps=plan.num_warps)
+            _launch(plan, device.index, (first, *others))
     else:
-        plan.kernel[plan.grid](*tensors, *plan.scalars, **plan.constants, num_warps=plan.num_warps)
+        _launch(plan, device.index or 0, (first, *others))
+
+
+def _launch(plan: Plan, device: int, tensors: tuple[Tensor | None, ...]) -> None:
+    repeat = plan.repeat.get(device)
+    if repeat is not None:
+        repeat(*tensors, *plan.scalars, *plan.constants.values())
+        return
+    checked = launch(plan.kernel, plan.grid, (*tensors, *plan.scalars), plan.constants, plan.num_warps)
+    if checked is not None:
+        plan.repeat[device] = checked
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -111,13 +124,13 @@ def column_block(n: int, limit: int) -> int:
     return block
 
 
-def warps(elements: int, itemsize: int) -> int:
-    """Enough warps that every thread moves 16 bytes of the block at once."""
-    return max(1, min(MOST_WARPS, elements * itemsize // (32 * _VECTOR_BYTES)))
+def warps(elements: int, vector: int) -> int:
+    """Enough warps that every thread moves one vector of the block at a time, or two values where there is none."""
+    return max(1, min(MOST_WARPS, elements // (LANES * max(vector, 2))))
 
 
-def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, int, int]:
-    """Rows and columns of a tile of an h×w plane, and the warps of its program."""
+def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, int]:
+    """Rows and columns of a tile of an h×w plane."""
     if transposes:
         side = SIDE[itemsize]
         while side > 16:
@@ -125,21 +138,17 @@ def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, in
             if area <= 1.5 * smaller:
                 break
             side //= 2
-        return side, side, warps(side * side, itemsize)
+        return side, side
     # A row of at most 256 bytes stays within one warp, which then mirrors it without shared memory.
     columns = column_block(w, 256 // itemsize)
-    rows = min(next_power_of_two(h), max(1, ELEMENTS[itemsize] // columns))
-    return rows, columns, warps(rows * columns, itemsize)
+    return min(next_power_of_two(h), max(1, ELEMENTS[itemsize] // columns)), columns
 
 
-def gather_block(rows: int, c: int, itemsize: int) -> tuple[int, int, int]:
-    """Points and entries per point of one program, and its warps."""
-    if c == 1:
-        points = min(next_power_of_two(rows), FLAT)
-        return points, 1, max(1, min(4, points // 32))
+def gather_block(rows: int, c: int, itemsize: int, moves: bool) -> tuple[int, int]:
+    """Points and entries per point of one program."""
     entries = column_block(c, ELEMENTS[itemsize])
-    points = min(next_power_of_two(rows), max(1, ELEMENTS[itemsize] // entries))
-    return points, entries, warps(points * entries, itemsize)
+    elements = FLAT if c == 1 and moves else ELEMENTS[itemsize]
+    return min(next_power_of_two(rows), max(1, elements // entries)), entries
 
 
 def vector_length(itemsize: int, values: Sequence[int]) -> int:
@@ -194,7 +203,7 @@ def plan_tiles(
     transposes = any(code & 1 for code in views.codes)
     h, w = layout.h, layout.w
     rows, cols = (w, h) if by_view and transposes else (h, w)
-    ti, tj, num_warps = tile_block(rows, cols, itemsize, transposes)
+    ti, tj = tile_block(rows, cols, itemsize, transposes)
     unit = all(s[5] == 1 for s in layout.moving)
     divisors = [w, h if transposes else 0, *(v for s in layout.moving for v in (*s[:3], s[4]))]
     vec = vector_length(itemsize, divisors) if unit else 1
@@ -227,7 +236,7 @@ def plan_tiles(
             "VEC_H": vec if transposes else 1,
             "UNIT": unit,
         },
-        num_warps,
+        warps(ti * tj, vec),
     )
 
 
@@ -246,7 +255,7 @@ def plan_gather(
     See ``plan_tiles`` for the arguments.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
-    points, entries, num_warps = gather_block(layout.rows, layout.c, itemsize)
+    points, entries = gather_block(layout.rows, layout.c, itemsize, views.moves)
     sizes = _view_sizes(layout, views)
     # Points that follow one another in memory need no division for their offset.
     inside = (layout.d, layout.h, layout.w)
@@ -295,7 +304,7 @@ def plan_gather(
             "DENSE": tuple(step is not None for step in steps),
             "BIG": layout.rows + points >= 2**31,
         },
-        num_warps,
+        warps(points * entries, vec * vec_rows),
     )
 
 

@@ -80,7 +80,9 @@ def parse_maps(maps: str) -> Views:
         letters = _AXES[: 3 - dims] + (name if dims else "")
         axes = [_AXES.index(letter.lower()) for letter in letters]
         flipped = [letter.isupper() for letter in letters]
-        words.append(sum((axis + 4 * flip) << (3 * k) for k, (axis, flip) in enumerate(zip(axes, flipped, strict=True))))
+        words.append(
+            sum((axis + 4 * flip) << (3 * k) for k, (axis, flip) in enumerate(zip(axes, flipped, strict=True)))
+        )
         codes.append((axes[1] == 2) + 2 * ("H" in letters) + 4 * ("W" in letters))
     identity = sum(axis << (3 * axis) for axis in range(3))
     return Views(
@@ -169,7 +171,7 @@ def normalize(
     if split is None:
         if len(tail) > 2:
             return None
-        a, b = ([none, none] + tail)[-2:]
+        a, b = [none, none, *tail][-2:]
     else:
         if len(tail) > 1:
             return None
@@ -196,6 +198,7 @@ def normalize(
         c=c[0],
         moving=tuple(strides(k, o, group) for k, (o, group) in enumerate(moving)),
         fixed=tuple(
-            (o.stride[0] if o is not None and group else 0, a[1][n + k], b[1][n + k]) for k, (o, group) in enumerate(fixed)
+            (o.stride[0] if o is not None and group else 0, a[1][n + k], b[1][n + k])
+            for k, (o, group) in enumerate(fixed)
         ),
     )

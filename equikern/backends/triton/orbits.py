@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compat import jit_kernel
-from .device import columns, arrangements, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
+from .device import arrangements, columns, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
 from .launch import Plan, accumulator, forms, plan_gather, plan_tiles, run, use_tiles
 from .layout import Operand, as_words, normalize, operand, parse_maps
 
@@ -17,7 +17,8 @@ __all__ = ["orbit", "plan"]
 
 @jit_kernel
 def orbit_tiles(
-    x, out, weights, index, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    x, out, weights, index, scale: tl.float64,
+    tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
@@ -35,7 +36,7 @@ def orbit_tiles(
     x += a * (xa * VEC) + b * (xb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
-    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS)
+    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS, TI, TJ)
     if index is not None:
         chosen = tl.load(index + a * ka + b * kb)
     for g in tl.static_range(len(CODES)):
@@ -76,7 +77,10 @@ def orbit_points(
     out += a * (oa * (VEC * VEC_R))
     if CB > 1:
         b, q0, q1, q2 = unravel(r, n0, n1, n2, DIMS)
-        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0], False, CB)  # fmt: skip
+        offset = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0],
+            False, CB,
+        )  # fmt: skip
         v = tl.load(x + offset + c, mask=mask, other=0)
     else:
         b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
@@ -85,7 +89,10 @@ def orbit_points(
         chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
     for g in tl.static_range(len(WORDS)):
         if CB > 1:
-            put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, WORDS[g], DIMS, DENSE[1], True, CB)  # fmt: skip
+            put = point_offset(
+                r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, WORDS[g], DIMS,
+                DENSE[1], True, CB,
+            )  # fmt: skip
         else:
             offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
             v = tl.load(x + offset + c, mask=mask, other=0)
@@ -116,7 +123,9 @@ def plan(
     operands = (x, out, weights, index)
     scalars = {"scale": scale}
     if use_tiles(layout, views):
-        return plan_tiles(orbit_tiles, layout, views, operands, "xo", "wk", scalars, {**constants, "FORMS": forms(views)}, False)
+        return plan_tiles(
+            orbit_tiles, layout, views, operands, "xo", "wk", scalars, {**constants, "FORMS": forms(views)}, False
+        )
     return plan_gather(orbit_points, layout, views, operands, "xo", "wk", scalars, constants)
 
 

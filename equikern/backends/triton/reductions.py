@@ -19,7 +19,10 @@ OPS = ("sum", "max", "min", "gmean", "hmean", "tsharpen", "logodd", "std", "mean
 
 
 @triton.jit
-def _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, MEMBERS: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def _class_of_views(
+    y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, MEMBERS: tl.constexpr, OP: tl.constexpr,
+    TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Reduce the views whose blocks must later be arranged in the same way."""
     for k in tl.static_range(len(MEMBERS)):
         ptrs, mask = view_tile(y + MEMBERS[k] * yg, i0, j0, h, w, yh, yw, CODES[MEMBERS[k]], TI, TJ, UNIT)
@@ -35,17 +38,17 @@ def _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexp
 
 
 @triton.jit
-def _mirrored(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def _mirrored(
+    y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr,
+    OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Two classes that differ in the direction of the columns: one mirroring in registers serves all their views."""
     if len(FLIPPED) == 0:
         return _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, PLAIN, OP, TI, TJ, UNIT, ACC)
     else:
         t, n = _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, FLIPPED, OP, TI, TJ, UNIT, ACC)
         t = tl.flip(t, 1)
-        if OP == "std" or OP == "mean_std":
-            n = tl.flip(n, 1)
-        else:
-            n = t
+        n = tl.flip(n, 1) if OP == "std" or OP == "mean_std" else t
         if len(PLAIN) == 0:
             return t, n
         else:
@@ -61,10 +64,10 @@ def reduce_tiles(
     pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     CODES: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr, BOTH: tl.constexpr,
-    OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr,
-    ACC: tl.constexpr,
+    OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile, for any group."""
+    """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile."""
     pid = tl.program_id(0)
     i0 = (pid % tiles // across).to(tl.int64) * TI
     j0 = (pid % tiles % across).to(tl.int64) * TJ
@@ -77,14 +80,16 @@ def reduce_tiles(
     if weights is not None:
         weights += a * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
-        s, m = _mirrored(y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, STRAIGHT, MIRRORED, OP, TI, TJ, UNIT, ACC)  # fmt: skip
+        s, m = _mirrored(
+            y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, STRAIGHT, MIRRORED, OP, TI, TJ, UNIT,
+            ACC,
+        )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
-        t, n = _mirrored(y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, TURNED, BOTH, OP, TI, TJ, UNIT, ACC)  # fmt: skip
+        t, n = _mirrored(
+            y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, TURNED, BOTH, OP, TI, TJ, UNIT, ACC,
+        )  # fmt: skip
         t = tl.trans(t)
-        if OP == "std" or OP == "mean_std":
-            n = tl.trans(n)
-        else:
-            n = t
+        n = tl.trans(n) if OP == "std" or OP == "mean_std" else t
         if len(STRAIGHT) + len(MIRRORED) > 0:
             s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
         else:
@@ -106,7 +111,7 @@ def reduce_tiles(
         tl.store(ptrs, finish(m, scale, len(CODES), "std").to(out2.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit_kernel
 def reduce_points(
     y, out, out2, weights, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
@@ -129,7 +134,10 @@ def reduce_points(
     b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
     y += a * ya
     for g in tl.static_range(len(WORDS)):
-        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS, DENSE[0], False, CB)  # fmt: skip
+        offset = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS,
+            DENSE[0], False, CB,
+        )  # fmt: skip
         v = prepare(tl.load(y + g * (yg * (VEC * VEC_R)) + offset + c, mask=mask, other=0).to(ACC), OP)
         if weights is not None:
             at = weights + g * wg + (pid // column_blocks // row_blocks) * wa + b * wb
@@ -141,10 +149,16 @@ def reduce_points(
             s, m = combine(s, m, g, v, 0.0, 1, OP)
     if OP == "std":
         s = m
-    offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1], False, CB)  # fmt: skip
+    offset = point_offset(
+        r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1],
+        False, CB,
+    )  # fmt: skip
     tl.store(out + a * oa + offset + c, finish(s, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
     if out2 is not None:
-        offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2], False, CB)  # fmt: skip
+        offset = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2],
+            False, CB,
+        )  # fmt: skip
         spread = finish(m, scale, len(WORDS), "std")
         tl.store(out2 + a * pa + offset + c, spread.to(out2.dtype.element_ty), mask=mask)
 

@@ -23,14 +23,25 @@ def best(scores, step, mask, COUNT: tl.constexpr, MINIMUM: tl.constexpr):
     winner = tl.zeros_like(least).to(tl.int64)
     for g in tl.static_range(1, COUNT):
         score = tl.load(scores + g * step, mask=mask, other=0)
-        if MINIMUM:
-            better = score < least
-        else:
-            better = score > least
+        better = score < least if MINIMUM else score > least
         better = better | ((least != least) & (score == score))
         winner = tl.where(better, g, winner)
         least = tl.where(better, score, least)
     return winner
+
+
+@triton.jit
+def mirrored_if(flag, v):
+    if flag:
+        v = tl.flip(v, 1)
+    return v
+
+
+@triton.jit
+def turned_if(flag, v):
+    if flag:
+        v = tl.trans(v)
+    return v
 
 
 @jit_kernel
@@ -72,19 +83,15 @@ def select_tiles(
     col = tl.arange(0, TJ)[None, :]
     mask = (row >= 0) & (row < h) & (col >= tl.maximum(-first, 0).to(tl.int32))
     mask = mask & (col < tl.minimum(w - first, TJ).to(tl.int32))
-    if UNIT:
-        ptrs = y + first + (row * (yh * VEC) + col)
-    else:
-        ptrs = y + first * yw + (row * (yh * VEC) + col * yw)
+    step = 1 if UNIT else yw
+    ptrs = y + first * step + (row * (yh * VEC) + col * step)
     v = tl.load(ptrs, mask=mask, other=0)
     if MIRRORS:
-        if (code & 4) != 0:
-            v = tl.flip(v, 1)
+        v = mirrored_if((code & 4) != 0, v)
     rows = h
     cols = w
     if TURNS:
-        if (code & 1) != 0:
-            v = tl.trans(v)
+        v = turned_if((code & 1) != 0, v)
         rows = tl.where((code & 1) != 0, w, h)
         cols = tl.where((code & 1) != 0, h, w)
     out += a * (oa * VEC) + b * (ob * VEC)
@@ -123,18 +130,22 @@ def select_points(
         chosen = tl.minimum(tl.maximum(chosen, 0), len(WORDS) - 1)
     offset = tl.zeros_like(chosen)
     for g in tl.static_range(len(WORDS)):
-        at = point_offset(r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS, DENSE[0], False, CB)  # fmt: skip
+        at = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS,
+            DENSE[0], False, CB,
+        )  # fmt: skip
         offset = tl.where(chosen == g, at, offset)
     offset += chosen * (yg * (VEC * VEC_R))
     v = tl.load(y + a * (ya * (VEC * VEC_R)) + offset + c, mask=mask, other=0)
-    put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1], False, CB)  # fmt: skip
+    put = point_offset(
+        r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1],
+        False, CB,
+    )  # fmt: skip
     tl.store(out + a * (oa * (VEC * VEC_R)) + put + c, v, mask=mask)
 
 
 @lru_cache(maxsize=1024)
-def plan(
-    maps: str, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand
-) -> Plan | None:
+def plan(maps: str, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
     views = parse_maps(maps)
     layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])

@@ -1,0 +1,268 @@
+"""Compile the Triton kernels for GPUs this machine does not have, and read the machine code they become.
+
+``python python_tests/triton_audit.py`` prints a table for Hopper: registers, barriers, shuffles, the widths of global
+accesses. ``--compile sm_80 gfx942 …`` only compiles. What is compiled are the plans that the launches use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from equikern.backends.triton import launch
+from equikern.backends.triton.launch import Plan
+from equikern.backends.triton.layout import Operand
+
+D4 = "hw Wh HW wH hW wh Hw WH"
+C4 = "hw Wh HW wH"
+FLIPS = "hw hW Hw HW"
+OCTANTS = "dhw dhW dHw dHW Dhw DhW DHw DHW"
+STILL = ". . . . . . . ."
+
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "u8": torch.uint8,
+}
+
+
+def dense(shape: Iterable[int], dtype: torch.dtype) -> Operand:
+    """A contiguous tensor that starts on 16 bytes."""
+    sizes = tuple(shape)
+    strides = [1]
+    for size in reversed(sizes[1:]):
+        strides.insert(0, strides[0] * size)
+    return Operand(sizes, tuple(strides[: len(sizes)]), dtype, True)
+
+
+def channels_last(shape: Iterable[int], dtype: torch.dtype) -> Operand:
+    """The same with the channels of a pixel next to one another."""
+    *lead, c, h, w = shape
+    inner = dense((*lead, h, w, c), dtype).stride
+    return Operand((*lead, c, h, w), (*inner[:-3], 1, inner[-3], inner[-2]), dtype, True)
+
+
+Describe = Callable[[Iterable[int], torch.dtype], Operand]
+
+
+def _mean(maps: str, y: Operand, out: Operand, op: str = "sum", weighted: bool = False) -> Plan | None:
+    from equikern.backends.triton import reductions
+
+    weights = dense(y.shape[:2], _wide(y.dtype)) if weighted else None
+    return reductions.plan.__wrapped__(maps, op, 0.125, y, out, out if op == "mean_std" else None, weights)
+
+
+def _orbit(maps: str, x: Operand, out: Operand, scale: float = 1.0, factors: bool = False) -> Plan | None:
+    from equikern.backends.triton import orbits
+
+    weights = dense(out.shape[:2], _wide(x.dtype)) if factors else None
+    return orbits.plan.__wrapped__(maps, scale, x, out, weights, dense(x.shape[:1], torch.int64) if factors else None)
+
+
+def _dot(maps: str, x: Operand, y: Operand) -> Plan | None:
+    from equikern.backends.triton import dots
+
+    weights = dense(y.shape[:2], _wide(y.dtype))
+    found = dots.plan.__wrapped__(maps, x, y, y, weights, weights)
+    return found[0] if found else None
+
+
+def _select(maps: str, y: Operand, out: Operand, scored: bool) -> Plan | None:
+    from equikern.backends.triton import selection
+
+    scores = dense(y.shape[:2], torch.float32) if scored else None
+    return selection.plan.__wrapped__(maps, True, y, out, scores, dense(y.shape[1:2], torch.int64))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def build(case: str) -> Plan:
+    """The plan of a case such as ``"mean d4 bf16 224x224 cl"``: kernel, group, dtype, size, channels-last."""
+    kind, group, kernel_dtype, size, *rest = case.split(" ")
+    maps = {"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "still": STILL}[group]
+    describe: Describe = channels_last if rest else dense
+    dtype = DTYPES[kernel_dtype]
+    sizes = tuple(map(int, size.split("x")))
+    views = maps.count(" ") + 1
+    shape = (4, 64, *sizes)
+    x, y = describe(shape, dtype), describe((views, *shape), dtype)
+    found = {
+        "mean": lambda: _mean(maps, y, x),
+        "weighted": lambda: _mean(maps, y, x, weighted=True),
+        "max": lambda: _mean(maps, y, x, "max"),
+        "gmean": lambda: _mean(maps, y, x, "gmean"),
+        "hmean": lambda: _mean(maps, y, x, "hmean"),
+        "tsharpen": lambda: _mean(maps, y, x, "tsharpen"),
+        "logodd": lambda: _mean(maps, y, x, "logodd"),
+        "mean_std": lambda: _mean(maps, y, x, "mean_std"),
+        "orbit": lambda: _orbit(maps, x, y),
+        "scaled": lambda: _orbit(maps, x, y, 0.125),
+        "adjoint": lambda: _orbit(maps, x, y, 0.125, True),
+        "dot": lambda: _dot(maps, x, y),
+        "select": lambda: _select(maps, y, x, True),
+        "take": lambda: _select(maps, y, x, False),
+    }[kind]()
+    assert found is not None, f"{case}: would be copied first"
+    return found
+
+
+KERNELS = ("mean", "weighted", "orbit", "dot", "select")
+
+# Shapes whose rows are whole vectors: here the machine code must move 16 bytes at a time.
+ALIGNED = [
+    f"{kind} d4 {dtype} 224x224{layout}" for kind in KERNELS for dtype in ("bf16", "fp32") for layout in ("", " cl")
+]
+ALIGNED += ["mean c4 fp16 56x56", "orbit flips bf16 56x56", "mean still bf16 8x8"]
+
+OTHERS = [
+    "max d4 fp16 224x224",
+    "mean_std d4 bf16 224x224",
+    "gmean c4 fp32 224x224",
+    "hmean c4 fp16 14x14",
+    "tsharpen c4 fp64 224x224",
+    "logodd c4 fp64 7x7",
+    "scaled d4 fp64 224x224",
+    "adjoint c4 bf16 224x224",
+    "adjoint c4 fp16 7x7",
+    "take d4 u8 224x224",
+    "mean d4 bf16 37x37",
+    "mean d4 fp32 7x7",
+    "mean flips bf16 37x53",
+    "orbit d4 bf16 37x37",
+    "orbit d4 fp16 7x7",
+    "orbit octants fp32 8x16x16",
+    "dot d4 bf16 37x37",
+    "dot c4 fp64 224x224",
+    "dot d4 fp32 7x7",
+    "dot still fp32 8x8",
+    "select c4 fp64 37x37",
+    "select d4 fp16 7x7",
+    "mean octants fp32 8x16x16",
+]
+
+CASES = ALIGNED + OTHERS
+FEW = ["mean d4 bf16 224x224", "weighted d4 fp32 224x224 cl", "orbit c4 fp16 224x224", "dot d4 fp32 224x224"]
+FEW += [
+    "select d4 bf16 37x37",
+    "mean_std c4 fp64 7x7",
+    "dot c4 bf16 7x7",
+    "take octants u8 8x16x16",
+    "logodd c4 fp32 37x37",
+]
+
+_ACCESS = re.compile(r"\b((?:LDG|STG|SHFL|BAR|LDL|STL|ATOM|RED)\b[\w.]*)")
+_USAGE = re.compile(r"\b(REG|STACK|LOCAL|SHARED):(\d+)")
+
+
+def tools() -> Path:
+    """Where the installed Triton keeps NVIDIA's binary tools."""
+    import triton  # type: ignore[import-untyped, unused-ignore]
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def machine_code(cubin: bytes) -> dict[str, Any]:
+    """Count what matters in an NVIDIA binary."""
+    cuobjdump = tools() / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        run = [
+            subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
+            for flag in ("-sass", "-res-usage")
+        ]
+    found = [match.split(".") for match in _ACCESS.findall(run[0])]
+    usage = {name: int(value) for name, value in _USAGE.findall(run[1])}
+    counts = Counter(parts[0] for parts in found)
+    wide = Counter(parts[0] for parts in found if "128" in parts)
+    return {
+        "registers": usage["REG"],
+        "stack": usage["STACK"],
+        "local": usage["LOCAL"],
+        "shared": usage["SHARED"],
+        "barriers": counts["BAR"],
+        "shuffles": counts["SHFL"],
+        "loads": counts["LDG"],
+        "loads_128": wide["LDG"],
+        "stores": counts["STG"],
+        "stores_128": wide["STG"],
+        "spills": counts["LDL"] + counts["STL"],
+        "atomics": counts["ATOM"] + counts["RED"],
+    }
+
+
+def audit(job: tuple[str, str, bool]) -> dict[str, Any]:
+    """Compile a case for a target, and look inside if asked to."""
+    from equikern.backends.triton.compat import compile_kernel, version
+
+    case, target, inspect = job
+    launch.LANES = 64 if target.startswith("gfx") else 32  # as a torch build for the target would set it
+    plan = build(case)
+    try:
+        binary = compile_kernel(plan.kernel, target, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
+    except Exception as error:  # a compiler may raise anything; the report says which case it was
+        return {"case": case, "target": target, "error": f"{type(error).__name__}: {error}"[-2000:]}
+    code = machine_code(binary.asm["cubin"]) if inspect else {}
+    return {"case": case, "target": target, "triton": version(), "warps": plan.num_warps, **code}
+
+
+def audit_all(cases: Iterable[str], targets: Iterable[str], inspect: bool = False) -> list[dict[str, Any]]:
+    """Every case on every target, in two processes."""
+    jobs = [(case, target, inspect) for target in targets for case in cases]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(audit, jobs, chunksize=4))
+
+
+def table(records: Iterable[dict[str, Any]]) -> str:
+    """The counts as a Markdown table."""
+    columns = [
+        "case",
+        "warps",
+        "registers",
+        "barriers",
+        "shuffles",
+        "loads",
+        "loads_128",
+        "stores",
+        "stores_128",
+        "shared",
+    ]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(str(r.get(column, r.get("error", ""))) for column in columns) + " |" for r in records]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", nargs="+", metavar="TARGET", help="only compile, for these targets")
+    parser.add_argument("--few", action="store_true", help="a few representative cases")
+    parser.add_argument("--json", action="store_true", help="print records instead of a table")
+    options = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("the interpreter replaces the kernels: unset TRITON_INTERPRET")
+    cases = FEW if options.few else CASES
+    records = audit_all(cases, options.compile or ["sm_90"], inspect=not options.compile)
+    print(json.dumps(records) if options.json else table(records))
+
+
+if __name__ == "__main__":
+    main()
