@@ -1,44 +1,34 @@
-// The index map of a 2D grid view, shared by the CPU and the CUDA kernels.
-//
-// An element code says how a view reads its input (H rows, W columns):
-//   bit 0: transpose, output rows run along the input's columns
-//   bit 1: the input's rows are read backwards
-//   bit 2: the input's columns are read backwards
+// Index maps of the grid actions, shared by the C++ and the CUDA kernels so that one arithmetic is tested for both.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define EQK_HD __host__ __device__
+#if defined(__CUDACC__)
+#define EQK_HD __host__ __device__ inline
 #else
-#define EQK_HD
+#define EQK_HD inline
 #endif
 
 namespace equikern {
 
-constexpr unsigned kTranspose = 1, kReverseRows = 2, kReverseCols = 4;
+// One view of an H×W plane: (a, b) = transposed ? (j, i) : (i, j), then a and b are mirrored where their bit is set.
+constexpr unsigned kTranspose = 1, kReverseH = 2, kReverseW = 4;
 
-template <class Index>
-struct Pixel {
-  Index row, col;
+struct Point {
+  long long row, col;
 };
 
-// The input pixel that pixel (i, j) of the view shows: view[i, j] = input[source(i, j)].
-template <class Index>
-EQK_HD inline Pixel<Index> source_pixel(unsigned code, Index i, Index j, Index H, Index W) {
-  Index row = code & kTranspose ? j : i;
-  Index col = code & kTranspose ? i : j;
-  if (code & kReverseRows) row = H - 1 - row;
-  if (code & kReverseCols) col = W - 1 - col;
-  return {row, col};
+// The point of the H×W plane that point (i, j) of the view shows.
+EQK_HD Point source_point(unsigned code, long long i, long long j, long long H, long long W) {
+  Point p{code & kTranspose ? j : i, code & kTranspose ? i : j};
+  if (code & kReverseH) p.row = H - 1 - p.row;
+  if (code & kReverseW) p.col = W - 1 - p.col;
+  return p;
 }
 
-// The inverse: where the view shows pixel (row, col) of the input.
-template <class Index>
-EQK_HD inline Pixel<Index> target_pixel(unsigned code, Index row, Index col, Index H, Index W) {
-  if (code & kReverseRows) row = H - 1 - row;
-  if (code & kReverseCols) col = W - 1 - col;
-  return code & kTranspose ? Pixel<Index>{col, row} : Pixel<Index>{row, col};
+// The inverse: the point of the view that shows point (row, col) of the H×W plane.
+EQK_HD Point target_point(unsigned code, long long row, long long col, long long H, long long W) {
+  if (code & kReverseH) row = H - 1 - row;
+  if (code & kReverseW) col = W - 1 - col;
+  return code & kTranspose ? Point{col, row} : Point{row, col};
 }
 
 }  // namespace equikern
