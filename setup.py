@@ -7,7 +7,6 @@ EQUIKERN_REQUIRE_NATIVE=1 (no fallback to plain torch), EQUIKERN_SANITIZE=addres
 import contextlib
 import json
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -60,8 +59,8 @@ def cuda_archs(nvcc_version):
     for arch in archs:
         if not (match := re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", arch)):
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected entries such as 8.0, 9.0a or 10.0+PTX, got {arch!r}")
-        number, ptx = match[1] + match[2], match[3]
-        flags.append(f"-gencode=arch=compute_{number},code=" + (f"[sm_{number},compute_{number}]" if ptx else f"sm_{number}"))  # fmt: skip  # noqa: E501
+        number, kinds = match[1] + match[2], ("sm", "compute") if match[3] else ("sm",)
+        flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
     return archs, " ".join(flags)
 
 
@@ -74,10 +73,10 @@ def write_ninja(build, cxx, nvcc):
     if not headers.exists():
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
-    debug = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
+    sanitizers += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
     flags = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", *([] if DARWIN else ["-fopenmp"])]
-    flags += [*shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers, *debug]
-    isa = ISA if platform.machine().lower() in ("x86_64", "amd64") else {}
+    flags += [*shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
+    isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {}
     suffix = {f: f.stem.rpartition("_")[2] for f in sorted((CSRC / "cpu").glob("*.cpp"))}
     sources = [CSRC / "bindings.cpp", *(f for f in suffix if suffix[f] in isa or suffix[f] not in ISA)]
     info = {"compiler": version(cxx), "flags": " ".join(flags), "cuda": bool(nvcc)}
