@@ -360,6 +360,40 @@ else:
             runs.append(dots)
         assert torch.equal(*runs)
 
+    def test_offsets_beyond_32_bits() -> None:
+        # Memory of which few pages are ever touched; a view lies 2³¹ + 16 entries behind the one before. The sizes are
+        # odd since the interpreter, unlike the compiled kernel, types a stride counted in vectors by its value.
+        far = 2**31 + 16
+        memory = torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage(far + 441))  # type: ignore[no-untyped-call]
+        for size in (5, 21):
+            out = memory.as_strided((2, size, size), (far, size, 1))
+            x = torch.randint(0, 255, (size, size), dtype=torch.uint8)
+            kernels.orbit(x, out, "hw Wh", 1.0, None, None)
+            assert torch.equal(out[1], x.rot90())
+            back = torch.zeros_like(x)
+            kernels.select(out, back, torch.tensor(1), "hw wH", None, True)
+            assert torch.equal(back, x)
+
+    def test_row_numbers_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+        from equikern.backends.triton import dots, launch, orbits, reductions, selection
+
+        plans = (dots.plan, orbits.plan, reductions.plan, selection.plan)
+        monkeypatch.setattr(launch, "LARGE", 0)
+        for plan in plans:
+            plan.cache_clear()
+        try:
+            x, y, out = torch.randn(3, 5, 5), torch.randn(4, 3, 5, 5), torch.zeros(4, 3, 5, 5)
+            kernels.orbit(x, out, C4, 1.0, None, None)
+            assert torch.equal(out, torch.stack([view(x, word) for word in C4.split(" ")]))
+            kernels.reduce(y, out[0], C4, "max", 1.0, None, None)
+            assert torch.equal(out[0], torch.stack([view(y[g], w) for g, w in enumerate(C4.split(" "))]).amax(0))
+            check_dot(x, dense, C4, 2)
+            check_select(dense, (3, 5, 5), C4, 1, True, "dense")
+            check_select(channels_last, (2, 3, 4, 4), C4, 1, True, "channels_last")
+        finally:
+            for plan in plans:
+                plan.cache_clear()
+
     def test_unknown_reduction_is_named() -> None:
         with pytest.raises(ValueError, match="median"):
             kernels.reduce(torch.zeros(1, 2, 2), torch.zeros(2, 2), "hw", "median", 1.0, None, None)

@@ -1,7 +1,8 @@
 """Launch the Triton kernels on a driver that only takes notes: what would reach the GPU, without one.
 
 Prints a JSON record per call: whether a repeated launch hands over what Triton's own checked launch does, and whether
-the code (as PTX: binaries carry the time of the source file) is what ``triton_audit.py`` reads. ``--time`` prints the Python time of a call instead.
+the code is what ``triton_audit.py`` reads (compared as PTX: binaries carry the time of the source file). ``--time``
+prints the Python time of a call instead.
 """
 
 from __future__ import annotations

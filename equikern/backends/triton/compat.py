@@ -1,4 +1,4 @@
-"""Everything that depends on the installed Triton's version: checked with 3.6.0, 3.7.1 and 3.9.0."""
+"""Everything that depends on the installed Triton's version: checked with 3.4.0 to 3.9.0."""
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call, no-any-return"
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 __all__ = ["OLDEST", "compile_kernel", "interpreting", "jit_kernel", "launch", "signature", "version"]
 
-OLDEST = (3, 6)  # annotated scalars in kernel signatures and tuples as constants behave alike from here on
+OLDEST = (3, 4)  # the first whose kernels take tuples as constants; torch 2.8 brings it
 
 
 def jit_kernel(fn: Any) -> Any:

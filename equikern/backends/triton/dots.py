@@ -67,7 +67,8 @@ def dot_points(
     og: tl.int64, oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     WORDS: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
-    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr, GP: tl.constexpr,
+    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, PARTS: tl.constexpr, ACC: tl.constexpr,
+    GP: tl.constexpr,
 ):  # fmt: skip
     """As ``orbit_points``: vectors follow x's order, single entries that of the views."""
     pid = tl.program_id(0)
@@ -91,7 +92,7 @@ def dot_points(
     else:
         b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
     views = tl.arange(0, GP)[None, :]
-    totals = tl.zeros([P, GP], ACC)
+    totals = tl.zeros([P * PARTS, GP], ACC)
     for g in tl.static_range(len(WORDS)):
         if CB == 1:
             offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
@@ -101,6 +102,8 @@ def dot_points(
             WORDS[g] if CB > 1 else 136, DIMS, DENSE[1], CB > 1, CB,
         )  # fmt: skip
         product = v * tl.load(y + g * (yg * (VEC * VEC_R)) + put + c, mask=mask, other=0).to(ACC)
+        # Cut into what one warp holds, so that the sums within rows need no exchange between warps.
+        product = tl.reshape(product, [P * PARTS, CB // PARTS])
         totals = tl.where(views == g, tl.sum(product, 1)[:, None], totals)
         if out is not None:
             value = v

@@ -34,6 +34,8 @@ LANES = 64 if torch.version.hip else 32  # threads of a warp; CDNA's wavefronts 
 SMALL_PLANE = 256  # up to here a tile is mostly padding, and a plane fits in a few cache lines
 FLAT = 256  # values per program where each is addressed on its own: two a thread
 
+LARGE = 2**31  # row numbers from here on are 64 bits wide
+
 _PROGRAMS = 2**31 - 1  # grid axis 0; axes 1 and 2 stop at 65,535
 _VECTOR_BYTES = 16
 
@@ -302,7 +304,8 @@ def plan_gather(
             "VEC": vec,
             "VEC_R": vec_rows,
             "DENSE": tuple(step is not None for step in steps),
-            "BIG": layout.rows + points >= 2**31,
+            "BIG": layout.rows + points >= LARGE,
+            **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
         warps(points * entries, vec * vec_rows),
     )
