@@ -78,14 +78,20 @@ def active_backend(device: torch.device | str = "cpu") -> str:
     """The name of the backend that serves a device now.
 
     Raises:
-        ValueError: the backend asked for cannot run there; the message says why.
+        TypeError, ValueError: not a device, or the backend asked for cannot run there; the message says why.
 
     Example:
         >>> with use_backend("reference"):
         ...     active_backend("cpu")
         'reference'
     """
-    return str(getattr(_choose(torch.device(device)), "__name__", "")).rpartition(".")[2]
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {device!r}: {error}") from None
+    return str(getattr(_choose(device), "__name__", "")).rpartition(".")[2]
 
 
 def _force(name: str | None) -> None:

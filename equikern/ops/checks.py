@@ -16,6 +16,7 @@ EXACT = FLOATS | {
     torch.int32,
     torch.int64,
 }  # what a permutation can move
+_MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
 
 def _tensor(name: str, value: object) -> Tensor:
@@ -54,6 +55,10 @@ def image(name: str, x: object, action: object, dtypes: frozenset[torch.dtype]) 
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {x.dtype}")
     _spatial(name, x, action, 0)
+    if x.numel() > _MOST_BYTES // (action.order * x.element_size()):  # an expanded tensor can claim any size
+        raise ValueError(
+            f"{name}: expected {action.order} views of fewer than 2**63 bytes together, got shape {tuple(x.shape)}"
+        )
     return x, action
 
 
@@ -119,21 +124,33 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
                     "call under torch.no_grad() or leave out the argument"
                 )
     if not torch.compiler.is_compiling():
-        _own_memory(name, out, (like, *inputs))
+        if out.is_neg():
+            raise ValueError(f"{name}: expected memory that holds its values, got a lazily negated view")
+        if out.device.type != "meta":
+            _own_memory(name, out, (like, *inputs))
     return out
 
 
 def _own_memory(name: str, out: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
     if out.numel() == 0:
         return
-    if any(step == 0 and size > 1 for size, step in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError(f"{name}: expected memory of its own for every element, got an expanded tensor")
+    reach = 0  # how far the finer dims reach: every dim must step over it, as the slices of any dense tensor do
+    for step, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1:
+            if step <= reach:
+                raise ValueError(
+                    f"{name}: expected memory of its own for every element, got strides {out.stride()} for shape "
+                    f"{tuple(out.shape)}: an expanded or overlapping tensor"
+                )
+            reach += (size - 1) * step
     low, high = _extent(out)
     for t in inputs:
         if t is not None and t.numel():
             start, end = _extent(t)
             if low < end and start < high:
-                raise ValueError(f"{name}: expected a tensor that shares no memory with the inputs, got one that does")
+                raise ValueError(
+                    f"{name}: expected a tensor that shares no range of memory with the inputs, got one that does"
+                )
 
 
 def _extent(t: Tensor) -> tuple[int, int]:

@@ -76,8 +76,15 @@ def _orbit(x: Tensor, maps: str, scale: float, weights: Tensor | None, index: Te
     return out
 
 
+def _written(out: Tensor) -> None:
+    """Tell autograd that the values changed: kernels write behind its back, and it may have saved this tensor."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
 def _orbit_out(x: Tensor, maps: str, out: Tensor) -> None:
     kernels(x).orbit(x, out, maps, 1.0, None, None)
+    _written(out)
 
 
 def _reduce(y: Tensor, maps: str, op: str, scale: float, weights: Tensor | None) -> Tensor:
@@ -88,6 +95,7 @@ def _reduce(y: Tensor, maps: str, op: str, scale: float, weights: Tensor | None)
 
 def _reduce_out(y: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out: Tensor) -> None:
     kernels(y).reduce(y, out, maps, op, scale, weights, None)
+    _written(out)
 
 
 def _mean_std(y: Tensor, maps: str) -> tuple[Tensor, Tensor]:
@@ -98,6 +106,8 @@ def _mean_std(y: Tensor, maps: str) -> tuple[Tensor, Tensor]:
 
 def _mean_std_out(y: Tensor, maps: str, mean: Tensor, std: Tensor) -> None:
     kernels(y).reduce(y, mean, maps, "mean_std", 1.0, None, std)
+    _written(mean)
+    _written(std)
 
 
 def _dots_empty(y: Tensor, weight_dims: int) -> Tensor:
@@ -134,6 +144,7 @@ def _index_empty(scores: Tensor) -> Tensor:
 def _select_out(y: Tensor, scores: Tensor, maps: str, minimum: bool, out: Tensor) -> Tensor:
     index = _index_empty(scores)
     kernels(y).select(y, out, index, maps, scores, minimum)
+    _written(out)
     return index
 
 
