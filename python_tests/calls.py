@@ -72,10 +72,7 @@ CALLS: dict[str, Call] = {
             "scores",
             differentiable=False,
         ),
-        *(
-            Call(op, lambda a, y, op=op: orbit_reduce(y, a, op), "views", _KINDS.get(op, "signed"))
-            for op in REDUCTIONS
-        ),
+        *(Call(op, lambda a, y, op=op: orbit_reduce(y, a, op), "views", _KINDS.get(op, "signed")) for op in REDUCTIONS),
     )
 }
 DIFFERENTIABLE = [call for call in CALLS.values() if call.differentiable]
