@@ -1,0 +1,157 @@
+"""The CUDA orbit without a GPU: its blocks run on the CPU thread by thread, its machine code is read."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from equikern.backends import cuda, reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import EXACT, LAYOUTS, bits, laid_out, random_bits
+from torch import Tensor
+
+CSRC = Path(__file__).parent.parent / "csrc"
+TURNS = ["hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"]
+MAPS = [*TURNS, "hw hW", "hw HW", "WH", "Wh wH wh", "hw Hw hW HW", "."]
+RUNS, TILES, STRIDED, VECTORS = 100, 200, 300, 50
+
+Run = Callable[[Tensor, Tensor, str], int]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Compiles the blocks for the CPU; returns which kernel was chosen, and asserts that no access was misaligned."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("blocks") / "orbit_blocks.so"
+    source = Path(__file__).parent / "orbit_blocks.cpp"
+    sanitizers = os.environ.get("EQUIKERN_SANITIZE", "undefined")
+    flags = ["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    command = [compiler, *flags, f"-fsanitize={sanitizers}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}", str(source)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    function = ctypes.CDLL(str(library)).run_orbit
+
+    def numbers(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+        return (ctypes.c_int64 * len(values))(*values)
+
+    def call(x: Tensor, out: Tensor, maps: str) -> int:
+        if maps[0] == ".":
+            x, out = x[..., None, None], out[..., None, None]
+        codes = cuda._codes(maps)
+        assert codes is not None
+        return int(
+            function(
+                ctypes.c_void_p(x.data_ptr()),
+                ctypes.c_void_p(out.data_ptr()),
+                x.dim(),
+                numbers(tuple(x.shape)),
+                numbers(x.stride()),
+                numbers(out.stride()),
+                len(codes),
+                (ctypes.c_uint8 * len(codes))(*codes),
+                ctypes.c_int64(x.element_size()),
+            )
+        )
+
+    return call
+
+
+def shape_of(x: Tensor, maps: str) -> tuple[int, ...]:
+    """The shape of the orbit."""
+    words = maps.split(" ")
+    turned = words[0][0] in "wW"
+    return (len(words), *x.shape[:-2], *(x.shape[:-3:-1] if turned else x.shape[-2:]))
+
+
+def check(run: Run, x: Tensor, out: Tensor, maps: str) -> int:
+    expected = torch.zeros(out.shape, dtype=out.dtype)
+    reference.orbit(x, expected, maps, 1.0, None, None)
+    chosen = run(x, out, maps)
+    assert torch.equal(bits(out), bits(expected))
+    return chosen
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("maps", MAPS)
+def test_blocks_move_the_right_bits(
+    run: Run, maps: str, data: st.DataObject, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dtype = data.draw(st.sampled_from(EXACT))
+    height = data.draw(st.integers(0, 67))
+    width = height if maps in TURNS else data.draw(st.integers(0, 67))
+    lead = data.draw(st.lists(st.integers(0, 5), max_size=3))
+    x = random_bits((*lead, height, width), dtype)
+    x = laid_out(x, data.draw(st.sampled_from(LAYOUTS)))
+    order = data.draw(st.sampled_from(["contiguous", "channels_last", "sliced", "rows", "transposed", "reversed"]))
+    out = laid_out(torch.zeros(shape_of(x, maps), dtype=dtype), order)
+    check(run, x, out, maps)
+    assert "runtime error" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize("side", [1, 7, 14, 16, 37, 64, 100])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str
+)
+def test_blocks_on_aligned_and_shifted_memory(
+    run: Run, maps: str, side: int, dtype: torch.dtype, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Tensors that start anywhere relative to a 16-byte boundary, and views that do."""
+    lead = 1 if side > 40 else 5
+    for shift in (0, 1, 3):
+        count = lead * side * side
+        raw = torch.randint(0, 256, ((count + shift) * dtype.itemsize,), dtype=torch.uint8)
+        x = raw.view(dtype)[shift:].view(lead, side, side)
+        order = len(maps.split(" "))
+        # A gap after every view and guards around it all: nothing beyond the views may be written.
+        memory = torch.full((shift + order * (count + shift) + 5,), 7, dtype=dtype)
+        out = memory[shift : shift + order * (count + shift)].view(order, -1)[:, :count].view(order, lead, side, side)
+        run(x, out, maps)
+        expected = torch.full_like(memory, 7)
+        target = expected[shift : shift + order * (count + shift)].view(order, -1)[:, :count]
+        views = torch.zeros(order, lead, side, side, dtype=dtype)
+        reference.orbit(x, views, maps, 1.0, None, None)
+        target.copy_(views.view(order, count))
+        assert torch.equal(memory.view(torch.uint8), expected.view(torch.uint8))
+    assert "runtime error" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout", "kernel"),
+    [
+        ((32, 3, 224, 224), torch.float32, "contiguous", TILES + VECTORS + 4),
+        ((4, 64, 56, 56), torch.bfloat16, "contiguous", TILES + VECTORS + 2),
+        ((2, 3, 225, 225), torch.float32, "contiguous", TILES + 4),
+        ((8, 1280, 7, 7), torch.float32, "contiguous", RUNS + 4),
+        ((2, 64, 37, 37), torch.bfloat16, "contiguous", RUNS + 2),
+        ((2, 8, 16, 16), torch.float32, "contiguous", RUNS + VECTORS + 4),
+        ((2, 64, 14, 14), torch.float32, "channels_last", STRIDED + 16),
+        ((2, 64, 14, 14), torch.bool, "channels_last", STRIDED + 16),
+        ((2, 3, 14, 14), torch.float32, "channels_last", STRIDED + 4),
+        ((2, 3, 64, 64), torch.float32, "transposed", TILES + VECTORS + 4),
+        ((2, 3, 64, 64), torch.float32, "sliced", STRIDED + 4),
+    ],
+)
+def test_which_kernel_serves_which_layout(
+    run: Run, shape: tuple[int, ...], dtype: torch.dtype, layout: str, kernel: int
+) -> None:
+    x = laid_out(random_bits(shape, dtype), layout)
+    out = laid_out(torch.zeros((4, *shape), dtype=dtype), layout)
+    assert check(run, x, out, TURNS[0]) == kernel
+
+
+def test_refusals(run: Run) -> None:
+    x = torch.zeros(2, 3, 4)
+    assert run(x, torch.zeros(2, 2, 3, 4), "hw Wh") == -1  # a rectangle, turned and not
+    assert run(x, torch.zeros(65, 2, 3, 4), " ".join(["hw"] * 65)) == -1
+    crowded = torch.zeros(9, *[3] * 9, 2, 2).permute(*range(9, -1, -1), 10, 11)[::2, ::2]
+    assert run(crowded, torch.zeros(1, *crowded.shape), "hw") == -1
