@@ -123,7 +123,7 @@ def select_points(
     if scores is not None:
         chosen = best(scores + a * sa + b * sb, sg, within, len(WORDS), MINIMUM)
         # An item's first point writes; its other points found the same.
-        first = within & (q0 == 0) & (q1 == 0) & (q2 == 0) & (pid % column_blocks == 0)
+        first = within & (q0 + q1 + q2 + pid % column_blocks == 0)
         tl.store(index + a * ka + b * kb, chosen, mask=first)
     else:
         chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
