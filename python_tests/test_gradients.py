@@ -6,6 +6,7 @@ import pytest
 import torch
 from calls import CALLS, Call
 from equikern import orbit_mean, orbit_reduce
+from equikern.ops import autograd
 from oracles import CASES, Case
 from strategies import random_values
 from torch import Tensor
@@ -65,6 +66,34 @@ def test_gradient_of_y_or_of_the_weights_alone(name: str) -> None:
     (only_weights,) = torch.autograd.grad(call.run(case.action, y.detach(), weights), weights, incoming)
     assert torch.equal(both[0], only_y)
     torch.testing.assert_close(both[1], only_weights)
+
+
+INDEX = torch.tensor([5, 2])
+D4 = CASES["d4"].action
+FORM = D4.maps, D4.inverse_maps
+# the building blocks whose derivatives are one another, on x (2, 2, 2), y (8, 2, 2, 2), weights and dots (8, 2)
+BLOCKS = {
+    "orbit": (lambda x, w: autograd.orbit(x, *FORM, 0.5, w), "xw"),
+    "total": (lambda y, w: autograd.total(y, *FORM, 0.5, w), "yw"),
+    "symmetrize": (lambda x: autograd.symmetrize(x, *FORM), "x"),
+    "dots": (lambda x, y: autograd.dots(x, y, *FORM, 2), "xy"),
+    "orbit_dot": (lambda x, y, w: autograd.orbit_dot(x, y, *FORM, w), "xyw"),
+    "take": (lambda y: autograd.take(y, INDEX, *FORM), "y"),
+    "put": (lambda x: autograd.put(x, INDEX, *FORM), "x"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_building_blocks(name: str) -> None:
+    """What only a higher derivative of a public operator calls."""
+    call, takes = BLOCKS[name]
+    shapes = {"x": (2, 2, 2), "y": (8, 2, 2, 2), "w": (8, 2)}
+    leaves = [random_values(shapes[t], torch.float64, i).requires_grad_() for i, t in enumerate(takes)]
+    assert gradcheck(call, leaves)
+    assert gradgradcheck(call, leaves)
+    for i in range(len(leaves)):  # one argument at a time takes other ways through the backward
+        alone = [t.detach().requires_grad_(i == j) for j, t in enumerate(leaves)]
+        assert gradcheck(call, alone)
 
 
 @pytest.mark.parametrize("name", [c.name for c in TRUE])
