@@ -74,10 +74,11 @@ def write_ninja(build, cxx, nvcc):
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
     sanitizers += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
-    flags = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", *([] if DARWIN else ["-fopenmp"])]
+    flags = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", *([] if DARWIN else ["-fopenmp"])]
     flags += [*shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
     isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {}
-    suffix = {f: f.stem.rpartition("_")[2] for f in sorted((CSRC / "cpu").glob("*.cpp"))}
+    # The baseline first: the linker keeps the first copy of an inline function, which must not need a newer CPU.
+    suffix = {f: f.stem.rpartition("_")[2] for f in sorted((CSRC / "cpu").glob("*.cpp"), key=lambda f: "avx" in f.name)}
     sources = [CSRC / "bindings.cpp", *(f for f in suffix if suffix[f] in isa or suffix[f] not in ISA)]
     info = {"compiler": version(cxx), "flags": " ".join(flags), "cuda": bool(nvcc)}
     info["cpu_isa"] = ["baseline", *sorted(set(suffix.values()) & set(isa))]

@@ -1,0 +1,8 @@
+// The kernels for one instruction set; setup.py adds the compiler's flags by this file's name.
+#define EQK_ISA avx2
+#include "reduce.h"
+
+namespace equikern {
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2{"avx2", avx2::orbit, avx2::reduce, avx2::orbit_dot, avx2::select};
+}  // namespace equikern

@@ -1,0 +1,8 @@
+// The kernels for one instruction set; setup.py adds the compiler's flags by this file's name.
+#define EQK_ISA avx512
+#include "reduce.h"
+
+namespace equikern {
+extern const Kernels kernels_avx512;
+const Kernels kernels_avx512{"avx512", avx512::orbit, avx512::reduce, avx512::orbit_dot, avx512::select};
+}  // namespace equikern

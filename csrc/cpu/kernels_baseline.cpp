@@ -1,0 +1,8 @@
+// The kernels for one instruction set; setup.py adds the compiler's flags by this file's name.
+#define EQK_ISA baseline
+#include "reduce.h"
+
+namespace equikern {
+extern const Kernels kernels_baseline;
+const Kernels kernels_baseline{"baseline", baseline::orbit, baseline::reduce, baseline::orbit_dot, baseline::select};
+}  // namespace equikern

@@ -1,0 +1,65 @@
+// A kernel call in canonical form: planes of pixels, addressed by a few merged outer dims.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtypes.h"
+
+namespace equikern {
+
+constexpr int kMaxDims = 16;
+constexpr int kMaxViews = 1024;
+
+// One tensor of a call; strides in elements.
+struct Side {
+  char* data = nullptr;
+  int64_t group = 0;               // between views
+  int64_t outer[kMaxDims] = {};    // of the outer dims
+  int64_t row = 0, col = 0;
+};
+
+struct Problem {
+  Dtype dtype;
+  int views = 0;
+  const uint8_t* codes = nullptr;  // one element code per view, see grid_index.h
+  int64_t H = 1, W = 1;            // the plane that is looked at
+  int64_t Ho = 1, Wo = 1;          // what a view of it measures
+  int64_t V = 1;                   // elements of a pixel that lie side by side (channels-last), moved together
+  int dims = 0;                    // outer dims, the last one running fastest
+  int64_t size[kMaxDims] = {};
+  Side in, out, other;             // other: y of orbit_dot, the second output of mean_std
+  int sides = 2;
+  // Weights, scores and indices hold one number for `planes_per_*` consecutive planes.
+  const void* weights = nullptr;   // float or double, (views, weight_columns)
+  int64_t weight_columns = 1, planes_per_weight = 1;
+  int64_t* index = nullptr;        // (index_columns)
+  int64_t planes_per_index = 1;
+  const void* scores = nullptr;    // (views, weight_columns)
+  bool scores_double = false, minimum = true;
+  void* dots = nullptr;            // (views, weight_columns)
+  double scale = 1.0;
+  bool exact = true;               // move bits: no scale, no weights
+  int op = 0;
+  int threads = 1;
+
+  int64_t planes() const {
+    int64_t n = 1;
+    for (int d = 0; d < dims; ++d) n *= size[d];
+    return n;
+  }
+};
+
+enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd };
+
+struct Kernels {
+  const char* name;
+  void (*orbit)(const Problem&);
+  void (*reduce)(const Problem&);
+  void (*orbit_dot)(const Problem&);
+  void (*select)(const Problem&);
+};
+
+const Kernels& kernels();        // for this machine
+const char* const* isa_names();  // compiled and runnable here, best first; ends with nullptr
+
+}  // namespace equikern

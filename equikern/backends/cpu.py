@@ -1,0 +1,87 @@
+"""The C++ kernels of ``csrc/cpu``: one pass over memory, SIMD chosen at run time, torch's number of threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from equikern import _C
+except ImportError as error:  # built without a C++ compiler, or not built at all
+    _C = None  # type: ignore[assignment]
+    _reason = str(error)
+
+_FLOATS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_BITS = {1: 4, 2: 5, 4: 6, 8: 7}  # by element size: integers and bool are moved, never added
+_DTYPES = dict(_FLOATS)
+for _dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+    _DTYPES[_dtype] = _BITS[_dtype.itemsize]
+_OPS = {op: k for k, op in enumerate("sum max min gmean hmean tsharpen logodd std mean_std".split())}  # enum Op
+_codes: dict[str, tuple[bytes, int]] = {}
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why these kernels cannot run on a device, or None if they can."""
+    if device.type != "cpu":
+        return "its kernels run on CPU tensors only"
+    if _C is None:
+        return f"the C++ module is not built ({_reason}); install a C++ compiler and run pip install again"
+    return None
+
+
+def _parsed(maps: str) -> tuple[bytes, int]:
+    """One code for each view (``csrc/grid_index.h``), and the number of spatial dims."""
+    found = _codes.get(maps)
+    if found is None:
+        words = maps.split(" ")
+        codes = bytes(
+            0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words
+        )
+        found = _codes[maps] = (codes, 0 if words[0] == "." else 2)
+    return found
+
+
+def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
+    """See ``reference.orbit``."""
+    codes, dims = _parsed(maps)
+    at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
+    at_index = 0
+    if index is not None:
+        at_index, keep = index.data_ptr(), index.dim()
+    _C.orbit(
+        x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), codes, dims, _DTYPES[x.dtype], scale,
+        at_weights, at_index, keep, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def reduce(
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+) -> None:
+    """See ``reference.reduce``."""
+    codes, dims = _parsed(maps)
+    at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
+    at_out2, out2_strides = (0, ()) if out2 is None else (out2.data_ptr(), out2.stride())
+    _C.reduce(
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), at_out2, out2_strides, codes, dims,
+        _FLOATS[y.dtype], _OPS[op], scale, at_weights, keep, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
+    """See ``reference.orbit_dot``."""
+    codes, dims = _parsed(maps)
+    at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
+    _C.orbit_dot(
+        x.data_ptr(), x.shape, x.stride(), y.data_ptr(), y.stride(), at_out, out_strides, dots.data_ptr(), codes, dims,
+        _FLOATS[y.dtype], 0 if weights is None else weights.data_ptr(), dots.dim() - 1, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+    """See ``reference.select``."""
+    codes, dims = _parsed(maps)
+    at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
+    _C.select(
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), codes, dims,
+        _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
+    )  # fmt: skip
