@@ -360,6 +360,20 @@ else:
             runs.append(dots)
         assert torch.equal(*runs)
 
+    @pytest.mark.parametrize("op", ["sum", "gmean", "std"])
+    def test_every_layout_gives_the_same_bits(op: str) -> None:
+        y = torch.rand(8, 3, 18, 18)
+        weights = torch.rand(8) if op == "sum" else None
+        results = []
+        for kind in ("dense", "channels_last"):
+            out = like((3, 18, 18), kind)
+            kernels.reduce(channels_last_copy(y) if kind == "channels_last" else y, out, D4, op, 1.0, weights, None)
+            results.append(out)
+        assert torch.equal(*results)
+
+    def channels_last_copy(t: Tensor) -> Tensor:
+        return t.movedim(-3, -1).contiguous().movedim(-1, -3)
+
     def test_offsets_beyond_32_bits() -> None:
         # Memory of which few pages are ever touched; a view lies 2³¹ + 16 entries behind the one before. The sizes are
         # odd since the interpreter, unlike the compiled kernel, types a stride counted in vectors by its value.

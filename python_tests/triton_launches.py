@@ -120,6 +120,7 @@ def check(call: Callable[[], None], plan: Any) -> dict[str, bool]:
         grid=plan.grid,
         **plan.constants,
         num_warps=plan.num_warps,
+        enable_fp_fusion=False,
     )
     audited = compile_kernel(plan.kernel, "sm_90", plan.pointers, plan.aligned, plan.constants, plan.num_warps)
     return {"repeats": same, "repeating": bool(plan.repeat), "audited": warm.asm["ptx"] == audited.asm["ptx"]}

@@ -67,6 +67,12 @@ def signature(kernel: Any, pointers: Sequence[torch.dtype | None]) -> dict[str, 
     return types
 
 
+def _options(num_warps: int) -> dict[str, Any]:
+    # A product fused into a sum here and not there would make results depend on the layout and on Triton's release,
+    # whose default changes with 3.10; kernels that wait for memory lose nothing.
+    return {"num_warps": num_warps, "enable_fp_fusion": False}
+
+
 def launch(
     kernel: Any, grid: tuple[int], args: tuple[Any, ...], constants: Mapping[str, Any], num_warps: int
 ) -> Callable[..., None] | None:
@@ -76,7 +82,7 @@ def launch(
     Here the same plan means the same binary. The result takes the arguments and the constants, in the kernel's order;
     it is None where there is no binary, as in the interpreter.
     """
-    compiled = kernel[grid](*args, **constants, num_warps=num_warps)
+    compiled = kernel[grid](*args, **constants, **_options(num_warps))
     return compiled[(grid[0], 1, 1)] if isinstance(compiled, CompiledKernel) else None
 
 
@@ -106,4 +112,4 @@ def compile_kernel(
         constexprs={**absent, **constants},
         attrs=attributes,
     )
-    return triton.compile(source, target=GPUTarget(backend, arch, lanes), options={"num_warps": num_warps})
+    return triton.compile(source, target=GPUTarget(backend, arch, lanes), options=_options(num_warps))

@@ -111,6 +111,52 @@ def reduce_tiles(
         tl.store(ptrs, finish(m, scale, len(CODES), "std").to(out2.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _class_at_points(
+    y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    WORDS: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr, CB: tl.constexpr,
+    OP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Reduce the views of one class."""
+    for k in tl.static_range(len(MEMBERS)):
+        offset = point_offset(
+            r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys, WORDS[MEMBERS[k]], DIMS, DENSE, False, CB,
+        )  # fmt: skip
+        v = prepare(tl.load(y + MEMBERS[k] * yg + offset, mask=mask, other=0).to(ACC), OP)
+        if weights is not None:
+            v = v * tl.load(weights + MEMBERS[k] * wg, mask=within, other=0)
+        if k == 0:
+            s = v
+            m = tl.zeros_like(v)
+        else:
+            s, m = combine(s, m, k, v, 0.0, 1, OP)
+    return s, m
+
+
+@triton.jit
+def _pair_at_points(
+    y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    WORDS: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr,
+    CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Two classes, joined as ``_mirrored`` joins them."""
+    if len(FLIPPED) > 0:
+        t, n = _class_at_points(
+            y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            WORDS, FLIPPED, DIMS, DENSE, CB, OP, ACC,
+        )  # fmt: skip
+    if len(PLAIN) > 0:
+        s, m = _class_at_points(
+            y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            WORDS, PLAIN, DIMS, DENSE, CB, OP, ACC,
+        )  # fmt: skip
+        if len(FLIPPED) > 0:
+            s, m = combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
+        return s, m
+    else:
+        return t, n
+
+
 @jit_kernel
 def reduce_points(
     y, out, out2, weights, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
@@ -119,34 +165,39 @@ def reduce_points(
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     pa: tl.int64, pb: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64, ps: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
-    WORDS: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
+    WORDS: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr, BOTH: tl.constexpr,
+    DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
     VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Reduce P points of the result, each a vector of CB entries."""
+    """Reduce P points of the result, each of CB entries, in the order of ``reduce_tiles``: to the same bits."""
     pid = tl.program_id(0)
     r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
     c = columns(pid % column_blocks, CB)
-    mask = (r < narrow(R * VEC_R, BIG)) & (c < C * VEC)
+    within = r < narrow(R * VEC_R, BIG)
+    mask = within & (c < C * VEC)
     a = (pid // column_blocks // row_blocks).to(tl.int64) * (VEC * VEC_R)
     n0 = narrow(n0, BIG)
     n1 = narrow(n1, BIG)
     n2 = narrow(n2, BIG)
     b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
     y += a * ya
-    for g in tl.static_range(len(WORDS)):
-        offset = point_offset(
-            r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS,
-            DENSE[0], False, CB,
+    if weights is not None:
+        weights += (pid // column_blocks // row_blocks) * wa + b * wb
+    if len(STRAIGHT) + len(MIRRORED) > 0:
+        s, m = _pair_at_points(
+            y + c, weights, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC,
+            y1 * VEC, y2 * VEC, ys * VEC, WORDS, STRAIGHT, MIRRORED, DIMS, DENSE[0], CB, OP, ACC,
         )  # fmt: skip
-        v = prepare(tl.load(y + g * (yg * (VEC * VEC_R)) + offset + c, mask=mask, other=0).to(ACC), OP)
-        if weights is not None:
-            at = weights + g * wg + (pid // column_blocks // row_blocks) * wa + b * wb
-            v = v * tl.load(at, mask=r < narrow(R * VEC_R, BIG), other=0)
-        if g == 0:
-            s = v
-            m = tl.zeros_like(v)
+    if len(TURNED) + len(BOTH) > 0:
+        t, n = _pair_at_points(
+            y + c, weights, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC,
+            y1 * VEC, y2 * VEC, ys * VEC, WORDS, TURNED, BOTH, DIMS, DENSE[0], CB, OP, ACC,
+        )  # fmt: skip
+        if len(STRAIGHT) + len(MIRRORED) > 0:
+            s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
         else:
-            s, m = combine(s, m, g, v, 0.0, 1, OP)
+            s = t
+            m = n
     if OP == "std":
         s = m
     offset = point_offset(
@@ -178,12 +229,11 @@ def plan(
     layout = normalize(views, [(y, True), (out, False), (second, False)], [(weights, True)])
     if layout is None:
         return None
-    constants = {"OP": op, "ACC": tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32}
+    acc = tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32
+    constants = {"OP": op, "ACC": acc, **_classes(views)}
     operands = (y, out, out2, weights)
     if use_tiles(layout, views):
-        return plan_tiles(
-            reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, {**constants, **_classes(views)}, True
-        )
+        return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, constants, True)
     return plan_gather(reduce_points, layout, views, operands, "yop", "w", {"scale": scale}, constants)
 
 
