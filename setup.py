@@ -74,22 +74,21 @@ def write_ninja(build, cxx, nvcc):
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
     sanitizers += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
-    flags = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", *([] if DARWIN else ["-fopenmp"])]
-    flags += [*shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
+    flags = "-O3 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wno-psabi" + ("" if DARWIN else " -fopenmp")
+    flags = [*flags.split(), *shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
     isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {}
     # The baseline first: the linker keeps the first copy of an inline function, which must not need a newer CPU.
     suffix = {f: f.stem.rpartition("_")[2] for f in sorted((CSRC / "cpu").glob("*.cpp"), key=lambda f: "avx" in f.name)}
     sources = [CSRC / "bindings.cpp", *(f for f in suffix if suffix[f] in isa or suffix[f] not in ISA)]
     info = {"compiler": version(cxx), "flags": " ".join(flags), "cuda": bool(nvcc)}
     info["cpu_isa"] = ["baseline", *sorted(set(suffix.values()) & set(isa))]
-    common, gencode = f"-std=c++17 -I{headers} -I{sysconfig.get_path('include')} -I{CSRC}", ""
+    info["nvcc"] = version([nvcc]) if nvcc else None
+    info["cuda_archs"], gencode = cuda_archs(info["nvcc"]) if nvcc else ([], "")
+    common = f"-std=c++17 -I{headers} -I{sysconfig.get_path('include')} -I{CSRC}"
     link = f"{shlex.join([*cxx, *flags])} -shared {'-undefined dynamic_lookup' if DARWIN else ''}"
-    if nvcc:
-        info["nvcc"] = version([nvcc])
-        info["cuda_archs"], gencode = cuda_archs(info["nvcc"])
+    if nvcc:  # which then links, since it knows where its static runtime is
         sources += sorted((CSRC / "cuda").glob("*.c*"))
         common += " -DEQUIKERN_WITH_CUDA"
-        # nvcc links, since it knows where its static runtime is.
         link = f"{nvcc} -shared -cudart static -ccbin {cxx[-1]} {' '.join(f'-Xcompiler {f}' for f in flags)}"
     depfile = "-MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc\n"
     nvflags = f"-O3 -ccbin {cxx[-1]} -Xcompiler -fPIC,-fvisibility=hidden,-Wall {gencode}"

@@ -67,3 +67,14 @@ def select(
 def cpu_isa() -> str: ...
 def cpu_features() -> list[str]: ...
 def build_config() -> dict[str, str | int | bool | None]: ...
+def cuda_orbit(
+    x: int,
+    out: int,
+    sizes: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    codes: list[int],
+    element_size: int,
+    device: int,
+    stream: int,
+) -> None: ...

@@ -125,6 +125,36 @@ def test_blocks_on_aligned_and_shifted_memory(
     assert "runtime error" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("maps", ["hw hW", "Wh wH", "HW"])
+@pytest.mark.parametrize("plane", [(8, 12), (8, 13), (13, 8), (64, 48), (40, 72)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64], ids=str)
+def test_blocks_on_padded_memory(
+    run: Run, maps: str, plane: tuple[int, int], dtype: torch.dtype, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Vectors only where every row, plane and view starts on 16 bytes; nothing is written between the rows."""
+    order, (height, width) = len(maps.split(" ")), plane
+    tall, wide = (width, height) if maps[0] in "wW" else plane
+
+    def strides(rows: int, cols: int, row_pad: int, plane_pad: int, view_pad: int) -> list[int]:
+        row = cols + row_pad
+        one = rows * row + plane_pad
+        return [2 * one + view_pad, one, row, 1]
+
+    none = (0, 0, 0, 0)
+    pads = [none, (3, 0, 0, 0), (16 - width % 16, 0, 0, 0), (16 - height % 16, 0, 0, 0)]
+    pads += [(0, 3, 0, 0), (0, 0, 3, 0), (0, 0, 0, 3), (16, 32, 48, 16)]
+    source = random_bits((20_000,), dtype)
+    for (*x_pads, x_start), (*out_pads, out_start) in [(none, pad) for pad in pads] + [(pad, none) for pad in pads]:
+        x = source.as_strided((2, height, width), strides(height, width, *x_pads)[1:], x_start)
+        memory = torch.full((60_000,), 7, dtype=dtype)
+        expected = memory.clone()
+        shape, stride = (order, 2, tall, wide), strides(tall, wide, *out_pads)
+        run(x, memory.as_strided(shape, stride, out_start), maps)
+        reference.orbit(x, expected.as_strided(shape, stride, out_start), maps, 1.0, None, None)
+        assert torch.equal(bits(memory), bits(expected))
+    assert "runtime error" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "layout", "kernel"),
     [

@@ -17,6 +17,22 @@ struct alignas(16) Vector {
   E lane[kLanes<E>];
 };
 
+// One 16-byte store: left to itself, nvcc splits some into two.
+template <class Group>
+EQK_HD void store_group(Group* to, const Group& group) {
+#if defined(__CUDA_ARCH__)
+  if (sizeof(Group) == 16) {
+    uint4 words;
+    memcpy(&words, &group, sizeof(words));
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+                 "r"(words.y), "r"(words.z), "r"(words.w)
+                 : "memory");
+    return;
+  }
+#endif
+  *to = group;
+}
+
 struct alignas(16) Bytes16 {
   uint64_t low, high;
 };
@@ -111,7 +127,7 @@ struct Tiles {
         Group group;
         const E* from = staged + view.origin + i * view.down + j * view.right;
         for (int k = 0; k < kStep; ++k) reinterpret_cast<E*>(&group)[k] = from[k * view.right];
-        *reinterpret_cast<Group*>(corner + i * p.out_row + j) = group;
+        store_group(reinterpret_cast<Group*>(corner + i * p.out_row + j), group);
       }
     }
   }
@@ -184,7 +200,7 @@ struct Runs {
         Cursor at = cursor(p, staged, start + v * kLanes<E>);
         Vector<E> vector;
         for (int k = 0; k < kLanes<E>; ++k) vector.lane[k] = next(p, view, at);
-        reinterpret_cast<Vector<E>*>(out + start)[v] = vector;
+        store_group(reinterpret_cast<Vector<E>*>(out + start) + v, vector);
       }
       for (const int single : {thread < start ? thread : n, tail})
         if (single < n) {
