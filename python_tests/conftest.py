@@ -50,6 +50,15 @@ def poisoned_memory() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """For tests of many tiny calls, where waking a second thread costs more than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=["reference", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every CPU backend in turn. EQUIKERN_REQUIRE_NATIVE=1 makes missing C++ kernels a failure."""

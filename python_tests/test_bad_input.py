@@ -20,7 +20,7 @@ from equikern import (
     trivial,
 )
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 
 C4, D4, FLIPS, HFLIP = grid("c4"), grid("d4"), grid("flips"), grid("hflip")
 NOTHING = trivial(cyclic_group(3))

@@ -11,7 +11,7 @@ from bad_input import assert_error
 from equikern import grid, orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 
 C4 = grid("c4")
 X, Y, W = torch.ones(2, 3, 6, 6), torch.ones(4, 2, 3, 6, 6), torch.ones(4)

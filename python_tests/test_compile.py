@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 D4 = CASES["d4"].action
 
 

@@ -21,7 +21,7 @@ from equikern import (
 from oracles import CASES, NAMED, Case
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 GRIDS = pytest.mark.parametrize("case", [CASES[name] for name in (*NAMED, "swap", "d4xc2")], ids=repr)
 
 Merge = Callable[[Tensor, Tensor, Action], Tensor]

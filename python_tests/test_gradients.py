@@ -12,7 +12,7 @@ from strategies import random_values
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 # "mean" and "identity" of select are gradients of a stand-in on purpose: test_select compares them with it
 TRUE = [c for c in CALLS.values() if c.differentiable and c.name not in ("select", "select identity")]
 EVERY = pytest.mark.parametrize("call", TRUE, ids=repr)

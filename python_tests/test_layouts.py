@@ -10,7 +10,7 @@ from oracles import CASES, Case
 from strategies import FLOATS, LAYOUTS, bits, laid_out, random_values
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 EVERY = pytest.mark.parametrize("call", CALLS.values(), ids=repr)
 DIFF = pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
 D4 = CASES["d4"].action

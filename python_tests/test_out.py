@@ -13,7 +13,7 @@ from oracles import CASES
 from strategies import LAYOUTS, bits, random_values
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 ACTION = CASES["d4"].action
 SIDE = 7
 WEIGHTS = random_values((8, 2), torch.float32, 2, "positive")
