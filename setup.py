@@ -131,7 +131,7 @@ class BuildNative(build_ext):
         target = Path(self.get_ext_fullpath("equikern._C"))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a stale one would be loaded if this build fails
-        build = CSRC.parent / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
+        build = CSRC.parent / "build" / f"native-{sysconfig.get_config_var('SOABI')}{ENV.get('EQUIKERN_SANITIZE', '')}"
         try:
             info = {"native": True, "reason": None, **compile_native(build)}
             shutil.copyfile(build / "_C.so", target)
