@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <string>
-#include <vector>
 
 #include "cpu/problem.h"
 
@@ -18,14 +17,26 @@ void bind_cuda(py::module_& m);
 
 namespace {
 
-typedef std::vector<int64_t> Ints;
+// The sizes or strides of one tensor, without a heap allocation: small calls are counted in hundreds of nanoseconds.
+struct Ints {
+  int64_t values[kMaxDims + 4];
+  int count = 0;
+  int64_t operator[](int k) const { return values[k]; }
+  Ints part(int from, int to) const {
+    Ints v;
+    for (int k = from; k < to; ++k) v.values[v.count++] = values[k];
+    return v;
+  }
+};
 
 // A tuple of ints such as torch's shape and stride() give.
 Ints read(const py::tuple& t) {
-  Ints v(t.size());
-  for (size_t k = 0; k < v.size(); ++k) {
-    v[k] = PyLong_AsLongLong(PyTuple_GET_ITEM(t.ptr(), Py_ssize_t(k)));
-    if (v[k] == -1 && PyErr_Occurred()) throw py::error_already_set();
+  Ints v;
+  if (t.size() > kMaxDims + 3) throw py::value_error("expected at most " + std::to_string(kMaxDims + 3) + " dims, got " + std::to_string(t.size()));
+  for (; v.count < int(t.size()); ++v.count) {
+    const int64_t n = PyLong_AsLongLong(PyTuple_GET_ITEM(t.ptr(), Py_ssize_t(v.count)));
+    if (n == -1 && PyErr_Occurred()) throw py::error_already_set();
+    v.values[v.count] = n;
   }
   return v;
 }
@@ -36,8 +47,9 @@ char* pointer(uintptr_t address) { return reinterpret_cast<char*>(address); }
 struct Builder {
   Problem p;
   Ints lead;                  // sizes of the lead dims
-  std::vector<Side*> sides;
-  std::vector<Ints> strides;  // of each side's lead dims
+  Side* sides[3];
+  Ints strides[3];            // of each side's lead dims
+  int count = 0;
   std::string transposed;     // codes seen from a transposed source
 
   Builder(const Ints& sample, int spatial, const std::string& codes, int dtype, int threads) {
@@ -46,27 +58,27 @@ struct Builder {
     p.views = int(codes.size());
     p.codes = reinterpret_cast<const uint8_t*>(codes.data());
     p.threads = std::max(1, threads);
-    lead.assign(sample.begin(), sample.end() - spatial);
-    if (spatial) p.H = sample[sample.size() - 2], p.W = sample[sample.size() - 1];
+    lead = sample.part(0, sample.count - spatial);
+    if (spatial) p.H = sample[sample.count - 2], p.W = sample[sample.count - 1];
   }
 
   // `group` tells whether the strides begin with the group axis.
   void add(Side& side, uintptr_t data, const Ints& s, bool group, int spatial) {
     side.data = pointer(data);
     side.group = group ? s[0] : 0;
-    strides.emplace_back(s.begin() + group, s.end() - spatial);
-    if (spatial) side.row = s[s.size() - 2], side.col = s[s.size() - 1];
+    if (spatial) side.row = s[s.count - 2], side.col = s[s.count - 1];
     else side.row = side.col = 1;
-    sides.push_back(&side);
+    strides[count] = s.part(group, s.count - spatial);
+    sides[count++] = &side;
   }
 
   // Dims up to `keep` stay apart from those after them: weights and indices change with them.
-  void finish(size_t keep, bool spatial) {
+  void finish(int keep, bool spatial) {
     const bool turned = p.views && (p.codes[0] & 1);
     p.Ho = turned && p.H != p.W ? p.W : p.H;
     p.Wo = turned && p.H != p.W ? p.H : p.W;
-    size_t n = lead.size();
-    auto all = [&](auto test) { for (size_t k = 0; k < sides.size(); ++k) if (!test(*sides[k], strides[k])) return false; return true; };
+    int n = lead.count;
+    auto all = [&](auto test) { for (int k = 0; k < count; ++k) if (!test(*sides[k], strides[k])) return false; return true; };
     if (spatial && n > keep && lead[n - 1] > 1 &&
         all([&](const Side& s, const Ints& st) { return st[n - 1] == 1 && s.col >= lead[n - 1]; })) {
       p.V = lead[n - 1];  // channels-last
@@ -75,10 +87,10 @@ struct Builder {
     if (!spatial) {  // no plane: the trailing dims that lie without gaps are one row
       while (n > keep && all([&](const Side& s, const Ints& st) { return st[n - 1] == p.W; })) p.W *= lead[--n];
       p.Wo = p.W;
-      for (Side* s : sides) s->row = p.W;
+      for (int k = 0; k < count; ++k) sides[k]->row = p.W;
     }
     // Outer dims: those of size one vanish, neighbours without gaps merge.
-    for (size_t d = 0; d < n; ++d) {
+    for (int d = 0; d < n; ++d) {
       if (lead[d] == 1) continue;
       const int last = p.dims - 1;
       if (p.dims && d != keep && all_merge(d, last)) {
@@ -87,17 +99,17 @@ struct Builder {
         if (p.dims == kMaxDims) throw py::value_error("more than " + std::to_string(kMaxDims) + " dims that do not merge");
         p.size[p.dims++] = lead[d];
       }
-      for (size_t k = 0; k < sides.size(); ++k) sides[k]->outer[p.dims - 1] = strides[k][d];
+      for (int k = 0; k < count; ++k) sides[k]->outer[p.dims - 1] = strides[k][d];
     }
     int64_t per = 1, columns = 1;
-    for (size_t d = 0; d < n; ++d) (d < keep ? columns : per) *= lead[d];
+    for (int d = 0; d < n; ++d) (d < keep ? columns : per) *= lead[d];
     p.weight_columns = columns;
     p.planes_per_weight = p.planes_per_index = std::max<int64_t>(1, per);
     if (p.V == 1 && spatial && p.in.row == 1 && p.in.col != 1) turn_source();
   }
 
-  bool all_merge(size_t d, int last) const {
-    for (size_t k = 0; k < sides.size(); ++k)
+  bool all_merge(int d, int last) const {
+    for (int k = 0; k < count; ++k)
       if (sides[k]->outer[last] != strides[k][d] * lead[d]) return false;
     return true;
   }
@@ -122,9 +134,9 @@ struct Builder {
   }
 };
 
-Ints sample_of(const Ints& shape, bool group) { return Ints(shape.begin() + group, shape.end()); }
+Ints sample_of(const Ints& shape) { return shape.part(1, shape.count); }
 
-bool empty(const Ints& shape) { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }
+bool empty(const Ints& shape) { return std::find(shape.values, shape.values + shape.count, 0) != shape.values + shape.count; }
 
 void orbit(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uintptr_t out, const py::tuple& out_strides,
            const std::string& codes, int spatial, int dtype, double scale, uintptr_t weights, uintptr_t index, int keep, int threads) {
@@ -137,7 +149,7 @@ void orbit(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uint
   b.p.weights = pointer(weights);
   b.p.index = reinterpret_cast<int64_t*>(pointer(index));
   b.p.exact = scale == 1.0 && !weights;
-  b.finish(size_t(keep), spatial);
+  b.finish(keep, spatial);
   b.run(kernels().orbit);
 }
 
@@ -146,14 +158,14 @@ void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uin
             int keep, int threads) {
   const Ints sizes = read(shape);
   if (empty(sizes)) return;
-  Builder b(sample_of(sizes, true), spatial, codes, dtype, threads);
+  Builder b(sample_of(sizes), spatial, codes, dtype, threads);
   b.add(b.p.in, y, read(y_strides), true, spatial);
   b.add(b.p.out, out, read(out_strides), false, spatial);
   if (out2) b.add(b.p.other, out2, read(out2_strides), false, spatial);
   b.p.op = op;
   b.p.scale = scale;
   b.p.weights = pointer(weights);
-  b.finish(size_t(keep), spatial);
+  b.finish(keep, spatial);
   b.run(kernels().reduce);
 }
 
@@ -167,21 +179,21 @@ void orbit_dot(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, 
   if (out) b.add(b.p.out, out, read(out_strides), true, spatial);
   b.p.weights = pointer(weights);
   b.p.dots = pointer(dots);
-  b.finish(size_t(keep), spatial);
+  b.finish(keep, spatial);
   b.run(kernels().orbit_dot);
 }
 
 void select(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t index,
             const std::string& codes, int spatial, int dtype, uintptr_t scores, bool scores_double, bool minimum, int keep, int threads) {
   const Ints sizes = read(shape);
-  Builder b(sample_of(sizes, true), spatial, codes, dtype, threads);
+  Builder b(sample_of(sizes), spatial, codes, dtype, threads);
   b.add(b.p.in, y, read(y_strides), true, spatial);
   b.add(b.p.out, out, read(out_strides), false, spatial);
   b.p.index = reinterpret_cast<int64_t*>(pointer(index));
   b.p.scores = pointer(scores);
   b.p.scores_double = scores_double;
   b.p.minimum = minimum;
-  b.finish(size_t(keep), spatial);
+  b.finish(keep, spatial);
   b.run(kernels().select);
 }
 

@@ -25,7 +25,7 @@ struct Units {
     run = p.dims ? p.size[p.dims - 1] : 1;
     const bool own = (p.weights || p.dots || p.scores) && p.planes_per_weight % run != 0;
     const bool owned = p.index && p.planes_per_index % run != 0;
-    chunk = own || owned || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / plane, run, planes / 8}));
+    chunk = own || owned || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / plane, run, std::max(planes / 8, kBand / 4 / plane)}));
     chunks = (run + chunk - 1) / chunk;
     rows = h, cols = w;
     if (plane > kBlock) {
@@ -156,7 +156,7 @@ template <class E>
 struct Tables {
   std::vector<SmallPlane<E>> all;
   explicit Tables(const Problem& p) {
-    if (!SmallPlane<E>::available || !is_small(p)) return;
+    if (!SmallPlane<E>::available || !is_small(p) || p.planes() < 32) return;  // too few to pay for the tables
     all.reserve(p.views);
     for (int g = 0; g < p.views; ++g) all.emplace_back(p, p.codes[g]);
   }
@@ -273,6 +273,7 @@ template <class E>
 void select_typed(const Problem& p) {
   const Tables<E> tables(p);
   const int64_t work = p.planes() * p.Ho * p.Wo * p.V;
+  if (work == 0) return;
   Call call{work * int64_t(sizeof(E)) >= kStreamBytes, &tables};
   for_units(p, Units(p, p.Ho, p.Wo), work, select_unit<E>, &call);
 }
@@ -372,6 +373,10 @@ template <class T>
 void dot_typed(const Problem& p) {
   const Tables<Bits<T>> tables(p);
   const int64_t work = p.views * p.planes() * p.H * p.W * p.V;
+  if (work == 0) {
+    std::fill_n(static_cast<Acc<T>*>(p.dots), p.views * p.weight_columns, Acc<T>(0));
+    return;
+  }
   const Units u(p, p.H, p.W);
   std::vector<double> parts(u.count * p.views);
   DotCall call{{p.out.data && work * int64_t(sizeof(T)) >= kStreamBytes, &tables}, parts.data()};

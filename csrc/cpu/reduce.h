@@ -240,7 +240,7 @@ void reduce_typed(const Problem& p) {
   const int64_t results = p.planes() * p.Ho * p.Wo * p.V;
   const Units u(p, p.Ho, p.Wo);
   const bool streaming = results * int64_t(sizeof(T)) >= kStreamBytes / 2;
-  const bool small = SmallPlane<Bits<T>>::available && is_small(p);
+  const bool small = SmallPlane<Bits<T>>::available && is_small(p) && p.planes() >= 32;
   if (p.op == kSum && p.V == 1 && p.in.col == 1 && !small) {
     const SumClasses classes(p);
     SumCall call{streaming, &classes};

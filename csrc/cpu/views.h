@@ -127,11 +127,13 @@ struct SmallPlane {
     const int n = int(p.Ho * p.Wo);
     E lanes[64] = {};
     std::fill(upper, upper + kRegisters, 0);
-    for (int k = 0; k < n; ++k) {
-      const Point s = source_point(code, k / p.Wo, k % p.Wo, p.H, p.W);
-      int source = int(s.row * p.W + s.col);
-      lanes[k] = E(source % (2 * kLanes));
-      if (source >= 2 * kLanes) upper[k / kLanes] |= uint64_t(1) << (k % kLanes);
+    for (int i = 0, k = 0; i < int(p.Ho); ++i) {
+      for (int j = 0; j < int(p.Wo); ++j, ++k) {
+        const Point s = source_point(code, i, j, p.H, p.W);
+        const int source = int(s.row * p.W + s.col);
+        lanes[k] = E(source % (2 * kLanes));
+        if (source >= 2 * kLanes) upper[k / kLanes] |= uint64_t(1) << (k % kLanes);
+      }
     }
     std::memcpy(table, lanes, sizeof table);
     used = (n + kLanes - 1) / kLanes;

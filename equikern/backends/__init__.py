@@ -67,10 +67,9 @@ def _choose(device: torch.device) -> Kernels:
 
 def kernels(x: Tensor) -> Kernels:
     """The kernels that serve x's device."""
-    device = x.device
-    found = _active.get(device.type)
+    found = _active.get("cpu" if x.is_cpu else x.device.type)  # is_cpu is the cheaper question
     if found is None:
-        found = _active[device.type] = _choose(device)
+        found = _active[x.device.type] = _choose(x.device)
     return found
 
 

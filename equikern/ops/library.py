@@ -16,23 +16,13 @@ from ..actions import transposes
 from ..backends import kernels
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
-_dims: dict[str, int] = {}
 
 
-def spatial_dims(maps: str) -> int:
-    """How many trailing dims the words move."""
-    dims = _dims.get(maps)
-    if dims is None:
-        word = maps.split(" ", 1)[0]
-        dims = _dims[maps] = 0 if word == "." else len(word)
-    return dims
-
-
-def view_shape(shape: Sequence[int], maps: str) -> tuple[int, ...]:
+def view_shape(shape: Sequence[int], maps: str) -> Sequence[int]:
     """Shape of one view of a (*lead, H, W) tensor: H and W swap where a rectangle is turned."""
-    if spatial_dims(maps) == 2 and shape[-1] != shape[-2] and transposes(maps):
+    if len(shape) >= 2 and shape[-1] != shape[-2] and transposes(maps):
         return (*shape[:-2], shape[-1], shape[-2])
-    return tuple(shape)
+    return shape
 
 
 def _channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -46,7 +36,7 @@ def _channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     )
 
 
-def empty_like_views(t: Tensor, shape: tuple[int, ...], skip: int) -> Tensor:
+def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
     """Memory for a result of the given shape: channels-last where a sample of t is, otherwise contiguous.
 
     ``skip`` is the number of t's leading dims that do not belong to the sample (its group axis).
@@ -122,7 +112,7 @@ def _orbit_dot(x: Tensor, y: Tensor, maps: str, weights: Tensor) -> tuple[Tensor
 
 
 def _orbit_dot_empty(x: Tensor, y: Tensor) -> Tensor:
-    return empty_like_views(y, tuple(y.shape), 1)
+    return empty_like_views(y, y.shape, 1)
 
 
 def _dot(x: Tensor, y: Tensor, maps: str, weight_dims: int) -> Tensor:
