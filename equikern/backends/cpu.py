@@ -34,9 +34,7 @@ def _parsed(maps: str) -> tuple[bytes, int]:
     found = _codes.get(maps)
     if found is None:
         words = maps.split(" ")
-        codes = bytes(
-            0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words
-        )
+        codes = bytes(0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words)
         found = _codes[maps] = (codes, 0 if words[0] == "." else 2)
     return found
 
