@@ -1,0 +1,76 @@
+"""What the numbers depend on: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import equikern
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _first(path: str, pattern: str) -> str | None:
+    try:
+        found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return found[1].strip() if found else None
+
+
+def cpu_name() -> str:
+    """The CPU's model name."""
+    return _first("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.processor() or platform.machine()
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache, 32 MiB where the system does not tell."""
+    sizes = []
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        size = _first(str(index / "size"), r"^(\d+)K$")
+        sizes.append(int(size) * 1024 if size else 0)
+    return max(sizes, default=0) or 32 << 20
+
+
+def commit() -> str:
+    """The commit that is checked out, "-dirty" where the code differs from it, "" outside a repository."""
+    try:
+        run = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty"]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def describe(threads: int, devices: list[str]) -> dict[str, Any]:
+    """Machine and versions, for the results file."""
+    info: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "last_level_cache": last_level_cache(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load_at_start": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "equikern": equikern.__version__,
+        "backends": {device: equikern.active_backend(device) for device in devices},
+        "compiler": equikern.build_info().compiler,
+        "commit": commit(),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    if "cuda" in devices:
+        info |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return info
+
+
+def slug(info: dict[str, Any]) -> str:
+    """A file name: the machine and the commit, or the date where there is no commit."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(info.get("gpu") or info["cpu"]).lower()).strip("-")
+    return f"{name}-{info['commit'] or info['time'][:10]}.json"

@@ -1,0 +1,268 @@
+"""The operators three times over: equikern's call, the eager torch chain it replaces, and the result in float64.
+
+The chains are what the papers' code does: turn every view with ``rot90`` and ``flip``, stack, reduce. ``order`` is
+|G|: 4 is C4, 8 is D4, whose element 4·s + k is rot90 by k after a horizontal flip when s = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equikern
+import torch
+from equikern import Action
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Result = Tensor | Tensors
+
+
+def turn(x: Tensor, g: int) -> Tensor:
+    """g·x."""
+    return torch.rot90(x.flip(-1) if g >= 4 else x, g % 4, (-2, -1))
+
+
+def turn_back(x: Tensor, g: int) -> Tensor:
+    """g⁻¹·x."""
+    x = torch.rot90(x, -(g % 4), (-2, -1))
+    return x.flip(-1) if g >= 4 else x
+
+
+def per_sample(w: Tensor, y: Tensor) -> Tensor:
+    """Weights (|G|, B) beside views (|G|, B, …)."""
+    return w.reshape(w.shape + (1,) * (y.dim() - w.dim()))
+
+
+# The eager chains
+
+
+def stacked(y: Tensor, order: int) -> Tensor:
+    return torch.stack([turn_back(y[g], g) for g in range(order)])
+
+
+def eager_orbit(order: int, x: Tensor) -> Tensor:
+    return torch.stack([turn(x, g) for g in range(order)])
+
+
+def eager_mean(order: int, y: Tensor) -> Tensor:
+    return stacked(y, order).mean(0)
+
+
+def eager_weighted(order: int, y: Tensor, weights: Tensor) -> Tensor:
+    share = (weights / weights.sum(0)).to(y.dtype)
+    return (per_sample(share, y) * stacked(y, order)).sum(0)
+
+
+def eager_select(order: int, y: Tensor, scores: Tensor) -> Tensor:
+    """The choice, with the gradient of the mean where one is asked for."""
+    views = stacked(y, order)
+    chosen = views[scores.argmin(0), torch.arange(y.shape[1], device=y.device)]
+    if y.requires_grad and torch.is_grad_enabled():
+        stand_in = views.mean(0)
+        return stand_in + (chosen - stand_in).detach()
+    return chosen
+
+
+def eager_selected(order: int, y: Tensor, scores: Tensor) -> Tensor:
+    return stacked(y, order)[scores.argmin(0), torch.arange(y.shape[1], device=y.device)]
+
+
+def eager_symmetrize(order: int, x: Tensor) -> Tensor:
+    return eager_orbit(order, x).mean(0)
+
+
+def eager_max(order: int, y: Tensor) -> Tensor:
+    return stacked(y, order).amax(0)
+
+
+def eager_mean_std(order: int, y: Tensor) -> Tensors:
+    std, mean = torch.std_mean(stacked(y, order), 0, correction=0)
+    return mean, std
+
+
+# The same results in float64, written apart from the chains. What moves values only, or scales them by a power of
+# two, is exact in any dtype and stays in the input's.
+
+
+def sum_back(y: Tensor, weights: Tensor | None = None) -> Tensor:
+    total = torch.zeros(y.shape[1:], dtype=torch.float64, device=y.device)
+    for g in range(y.shape[0]):
+        view = turn_back(y[g], g)
+        if weights is None:
+            total += view
+        else:
+            total += view.double() * per_sample(weights[g], view)
+    return total
+
+
+def wide_weighted(order: int, y: Tensor, weights: Tensor) -> Tensor:
+    wide = weights.double()
+    return sum_back(y, wide / wide.sum(0))
+
+
+def wide_select(order: int, y: Tensor, scores: Tensor) -> Tensor:
+    return torch.stack([turn_back(y[g, b], g) for b, g in enumerate(scores.argmin(0).tolist())])
+
+
+def wide_symmetrize(order: int, x: Tensor) -> Tensor:
+    return sum_back(x.expand(order, *x.shape)) / order
+
+
+def wide_max(order: int, y: Tensor) -> Tensor:
+    return eager_max(order, y)
+
+
+def wide_mean_std(order: int, y: Tensor) -> Tensors:
+    mean = sum_back(y) / order
+    spread = torch.zeros_like(mean)
+    for g in range(order):
+        spread += (turn_back(y[g], g).double() - mean).square()
+    return mean, (spread / order).sqrt()
+
+
+def grad_of_mean(order: int, args: Tensors, grads: Tensors) -> Tensors:
+    return (eager_orbit(order, grads[0] / order),)
+
+
+def grad_of_weighted(order: int, args: Tensors, grads: Tensors) -> Tensors:
+    y, weights = args
+    wide, grad = weights.double(), grads[0]
+    share = wide / wide.sum(0)
+    grad_y, dots = [], []
+    for g in range(order):
+        view = turn(grad, g).double()
+        dots.append((view * y[g]).flatten(1).sum(1))
+        grad_y.append(view * per_sample(share[g], view))
+    along = torch.stack(dots)
+    return torch.stack(grad_y), (along - (share * along).sum(0)) / wide.sum(0)  # through λ / Σλ
+
+
+def grad_of_selected(order: int, args: Tensors, grads: Tensors) -> Tensors:
+    y, scores = args
+    grad_y = torch.zeros_like(y)
+    for b, g in enumerate(scores.argmin(0).tolist()):
+        grad_y[g, b] = turn(grads[0][b], g)
+    return (grad_y,)
+
+
+def grad_by_autograd(chain: Callable[..., Result]) -> Callable[[int, Tensors, Tensors], Tensors]:
+    """The chain's own derivative in float64, where there is no short formula."""
+
+    def gradient(order: int, args: Tensors, grads: Tensors) -> Tensors:
+        wide = args[0].double().requires_grad_()
+        result = chain(order, wide)
+        outputs = (result,) if isinstance(result, Tensor) else result
+        return torch.autograd.grad(outputs, wide, [g.double() for g in grads])
+
+    return gradient
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator.
+
+    Attributes:
+        takes: its tensors: "x" (*lead, H, W), "y" (|G|, *lead, H, W), "weights" and "scores" (|G|, B).
+        fused: equikern's call with (action, *tensors, out=…).
+        eager: the chain with (|G|, *tensors).
+        wide: the result in float64, with (|G|, *tensors).
+        wide_grad: the gradients in float64 with (|G|, tensors, upstream gradients).
+        forward, backward: the elements it must read and write, in multiples of one view, given |G|.
+        results: how many tensors it returns.
+    """
+
+    takes: tuple[str, ...]
+    fused: Callable[..., Any]
+    eager: Callable[..., Result]
+    wide: Callable[..., Result]
+    wide_grad: Callable[[int, Tensors, Tensors], Tensors]
+    forward: Callable[[int], tuple[int, int]]
+    backward: Callable[[int], tuple[int, int]]
+    results: int = 1
+
+
+def fused_max(action: Action, y: Tensor, out: Tensor | None = None) -> Any:
+    return equikern.orbit_reduce(y, action, "max", out=out)
+
+
+def fused_mean_std(action: Action, y: Tensor, out: Tensors | None = None) -> Any:
+    return equikern.orbit_reduce(y, action, "mean_std", out=out)  # type: ignore[arg-type]
+
+
+OPERATORS = {
+    "orbit": Operator(
+        ("x",),
+        lambda action, x, out=None: equikern.orbit(x, action, out=out),
+        eager_orbit,
+        eager_orbit,
+        lambda order, args, grads: (sum_back(grads[0]),),
+        lambda order: (1, order),
+        lambda order: (order, 1),
+    ),
+    "mean": Operator(
+        ("y",),
+        lambda action, y, out=None: equikern.orbit_mean(y, action, out=out),
+        eager_mean,
+        lambda order, y: sum_back(y) / order,
+        grad_of_mean,
+        lambda order: (order, 1),
+        lambda order: (1, order),
+    ),
+    "weighted": Operator(
+        ("y", "weights"),
+        lambda action, y, w, out=None: equikern.orbit_weighted_mean(y, w, action, out=out),
+        eager_weighted,
+        wide_weighted,
+        grad_of_weighted,
+        lambda order: (order, 1),
+        lambda order: (order + 1, order),
+    ),
+    "select": Operator(
+        ("y", "scores"),
+        lambda action, y, s, out=None: equikern.orbit_select(y, s, action, out=out),
+        eager_select,
+        wide_select,
+        grad_of_mean,
+        lambda order: (1, 1),
+        lambda order: (1, order),
+    ),
+    "selected": Operator(
+        ("y", "scores"),
+        lambda action, y, s, out=None: equikern.orbit_select(y, s, action, gradient="selected", out=out),
+        eager_selected,
+        wide_select,
+        grad_of_selected,
+        lambda order: (1, 1),
+        lambda order: (1, order),
+    ),
+    "symmetrize": Operator(
+        ("x",),
+        lambda action, x, out=None: equikern.symmetrize(x, action, out=out),
+        eager_symmetrize,
+        wide_symmetrize,
+        lambda order, args, grads: (wide_symmetrize(order, grads[0]),),
+        lambda order: (1, 1),
+        lambda order: (1, 1),
+    ),
+    "max": Operator(
+        ("y",),
+        fused_max,
+        eager_max,
+        wide_max,
+        grad_by_autograd(eager_max),
+        lambda order: (order, 1),
+        lambda order: (order + 1, order),
+    ),
+    "mean_std": Operator(
+        ("y",),
+        fused_mean_std,
+        eager_mean_std,
+        wide_mean_std,
+        grad_by_autograd(eager_mean_std),
+        lambda order: (order, 2),
+        lambda order: (order + 2, order),
+        results=2,
+    ),
+}

@@ -1,0 +1,207 @@
+"""The tables at the end of a run, and the results file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cases import CORE, PROVIDERS, Case
+from timing import Times
+
+MISS = "✗"
+EAGER_FACTOR = 4.0  # how much faster than eager torch where the tensors outgrow the cache
+HALF = {("weighted", "c4"), ("mean", "d4")}  # whose calls may take half of the eager expression's time at most
+
+
+@dataclass
+class Row:
+    """One case: what each provider took, and the copies between its rounds."""
+
+    case: Case
+    times: dict[str, Times] = field(default_factory=dict)
+    copies: dict[str, Times] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def over_copy(self) -> float | None:
+        """equikern's time over the time of copying the bytes."""
+        mine = self.times.get("equikern")
+        return mine.median / self.copies["equikern"].median if mine else None
+
+    def over_mine(self, provider: str) -> float | None:
+        """A provider's time over equikern's."""
+        mine, theirs = self.times.get("equikern"), self.times.get(provider)
+        return theirs.median / mine.median if mine and theirs else None
+
+    def eager_goal(self, cache: int) -> float:
+        """How many times eager torch must take."""
+        return EAGER_FACTOR if self.case.bytes > cache and self.case.name in CORE else 1.0
+
+    def misses(self, cache: int) -> list[str]:
+        """Which of "copy", "eager" and "compile" fall short of the goal."""
+        missed = []
+        if self.case.goal is not None and self.over_copy is not None and self.over_copy > self.case.goal:
+            missed.append("copy")
+        for provider, goal in (("eager", self.eager_goal(cache)), ("compile", 1.0)):
+            ratio = self.over_mine(provider)
+            if ratio is not None and ratio < goal:
+                missed.append(provider)
+        return missed
+
+    def as_dict(self, cache: int) -> dict[str, Any]:
+        case = self.case
+        mine = self.times.get("equikern")
+        return {
+            "operator": case.name,
+            "direction": case.direction,
+            "group": case.group,
+            "shape": case.shape,
+            "dtype": case.dtype_name,
+            "device": case.device,
+            "bytes": case.bytes,
+            "outgrows_cache": case.bytes > cache,
+            "goal_over_copy": case.goal,
+            "goal_eager": self.eager_goal(cache),
+            "gigabytes_per_second": case.bytes / mine.median / 1e9 if mine else None,
+            "percent_of_copy": 100 / self.over_copy if self.over_copy else None,
+            "time_over_copy": self.over_copy,
+            "eager_over_time": self.over_mine("eager"),
+            "compile_over_time": self.over_mine("compile"),
+            "misses": self.misses(cache),
+            "seconds": {name: t.as_dict() for name, t in self.times.items()},
+            "copy_seconds": {name: t.as_dict() for name, t in self.copies.items()},
+            "relative_error": self.errors,
+        }
+
+
+@dataclass
+class CallRow:
+    """The time of small calls of one operator."""
+
+    name: str
+    group: str
+    mode: str
+    mine: Times
+    eager: Times
+
+    @property
+    def ratio(self) -> float:
+        """equikern's time over the eager expression's."""
+        return self.mine.median / self.eager.median
+
+    @property
+    def goal(self) -> float:
+        return 0.5 if (self.name, self.group) in HALF else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "operator": self.name,
+            "group": self.group,
+            "mode": self.mode,
+            "time_over_eager": self.ratio,
+            "goal": self.goal,
+            "seconds": {"equikern": self.mine.as_dict(), "eager": self.eager.as_dict()},
+        }
+
+
+class Ledger:
+    """What a run measured."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Case, Row] = {}
+        self.calls: list[CallRow] = []
+
+    def row(self, case: Case) -> Row:
+        return self.rows.setdefault(case, Row(case))
+
+    def write(self, path: Path, machine: dict[str, Any], settings: dict[str, Any]) -> None:
+        """The results file: one JSON object, one line a case."""
+        cache = machine["last_level_cache"]
+        kernels = [json.dumps(row.as_dict(cache)) for row in self.rows.values()]
+        calls = [json.dumps(row.as_dict()) for row in self.calls]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f'{{"machine": {json.dumps(machine, indent=1)},\n"settings": {json.dumps(settings)},\n'
+            f'"kernels": [\n{_lines(kernels)}\n],\n"calls": [\n{_lines(calls)}\n]}}\n'
+        )
+
+
+def _lines(items: list[str]) -> str:
+    return ",\n".join(items)
+
+
+def _number(value: float | None, missed: bool = False, digits: int = 2) -> str:
+    if value is None:
+        return "–  "
+    return f"{value:.{digits}f}{f' {MISS}' if missed else '  '}"
+
+
+def kernel_table(ledger: Ledger, cache: int) -> list[str]:
+    """One line a case; ✗ stands behind a ratio that misses its goal."""
+    head = (
+        f"{'operator':<11}{'':<9}{'group':<6}{'shape':<14}{'dtype':<9}{'ms':>9} {'20–80 %':>17}{'GB/s':>7}"
+        f"{'% copy':>8}{'time/copy':>12}{'goal':>5}{'eager/time':>13}{'goal':>5}{'compile/time':>15}"
+    )
+    lines = [head, "─" * len(head)]
+    previous = ""
+    for row in ledger.rows.values():
+        case, mine = row.case, row.times.get("equikern")
+        if mine is None:
+            continue
+        if previous and previous != case.name:
+            lines.append("")
+        previous = case.name
+        missed = row.misses(cache)
+        spread = f"{mine.p20 * 1e3:.3f}–{mine.p80 * 1e3:.3f}"
+        ratio = row.over_copy or float("nan")
+        device = "" if case.device == "cpu" else f" {case.device}"
+        lines.append(
+            f"{case.name:<11}{case.direction:<9}{case.group:<6}{'×'.join(map(str, case.shape)):<14}"
+            f"{case.dtype_name:<9}{mine.median * 1e3:>9.3f} {spread:>17}{case.bytes / mine.median / 1e9:>7.1f}"
+            f"{100 / ratio:>8.0f}{_number(ratio, 'copy' in missed):>12}"
+            f"{case.goal or '–':>5}{_number(row.over_mine('eager'), 'eager' in missed, 1):>13}"
+            f"{row.eager_goal(cache):>5.0f}{_number(row.over_mine('compile'), 'compile' in missed, 1):>15}{device}"
+        )
+    return lines
+
+
+def call_table(ledger: Ledger) -> list[str]:
+    """Microseconds a call at (1, 3, 8, 8); ✗ stands behind a ratio that misses its goal."""
+    head = (
+        f"{'operator':<12}{'group':<7}{'autograd':<19}{'equikern µs':>12}{'20–80 %':>14}{'eager µs':>11}{'ratio':>9}"
+        f"{'goal':>6}"
+    )
+    lines = [head, "─" * len(head)]
+    for row in ledger.calls:
+        mine, eager = row.mine, row.eager
+        lines.append(
+            f"{row.name:<12}{row.group:<7}{row.mode:<19}{mine.median * 1e6:>12.1f}"
+            f"{f'{mine.p20 * 1e6:.1f}–{mine.p80 * 1e6:.1f}':>14}{eager.median * 1e6:>11.1f}"
+            f"{_number(row.ratio, row.ratio > row.goal):>9}{row.goal:>6}"
+        )
+    return lines
+
+
+def verdict(ledger: Ledger, cache: int) -> list[str]:
+    """How many goals are met, by kind."""
+    lines = []
+    measured = [row for row in ledger.rows.values() if row.times.get("equikern")]
+    for kind, what in (
+        ("copy", "within 1.3 (large) or 2.0 (small) times the copy"),
+        ("eager", f"faster than eager, {EAGER_FACTOR:.0f} times where the bytes outgrow {cache >> 20} MiB of cache"),
+        ("compile", "faster than torch.compile"),
+    ):
+        judged = [
+            row
+            for row in measured
+            if (kind == "copy" and row.case.goal is not None) or (kind in PROVIDERS and kind in row.times)
+        ]
+        missed = [row for row in judged if kind in row.misses(cache)]
+        if judged:
+            lines.append(f"{len(judged) - len(missed)} of {len(judged)} {what}")
+    if ledger.calls:
+        good = sum(row.ratio <= row.goal for row in ledger.calls)
+        lines.append(f"{good} of {len(ledger.calls)} small calls within their goal")
+    return lines
