@@ -1,0 +1,55 @@
+"""The demo's picture: the idea of Figure 2 of the equi-tuning paper, and the accuracy under rotation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .data import shown
+from .measure import ANGLES, Features
+
+
+def save(path: Path, images: Tensor, features: Features, accuracy: dict[str, list[float]]) -> None:
+    """Draw and save as PNG: the image at four angles, its feature maps turned back, the errors and the accuracy."""
+    figure = Figure(figsize=(11, 11.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("EfficientNet-lite0 under rotation: plain and equi-tuned over C4", fontsize=14)
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(3, 1.5)))
+    rows = top.subplots(3, 4)
+    limits = [
+        {"vmin": min(float(m.min()) for m in maps), "vmax": max(float(m.max()) for m in maps)}
+        for maps in (features.plain_maps, features.equitune_maps)
+    ]
+    for k, angle in enumerate(ANGLES):
+        rows[0, k].imshow(shown(torch.rot90(images[0], k, (-2, -1))).numpy())
+        rows[0, k].set_title(f"input turned by {angle}°")
+        rows[1, k].imshow(features.plain_maps[k].numpy(), **limits[0])
+        rows[1, k].set_title(f"error {features.plain[k]:.2f}" if k else "reference", fontsize=10)
+        rows[2, k].imshow(features.equitune_maps[k].numpy(), **limits[1])
+        rows[2, k].set_title(f"error {features.equitune[k]:.0e}" if k else "reference", fontsize=10)
+    for axes in rows.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    rows[0, 0].set_ylabel("image")
+    rows[1, 0].set_ylabel("plain features,\nturned back")
+    rows[2, 0].set_ylabel("equi-tuned features,\nturned back")
+    left, right = bottom.subplots(1, 2)
+    places = np.arange(3)
+    left.bar(places - 0.2, features.plain[1:], 0.4, label="plain", color="tab:red")
+    left.bar(places + 0.2, features.equitune[1:], 0.4, label="equitune", color="tab:blue")
+    left.set_yscale("log")
+    left.set_xticks(places, [f"{angle}°" for angle in ANGLES[1:]])
+    left.set_title("‖f(gx) − g f(x)‖ / ‖f(x)‖, mean over the images", fontsize=10)
+    left.legend(loc="center")
+    for name, color, marker in zip(accuracy, ("tab:red", "tab:blue", "tab:green"), ("o", "s", "^"), strict=True):
+        right.plot(ANGLES, accuracy[name], marker=marker, color=color, label=name)
+    right.set_xticks(ANGLES, [f"{angle}°" for angle in ANGLES])
+    right.set_ylim(0, 1)
+    right.set_title("top-1 of the turned images", fontsize=10)
+    right.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=110)
