@@ -83,3 +83,9 @@ def test_demo_on_two_images(tmp_path: Path) -> None:
     target = tmp_path / "picture.png"
     picture.save(target, images, features, accuracy)
     assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_example_runs() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "README.md", "exec"), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ def save(path: Path, images: Tensor, features: Features, accuracy: dict[str, lis
     figure = Figure(figsize=(11, 11.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle("EfficientNet-lite0 under rotation: plain and equi-tuned over C4", fontsize=14)
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(3, 1.5)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3, 1.5))
+    top, bottom = parts
     rows = top.subplots(3, 4)
     limits = [
         {"vmin": min(float(m.min()) for m in maps), "vmax": max(float(m.max()) for m in maps)}
