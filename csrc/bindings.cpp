@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "cpu/problem.h"
 
@@ -153,6 +154,20 @@ void orbit(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uint
   b.run(kernels().orbit);
 }
 
+// λ divided by its sum over the views, in the accumulator's type.
+template <class A>
+std::vector<char> normalised(const Problem& p) {
+  std::vector<char> memory(sizeof(A) * p.views * p.weight_columns);
+  const A* from = static_cast<const A*>(p.weights);
+  A* to = reinterpret_cast<A*>(memory.data());
+  for (int64_t c = 0; c < p.weight_columns; ++c) {
+    A sum = 0;
+    for (int g = 0; g < p.views; ++g) sum += from[g * p.weight_columns + c];
+    for (int g = 0; g < p.views; ++g) to[g * p.weight_columns + c] = from[g * p.weight_columns + c] / sum;
+  }
+  return memory;
+}
+
 void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t out2,
             const py::tuple& out2_strides, const std::string& codes, int spatial, int dtype, int op, double scale, uintptr_t weights,
             int keep, int threads) {
@@ -166,6 +181,12 @@ void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uin
   b.p.scale = scale;
   b.p.weights = pointer(weights);
   b.finish(keep, spatial);
+  std::vector<char> shares;
+  if (op == kWeightedMean) {
+    shares = b.p.dtype == Dtype::kFloat64 ? normalised<double>(b.p) : normalised<float>(b.p);
+    b.p.weights = shares.data();
+    b.p.op = kSum;
+  }
   b.run(kernels().reduce);
 }
 

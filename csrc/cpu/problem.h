@@ -49,7 +49,7 @@ struct Problem {
   }
 };
 
-enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd };
+enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd, kWeightedMean };
 
 struct Kernels {
   const char* name;

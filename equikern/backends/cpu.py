@@ -16,7 +16,9 @@ _BITS = {1: 4, 2: 5, 4: 6, 8: 7}  # by element size: integers and bool are moved
 _DTYPES = dict(_FLOATS)
 for _dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
     _DTYPES[_dtype] = _BITS[_dtype.itemsize]
-_OPS = {op: k for k, op in enumerate("sum max min gmean hmean tsharpen logodd std mean_std".split())}  # enum Op
+_OPS = {
+    op: k for k, op in enumerate("sum max min gmean hmean tsharpen logodd std mean_std weighted_mean".split())
+}  # enum Op
 _codes: dict[str, tuple[bytes, int]] = {}
 
 

@@ -50,7 +50,12 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
-    """Reduce ``map_g(y[g])`` over g; op "sum" is ``scale · Σ weights[g] · map_g(y[g])``."""
+    """Reduce ``map_g(y[g])`` over g; op "sum" is ``scale · Σ weights[g] · map_g(y[g])``.
+
+    "weighted_mean" is the same sum with each weight divided by the weights' sum over g.
+    """
+    if op == "weighted_mean" and weights is not None:
+        weights, op = weights / weights.sum(0), "sum"
     v = _views(y, maps).to(accumulator(y.dtype))
     if v.numel() == 0:
         return  # nothing to write, and std would warn of it

@@ -50,6 +50,13 @@ def symmetrize(x: Tensor, maps: str, inverse: str) -> Tensor:
     return cast(Tensor, library.reduce(x.expand(order, *x.shape), inverse, "sum", 1.0 / order, None))
 
 
+def weighted_mean(y: Tensor, weights: Tensor, maps: str, inverse: str) -> Tensor:
+    """``Σ_g w_g · inverse_g(y_g) / Σ_g w_g``, the division done by the same kernel."""
+    if needs_grad(y, weights):
+        return cast(Tensor, _WeightedMean.apply(y, weights, maps, inverse))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.reduce(y, inverse, "weighted_mean", 1.0, weights))
+
+
 def dots(x: Tensor, y: Tensor, maps: str, inverse: str, weight_dims: int) -> Tensor:
     """``⟨map_g(x), y_g⟩`` over all but the first weight_dims dims of y."""
     if needs_grad(x, y):
@@ -129,6 +136,29 @@ class _Symmetrize(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         maps, inverse = ctx.call
         return symmetrize(grad, inverse, maps), None, None
+
+
+class _WeightedMean(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weights: Tensor, maps: str, inverse: str) -> Tensor:
+        ctx.call = maps, inverse
+        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
+        return cast(Tensor, library.reduce(y, inverse, "weighted_mean", 1.0, weights))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        maps, inverse = ctx.call
+        y, weights = ctx.saved_tensors
+        whole = weights.sum(0)
+        shares = weights / whole
+        grad_y: Tensor | None = None
+        if not ctx.needs_input_grad[1]:
+            return orbit(grad, maps, inverse, 1.0, shares), None, None, None
+        if ctx.needs_input_grad[0]:
+            grad_y, grad_shares = orbit_dot(grad, y, maps, inverse, shares)
+        else:
+            grad_shares = dots(grad, y, maps, inverse, weights.dim())
+        return grad_y, (grad_shares - (grad_shares * shares).sum(0)) / whole, None, None
 
 
 class _Dots(Function):

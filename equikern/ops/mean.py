@@ -87,14 +87,15 @@ def orbit_weighted_mean(
     y, action = checks.views("y", y, action)
     checks.choice("normalize", normalize, ("sum", "softmax", None))
     weights = checks.per_view("weights", weights, y, action, library.accumulator(y))
-    if normalize == "sum":
-        weights = weights / weights.sum(0)
-    elif normalize == "softmax":
+    if normalize == "softmax":
         weights = _softmax(weights)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y, weights)
-        library.reduce_out(y, action.inverse_maps, "sum", 1.0, weights, out)
+        op = "weighted_mean" if normalize == "sum" else "sum"
+        library.reduce_out(y, action.inverse_maps, op, 1.0, weights, out)
         return out
+    if normalize == "sum":
+        return autograd.weighted_mean(y, weights, action.maps, action.inverse_maps)
     return autograd.total(y, action.maps, action.inverse_maps, 1.0, weights)
 
 

@@ -246,10 +246,13 @@ def reduce(
         y: (|G|, *lead, H, W), any strides.
         out: (*lead, H', W'), any strides.
         maps: one word per view.
-        op: one of ``OPS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g]).
+        op: one of ``OPS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g]), and ``"weighted_mean"``
+            the same with each weight divided by their sum over g.
         weights: (|G|, *lead[:k-1]) for ``"sum"``, contiguous, or None.
         out2: where ``"mean_std"`` puts the standard deviation.
     """
+    if op == "weighted_mean" and weights is not None:
+        weights, op = weights / weights.sum(0), "sum"
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
     if out.numel() == 0:
