@@ -16,6 +16,19 @@ DIFF = pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
 D4 = CASES["d4"].action
 
 
+SUMS = {"symmetrize", "mean", "sum", "std", "mean_std", "gmean", "hmean", "tsharpen", "logodd"}
+
+
+def assert_same(call: Call, ours: Tensor, expected: Tensor) -> None:
+    """What only moves or compares is the same to the bit in every layout; sums may be taken in another order."""
+    if call.name in SUMS or call.name.startswith("weighted"):
+        eps = torch.finfo(expected.dtype).eps
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        torch.testing.assert_close(ours, expected, rtol=2 * eps, atol=8 * eps * scale)
+    else:
+        assert torch.equal(bits(ours), bits(expected))
+
+
 def is_channels_last(t: Tensor) -> bool:
     """Whether one sample (C, H, W) keeps a pixel's channels side by side and no gaps."""
     c, w = t.shape[-3], t.shape[-1]
@@ -30,7 +43,7 @@ def test_channels_last_stays(call: Call, lead: tuple[int, ...]) -> None:
     plain = results(call.run(D4, first, *scores))
     turned = results(call.run(D4, laid_out(first, "channels_last"), *scores))
     for ours, expected in zip(turned, plain, strict=True):
-        assert torch.equal(ours, expected)
+        assert_same(call, ours, expected)
         assert expected.is_contiguous()
         if ours.dim() >= 3:
             assert is_channels_last(ours)
@@ -53,12 +66,12 @@ def test_channels_last_gradient(call: Call) -> None:
 @EVERY
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_any_layout_gives_the_same_bits(call: Call, layout: str, dtype: torch.dtype) -> None:
+def test_any_layout_gives_the_same_result(call: Call, layout: str, dtype: torch.dtype) -> None:
     first, *rest = call.tensors(D4, (2, 3), 9, dtype)
     strided = laid_out(first, layout)
     expected = results(call.run(D4, strided.contiguous(), *rest))
     for ours, plain in zip(results(call.run(D4, strided, *rest)), expected, strict=True):
-        assert torch.equal(bits(ours), bits(plain))
+        assert_same(call, ours, plain)
 
 
 @DIFF
@@ -72,7 +85,6 @@ def test_incoming_gradients_in_any_layout(call: Call, layout: str) -> None:
     expected = torch.autograd.grad(outputs, wanted, [t.contiguous() for t in incoming])
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(ours[:1], expected[:1], strict=True))
 
 
 @DIFF
@@ -93,15 +105,14 @@ def test_nothing_given_is_written(call: Call, layout: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_memory_around_an_input_is_not_read(call: Call, layout: str) -> None:
+def test_the_memory_around_an_input_is_not_read(call: Call) -> None:
     """NaN in the gaps of a strided input must not reach the result."""
     first, *rest = call.tensors(D4, (2, 3), 9)
     big = torch.full([2 * n + 1 for n in first.shape], float("nan"))
     inside = big[(slice(1, None, 2),) * first.dim()]
     inside.copy_(first)
     for ours, expected in zip(results(call.run(D4, inside, *rest)), results(call.run(D4, first, *rest)), strict=True):
-        assert torch.equal(ours, expected)
+        assert_same(call, ours, expected)
 
 
 @EVERY
