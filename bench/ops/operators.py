@@ -128,15 +128,16 @@ def grad_of_mean(order: int, args: Tensors, grads: Tensors) -> Tensors:
 
 def grad_of_weighted(order: int, args: Tensors, grads: Tensors) -> Tensors:
     y, weights = args
-    wide, grad = weights.double(), grads[0]
+    wide = weights.double()
     share = wide / wide.sum(0)
-    grad_y, dots = [], []
-    for g in range(order):
-        view = turn(grad, g).double()
-        dots.append((view * y[g]).flatten(1).sum(1))
-        grad_y.append(view * per_sample(share[g], view))
-    along = torch.stack(dots)
-    return torch.stack(grad_y), (along - (share * along).sum(0)) / wide.sum(0)  # through λ / Σλ
+    grad_y = torch.empty(y.shape, dtype=torch.float64, device=y.device)
+    dots = torch.empty_like(share)
+    for b in range(y.shape[1]):
+        for g in range(order):
+            view = turn(grads[0][b], g).double()
+            dots[g, b] = (view * y[g, b]).sum()
+            torch.mul(view, share[g, b], out=grad_y[g, b])
+    return grad_y, (dots - (share * dots).sum(0)) / wide.sum(0)  # through λ / Σλ
 
 
 def grad_of_selected(order: int, args: Tensors, grads: Tensors) -> Tensors:
