@@ -75,6 +75,7 @@ FORM = D4.maps, D4.inverse_maps
 BLOCKS = {
     "orbit": (lambda x, w: autograd.orbit(x, *FORM, 0.5, w), "xw"),
     "total": (lambda y, w: autograd.total(y, *FORM, 0.5, w), "yw"),
+    "weighted_mean": (lambda y, w: autograd.weighted_mean(y, w, *FORM), "yw"),
     "symmetrize": (lambda x: autograd.symmetrize(x, *FORM), "x"),
     "dots": (lambda x, y: autograd.dots(x, y, *FORM, 2), "xy"),
     "orbit_dot": (lambda x, y, w: autograd.orbit_dot(x, y, *FORM, w), "xyw"),
@@ -88,7 +89,7 @@ def test_building_blocks(name: str) -> None:
     """What only a higher derivative of a public operator calls."""
     call, takes = BLOCKS[name]
     shapes = {"x": (2, 2, 2), "y": (8, 2, 2, 2), "w": (8, 2)}
-    leaves = [random_values(shapes[t], torch.float64, i).requires_grad_() for i, t in enumerate(takes)]
+    leaves = [random_values(shapes[t], torch.float64, i, "positive").requires_grad_() for i, t in enumerate(takes)]
     assert gradcheck(call, leaves)
     assert gradgradcheck(call, leaves)
     for i in range(len(leaves)):  # one argument at a time takes other ways through the backward

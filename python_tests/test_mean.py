@@ -50,8 +50,13 @@ def test_mean(case: Case, data: st.DataObject) -> None:
     assert ours.dtype == y.dtype
     views = case.undone(y.detach().double())
     assert_rounded_once(ours.detach(), views.mean(0), views.abs().mean(0), case.order)
-    pool = random_values((case.order, 7, 19, 19), y.dtype)
-    assert_within_twice(ours.detach(), lambda y: case.undone(y).mean(0), [y.detach()], [pool])
+    assert_within_twice(
+        ours.detach(),
+        lambda y: case.undone(y).mean(0),
+        [y.detach()],
+        lambda: [random_values((case.order, 7, 19, 19), y.dtype)],
+        f"mean {case}",
+    )
 
     incoming = spec.like(ours.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
     (grad,) = torch.autograd.grad(ours, y, incoming)
@@ -70,8 +75,14 @@ def test_weighted_mean(case: Case, normalize: Literal["sum", "softmax"] | None, 
     assert ours.dtype == y.dtype
     # in float16 plain torch would round the weights too: it gets them in the dtype they are documented to be used in
     plain, wide = plain_weighted(case, normalize), accumulator(y.dtype)
-    pool = random_values((case.order, 7, 19, 19), y.dtype), random_values((case.order, 7), wide, 1, "positive")
-    assert_within_twice(ours, plain, [y, weights.to(wide)], pool)
+
+    def pool() -> list[Tensor]:
+        return [
+            random_values((case.order, 7, 19, 19), y.dtype),
+            random_values((case.order, 7), wide, 1, "positive"),
+        ]
+
+    assert_within_twice(ours, plain, [y, weights.to(wide)], pool, f"weighted {normalize} {case}")
 
 
 @FEW

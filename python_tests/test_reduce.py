@@ -34,6 +34,16 @@ OPS = pytest.mark.parametrize("op", PLAIN)
 DTYPES = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
+def _pool(case: Case, dtype: torch.dtype, kind: str = "signed", incoming: int = 0) -> Callable[[], list[Tensor]]:
+    """More numbers of the same kind: views, and as many incoming gradients."""
+
+    def make() -> list[Tensor]:
+        views = random_values((case.order, 7, 19, 19), dtype, 1, kind)
+        return [views, *(random_values((7, 19, 19), dtype, 2 + i) for i in range(incoming))]
+
+    return make
+
+
 @FEW
 @OPS
 @settings(max_examples=15)
@@ -44,8 +54,7 @@ def test_reduction(case: Case, op: str, data: st.DataObject) -> None:
     y = spec.values(kind)
     ours = orbit_reduce(y, case.action, op)
     assert ours.dtype == y.dtype
-    pool = random_values((case.order, 7, 19, 19), y.dtype, 1, kind)
-    assert_within_twice(ours, lambda y: plain(case.undone(y)), [y], [pool])
+    assert_within_twice(ours, lambda y: plain(case.undone(y)), [y], _pool(case, y.dtype, kind), f"{op} {case}")
     if op in ("max", "min"):
         assert torch.equal(ours, plain(case.undone(y)))
 
@@ -56,9 +65,9 @@ def test_reduction(case: Case, op: str, data: st.DataObject) -> None:
 def test_mean_and_std_in_one_pass(case: Case, data: st.DataObject) -> None:
     y = data.draw(orbits(case, FLOATS)).values()
     mean, std = orbit_reduce(y, case.action, "mean_std")
-    pool = random_values((case.order, 7, 19, 19), y.dtype, 1)
-    assert_within_twice(mean, lambda y: case.undone(y).mean(0), [y], [pool])
-    assert_within_twice(std, lambda y: case.undone(y).std(0, correction=0), [y], [pool])
+    pool = _pool(case, y.dtype)
+    assert_within_twice(mean, lambda y: case.undone(y).mean(0), [y], pool, f"mean {case}")
+    assert_within_twice(std, lambda y: case.undone(y).std(0, correction=0), [y], pool, f"std {case}")
 
 
 def _unequal(spec: Spec) -> Spec:
@@ -83,8 +92,8 @@ def test_gradient(case: Case, op: str, data: st.DataObject) -> None:
         y = y.detach().requires_grad_()
         return torch.autograd.grad(plain(case.undone(y)), y, incoming)[0]
 
-    pool = random_values((case.order, 7, 19, 19), y.dtype, 1, kind), random_values((7, 19, 19), y.dtype, 2)
-    assert_within_twice(grad, plain_gradient, [y, incoming], pool)
+    pool = _pool(case, y.dtype, kind, incoming=1)
+    assert_within_twice(grad, plain_gradient, [y, incoming], pool, f"{op} gradient {case}")
 
 
 @FEW
@@ -102,9 +111,8 @@ def test_gradient_of_mean_and_std(case: Case, data: st.DataObject) -> None:
         std, mean = torch.std_mean(case.undone(y), 0, correction=0)
         return torch.autograd.grad((mean, std), y, incoming)[0]
 
-    pool = [random_values((7, 19, 19), y.dtype, seed) for seed in (2, 3)]
-    pool = [random_values((case.order, 7, 19, 19), y.dtype, 1), *pool]
-    assert_within_twice(grad, plain_gradient, [y, *incoming], pool)
+    pool = _pool(case, y.dtype, incoming=2)
+    assert_within_twice(grad, plain_gradient, [y, *incoming], pool, f"mean_std gradient {case}")
 
 
 @DTYPES

@@ -53,6 +53,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (y, back, "sum", 0.125, None),
             (cl, back, "sum", 1.0, weights),
             (y[:, :, :, ::2, 1::2], back, "max", 1.0, None),
+            (y, back, "weighted_mean", 1.0, weights),
             (flat, ". . . . . .", "std", 1.0, None),
         ],
         "reduce_out": [
