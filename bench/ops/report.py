@@ -170,7 +170,7 @@ def kernel_table(ledger: Ledger, cache: int) -> list[str]:
 def call_table(ledger: Ledger) -> list[str]:
     """Microseconds a call at (1, 3, 8, 8); ✗ stands behind a ratio that misses its goal."""
     head = (
-        f"{'operator':<12}{'group':<7}{'autograd':<19}{'equikern µs':>12}{'20–80 %':>14}{'eager µs':>11}{'ratio':>9}"
+        f"{'operator':<12}{'group':<7}{'autograd':<19}{'equikern µs':>12}{'20–80 %':>17}{'eager µs':>11}{'ratio':>9}"
         f"{'goal':>6}"
     )
     lines = [head, "─" * len(head)]
@@ -178,7 +178,7 @@ def call_table(ledger: Ledger) -> list[str]:
         mine, eager = row.mine, row.eager
         lines.append(
             f"{row.name:<12}{row.group:<7}{row.mode:<19}{mine.median * 1e6:>12.1f}"
-            f"{f'{mine.p20 * 1e6:.1f}–{mine.p80 * 1e6:.1f}':>14}{eager.median * 1e6:>11.1f}"
+            f"{f'{mine.p20 * 1e6:.1f}–{mine.p80 * 1e6:.1f}':>17}{eager.median * 1e6:>11.1f}"
             f"{_number(row.ratio, row.ratio > row.goal):>9}{row.goal:>6}"
         )
     return lines
