@@ -1,6 +1,6 @@
 // The kernels for one instruction set; setup.py adds the compiler's flags by this file's name.
 #define EQK_ISA avx512
-#include "reduce.h"
+#include "kernels.h"
 
 namespace equikern {
 extern const Kernels kernels_avx512;

@@ -1,5 +1,5 @@
-// Small vectors of L lanes: loads, stores, reversal, transposition, and conversion to the accumulator's type.
-// Written with the compilers' vector extensions, so that one source serves SSE, AVX2, AVX-512 and NEON.
+// Small vectors in the compilers' extensions, so that one source serves SSE, AVX2, AVX-512 and NEON: loads, stores,
+// reversal, transposition, and conversion between an element type and what it accumulates in.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,10 @@
 
 // Vectors wider than the registers are passed in memory; nothing outside this translation unit calls these.
 #pragma GCC diagnostic ignored "-Wpsabi"
+// GCC 12 says so of its own intrinsics, whose undefined lanes are meant to be undefined.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#define EQK_INLINE inline __attribute__((always_inline))
 
 namespace equikern {
 namespace EQK_ISA {
@@ -34,52 +38,112 @@ template <class S, int L>
 using Vec = typename VecOf<S, L>::type;
 
 template <class S, int L>
-inline Vec<S, L> load(const S* p) {
+EQK_INLINE Vec<S, L> load(const S* p) {
   Vec<S, L> v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 template <class S, int L>
-inline void store(S* p, Vec<S, L> v) {
+EQK_INLINE void store(S* p, Vec<S, L> v) {
   std::memcpy(p, &v, sizeof v);
+}
+template <class To, class From>
+EQK_INLINE To same_bits(From v) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits under another type");
+  To to;
+  std::memcpy(&to, &v, sizeof to);
+  return to;
 }
 
 template <class S, int L, size_t... I>
-inline Vec<S, L> reverse_lanes(Vec<S, L> v, std::index_sequence<I...>) {
+EQK_INLINE Vec<S, L> reverse_lanes(Vec<S, L> v, std::index_sequence<I...>) {
   return __builtin_shufflevector(v, v, (L - 1 - int(I))...);
 }
 template <class S, int L>
-inline Vec<S, L> reverse_lanes(Vec<S, L> v) {
+EQK_INLINE Vec<S, L> reverse_lanes(Vec<S, L> v) {
   return reverse_lanes<S, L>(v, std::make_index_sequence<L>());
 }
 
-template <class S, int L, size_t... I>
-inline Vec<S, L> interleave_low(Vec<S, L> a, Vec<S, L> b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (int(I) / 2 + (I % 2 ? L : 0))...);
-}
-template <class S, int L, size_t... I>
-inline Vec<S, L> interleave_high(Vec<S, L> a, Vec<S, L> b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (L / 2 + int(I) / 2 + (I % 2 ? L : 0))...);
+// --- transposition ---------------------------------------------------------------------------------------------
+
+// Interleaving inside each run of K lanes (16 bytes), which all instruction sets do in one instruction.
+template <class S, int L, int K, int kHigh, size_t... I>
+EQK_INLINE Vec<S, L> interleave(Vec<S, L> a, Vec<S, L> b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (int(I) / K * K + kHigh * K / 2 + int(I) % K / 2 + (I % 2 ? L : 0))...);
 }
 
-// In place, log2(L) rounds of perfect shuffles.
-template <class S, int L>
-inline void transpose(Vec<S, L> (&r)[L]) {
+// M pieces of 16 bytes, `step` elements apart, as one vector.
+template <class E, int M>
+EQK_INLINE Vec<E, 16 / int(sizeof(E)) * M> load_pieces(const E* p, int64_t step) {
+  constexpr int K = 16 / int(sizeof(E));
+  if constexpr (M == 1) {
+    (void)step;
+    return load<E, K>(p);
+  }
+#if defined(__AVX2__)
+  const auto piece = [&](int m) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + m * step)); };
+  if constexpr (M == 2) return same_bits<Vec<E, K * M>>(_mm256_inserti128_si256(_mm256_castsi128_si256(piece(0)), piece(1), 1));
+#endif
+}
+
+// to[i][j] = from[j][i] for K·M rows of `from` by K columns, K elements being 16 bytes.
+template <class E, int M>
+EQK_INLINE void transpose_tile(E* to, int64_t to_row, const E* from, int64_t from_row) {
+  constexpr int K = 16 / int(sizeof(E)), L = K * M;
   constexpr auto lanes = std::make_index_sequence<L>();
-  Vec<S, L> t[L];
-#pragma GCC unroll 4
-  for (int round = 1; round < L; round *= 2) {
+  Vec<E, L> r[K], t[K];
 #pragma GCC unroll 16
-    for (int i = 0; i < L / 2; ++i) {
-      t[2 * i] = interleave_low<S, L>(r[i], r[i + L / 2], lanes);
-      t[2 * i + 1] = interleave_high<S, L>(r[i], r[i + L / 2], lanes);
+  for (int k = 0; k < K; ++k) r[k] = load_pieces<E, M>(from + k * from_row, K * from_row);
+#pragma GCC unroll 4
+  for (int round = 1; round < K; round *= 2) {
+#pragma GCC unroll 8
+    for (int k = 0; k < K / 2; ++k) {
+      t[2 * k] = interleave<E, L, K, 0>(r[k], r[k + K / 2], lanes);
+      t[2 * k + 1] = interleave<E, L, K, 1>(r[k], r[k + K / 2], lanes);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) r[i] = t[i];
+    for (int k = 0; k < K; ++k) r[k] = t[k];
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < K; ++k) store<E, L>(to + k * to_row, r[k]);
+}
+
+// n columns of `from` by m rows, n ≥ K and m ≥ K·M; the last tiles overlap the ones before.
+template <class E, int M>
+inline void transpose_tiles(E* to, int64_t to_row, const E* from, int64_t from_row, int64_t n, int64_t m) {
+  constexpr int64_t K = 16 / int(sizeof(E)), L = K * M, kLine = 4 * K;
+  for (int64_t i = 0; i < n; i += kLine) {
+    for (int64_t j = 0; j < m; j += L) {  // all of a cache line before the next rows: rows may share cache sets
+      const int64_t row = j + L <= m ? j : m - L;
+      const E* source = from + row * from_row;
+      if (i + kLine <= n) {
+#pragma GCC unroll 4
+        for (int64_t c = i; c < i + kLine; c += K) transpose_tile<E, M>(to + c * to_row + row, to_row, source + c, from_row);
+      } else {
+        for (int64_t c = i; c < n; c += K) {
+          const int64_t col = c + K <= n ? c : n - K;
+          transpose_tile<E, M>(to + col * to_row + row, to_row, source + col, from_row);
+        }
+      }
+    }
   }
 }
 
-// What a dtype accumulates in, and its vectors of that.
+// to[i][j] = from[j][i] with either side's rows in either order (negative strides): n columns of `from` by m rows.
+template <class E>
+inline void transpose(E* to, int64_t to_row, const E* from, int64_t from_row, int64_t n, int64_t m) {
+  constexpr int64_t K = 16 / int(sizeof(E));
+#if defined(__AVX2__)
+  if (n >= K && m >= 2 * K) return transpose_tiles<E, 2>(to, to_row, from, from_row, n, m);
+#endif
+  if (n >= K && m >= K) return transpose_tiles<E, 1>(to, to_row, from, from_row, n, m);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < m; ++j) to[i * to_row + j] = from[j * from_row + i];
+}
+
+// --- conversion ------------------------------------------------------------------------------------------------
+
+// What a dtype accumulates in.
 template <class T>
 struct Accumulate {
   typedef float type;
@@ -91,81 +155,6 @@ struct Accumulate<double> {
 template <class T>
 using Acc = typename Accumulate<T>::type;
 
-template <class T, int L>
-struct Convert;
-
-template <int L>
-struct Convert<float, L> {
-  static Vec<float, L> up(const float* p) { return load<float, L>(p); }
-  static void down(float* p, Vec<float, L> v) { store<float, L>(p, v); }
-};
-template <int L>
-struct Convert<double, L> {
-  static Vec<double, L> up(const double* p) { return load<double, L>(p); }
-  static void down(double* p, Vec<double, L> v) { store<double, L>(p, v); }
-};
-template <int L>
-struct Convert<BFloat16, L> {
-  static Vec<float, L> up(const BFloat16* p) {
-    Vec<uint32_t, L> wide = __builtin_convertvector((load<uint16_t, L>(reinterpret_cast<const uint16_t*>(p))), Vec<uint32_t, L>) << 16;
-    Vec<float, L> v;
-    std::memcpy(&v, &wide, sizeof v);
-    return v;
-  }
-  static void down(BFloat16* p, Vec<float, L> v) {
-    Vec<uint32_t, L> u;
-    std::memcpy(&u, &v, sizeof u);
-    Vec<uint32_t, L> rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    Vec<uint32_t, L> quiet = (u >> 16) | 0x40u;
-    Vec<int32_t, L> nan = v != v;
-    Vec<uint32_t, L> mask;
-    std::memcpy(&mask, &nan, sizeof mask);
-    rounded = (rounded & ~mask) | (quiet & mask);
-    store<uint16_t, L>(reinterpret_cast<uint16_t*>(p), __builtin_convertvector(rounded, Vec<uint16_t, L>));
-  }
-};
-template <int L>
-struct Convert<Half, L> {
-  static Vec<float, L> up(const Half* p) {
-    Vec<float, L> v;
-#if defined(__F16C__)
-    if constexpr (L == 4) {
-      __m128 w = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-      std::memcpy(&v, &w, sizeof v);
-      return v;
-    } else {
-      float* lanes = reinterpret_cast<float*>(&v);
-      for (int k = 0; k < L; k += 8) {
-        __m256 w = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + k)));
-        std::memcpy(lanes + k, &w, sizeof w);
-      }
-      return v;
-    }
-#else
-    for (int k = 0; k < L; ++k) v[k] = to_float(p[k]);
-    return v;
-#endif
-  }
-  static void down(Half* p, Vec<float, L> v) {
-#if defined(__F16C__)
-    if constexpr (L == 4) {
-      __m128 w;
-      std::memcpy(&w, &v, sizeof w);
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT));
-    } else {
-      const float* lanes = reinterpret_cast<const float*>(&v);
-      for (int k = 0; k < L; k += 8) {
-        __m256 w;
-        std::memcpy(&w, lanes + k, sizeof w);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p + k), _mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT));
-      }
-    }
-#else
-    for (int k = 0; k < L; ++k) p[k] = to_half(v[k]);
-#endif
-  }
-};
-
 inline float up(float x) { return x; }
 inline double up(double x) { return x; }
 inline float up(Half x) { return to_float(x); }
@@ -175,7 +164,123 @@ inline void down(double* p, double x) { *p = x; }
 inline void down(Half* p, float x) { *p = to_half(x); }
 inline void down(BFloat16* p, float x) { *p = to_bfloat16(x); }
 
-// Copy past the caches: for results too large to stay there, which spares reading the lines that are overwritten.
+template <class T, int L>
+EQK_INLINE Vec<Acc<T>, L> load_up(const T* p) {
+  if constexpr (sizeof(T) != 2) {
+    return load<T, L>(p);
+  } else {
+    Vec<float, L> v;
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return same_bits<Vec<float, L>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#endif
+#if defined(__F16C__)
+    if constexpr (L == 8) return same_bits<Vec<float, L>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    if constexpr (L == 4) return same_bits<Vec<float, L>>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+    for (int k = 0; k < L; ++k) v[k] = up(p[k]);
+    return v;
+  }
+}
+template <class T, int L>
+EQK_INLINE void store_down(T* p, Vec<Acc<T>, L> v) {
+  if constexpr (sizeof(T) != 2) {
+    store<T, L>(p, v);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (L == 16)
+      return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(same_bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#endif
+#if defined(__F16C__)
+    if constexpr (L == 8)
+      return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(same_bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+    if constexpr (L == 4)
+      return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_cvtps_ph(same_bits<__m128>(v), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (int k = 0; k < L; ++k) down(p + k, v[k]);
+  }
+}
+
+// The bits of bfloat16 in the upper half of each lane, rounded to nearest even; a NaN stays a NaN.
+template <int L>
+EQK_INLINE Vec<uint32_t, L> round_to_bfloat16(Vec<float, L> v) {
+  const auto u = same_bits<Vec<uint32_t, L>>(v);
+  const Vec<uint32_t, L> rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  return v != v ? u | 0x400000u : rounded;
+}
+
+// A run of elements as numbers: kLanes of them in kParts vectors. Two bfloat16 side by side are the two halves of a
+// lane, so their numbers are kept apart, even ones in the first vector and odd ones in the second: no shuffle is
+// needed to spread them nor to bring them together.
+template <class T, int L>
+struct Chunk {
+  typedef Acc<T> A;
+  typedef Vec<A, L> V;
+  static constexpr int kParts = 1, kLanes = L;
+  V v[1];
+
+  EQK_INLINE static Chunk from(const T* p) { return {{load_up<T, L>(p)}}; }
+  EQK_INLINE void to(T* p) const { store_down<T, L>(p, v[0]); }
+  EQK_INLINE Chunk reversed() const { return {{reverse_lanes<A, L>(v[0])}}; }
+};
+template <int L>
+struct Chunk<BFloat16, L> {
+  typedef float A;
+  typedef Vec<A, L> V;
+  typedef Vec<uint32_t, L> U;
+  static constexpr int kParts = 2, kLanes = 2 * L;
+  V v[2];
+
+  EQK_INLINE static Chunk from(const BFloat16* p) {
+    U u;
+    std::memcpy(&u, p, sizeof u);
+    return {{same_bits<V>(u << 16), same_bits<V>(u & 0xffff0000u)}};
+  }
+  EQK_INLINE void to(BFloat16* p) const {
+    const U u = (round_to_bfloat16<L>(v[0]) >> 16) | (round_to_bfloat16<L>(v[1]) & 0xffff0000u);
+    std::memcpy(p, &u, sizeof u);
+  }
+  EQK_INLINE Chunk reversed() const { return {{reverse_lanes<A, L>(v[1]), reverse_lanes<A, L>(v[0])}}; }
+};
+
+// Part by part: r.v[k] = f(a.v[k]…).
+template <class C, class F, class... Rest>
+EQK_INLINE C each(F f, const C& a, const Rest&... rest) {
+  C r;
+  for (int k = 0; k < C::kParts; ++k) r.v[k] = f(a.v[k], rest.v[k]...);
+  return r;
+}
+template <class C>
+EQK_INLINE C operator+(const C& a, const C& b) {
+  C r;
+  for (int k = 0; k < C::kParts; ++k) r.v[k] = a.v[k] + b.v[k];
+  return r;
+}
+template <class C>
+EQK_INLINE C times(const C& a, typename C::A s) {
+  C r;
+  for (int k = 0; k < C::kParts; ++k) r.v[k] = a.v[k] * s;
+  return r;
+}
+// Numbers in a chunk's own order, for scratch memory.
+template <class C>
+EQK_INLINE C fetch(const typename C::A* p) {
+  C r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+template <class C>
+EQK_INLINE void keep(typename C::A* p, const C& c) {
+  std::memcpy(p, &c, sizeof c);
+}
+
+template <class T>
+constexpr int kLanesOf = kVectorBytes / int(sizeof(Acc<T>));
+template <class T>
+using Widest = Chunk<T, kLanesOf<T>>;
+
+// --- stores past the caches ------------------------------------------------------------------------------------
+
+// For results too large to stay in the caches: spares reading the lines that are overwritten.
 inline void stream(char* to, const char* from, int64_t bytes) {
 #if defined(__SSE2__)
   int64_t head = (64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63;

@@ -1,0 +1,119 @@
+// Orbits and selections: views are moved, perhaps times a number.
+#pragma once
+
+#include <cmath>
+
+#include "units.h"
+
+namespace equikern {
+namespace EQK_ISA {
+
+template <class T>
+inline void scale_run(T* to, const T* from, int64_t n, Acc<T> s) {
+  typedef Widest<T> C;
+  int64_t k = 0;
+  for (; k + C::kLanes <= n; k += C::kLanes) times(C::from(from + k), s).to(to + k);
+  for (; k < n; ++k) down(to + k, up(from[k]) * s);
+}
+
+// One band of a view to its place: at once, or staged where its rows are not the place's or it is streamed.
+template <class E>
+inline void move_view(const Problem& p, const Place<E>& place, const Source<E>& from, unsigned code, const Region& r, bool streaming,
+                      const SmallView<E>* small) {
+  if (place.rows_fit(p) && !streaming) return copy_views<E>(place.at_region(r), place.plane, place.row, from, p, code, r, small);
+  E* stage = scratch<E>(0, elements_of(p, r));
+  put<E>(p, place, view_band<E>(p, from, code, r, stage, streaming, small), r, streaming);
+}
+
+template <class E>
+inline void put_zeros(const Problem& p, const Place<E>& place, const Region& r, bool streaming) {
+  const int64_t elements = elements_of(p, r);
+  E* stage = scratch<E>(0, elements);
+  std::memset(stage, 0, elements * sizeof(E));
+  put<E>(p, place, dense_band<E>(p, r, stage), r, streaming);
+}
+
+// The unit's part of a source times a number, dense: where all views have the same factor it is applied once.
+template <class T>
+inline Source<Bits<T>> scaled_source(const Problem& p, const Source<Bits<T>>& from, const Unit& t, Acc<T> s) {
+  typedef Bits<T> E;
+  const Region r = t.region();
+  const int64_t row = r.pixels() * p.V, plane = r.rows() * row;
+  E* dense = scratch<E>(2, r.planes * plane);
+  const Place<E> place = [&] {
+    Place<E> x(p, p.in, t.plane, 0);
+    x.data = const_cast<E*>(from.data);
+    return x;
+  }();
+  const Band<E> band = gathered<E>(p, place, r, dense);
+  for_runs(p, r, plane, row, band.plane, band.row,
+           [&](int64_t a, int64_t b, int64_t n) { scale_run<T>(numbers<T>(dense + a), numbers<T>(band.data + b), n, s); });
+  return {dense, plane, row, p.V, t.r0, t.c0};
+}
+
+// T: a float type where something is multiplied, unsigned integers where bits are moved.
+template <class T, bool kExact>
+void orbit_typed(const Problem& p) {
+  typedef Bits<T> E;
+  const SmallViews<E> small(p);
+  const int64_t work = p.views * p.planes() * p.H * p.W * p.V;
+  const bool streaming = work * int64_t(sizeof(T)) >= kStreamBytes;
+  const Units u(p, p.H, p.W);
+  for_units(p, u, work, [&](int64_t n) {
+    const Unit t = unit_at(u, n, p.H, p.W);
+    Source<E> from = source<E>(p, t.plane);
+    if constexpr (!kExact)
+      if (!p.weights) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
+    const int64_t chosen = p.index ? p.index[t.plane / p.planes_per_index] : -1;
+    for (int g = 0; g < p.views; ++g) {
+      const Place<E> place(p, p.out, t.plane, g);
+      for_bands(p, region_of(p, p.codes[g], t), sizeof(E), [&](const Region& r) {
+        if (p.index && chosen != g) return put_zeros<E>(p, place, r, streaming);
+        if constexpr (!kExact) {
+          if (p.weights) {
+            const int64_t elements = elements_of(p, r);
+            E* stage = scratch<E>(1, elements);
+            const Band<E> band = view_band<E>(p, from, p.codes[g], r, scratch<E>(0, elements), true, small[g]);
+            scale_run<T>(numbers<T>(stage), numbers<T>(band.data), elements, Acc<T>(p.scale * weight(p, g, t.plane)));
+            return put<E>(p, place, dense_band<E>(p, r, stage), r, streaming);
+          }
+        }
+        move_view<E>(p, place, from, p.codes[g], r, streaming, small[g]);
+      });
+    }
+  });
+}
+
+// One view for every plane, the one its index names.
+template <class E>
+void select_typed(const Problem& p) {
+  const SmallViews<E> small(p);
+  const int64_t work = p.planes() * p.Ho * p.Wo * p.V;
+  const bool streaming = work * int64_t(sizeof(E)) >= kStreamBytes;
+  const Units u(p, p.Ho, p.Wo);
+  for_units(p, u, work, [&](int64_t n) {
+    const Unit t = unit_at(u, n, p.Ho, p.Wo);
+    const int64_t g = std::min<int64_t>(std::max<int64_t>(p.index[t.plane / p.planes_per_index], 0), p.views - 1);
+    const Source<E> from = source<E>(p, t.plane, g);
+    const Place<E> place(p, p.out, t.plane, 0);
+    for_bands(p, t.region(), sizeof(E), [&](const Region& r) { move_view<E>(p, place, from, p.codes[g], r, streaming, small[g]); });
+  });
+}
+
+template <class S>
+void choose_views(const Problem& p) {
+  const S* scores = static_cast<const S*>(p.scores);
+  for (int64_t c = 0; c < p.weight_columns; ++c) {
+    int best = 0;
+    S least = scores[c];
+    for (int g = 1; g < p.views; ++g) {
+      const S s = scores[g * p.weight_columns + c];
+      // NaN never wins: it is replaced by anything that is not NaN, and replaces nothing.
+      if ((p.minimum ? s < least : s > least) || (std::isnan(least) && !std::isnan(s))) best = g, least = s;
+    }
+    p.index[c] = best;
+  }
+}
+
+}  // namespace EQK_ISA
+}  // namespace equikern

@@ -1,0 +1,216 @@
+// How a call is cut into units of work for the threads, and what every kernel needs inside of one.
+#pragma once
+
+#include <memory>
+
+#include "views.h"
+
+namespace equikern {
+namespace EQK_ISA {
+
+constexpr int64_t kPlane = 65536;           // elements of a plane that one core's L2 holds beside the result
+constexpr int64_t kBand = 16384;            // bytes that are handled while they are in L1
+constexpr int64_t kStreamBytes = 12 << 20;  // larger results go past the caches
+
+// Planes of one outer run are taken `chunk` at a time, planes larger than kPlane in blocks of rows × cols. By shapes
+// only, so that sums do not depend on the number of threads.
+struct Units {
+  int64_t run, chunk, chunks, rows, cols, across, down, count;
+
+  // `h`, `w`: the plane whose blocks are counted.
+  Units(const Problem& p, int64_t h, int64_t w) {
+    const int64_t planes = p.planes(), plane = h * w * p.V;
+    run = p.dims ? std::max<int64_t>(1, p.size[p.dims - 1]) : 1;
+    const bool own = (p.weights || p.dots || p.scores) && p.planes_per_weight % run != 0;
+    const bool owned = p.index && p.planes_per_index % run != 0;
+    chunk = own || owned || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / 4 / plane, run, planes / 8}));
+    chunks = (run + chunk - 1) / chunk;
+    rows = h, cols = w;
+    if (plane > kPlane) {
+      rows = std::min<int64_t>(h, 128);
+      cols = std::min<int64_t>(w, std::max<int64_t>(16, 32768 / (rows * p.V)));
+    }
+    // A last block that would be narrower than a tile is joined to the one before.
+    down = std::max<int64_t>(1, h / rows), across = std::max<int64_t>(1, w / cols);
+    count = planes / run * chunks * down * across;
+  }
+};
+
+struct Unit {
+  int64_t plane, planes, r0, r1, c0, c1;
+
+  Region region() const { return {planes, r0, r1, c0, c1}; }
+};
+
+inline Unit unit_at(const Units& u, int64_t n, int64_t h, int64_t w) {
+  Unit t;
+  int64_t c = 0, d = 0, k = n;
+  if (u.across * u.down > 1) c = n % u.across, d = n / u.across % u.down, k = n / u.across / u.down;
+  const int64_t outer = k / u.chunks, first = (k - outer * u.chunks) * u.chunk;
+  t.plane = outer * u.run + first;
+  t.planes = std::min(u.chunk, u.run - first);
+  t.r0 = d * u.rows, t.r1 = d + 1 == u.down ? h : t.r0 + u.rows;
+  t.c0 = c * u.cols, t.c1 = c + 1 == u.across ? w : t.c0 + u.cols;
+  return t;
+}
+
+template <class E>
+inline E* at(const Problem& p, const Side& side, int64_t plane) {
+  int64_t offset = 0;
+  for (int d = p.dims - 1; d > 0; --d) {
+    const int64_t rest = plane / p.size[d];
+    offset += (plane - rest * p.size[d]) * side.outer[d];
+    plane = rest;
+  }
+  if (p.dims) offset += plane * side.outer[0];
+  return reinterpret_cast<E*>(side.data) + offset;
+}
+
+inline int64_t next_plane(const Problem& p, const Side& side) { return p.dims ? side.outer[p.dims - 1] : 0; }
+
+template <class E>
+inline Source<E> source(const Problem& p, int64_t plane, int64_t g = 0) {
+  return {at<E>(p, p.in, plane) + g * p.in.group, next_plane(p, p.in), p.in.row, p.in.col};
+}
+
+// body(unit number) for all units, on the problem's threads if that pays.
+template <class F>
+inline void for_units(const Problem& p, const Units& u, int64_t work, const F& body) {
+  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(p.threads, u.count));
+  if (threads <= 1) {
+    for (int64_t n = 0; n < u.count; ++n) body(n);
+    stream_fence();
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < u.count; ++n) body(n);
+    stream_fence();
+  }
+}
+
+// Scratch of the calling thread; slots are disjoint. Freed with the thread.
+template <class E>
+inline E* scratch(int slot, int64_t elements) {
+  static thread_local std::unique_ptr<char[]> memory[4];
+  static thread_local int64_t sizes[4] = {};
+  const int64_t bytes = elements * int64_t(sizeof(E)) + 256;
+  if (sizes[slot] < bytes) {
+    memory[slot].reset(new char[bytes]);
+    sizes[slot] = bytes;
+  }
+  return reinterpret_cast<E*>((reinterpret_cast<uintptr_t>(memory[slot].get()) + 63) & ~uintptr_t(63));
+}
+
+inline double weight(const Problem& p, int g, int64_t plane) {
+  if (!p.weights) return 1.0;
+  const int64_t k = g * p.weight_columns + plane / p.planes_per_weight;
+  return p.dtype == Dtype::kFloat64 ? static_cast<const double*>(p.weights)[k] : static_cast<const float*>(p.weights)[k];
+}
+
+inline int64_t elements_of(const Problem& p, const Region& r) { return r.planes * r.rows() * r.pixels() * p.V; }
+
+template <class E>
+inline Band<E> dense_band(const Problem& p, const Region& r, const E* data) {
+  return {data, r.rows() * r.pixels() * p.V, r.pixels() * p.V};
+}
+
+// One tensor's region, whose pixels may lie any way.
+template <class E>
+struct Place {
+  E* data;
+  int64_t plane, row, col;
+
+  Place(const Problem& p, const Side& side, int64_t first_plane, int64_t g)
+      : data(side.data ? at<E>(p, side, first_plane) + g * side.group : nullptr), plane(next_plane(p, side)), row(side.row), col(side.col) {}
+  E* at_region(const Region& r) const { return data + r.i0 * row + r.j0 * col; }
+  bool rows_fit(const Problem& p) const { return col == p.V; }
+};
+
+// Whether a band of the region is one run, seen from both sides.
+inline bool is_flat(const Problem& p, const Region& r, int64_t plane_a, int64_t row_a, int64_t plane_b, int64_t row_b) {
+  const int64_t length = r.pixels() * p.V, all = r.rows() * length;
+  return (r.rows() == 1 || (row_a == length && row_b == length)) && (r.planes == 1 || (plane_a == all && plane_b == all));
+}
+
+// body(offset on side a, offset on side b, elements) for the longest runs that both sides have.
+template <class F>
+inline void for_runs(const Problem& p, const Region& r, int64_t plane_a, int64_t row_a, int64_t plane_b, int64_t row_b, const F& body) {
+  const int64_t length = r.pixels() * p.V;
+  if (is_flat(p, r, plane_a, row_a, plane_b, row_b)) return body(int64_t(0), int64_t(0), r.planes * r.rows() * length);
+  for (int64_t k = 0; k < r.planes; ++k)
+    for (int64_t i = 0; i < r.rows(); ++i) body(k * plane_a + i * row_a, k * plane_b + i * row_b, length);
+}
+
+// Write a band to its place in a result.
+template <class E>
+inline void put(const Problem& p, const Place<E>& place, const Band<E>& band, const Region& r, bool streaming) {
+  E* to = place.at_region(r);
+  if (place.rows_fit(p)) {
+    return for_runs(p, r, place.plane, place.row, band.plane, band.row, [&](int64_t a, int64_t b, int64_t n) {
+      char* dst = reinterpret_cast<char*>(to + a);
+      const char* src = reinterpret_cast<const char*>(band.data + b);
+      streaming ? stream(dst, src, n * sizeof(E)) : void(std::memcpy(dst, src, n * sizeof(E)));
+    });
+  }
+  for (int64_t k = 0; k < r.planes; ++k)
+    for (int64_t i = 0; i < r.rows(); ++i)
+      for (int64_t j = 0; j < r.pixels(); ++j)
+        for (int64_t v = 0; v < p.V; ++v)
+          to[k * place.plane + i * place.row + j * place.col + v] = band.data[k * band.plane + i * band.row + j * p.V + v];
+}
+
+// Dense numbers in place of a band whose pixels lie apart.
+template <class E>
+inline Band<E> gathered(const Problem& p, const Place<E>& place, const Region& r, E* stage) {
+  const E* from = place.at_region(r);
+  if (place.rows_fit(p)) return {from, place.plane, place.row};
+  E* to = stage;
+  for (int64_t k = 0; k < r.planes; ++k)
+    for (int64_t i = 0; i < r.rows(); ++i)
+      for (int64_t j = 0; j < r.pixels(); ++j)
+        for (int64_t v = 0; v < p.V; ++v) *to++ = from[k * place.plane + i * place.row + j * place.col + v];
+  return dense_band<E>(p, r, stage);
+}
+
+// The region in bands that fit into L1 with `bytes` for each element; never a rest too low for a tile.
+template <class F>
+inline void for_bands(const Problem& p, const Region& whole, int64_t bytes, const F& body) {
+  const int64_t row = std::max<int64_t>(1, whole.pixels() * p.V * whole.planes * bytes);
+  const int64_t n = std::max<int64_t>(16, kBand / row / 16 * 16);
+  for (int64_t i = whole.i0; i < whole.i1;) {
+    int64_t end = i + n;
+    if (whole.i1 - end < 16) end = whole.i1;
+    body(Region{whole.planes, i, end, whole.j0, whole.j1});
+    i = end;
+  }
+}
+
+// Where a view shows the source block of a unit.
+inline Region region_of(const Problem& p, unsigned code, const Unit& t) {
+  const int64_t a0 = code & kReverseH ? p.H - t.r1 : t.r0, a1 = a0 + t.r1 - t.r0;
+  const int64_t b0 = code & kReverseW ? p.W - t.c1 : t.c0, b1 = b0 + t.c1 - t.c0;
+  return code & kTranspose ? Region{t.planes, b0, b1, a0, a1} : Region{t.planes, a0, a1, b0, b1};
+}
+
+template <int kSize>
+struct BitsOfSize;
+template <>
+struct BitsOfSize<1> { typedef uint8_t type; };
+template <>
+struct BitsOfSize<2> { typedef uint16_t type; };
+template <>
+struct BitsOfSize<4> { typedef uint32_t type; };
+template <>
+struct BitsOfSize<8> { typedef uint64_t type; };
+template <class T>
+using Bits = typename BitsOfSize<sizeof(T)>::type;  // bands carry bits; arithmetic looks at them as T
+
+template <class T>
+inline const T* numbers(const Bits<T>* bits) { return reinterpret_cast<const T*>(bits); }
+template <class T>
+inline T* numbers(Bits<T>* bits) { return reinterpret_cast<T*>(bits); }
+
+}  // namespace EQK_ISA
+}  // namespace equikern
