@@ -36,9 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where to write the results (default: bench/results/<machine>-<commit>.json after a complete run)",
     )
     group.addoption(
-        "--keep-pages",
+        "--fresh-pages",
         action="store_true",
-        help="never give memory back to the system, so that no provider pays for fresh pages (glibc)",
+        help="let malloc give memory back to the system, so that every provider pays for the pages of its results (glibc)",
     )
 
 
@@ -50,7 +50,7 @@ def devices() -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.option.benchmark_verbose:
         config.option.benchmark_quiet = True  # its table has no ratios; ours follows
-    if config.option.keep_pages:
+    if not config.option.fresh_pages:
         _keep_pages()
     torch.set_num_threads(config.option.threads)
     config.stash[_LEDGER] = report.Ledger()
@@ -66,7 +66,7 @@ def _keep_pages() -> None:
     m_trim_threshold, m_mmap_max = -1, -4
     libc = ctypes.CDLL("libc.so.6")
     if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)):
-        raise pytest.UsageError("--keep-pages: this libc's malloc cannot be told to")
+        raise pytest.UsageError("this libc's malloc cannot be told to keep its pages: measure with --fresh-pages")
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -120,7 +120,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         return
     settings = {
         "compile": config.option.compile_mode,
-        "keep_pages": config.option.keep_pages,
+        "fresh_pages": config.option.fresh_pages,
         "seconds": round(seconds),
         "exit_status": int(exitstatus),
     }

@@ -50,7 +50,7 @@ void dot_typed(const Problem& p) {
   const SmallViews<E> small(p);
   const int64_t work = p.views * p.planes() * p.H * p.W * p.V;
   const Units u(p, p.H, p.W);
-  const bool streaming = p.out.data && work * int64_t(sizeof(T)) >= kStreamBytes;
+  const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
   std::vector<double> parts(u.count * p.views);
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.H, p.W);

@@ -57,7 +57,7 @@ void orbit_typed(const Problem& p) {
   typedef Bits<T> E;
   const SmallViews<E> small(p);
   const int64_t work = p.views * p.planes() * p.H * p.W * p.V;
-  const bool streaming = work * int64_t(sizeof(T)) >= kStreamBytes;
+  const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   const Units u(p, p.H, p.W);
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.H, p.W);
@@ -89,7 +89,7 @@ template <class E>
 void select_typed(const Problem& p) {
   const SmallViews<E> small(p);
   const int64_t work = p.planes() * p.Ho * p.Wo * p.V;
-  const bool streaming = work * int64_t(sizeof(E)) >= kStreamBytes;
+  const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   const Units u(p, p.Ho, p.Wo);
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);

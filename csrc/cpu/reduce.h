@@ -144,7 +144,7 @@ void fold_typed(const Problem& p, const Units& u, bool streaming) {
 template <class T>
 void reduce_typed(const Problem& p) {
   const Units u(p, p.Ho, p.Wo);
-  const bool streaming = p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)) >= kStreamBytes / 2;
+  const bool streaming = past_caches((p.views + 1) * p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)));
   switch (p.op) {
     case kSum:
       if (!sum_small<T>(p, u, streaming) && !sum_typed<T>(p, u, streaming)) fold_typed<T, kSum>(p, u, streaming);

@@ -9,7 +9,7 @@ namespace equikern {
 namespace EQK_ISA {
 
 constexpr int kMostSummed = 64;  // views
-constexpr int64_t kAheadBytes = 2048;  // how far ahead of the sums rows are fetched: the hardware stops at each page
+constexpr int64_t kAheadBytes = 4096;  // how far ahead of the sums rows are fetched: the hardware stops at each page
 
 // Rows to be summed: line l of view k begins at at[k] + l·step[k].
 template <class T>
@@ -35,27 +35,43 @@ EQK_INLINE void join(C& sum, bool first, const T* from, Acc<T> w) {
   sum = first ? v : sum + v;
 }
 
-// put(line, group, first element, Σ w·forward + mirror(Σ w·backward)) for lines of n elements.
+// put(line, group, first element, Σ w·forward + mirror(Σ w·backward)) for lines of n elements. What the loops need is
+// copied into locals, and `put` holds values: stores could change anything that is reached through a reference.
 template <class C, int kForward, int kBackward, bool kWeighted, class T, class Put>
-inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, const Put& put) {
-  const int nf = kForward >= 0 ? kForward : f.count, nb = kBackward >= 0 ? kBackward : b.count;
+inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, const Put put) {
   constexpr int kMost = kForward >= 0 ? std::max(1, std::max(kForward, kBackward)) : kMostSummed;
-  const T *forward[kMost], *backward[kMost];
-  const int64_t groups = (n + C::kLanes - 1) / C::kLanes;
+  const int nf = kForward >= 0 ? kForward : f.count, nb = kBackward >= 0 ? kBackward : b.count;
   const int64_t ahead = kAheadBytes / (n * int64_t(sizeof(T))) + 1;
+  const T *forward[kMost], *backward[kMost];
+  int64_t forward_step[kMost], backward_step[kMost];
+  Acc<T> forward_weight[kMost], backward_weight[kMost];
+#pragma GCC unroll 2
+  for (int k = 0; k < nf; ++k) forward_step[k] = f.step[k], forward[k] = f.at[k] + first * f.step[k], forward_weight[k] = f.weight[k];
+#pragma GCC unroll 2
+  for (int k = 0; k < nb; ++k)
+    backward_step[k] = b.step[k], backward[k] = b.at[k] + first * b.step[k] + n - C::kLanes, backward_weight[k] = b.weight[k];
   for (int64_t line = first; line < last; ++line) {
-    for (int k = 0; k < nf; ++k) forward[k] = f.at[k] + line * f.step[k];
-    for (int k = 0; k < nb; ++k) backward[k] = b.at[k] + line * b.step[k] + n - C::kLanes;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t j = group_start<C>(group, n);
-      for (int k = 0; k < nf; ++k) __builtin_prefetch(forward[k] + j + ahead * f.step[k]);
-      for (int k = 0; k < nb; ++k) __builtin_prefetch(backward[k] - j + ahead * b.step[k]);
+    for (int64_t group = 0, next = 0; next < n; ++group) {
+      const int64_t j = std::min(next, n - C::kLanes);  // the last group overlaps its neighbour
+      next = j + C::kLanes;
       C sum = {}, mirrored = {};
-      for (int k = 0; k < nf; ++k) join<C, kWeighted>(sum, k == 0, forward[k] + j, f.weight[k]);
-      for (int k = 0; k < nb; ++k) join<C, kWeighted>(mirrored, k == 0, backward[k] - j, b.weight[k]);
+#pragma GCC unroll 2
+      for (int k = 0; k < nf; ++k) {
+        __builtin_prefetch(forward[k] + j + ahead * forward_step[k], 0, 2);
+        join<C, kWeighted>(sum, k == 0, forward[k] + j, forward_weight[k]);
+      }
+#pragma GCC unroll 2
+      for (int k = 0; k < nb; ++k) {
+        __builtin_prefetch(backward[k] - j + ahead * backward_step[k], 0, 2);
+        join<C, kWeighted>(mirrored, k == 0, backward[k] - j, backward_weight[k]);
+      }
       if (nb) sum = nf ? sum + mirrored.reversed() : mirrored.reversed();
       put(line, group, j, sum);
     }
+#pragma GCC unroll 2
+    for (int k = 0; k < nf; ++k) forward[k] += forward_step[k];
+#pragma GCC unroll 2
+    for (int k = 0; k < nb; ++k) backward[k] += backward_step[k];
   }
 }
 
@@ -131,7 +147,9 @@ void sum_block(const Problem& p, const Unit& t, int64_t plane, bool streaming) {
   if (turns) {
     const Turned<C> turned(rows, cols);
     sum_lines<C, kWeighted>(fold.turned, fold.turned_mirrored, 0, cols, rows,
-                            [&](int64_t line, int64_t group, int64_t, const C& sum) { keep(turned.data + line * turned.stride + group * C::kLanes, sum); });
+                            [to = turned.data, stride = turned.stride](int64_t line, int64_t group, int64_t, const C& sum) {
+                              keep(to + line * stride + group * C::kLanes, sum);
+                            });
     band_rows = C::kLanes;
     base_stride = (cols + C::kLanes - 1) / C::kLanes * C::kLanes;
     base = scratch<A>(2, band_rows * base_stride);
@@ -147,13 +165,14 @@ void sum_block(const Problem& p, const Unit& t, int64_t plane, bool streaming) {
     const Region r{1, t.r0 + i0, t.r0 + i1, t.c0, t.c1};
     T* stage = numbers<T>(direct ? place.at_region(r) : scratch<E>(0, (i1 - i0) * cols));
     const int64_t stage_row = direct ? place.row : cols;
+    T* const to = stage - i0 * stage_row;
     if (turns)
-      sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols, [&](int64_t i, int64_t group, int64_t j, const C& sum) {
-        times(sum + fetch<C>(first + i * base_stride + group * C::kLanes), scale).to(stage + (i - i0) * stage_row + j);
+      sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols, [=](int64_t i, int64_t group, int64_t j, const C& sum) {
+        times(sum + fetch<C>(first + i * base_stride + group * C::kLanes), scale).to(to + i * stage_row + j);
       });
     else
       sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols,
-                              [&](int64_t i, int64_t, int64_t j, const C& sum) { times(sum, scale).to(stage + (i - i0) * stage_row + j); });
+                              [=](int64_t i, int64_t, int64_t j, const C& sum) { times(sum, scale).to(to + i * stage_row + j); });
     if (!direct) put<E>(p, place, dense_band<E>(p, r, reinterpret_cast<E*>(stage)), r, streaming);
   }
 }

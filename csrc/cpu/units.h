@@ -1,6 +1,8 @@
 // How a call is cut into units of work for the threads, and what every kernel needs inside of one.
 #pragma once
 
+#include <unistd.h>
+
 #include <memory>
 
 #include "views.h"
@@ -10,7 +12,18 @@ namespace EQK_ISA {
 
 constexpr int64_t kPlane = 65536;           // elements of a plane that one core's L2 holds beside the result
 constexpr int64_t kBand = 16384;            // bytes that are handled while they are in L1
-constexpr int64_t kStreamBytes = 12 << 20;  // larger results go past the caches
+
+// Whether a call that reads and writes so many bytes should write past the caches, which could not hold them.
+inline bool past_caches(int64_t bytes) {
+  static const int64_t limit = [] {
+    int64_t cache = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return std::min<int64_t>(std::max<int64_t>(cache, 16 << 20), 64 << 20);
+  }();
+  return bytes >= limit;
+}
 
 // Planes of one outer run are taken `chunk` at a time, planes larger than kPlane in blocks of rows × cols. By shapes
 // only, so that sums do not depend on the number of threads.
@@ -174,10 +187,12 @@ inline Band<E> gathered(const Problem& p, const Place<E>& place, const Region& r
   return dense_band<E>(p, r, stage);
 }
 
-// The region in bands that fit into L1 with `bytes` for each element; never a rest too low for a tile.
+// The region in bands that fit into L1 with `bytes` for each element; never a rest too low for a tile. Units of several
+// planes do fit.
 template <class F>
 inline void for_bands(const Problem& p, const Region& whole, int64_t bytes, const F& body) {
-  const int64_t row = std::max<int64_t>(1, whole.pixels() * p.V * whole.planes * bytes);
+  if (whole.planes > 1) return body(whole);
+  const int64_t row = std::max<int64_t>(1, whole.pixels() * p.V * bytes);
   const int64_t n = std::max<int64_t>(16, kBand / row / 16 * 16);
   for (int64_t i = whole.i0; i < whole.i1;) {
     int64_t end = i + n;

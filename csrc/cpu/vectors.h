@@ -208,6 +208,22 @@ EQK_INLINE Vec<uint32_t, L> round_to_bfloat16(Vec<float, L> v) {
   return v != v ? u | 0x400000u : rounded;
 }
 
+template <int L>
+EQK_INLINE bool has_nan(Vec<float, L> a, Vec<float, L> b) {
+#if defined(__AVX512F__)
+  if constexpr (L == 16) return _mm512_cmp_ps_mask(same_bits<__m512>(a), same_bits<__m512>(b), _CMP_UNORD_Q) != 0;
+#endif
+#if defined(__AVX2__)
+  if constexpr (L == 8) return _mm256_movemask_ps(_mm256_cmp_ps(same_bits<__m256>(a), same_bits<__m256>(b), _CMP_UNORD_Q)) != 0;
+#endif
+#if defined(__SSE2__)
+  if constexpr (L == 4) return _mm_movemask_ps(_mm_cmpunord_ps(same_bits<__m128>(a), same_bits<__m128>(b))) != 0;
+#endif
+  bool found = false;
+  for (int k = 0; k < L; ++k) found |= a[k] != a[k] || b[k] != b[k];
+  return found;
+}
+
 // A run of elements as numbers: kLanes of them in kParts vectors. Two bfloat16 side by side are the two halves of a
 // lane, so their numbers are kept apart, even ones in the first vector and odd ones in the second: no shuffle is
 // needed to spread them nor to bring them together.
@@ -236,19 +252,20 @@ struct Chunk<BFloat16, L> {
     return {{same_bits<V>(u << 16), same_bits<V>(u & 0xffff0000u)}};
   }
   EQK_INLINE void to(BFloat16* p) const {
-    const U u = (round_to_bfloat16<L>(v[0]) >> 16) | (round_to_bfloat16<L>(v[1]) & 0xffff0000u);
-    std::memcpy(p, &u, sizeof u);
+    U low, high;
+    if (has_nan<L>(v[0], v[1])) {
+      low = round_to_bfloat16<L>(v[0]), high = round_to_bfloat16<L>(v[1]);
+    } else {  // what nearly always happens, in half the instructions
+      low = same_bits<U>(v[0]), high = same_bits<U>(v[1]);
+      low += 0x7fffu + ((low >> 16) & 1u), high += 0x7fffu + ((high >> 16) & 1u);
+    }
+    low = (low >> 16) | (high & 0xffff0000u);
+    std::memcpy(p, &low, sizeof low);
   }
   EQK_INLINE Chunk reversed() const { return {{reverse_lanes<A, L>(v[1]), reverse_lanes<A, L>(v[0])}}; }
 };
 
-// Part by part: r.v[k] = f(a.v[k]…).
-template <class C, class F, class... Rest>
-EQK_INLINE C each(F f, const C& a, const Rest&... rest) {
-  C r;
-  for (int k = 0; k < C::kParts; ++k) r.v[k] = f(a.v[k], rest.v[k]...);
-  return r;
-}
+// Part by part.
 template <class C>
 EQK_INLINE C operator+(const C& a, const C& b) {
   C r;
@@ -264,13 +281,15 @@ EQK_INLINE C times(const C& a, typename C::A s) {
 // Numbers in a chunk's own order, for scratch memory.
 template <class C>
 EQK_INLINE C fetch(const typename C::A* p) {
+  constexpr int L = C::kLanes / C::kParts;
   C r;
-  std::memcpy(&r, p, sizeof r);
+  for (int k = 0; k < C::kParts; ++k) r.v[k] = load<typename C::A, L>(p + k * L);
   return r;
 }
 template <class C>
 EQK_INLINE void keep(typename C::A* p, const C& c) {
-  std::memcpy(p, &c, sizeof c);
+  constexpr int L = C::kLanes / C::kParts;
+  for (int k = 0; k < C::kParts; ++k) store<typename C::A, L>(p + k * L, c.v[k]);
 }
 
 template <class T>

@@ -34,15 +34,33 @@ struct Region {
   int64_t pixels() const { return j1 - j0; }
 };
 
-template <class E>
-inline void reverse_row(E* to, const E* from, int64_t n) {
-  constexpr int L = sizeof(E) == 1 ? 16 : kVectorBytes / int(sizeof(E));
-  if (n >= L) {
-    for (int64_t j = 0; j + L <= n; j += L) store<E, L>(to + j, reverse_lanes<E, L>(load<E, L>(from + n - L - j)));
-    store<E, L>(to + n - L, reverse_lanes<E, L>(load<E, L>(from)));  // the last lanes, perhaps once more
+// Rows of n elements, forwards or each backwards; the last vector of a row may overlap the one before.
+template <class E, int L, bool kMirror>
+inline void move_rows(E* to, int64_t to_row, const E* from, int64_t from_row, int64_t rows, int64_t n) {
+  if (n < L) {
+    if constexpr (L > 4) return move_rows<E, L / 2, kMirror>(to, to_row, from, from_row, rows, n);
+    for (; rows > 0; --rows, to += to_row, from += from_row)
+      for (int64_t j = 0; j < n; ++j) to[j] = from[kMirror ? n - 1 - j : j];
     return;
   }
-  for (int64_t j = 0; j < n; ++j) to[j] = from[n - 1 - j];
+  const auto move = [](E* target, const E* source) {
+    const Vec<E, L> v = load<E, L>(source);
+    store<E, L>(target, kMirror ? reverse_lanes<E, L>(v) : v);
+  };
+  for (; rows > 0; --rows, to += to_row, from += from_row) {
+    int64_t j = 0;
+    for (; j + L <= n; j += L) move(to + j, from + (kMirror ? n - L - j : j));
+    if (j < n) move(to + n - L, from + (kMirror ? 0 : n - L));
+  }
+}
+template <class E>
+inline void copy_rows(E* to, int64_t to_row, const E* from, int64_t from_row, int64_t rows, int64_t n) {
+  if (n * sizeof(E) <= 1024) return move_rows<E, kVectorBytes / int(sizeof(E)), false>(to, to_row, from, from_row, rows, n);
+  for (; rows > 0; --rows, to += to_row, from += from_row) std::memcpy(to, from, n * sizeof(E));
+}
+template <class E>
+inline void reverse_rows(E* to, int64_t to_row, const E* from, int64_t from_row, int64_t rows, int64_t n) {
+  move_rows<E, sizeof(E) == 1 ? 16 : kVectorBytes / int(sizeof(E)), true>(to, to_row, from, from_row, rows, n);
 }
 
 inline void copy_bytes(char* to, const char* from, int64_t n) {
@@ -69,18 +87,13 @@ inline void copy_view(E* to, int64_t to_row, const Source<E>& from, const Proble
       transpose<E>(to, to_row, corner, step, rows, pixels);
     return;
   }
+  if (col == V && !(code & kTranspose) && (V == 1 || !mirror_w)) {
+    const E* first = from.at(mirror_h ? H - 1 - r.i0 : r.i0, mirror_w ? W - r.j1 : r.j0);
+    const int64_t step = mirror_h ? -row : row;
+    if (mirror_w) return reverse_rows<E>(to, to_row, first, step, rows, pixels);
+    return copy_rows<E>(to, to_row, first, step, rows, pixels * V);
+  }
   for (int64_t i = r.i0; i < r.i1; ++i, to += to_row) {
-    if (col == V && !(code & kTranspose)) {
-      const int64_t a = mirror_h ? H - 1 - i : i;
-      if (!mirror_w) {
-        std::memcpy(to, from.at(a, r.j0), pixels * V * sizeof(E));
-        continue;
-      }
-      if (V == 1) {
-        reverse_row<E>(to, from.at(a, W - r.j1), pixels);
-        continue;
-      }
-    }
     const Point first = source_point(code, i, r.j0, H, W);
     const int64_t step = code & kTranspose ? (mirror_h ? -row : row) : (mirror_w ? -col : col);
     const E* pixel = from.at(first.row, first.col);
@@ -107,6 +120,16 @@ inline void copy_views(E* to, int64_t to_plane, int64_t to_row, const Source<E>&
                        const SmallView<E>* small) {
   if (small && to_row == r.pixels()) return small->copy(to, to_plane, from.data, from.plane, r.planes);
   Source<E> plane = from;
+  // Rows that follow each other in both places are one row: in the same order, or all of the plane backwards.
+  const int64_t length = r.pixels() * p.V, all = r.rows() * length;
+  const bool dense = from.col == p.V && from.row == length && to_row == length;
+  if (dense && (code == 0 || (code == (kReverseH | kReverseW) && p.V == 1))) {
+    const E* first = from.at(code ? p.H - r.i1 : r.i0, code ? p.W - r.j1 : r.j0);
+    if (!code && r.planes > 1 && from.plane == all && to_plane == all) return void(std::memcpy(to, first, r.planes * all * sizeof(E)));
+    for (int64_t k = 0; k < r.planes; ++k, to += to_plane, first += from.plane)
+      code ? reverse_rows<E>(to, 0, first, 0, 1, all) : void(std::memcpy(to, first, all * sizeof(E)));
+    return;
+  }
   for (int64_t k = 0; k < r.planes; ++k, to += to_plane, plane.data += from.plane) copy_view<E>(to, to_row, plane, p, code, r);
 }
 
