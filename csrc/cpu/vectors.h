@@ -117,6 +117,7 @@ inline void transpose_tiles(E* to, int64_t to_row, const E* from, int64_t from_r
       const int64_t row = j + L <= m ? j : m - L;
       const E* source = from + row * from_row;
       if (i + kLine <= n) {
+        for (int64_t k = 0; k < L; ++k) __builtin_prefetch(source + k * from_row + i + kLine);  // the next i's lines
 #pragma GCC unroll 4
         for (int64_t c = i; c < i + kLine; c += K) transpose_tile<E, M>(to + c * to_row + row, to_row, source + c, from_row);
       } else {
