@@ -157,8 +157,10 @@ class _MeanStd(Function):
 def _std_gradient(y: Tensor, grad: Tensor, maps: str, inverse: str) -> Tensor:
     """``∂/∂y[g]`` of the population std: ``(y[g] − g·mean) / (|G| g·std)``, zero where std is zero."""
     order = y.shape[0]
-    mean = autograd.total(y, maps, inverse, 1.0 / order)
-    centred = y - autograd.orbit(mean, maps, inverse)
+    centred = y
+    for _ in range(2):  # the second time takes away how the mean was rounded, which counts where views nearly agree
+        mean = autograd.total(centred, maps, inverse, 1.0 / order)
+        centred = centred - autograd.orbit(mean, maps, inverse)
     # From the centred values, in wide precision and differentiable once more: Σ_g (v_g − mean)² / |G|.
     variance = autograd.total(centred * centred, maps, inverse, 1.0 / order)
     positive = variance > 0
