@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--fresh-pages",
         action="store_true",
-        help="let malloc give memory back to the system, so that every provider pays for the pages of its results (glibc)",
+        help="let malloc give memory back to the system: every provider pays for the pages of its results (glibc)",
     )
 
 
