@@ -9,7 +9,9 @@ namespace equikern {
 namespace EQK_ISA {
 
 constexpr int kMostSummed = 64;  // views
-constexpr int64_t kAheadBytes = 4096;  // how far ahead of the sums rows are fetched: the hardware stops at each page
+// How far ahead of the sums memory is fetched, since the hardware stops at each page: some rows, or where the views' planes
+// are small the same place of the next ones, whichever way their rows are walked.
+constexpr int64_t kAheadBytes = 4096, kSmallPlanes = 256 << 10;
 
 // Rows to be summed: line l of view k begins at at[k] + l·step[k].
 template <class T>
@@ -38,18 +40,26 @@ EQK_INLINE void join(C& sum, bool first, const T* from, Acc<T> w) {
 // put(line, group, first element, Σ w·forward + mirror(Σ w·backward)) for lines of n elements. What the loops need is
 // copied into locals, and `put` holds values: stores could change anything that is reached through a reference.
 template <class C, int kForward, int kBackward, bool kWeighted, class T, class Put>
-inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, const Put put) {
+inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, int64_t jump,
+                        const Put put) {
   constexpr int kMost = kForward >= 0 ? std::max(1, std::max(kForward, kBackward)) : kMostSummed;
   const int nf = kForward >= 0 ? kForward : f.count, nb = kBackward >= 0 ? kBackward : b.count;
-  const int64_t ahead = kAheadBytes / (n * int64_t(sizeof(T))) + 1;
+  const int64_t rows_ahead = kAheadBytes / (n * int64_t(sizeof(T))) + 1;
   const T *forward[kMost], *backward[kMost];
-  int64_t forward_step[kMost], backward_step[kMost];
+  int64_t forward_step[kMost], backward_step[kMost], forward_ahead[kMost], backward_ahead[kMost];
   Acc<T> forward_weight[kMost], backward_weight[kMost];
 #pragma GCC unroll 2
-  for (int k = 0; k < nf; ++k) forward_step[k] = f.step[k], forward[k] = f.at[k] + first * f.step[k], forward_weight[k] = f.weight[k];
+  for (int k = 0; k < nf; ++k) {
+    forward_step[k] = f.step[k], forward_weight[k] = f.weight[k];
+    forward[k] = f.at[k] + first * f.step[k];
+    forward_ahead[k] = jump ? jump : rows_ahead * f.step[k];
+  }
 #pragma GCC unroll 2
-  for (int k = 0; k < nb; ++k)
-    backward_step[k] = b.step[k], backward[k] = b.at[k] + first * b.step[k] + n - C::kLanes, backward_weight[k] = b.weight[k];
+  for (int k = 0; k < nb; ++k) {
+    backward_step[k] = b.step[k], backward_weight[k] = b.weight[k];
+    backward[k] = b.at[k] + first * b.step[k] + n - C::kLanes;
+    backward_ahead[k] = jump ? jump : rows_ahead * b.step[k];
+  }
   for (int64_t line = first; line < last; ++line) {
     for (int64_t group = 0, next = 0; next < n; ++group) {
       const int64_t j = std::min(next, n - C::kLanes);  // the last group overlaps its neighbour
@@ -57,12 +67,12 @@ inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int
       C sum = {}, mirrored = {};
 #pragma GCC unroll 2
       for (int k = 0; k < nf; ++k) {
-        __builtin_prefetch(forward[k] + j + ahead * forward_step[k], 0, 2);
+        __builtin_prefetch(forward[k] + j + forward_ahead[k], 0, 2);
         join<C, kWeighted>(sum, k == 0, forward[k] + j, forward_weight[k]);
       }
 #pragma GCC unroll 2
       for (int k = 0; k < nb; ++k) {
-        __builtin_prefetch(backward[k] - j + ahead * backward_step[k], 0, 2);
+        __builtin_prefetch(backward[k] - j + backward_ahead[k], 0, 2);
         join<C, kWeighted>(mirrored, k == 0, backward[k] - j, backward_weight[k]);
       }
       if (nb) sum = nf ? sum + mirrored.reversed() : mirrored.reversed();
@@ -76,10 +86,10 @@ inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int
 }
 
 template <class C, bool kWeighted, class T, class Put>
-inline void sum_lines(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, const Put& put) {
-  if (f.count == 1 && b.count == 1) return sum_counted<C, 1, 1, kWeighted>(f, b, first, last, n, put);
-  if (f.count == 2 && b.count == 2) return sum_counted<C, 2, 2, kWeighted>(f, b, first, last, n, put);
-  sum_counted<C, -1, -1, kWeighted>(f, b, first, last, n, put);
+inline void sum_lines(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, int64_t jump, const Put& put) {
+  if (f.count == 1 && b.count == 1) return sum_counted<C, 1, 1, kWeighted>(f, b, first, last, n, jump, put);
+  if (f.count == 2 && b.count == 2) return sum_counted<C, 2, 2, kWeighted>(f, b, first, last, n, jump, put);
+  sum_counted<C, -1, -1, kWeighted>(f, b, first, last, n, jump, put);
 }
 
 // A block of one plane: the views' rows as lines of the result (straight) or of its transpose (turned).
@@ -139,6 +149,7 @@ void sum_block(const Problem& p, const Unit& t, int64_t plane, bool streaming) {
   const int64_t rows = t.r1 - t.r0, cols = t.c1 - t.c0;
   const A scale = A(p.scale);
   const Fold<T> fold(p, t, plane);
+  const int64_t jump = p.views * rows * cols * int64_t(sizeof(T)) <= kSmallPlanes ? next_plane(p, p.in) : 0;
   const bool turns = fold.turned.count || fold.turned_mirrored.count;
   const Place<E> place(p, p.out, plane, 0);
   const bool direct = !streaming && place.rows_fit(p);
@@ -146,7 +157,7 @@ void sum_block(const Problem& p, const Unit& t, int64_t plane, bool streaming) {
   A* base = nullptr;
   if (turns) {
     const Turned<C> turned(rows, cols);
-    sum_lines<C, kWeighted>(fold.turned, fold.turned_mirrored, 0, cols, rows,
+    sum_lines<C, kWeighted>(fold.turned, fold.turned_mirrored, 0, cols, rows, jump,
                             [to = turned.data, stride = turned.stride](int64_t line, int64_t group, int64_t, const C& sum) {
                               keep(to + line * stride + group * C::kLanes, sum);
                             });
@@ -167,11 +178,11 @@ void sum_block(const Problem& p, const Unit& t, int64_t plane, bool streaming) {
     const int64_t stage_row = direct ? place.row : cols;
     T* const to = stage - i0 * stage_row;
     if (turns)
-      sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols, [=](int64_t i, int64_t group, int64_t j, const C& sum) {
+      sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols, jump, [=](int64_t i, int64_t group, int64_t j, const C& sum) {
         times(sum + fetch<C>(first + i * base_stride + group * C::kLanes), scale).to(to + i * stage_row + j);
       });
     else
-      sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols,
+      sum_lines<C, kWeighted>(fold.straight, fold.mirrored, i0, i1, cols, jump,
                               [=](int64_t i, int64_t, int64_t j, const C& sum) { times(sum, scale).to(to + i * stage_row + j); });
     if (!direct) put<E>(p, place, dense_band<E>(p, r, reinterpret_cast<E*>(stage)), r, streaming);
   }
