@@ -161,9 +161,8 @@ def _std_gradient(y: Tensor, grad: Tensor, maps: str, inverse: str) -> Tensor:
     for _ in range(2):  # the second time takes away how the mean was rounded, which counts where views nearly agree
         mean = autograd.total(centred, maps, inverse, 1.0 / order)
         centred = centred - autograd.orbit(mean, maps, inverse)
-    # From the centred values, in wide precision and differentiable once more: Σ_g (v_g − mean)² / |G|.
-    variance = autograd.total(centred * centred, maps, inverse, 1.0 / order)
-    positive = variance > 0
-    std = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
-    factor = torch.where(positive, grad / (order * std), torch.zeros_like(grad))
+    # |G|² times the variance, from the centred values, in wide precision and differentiable once more.
+    square = autograd.total(centred * centred, maps, inverse, float(order))
+    flat = square <= 0
+    factor = (grad / square.masked_fill(flat, 1.0).sqrt()).masked_fill(flat, 0.0)
     return centred * autograd.orbit(factor, maps, inverse)
