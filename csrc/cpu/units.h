@@ -38,14 +38,14 @@ struct Units {
     const bool owned = p.index && p.planes_per_index % run != 0;
     chunk = own || owned || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / 4 / plane, run, planes / 8}));
     chunks = (run + chunk - 1) / chunk;
-    rows = h, cols = w;
+    rows = std::max<int64_t>(1, h), cols = std::max<int64_t>(1, w);
     if (plane > kPlane) {
       rows = std::min<int64_t>(h, 128);
       cols = std::min<int64_t>(w, std::max<int64_t>(16, 32768 / (rows * p.V)));
     }
     // A last block that would be narrower than a tile is joined to the one before.
     down = std::max<int64_t>(1, h / rows), across = std::max<int64_t>(1, w / cols);
-    count = planes / run * chunks * down * across;
+    count = plane == 0 ? 0 : planes / run * chunks * down * across;
   }
 };
 
