@@ -1,8 +1,8 @@
 // How a call is cut into units of work for the threads, and what every kernel needs inside of one.
 #pragma once
 
-#include <unistd.h>
-
+#include <cinttypes>
+#include <cstdio>
 #include <memory>
 
 #include "views.h"
@@ -13,15 +13,21 @@ namespace EQK_ISA {
 constexpr int64_t kPlane = 65536;           // elements of a plane that one core's L2 holds beside the result
 constexpr int64_t kBand = 16384;            // bytes that are handled while they are in L1
 
+// Bytes of the last-level cache of the first CPU. Not sysconf's, which multiplies the cache of some AMD CPUs.
+inline int64_t last_level_cache() {
+  int64_t size = 0;
+  char unit = 0;
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(file, "%" SCNd64 "%c", &size, &unit) < 2) size = 0;
+    std::fclose(file);
+  }
+  size *= unit == 'K' ? 1 << 10 : unit == 'M' ? 1 << 20 : 1;
+  return std::min<int64_t>(std::max<int64_t>(size, 16 << 20), 64 << 20);
+}
+
 // Whether a call that reads and writes so many bytes should write past the caches, which could not hold them.
 inline bool past_caches(int64_t bytes) {
-  static const int64_t limit = [] {
-    int64_t cache = 0;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return std::min<int64_t>(std::max<int64_t>(cache, 16 << 20), 64 << 20);
-  }();
+  static const int64_t limit = last_level_cache();
   return bytes >= limit;
 }
 
