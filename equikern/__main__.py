@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -29,8 +30,14 @@ def info() -> None:
             print(f"GPU {k}: {torch.cuda.get_device_name(k)}, CUDA {torch.version.cuda}")
     else:
         print("no GPU that torch can use")
+    asked = os.environ.get("EQUIKERN_BACKEND")
+    print(f"EQUIKERN_BACKEND {asked or 'not set'}")
     for device in devices:
-        print(f"\nbackends for {device} tensors, {active_backend(device)} is used:")
+        try:
+            used = f"{active_backend(device)} is used"
+        except ValueError as error:
+            used = f"none is used: {error}"
+        print(f"\nbackends for {device} tensors, {used}")
         for name in NAMES:
             reason = unavailable(name, torch.device(device))
             print(f"  {name:9} {'runs' if reason is None else f'does not run: {reason}'}")

@@ -45,8 +45,16 @@ def compose(outer: str, inner: str) -> str:
     return "".join(letters)
 
 
+def _check_words(name: str, words: Sequence[str]) -> None:
+    for g, word in enumerate(words):
+        if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(_AXES)):
+            raise ValueError(f"{name}[{g}]: expected the letters h and w once each, or '.' throughout, got {word!r}")
+
+
 class Action:
     """What the operators need to know: one word per group element, and the words of the inverses.
+
+    A list of views, which need not be a group's: ``GridAction`` is the one that checks the laws.
 
     Attributes:
         name: what error messages call the action.
@@ -58,6 +66,10 @@ class Action:
     """
 
     def __init__(self, name: str, words: Sequence[str], inverse_words: Sequence[str]) -> None:
+        if not words or len(words) != len(inverse_words):
+            raise ValueError(f"inverse_words: expected one for each of 1 or more words, got {inverse_words!r}")
+        _check_words("words", words)
+        _check_words("inverse_words", inverse_words)
         self.name = name
         self.order = len(words)
         self.words = tuple(words)
@@ -71,13 +83,17 @@ class Action:
         """g·x for one element, in plain torch: x (*lead, *spatial) → the same shape (H and W swap with a quarter turn).
 
         Raises:
-            TypeError: g is not a whole number.
-            ValueError: g is not an element 0 … |G|−1.
+            TypeError: g is not a whole number, or x is not a tensor.
+            ValueError: g is not an element 0 … |G|−1, or x has too few dims.
         """
         if isinstance(g, bool) or not isinstance(g, int):
             raise TypeError(f"g: expected a whole number, got {type(g).__name__}")
         if not 0 <= g < self.order:
             raise ValueError(f"g: expected an element 0 … {self.order - 1} of {self.name!r}, got {g}")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+        if x.dim() < self.dims:
+            raise ValueError(f"x: expected at least {self.dims} dims (…, H, W), got shape {tuple(x.shape)}")
         return apply_word(x, self.words[g])
 
     def __repr__(self) -> str:
@@ -111,9 +127,7 @@ class GridAction(Action):
             raise TypeError(f"words: expected a list of strings, got {words!r}")
         if len(words) != group.order:
             raise ValueError(f"words: expected {group.order}, one per element of {group.name}, got {len(words)}")
-        for g, word in enumerate(words):
-            if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(_AXES)):
-                raise ValueError(f"words[{g}]: expected the letters h and w once each, or '.' throughout, got {word!r}")
+        _check_words("words", words)
         for g in range(group.order if words[0] != "." else 0):  # doing nothing is always an action
             for h in range(group.order):
                 product = int(group.multiply[g, h])

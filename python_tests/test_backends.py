@@ -68,3 +68,13 @@ def test_the_choice_by_device(counted: list[str], monkeypatch: pytest.MonkeyPatc
 def test_meta_tensors_have_shapes() -> None:
     y = orbit_mean(orbit(torch.empty(2, 3, 8, 8, device="meta"), grid("d4")), grid("d4"))
     assert (y.shape, y.device.type) == ((2, 3, 8, 8), "meta")
+
+
+def test_a_choice_can_be_entered_again() -> None:
+    before = active_backend()
+    with use_backend("reference") as choice:
+        pass
+    for _ in range(2):
+        with choice:
+            assert active_backend() == "reference"
+        assert active_backend() == before

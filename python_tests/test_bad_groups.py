@@ -12,6 +12,7 @@ import pytest
 import torch
 from bad_input import assert_error
 from equikern import (
+    Action,
     EquiTune,
     GridAction,
     Group,
@@ -89,6 +90,10 @@ CASES: dict[str, Case] = {
     "a word among dots": (lambda: GridAction(C2, [".", "hw"]), ValueError, r"words\[1\]", "'.' throughout", "'hw'"),
     "element 4 of c4": (lambda: grid("c4").act(4, torch.ones(2, 2)), ValueError, "g", "0 … 3 of 'c4'", "4"),
     "element −1": (lambda: grid("c4").act(-1, torch.ones(2, 2)), ValueError, "g", "0 … 3", "-1"),
+    "acting on a list": (lambda: grid("c4").act(1, [1]), TypeError, "x", "a torch.Tensor", "list"),  # type: ignore[arg-type]
+    "acting on a row": (lambda: grid("c4").act(1, torch.ones(3)), ValueError, "x", "at least 2 dims", r"\(3,\)"),
+    "views of another letter": (lambda: Action("x", ["zz"], ["hw"]), ValueError, r"words\[0\]", "h and w", "'zz'"),
+    "views without inverses": (lambda: Action("x", ["hw"], []), ValueError, "inverse_words", "one for each", r"\[\]"),
     "element by name": (
         lambda: grid("c4").act("r1", torch.ones(2, 2)),  # type: ignore[arg-type]
         *(TypeError, "g", "a whole number", "str"),
@@ -98,7 +103,23 @@ CASES: dict[str, Case] = {
     "unknown device": (lambda: active_backend("gpu"), ValueError, "device", "'cpu' or 'cuda'", "'gpu'"),
     "device by index": (lambda: active_backend(0), TypeError, "device", "a torch.device or its name", "int"),  # type: ignore[arg-type]
     "no backbone": (lambda: EquiTune(None, "c4", "c4"), TypeError, "backbone", "a callable", "NoneType"),  # type: ignore[arg-type]
-    "model of an unknown grid": (lambda: EquiTune(torch.relu, "c8", "c8"), ValueError, "name", "c4", "'c8'"),
+    "model of an unknown grid": (lambda: EquiTune(torch.relu, "c8", "c8"), ValueError, "inp", "c4", "'c8'"),
+    "unknown grid of an output": (
+        lambda: EquiTune(torch.relu, "c4", ("c4", "c8")),
+        *(ValueError, r"out\[1\]", "c4", "'c8'"),
+    ),
+    "classes under a rotation": (
+        lambda: EquiTune(lambda x: x.mean((-2, -1)), "c4", "c4")(torch.rand(2, 3, 4, 4)),
+        *(ValueError, "out", "outputs", r"\(2, 3\)"),
+    ),
+    "an oblong output": (
+        lambda: EquiTune(lambda x: x[..., :2], "c4", "c4")(torch.rand(2, 3, 4, 4)),
+        *(ValueError, "backbone", "square outputs", "4×2"),
+    ),
+    "whole numbers to average": (
+        lambda: EquiTune(lambda x: x.long(), "c4", "c4")(torch.rand(2, 3, 4, 4)),
+        *(TypeError, "backbone", "floating-point", "int64"),
+    ),
     "model of a number": (lambda: EquiTune(torch.relu, 4, "c4"), TypeError, "inp", "an action or a name", "int"),  # type: ignore[arg-type]
     "model of two groups": (lambda: EquiTune(torch.relu, "d4", "c4"), ValueError, "out", "input's group", "'c4'"),
     "unknown merge": (lambda: EquiTune(torch.relu, "c4", "c4", "median"), ValueError, "reduce", "'mean'", "'median'"),
@@ -150,4 +171,4 @@ def test_environment_with_a_backend_that_cannot_run_here() -> None:
     result = environment("triton")
     assert result.returncode == 1
     assert "ValueError: " in result.stderr
-    assert "'triton' cannot run" in result.stderr
+    assert "'triton' (from EQUIKERN_BACKEND) cannot run" in result.stderr

@@ -225,12 +225,12 @@ BAD = {
     "output square": (
         lambda: EquiTune(returns(torch.zeros(4, 2, 3)), "c4", "c4")(torch.zeros(1, 1, 4, 4)),
         ValueError,
-        "y: expected a square image .*got 2×3",
+        "backbone: expected square outputs .*got 2×3",
     ),
     "output rank": (
         lambda: EquiTune(returns(torch.zeros(4)), "c4", "c4")(torch.zeros(1, 1, 4, 4)),
         ValueError,
-        "y: expected at least 3 dims",
+        r"out: expected outputs \(B, …, H, W\) .*got \(1,\)",
     ),
     "one for two": (
         lambda: EquiTune(lambda x: (x, x), "c4", "c4")(torch.zeros(1, 1, 4, 4)),
@@ -255,7 +255,7 @@ BAD = {
     "integer output": (
         lambda: EquiTune(lambda x: x.long(), "c4", "c4")(torch.zeros(1, 1, 4, 4)),
         TypeError,
-        "y: expected float16, bfloat16, float32 or float64, got torch.int64",
+        "backbone: expected outputs of a floating-point dtype to merge, got torch.int64",
     ),
 }
 

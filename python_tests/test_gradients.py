@@ -129,3 +129,13 @@ def test_gradients_accumulate_over_two_uses() -> None:
     once = y.grad.clone()
     (orbit_mean(y, case.action) * 2).sum().backward()
     torch.testing.assert_close(y.grad, 3 * once)
+
+
+@EVERY
+def test_forward_mode_is_refused_not_silently_zero(call: Call) -> None:
+    case = CASES["c4"]
+    tensors = [t.detach() for t in arguments(call, case, (2,), 3)]
+    with torch.autograd.forward_ad.dual_level():
+        duals = [torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0])), *tensors[1:]]
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
+            call.run(case.action, *duals)

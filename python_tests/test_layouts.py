@@ -63,6 +63,21 @@ def test_channels_last_gradient(call: Call) -> None:
     assert is_channels_last(ours)
 
 
+@DIFF
+def test_channels_last_gradient_of_a_pooled_result(call: Call) -> None:
+    # The gradients that a mean and a sum send are contiguous or expanded, whatever layout they got.
+    arguments = call.tensors(D4, (2, 3), 6)
+    arguments[0] = arguments[0].movedim(-3, -1).contiguous().movedim(-1, -3)
+    for pool in (lambda t: t.mean((-2, -1)).square().sum(), lambda t: t.sum()):
+        plain, last = (arguments[0].contiguous().requires_grad_(), arguments[0].detach().requires_grad_())
+        grads = []
+        for leaf in (plain, last):
+            total = sum(pool(t) for t in results(call.run(D4, leaf, *arguments[1:])))
+            grads.append(torch.autograd.grad(total, leaf)[0])
+        assert is_channels_last(grads[1])
+        torch.testing.assert_close(grads[1], grads[0])
+
+
 @EVERY
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

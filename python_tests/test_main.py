@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,14 @@ def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reference runs" in shown
     if not torch.cuda.is_available():
         assert "triton    does not run: " in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs on this machine's GPU")
+def test_info_where_the_backend_asked_for_cannot_run() -> None:
+    command, environment = [sys.executable, "-m", "equikern", "info"], {**os.environ, "EQUIKERN_BACKEND": "triton"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "EQUIKERN_BACKEND triton" in result.stdout
+    assert "none is used: backend 'triton' (from EQUIKERN_BACKEND) cannot run on cpu tensors" in result.stdout
 
 
 def test_info_as_a_module() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accuracy import assert_within_twice
-from equikern import grid, orbit_reduce
+from equikern import cyclic_group, grid, orbit_reduce, trivial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import CASES, SOME, Case
@@ -200,3 +200,12 @@ def test_half_precision_is_accumulated_wide(dtype: torch.dtype) -> None:
     y[0] = 2048.0 if dtype == torch.float16 else 256.0
     ours = orbit_reduce(y, case.action, "sum")
     assert torch.equal(ours, (y.double().sum(0)).to(dtype))
+
+
+@pytest.mark.parametrize("op", ["max", "min"])
+def test_nan_reaches_the_gradient_of_max_and_min(op: str) -> None:
+    y = torch.tensor([[[1.0, 2.0]], [[5.0, float("nan")]]], requires_grad=True)
+    result = orbit_reduce(y, trivial(cyclic_group(2)), op)
+    (grad,) = torch.autograd.grad(result.sum(), y)
+    assert grad[:, 0, 0].isfinite().all()
+    assert grad[:, 0, 1].isnan().all()

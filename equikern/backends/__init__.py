@@ -57,7 +57,8 @@ def _choose(device: torch.device) -> Kernels:
     if _forced is not None:
         reason = unavailable(_forced, device)
         if reason is not None:
-            raise ValueError(f"backend {_forced!r} cannot run on {device.type} tensors: {reason}")
+            asked = " (from EQUIKERN_BACKEND)" if _forced == os.environ.get("EQUIKERN_BACKEND") else ""
+            raise ValueError(f"backend {_forced!r}{asked} cannot run on {device.type} tensors: {reason}")
         return _load(_forced)
     for name in {"cpu": ("cpu",), "cuda": ("triton",)}.get(device.type, ()):
         if unavailable(name, device) is None:
@@ -99,7 +100,7 @@ def _force(name: str | None) -> None:
     _active.clear()
 
 
-class use_backend:  # noqa: N801  (used like torch.no_grad)
+class use_backend:  # noqa: N801  (reads as a verb)
     """Run every operator on the named kernels, from now on or inside a ``with`` block.
 
     Process-wide, since autograd runs backward passes on threads of its own. The environment variable
@@ -123,10 +124,11 @@ class use_backend:  # noqa: N801  (used like torch.no_grad)
     def __init__(self, name: str | None) -> None:
         if name is not None:
             _check_can_run(name, "name")
-        self._previous = _forced
+        self._name, self._previous = name, _forced
         _force(name)
 
     def __enter__(self) -> use_backend:
+        _force(self._name)  # once more, for an object that is entered again
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -114,7 +115,10 @@ class EquiTune(nn.Module):
 
 def _action(name: str, spec: object, like: GridAction | None) -> GridAction:
     if isinstance(spec, str):
-        action = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
+        try:
+            action = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
+        except ValueError as error:
+            raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
     elif isinstance(spec, GridAction):
         action = spec
     else:
@@ -169,8 +173,12 @@ def _split_batch(output: Any, order: int, batch: int) -> Any:
 def _rebuilt(container: Any, values: Any) -> Any:
     """The values in a container of the same kind: dicts and their subclasses, named tuples, tuples and lists."""
     if isinstance(container, Mapping):
-        named = isinstance(container, dict) and all(isinstance(key, str) for key in values)
-        return type(container)(**values) if named else dict(values)
+        if not isinstance(container, dict):
+            return dict(values)
+        rebuilt = copy.copy(container)  # what a subclass keeps beside its items comes along
+        for key, value in values.items():  # some subclasses have no update
+            rebuilt[key] = value
+        return rebuilt
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
@@ -200,7 +208,20 @@ def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_
 
 def _gather(outputs: list[list[Tensor]], action: GridAction, buckets: list[list[int]]) -> tuple[Tensor, Action]:
     """All views of one output on one group axis, and the action that transforms them back."""
+    first = outputs[0][0]
+    if first.dtype not in checks.FLOATS:
+        raise TypeError(f"backbone: expected outputs of a floating-point dtype to merge, got {first.dtype}")
+    if first.dim() < 2 + action.dims:
+        raise ValueError(
+            f"out: expected outputs (B, …, H, W) for {action.name!r} to act on, but got {tuple(first.shape[1:])} from "
+            'the backbone; an output without spatial dims takes "trivial"'
+        )
     if len(buckets) == 1:
+        if action.square and first.shape[-1] != first.shape[-2]:
+            raise ValueError(
+                f"backbone: expected square outputs for a square input under {action.name!r}, got "
+                f"{first.shape[-2]}×{first.shape[-1]}"
+            )
         parts = outputs[0]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), action
     upright = outputs[0]

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import library
 
@@ -24,8 +24,21 @@ _NONE: Any = (None, None)  # what a Function without weights saved: nothing, whi
 
 
 def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
-    """Whether autograd records a call with these inputs."""
-    return torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad))
+    """Whether autograd must see a call with these inputs.
+
+    In forward mode too, although the Functions have no forward derivative: they say so, where the operators below them
+    would drop it silently.
+    """
+    if torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad)):
+        return True
+    return getattr(forward_ad, "_current_level", -1) >= 0  # torch has no public way to ask
+
+
+def laid_out(grad: Tensor, channels_last: bool) -> Tensor:
+    """A gradient of one view in the forward's layout: poolings send contiguous or expanded ones, whatever they got."""
+    if not channels_last or library.is_channels_last(grad):
+        return grad
+    return grad.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def orbit(x: Tensor, maps: str, inverse: str, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
@@ -46,7 +59,11 @@ def symmetrize(x: Tensor, maps: str, inverse: str) -> Tensor:
     """``1/|G| Σ_g inverse_g(x)``: one tensor seen |G| times, so that the mean of its views is one kernel."""
     if needs_grad(x):
         return cast(Tensor, _Symmetrize.apply(x, maps, inverse))  # type: ignore[no-untyped-call]
-    order = maps.count(" ") + 1
+    return _symmetrized(x, inverse)
+
+
+def _symmetrized(x: Tensor, inverse: str) -> Tensor:
+    order = inverse.count(" ") + 1
     return cast(Tensor, library.reduce(x.expand(order, *x.shape), inverse, "sum", 1.0 / order, None))
 
 
@@ -88,16 +105,18 @@ def put(x: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
 class _Orbit(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor | None, maps: str, inverse: str, scale: float) -> Tensor:
-        ctx.call = maps, inverse, scale
+        ctx.call = maps, inverse, scale, library.is_channels_last(x)
         if weights is not None:
             ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.orbit(x, maps, scale, weights, None))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        maps, inverse, scale = ctx.call
+        maps, inverse, scale, channels_last = ctx.call
         x, weights = ctx.saved_tensors or _NONE
-        grad_x = total(grad, maps, inverse, scale, weights) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = laid_out(total(grad, maps, inverse, scale, weights), channels_last)
         grad_w = dots(x, grad, maps, inverse, weights.dim()) * scale if ctx.needs_input_grad[1] else None
         return grad_x, grad_w, None, None, None
 
@@ -105,14 +124,15 @@ class _Orbit(Function):
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor | None, maps: str, inverse: str, scale: float) -> Tensor:
-        ctx.call = maps, inverse, scale
+        ctx.call = maps, inverse, scale, library.is_channels_last(y, 1)
         if weights is not None:
             ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.reduce(y, inverse, "sum", scale, weights))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        maps, inverse, scale = ctx.call
+        maps, inverse, scale, channels_last = ctx.call
+        grad = laid_out(grad, channels_last)
         y, weights = ctx.saved_tensors or _NONE
         grad_y: Tensor | None = None
         grad_w: Tensor | None = None
@@ -129,25 +149,26 @@ class _Total(Function):
 class _Symmetrize(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, maps: str, inverse: str) -> Tensor:
-        ctx.call = maps, inverse
-        return symmetrize(x, maps, inverse)
+        ctx.call = maps, inverse, library.is_channels_last(x)
+        return _symmetrized(x, inverse)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        maps, inverse = ctx.call
-        return symmetrize(grad, inverse, maps), None, None
+        maps, inverse, channels_last = ctx.call
+        return symmetrize(laid_out(grad, channels_last), inverse, maps), None, None
 
 
 class _WeightedMean(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor, maps: str, inverse: str) -> Tensor:
-        ctx.call = maps, inverse
+        ctx.call = maps, inverse, library.is_channels_last(y, 1)
         ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.reduce(y, inverse, "weighted_mean", 1.0, weights))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        maps, inverse = ctx.call
+        maps, inverse, channels_last = ctx.call
+        grad = laid_out(grad, channels_last)
         y, weights = ctx.saved_tensors
         whole = weights.sum(0)
         shares = weights / whole
@@ -203,12 +224,13 @@ class _Take(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, index: Tensor, maps: str, inverse: str) -> Tensor:
         ctx.save_for_backward(index)
-        ctx.maps, ctx.inverse = maps, inverse
+        ctx.call = maps, inverse, library.is_channels_last(y, 1)
         return cast(Tensor, library.take(y, index, inverse))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        return put(grad, ctx.saved_tensors[0], ctx.maps, ctx.inverse), None, None, None
+        maps, inverse, channels_last = ctx.call
+        return put(laid_out(grad, channels_last), ctx.saved_tensors[0], maps, inverse), None, None, None
 
 
 class _Put(Function):

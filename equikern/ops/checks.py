@@ -8,20 +8,16 @@ from torch import Tensor
 from ..actions import Action
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-EXACT = FLOATS | {
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-}  # what a permutation can move
+# What a permutation can move.
+EXACT = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
 
 def _tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if value.layout is not torch.strided or value.is_quantized:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}, dtype {value.dtype}")
     return value

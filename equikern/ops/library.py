@@ -36,6 +36,11 @@ def _channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     )
 
 
+def is_channels_last(t: Tensor, skip: int = 0) -> bool:
+    """Whether t's samples, behind its first ``skip`` dims, are channels-last."""
+    return t.dim() >= 3 + skip and t.stride(-1) != 1 and _channels_last(t.shape[skip:], t.stride()[skip:])
+
+
 def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
     """Memory for a result of the given shape: channels-last where a sample of t is, otherwise contiguous.
 

@@ -89,16 +89,17 @@ class _Select(Function):
         result, index = library.select(y, scores, inverse, minimum)
         ctx.mark_non_differentiable(index)
         ctx.save_for_backward(index)
-        ctx.maps, ctx.inverse, ctx.gradient = maps, inverse, gradient
+        ctx.call = maps, inverse, gradient, library.is_channels_last(y, 1)
         return cast(Tensor, result), cast(Tensor, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        maps, inverse = ctx.maps, ctx.inverse
-        if ctx.gradient == "mean":
+        maps, inverse, gradient, channels_last = ctx.call
+        grad = autograd.laid_out(grad, channels_last)
+        if gradient == "mean":
             grad_y = autograd.orbit(grad, maps, inverse, 1.0 / (maps.count(" ") + 1))
-        elif ctx.gradient == "identity":
+        elif gradient == "identity":
             first = torch.zeros((), dtype=torch.int64, device=grad.device)
             grad_y = autograd.put(grad, first, maps, inverse)
         else:
