@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import equikern
 import pytest
 import torch
+from cuda_blocks import Blocks, compile_blocks
 from equikern.backends import unavailable
 from hypothesis import HealthCheck, settings
 from torch import Tensor
@@ -74,3 +75,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(message)
     with equikern.use_backend(name):
         yield name
+
+
+@pytest.fixture(scope="session")
+def cuda_blocks(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
+    """The CUDA kernels on the CPU, thread after thread."""
+    return Blocks(compile_blocks(tmp_path_factory.mktemp("blocks")))

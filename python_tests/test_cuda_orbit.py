@@ -2,66 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from equikern.backends import cuda, reference
+from cuda_blocks import RUNS, STRIDED, TILES, VECTORS, Blocks
+from equikern.backends import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import EXACT, LAYOUTS, bits, laid_out, random_bits
 from torch import Tensor
 
-CSRC = Path(__file__).parent.parent / "csrc"
 TURNS = ["hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"]
 MAPS = [*TURNS, "hw hW", "hw HW", "WH", "Wh wH wh", "hw Hw hW HW", "."]
-RUNS, TILES, STRIDED, VECTORS = 100, 200, 300, 50
 
 Run = Callable[[Tensor, Tensor, str], int]
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Compiles the blocks for the CPU; returns which kernel was chosen, and asserts that no access was misaligned."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("blocks") / "orbit_blocks.so"
-    source = Path(__file__).parent / "orbit_blocks.cpp"
-    sanitizers = os.environ.get("EQUIKERN_SANITIZE", "undefined")
-    flags = ["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
-    command = [compiler, *flags, f"-fsanitize={sanitizers}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}", str(source)]
-    subprocess.run([*command, "-o", str(library)], check=True)
-    function = ctypes.CDLL(str(library)).run_orbit
-
-    def numbers(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
-        return (ctypes.c_int64 * len(values))(*values)
-
-    def call(x: Tensor, out: Tensor, maps: str) -> int:
-        if maps[0] == ".":
-            x, out = x[..., None, None], out[..., None, None]
-        codes = cuda._codes(maps)
-        assert codes is not None
-        return int(
-            function(
-                ctypes.c_void_p(x.data_ptr()),
-                ctypes.c_void_p(out.data_ptr()),
-                x.dim(),
-                numbers(tuple(x.shape)),
-                numbers(x.stride()),
-                numbers(out.stride()),
-                len(codes),
-                (ctypes.c_uint8 * len(codes))(*codes),
-                ctypes.c_int64(x.element_size()),
-            )
-        )
-
-    return call
+def run(cuda_blocks: Blocks) -> Run:
+    return cuda_blocks.orbit
 
 
 def shape_of(x: Tensor, maps: str) -> tuple[int, ...]:

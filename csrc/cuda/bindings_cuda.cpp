@@ -1,27 +1,94 @@
-// The part of equikern._C that needs a CUDA build.
+// The part of equikern._C that needs a CUDA build. Pointers and streams are integers, strides count elements. Each
+// function returns False, having done nothing, where there is no kernel for the layout.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "orbit_plan.h"
+#include "plan.h"
 
 namespace py = pybind11;
 
 namespace equikern {
+namespace {
+
+using Ints = std::vector<int64_t>;
+using Codes = std::vector<uint8_t>;
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+int64_t element_size(int dtype) { return dtype == 1 ? 8 : dtype == 0 ? 4 : 2; }  // the floats of dtypes.h
+
+// `weight_dims` and `index_dims` leading dims of x have weights and an index of their own.
+bool orbit(uintptr_t x, uintptr_t out, Ints sizes, Ints x_strides, Ints out_strides, Codes codes, int64_t element_size,
+           int dtype, double scale, uintptr_t weights, int weight_dims, uintptr_t index, int index_dims, int device,
+           uintptr_t stream) {
+  const py::gil_scoped_release unlocked;
+  Call call{Operator::orbit, at<void>(x), at<void>(out), nullptr, std::move(sizes), std::move(x_strides),
+            std::move(out_strides), {}, std::move(codes), element_size, scale};
+  call.weights = at<void>(weights), call.weight_dims = weight_dims;
+  call.index = at<int64_t>(index), call.index_dims = index_dims;
+  call.moves_bits = scale == 1 && !weights;
+  Plan plan;
+  if (!make_plan(call, plan)) return false;
+  if (plan.blocks == 0) return true;
+  if (call.moves_bits)
+    launch_orbit(plan, device, at<void>(stream));
+  else
+    launch_scaled_orbit(plan, dtype, device, at<void>(stream));
+  return true;
+}
+
+bool select(uintptr_t y, uintptr_t out, Ints sizes, Ints y_strides, Ints out_strides, Codes codes, int64_t element_size,
+            uintptr_t index, int index_dims, uintptr_t scores, bool scores_double, bool minimum, int device,
+            uintptr_t stream) {
+  const py::gil_scoped_release unlocked;
+  Call call{Operator::select, at<void>(y), at<void>(out), nullptr, std::move(sizes), std::move(y_strides),
+            std::move(out_strides), {}, std::move(codes), element_size};
+  call.index = at<int64_t>(index), call.index_dims = index_dims;
+  call.scores = at<void>(scores), call.scores_double = scores_double, call.minimum = minimum;
+  Plan plan;
+  if (!make_plan(call, plan)) return false;
+  if (plan.blocks) launch_select(plan, device, at<void>(stream));
+  return true;
+}
+
+bool sum(uintptr_t y, uintptr_t out, Ints sizes, Ints y_strides, Ints out_strides, Codes codes, int dtype, double scale,
+         uintptr_t weights, int weight_dims, bool normalized, int device, uintptr_t stream) {
+  const py::gil_scoped_release unlocked;
+  Call call{Operator::sum, at<void>(y), at<void>(out), nullptr, std::move(sizes), std::move(y_strides),
+            std::move(out_strides), {}, std::move(codes), element_size(dtype), scale};
+  call.weights = at<void>(weights), call.weight_dims = weight_dims, call.normalized = normalized;
+  Plan plan;
+  if (!make_plan(call, plan)) return false;
+  if (plan.blocks) launch_sum(plan, dtype, device, at<void>(stream));
+  return true;
+}
+
+// `allocate` gives the address of so many elements of the accumulator's type on the device, which live until the end.
+bool orbit_dot(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t dots, Ints sizes, Ints x_strides, Ints y_strides,
+               Ints out_strides, Codes codes, int dtype, uintptr_t weights, int weight_dims, const py::function& allocate,
+               int device, uintptr_t stream) {
+  Call call{Operator::dots, at<void>(x), at<void>(out), at<void>(y), std::move(sizes), std::move(x_strides),
+            std::move(out_strides), std::move(y_strides), std::move(codes), element_size(dtype)};
+  call.weights = at<void>(weights), call.weight_dims = weight_dims;
+  Plan plan;
+  if (!make_plan(call, plan) || plan.blocks == 0) return false;
+  plan.partial = at<void>(allocate(plan.n_views * plan.blocks).cast<uintptr_t>());
+  plan.dots = at<void>(dots);
+  const py::gil_scoped_release unlocked;
+  launch_dots(plan, dtype, device, at<void>(stream));
+  return true;
+}
+
+}  // namespace
 
 void bind_cuda(py::module_& m) {
-  m.def(
-      "cuda_orbit",
-      [](uintptr_t x, uintptr_t out, const std::vector<int64_t>& sizes, const std::vector<int64_t>& x_strides,
-         const std::vector<int64_t>& out_strides, const std::vector<uint8_t>& codes, int64_t element_size, int device,
-         uintptr_t stream) {
-        const py::gil_scoped_release unlocked;
-        const auto plan = plan_orbit(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), sizes, x_strides,
-                                     out_strides, codes, element_size);
-        launch_orbit(plan, device, reinterpret_cast<void*>(stream));
-      },
-      py::arg("x"), py::arg("out"), py::arg("sizes"), py::arg("x_strides"), py::arg("out_strides"), py::arg("codes"),
-      py::arg("element_size"), py::arg("device"), py::arg("stream"),
-      "Every view of the planes at x, written to out; pointers and the stream as integers, strides in elements.");
+  m.def("cuda_orbit", &orbit);
+  m.def("cuda_select", &equikern::select);
+  m.def("cuda_sum", &sum);
+  m.def("cuda_orbit_dot", &orbit_dot);
 }
 
 }  // namespace equikern

@@ -1,79 +1,55 @@
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <stdexcept>
-#include <string>
-
-#include "orbit_block.h"
+// Orbits: of the bits of any element, and with factors.
+#include "launch.h"
+#include "move_block.h"
 
 namespace equikern {
 namespace {
 
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("orbit: ") + what + ": " + cudaGetErrorString(status));
-}
-
-// Makes a device current and the previous one again at the end.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-};
-
-// Blocks lie on grid axis 0, the only one with more than 65,535 places; beyond its 2^31 - 1 they take turns.
-template <class Kernel>
-__global__ void __launch_bounds__(kThreads) run_blocks(const __grid_constant__ OrbitPlan plan) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  for (int64_t block = blockIdx.x; block < plan.blocks; block += gridDim.x) {
-    Kernel::load(plan, block, threadIdx.x, shared);
-    __syncthreads();
-    Kernel::store(plan, block, threadIdx.x, shared);
-    __syncthreads();
-  }
-}
-
-template <class Kernel>
-void launch(const OrbitPlan& plan, cudaStream_t stream, int shared_bytes) {
-  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(plan.blocks, INT32_MAX));
-  run_blocks<Kernel><<<grid, kThreads, shared_bytes, stream>>>(plan);
-}
-
 template <class E>
-void launch_element(const OrbitPlan& plan, cudaStream_t stream) {
-  switch (plan.kernel) {
-    case OrbitKernel::runs:
-      return launch<Runs<E>>(plan, stream, plan.shared_bytes);
-    case OrbitKernel::tiles:
-      return plan.vectors ? launch<Tiles<E, true>>(plan, stream, Tiles<E, true>::kSharedBytes)
-                          : launch<Tiles<E, false>>(plan, stream, Tiles<E, false>::kSharedBytes);
-    case OrbitKernel::strided:
-      return launch<Strided<E>>(plan, stream, 0);
+void launch_bits(const Plan& plan, void* stream) {
+  switch (plan.layout) {
+    case Layout::runs:
+      return launch<OrbitRuns<E>>(plan, plan.blocks, plan.shared_bytes, stream);
+    case Layout::tiles:
+      return plan.vectors
+                 ? launch<OrbitTiles<E, true>>(plan, plan.blocks, OrbitTiles<E, true>::kSharedBytes, stream)
+                 : launch<OrbitTiles<E, false>>(plan, plan.blocks, OrbitTiles<E, false>::kSharedBytes, stream);
+    case Layout::strided:
+      return launch<OrbitStrided<E>>(plan, plan.blocks, 0, stream);
   }
+}
+
+template <class T>
+void launch_scaled(const Plan& plan, void* stream) {
+  if (plan.layout == Layout::runs) return launch<ScaledOrbitRuns<T>>(plan, plan.blocks, plan.shared_bytes, stream);
+  if (plan.vectors)
+    launch<ScaledOrbitTiles<T, true>>(plan, plan.blocks, ScaledOrbitTiles<T, true>::kSharedBytes, stream);
+  else
+    launch<ScaledOrbitTiles<T, false>>(plan, plan.blocks, ScaledOrbitTiles<T, false>::kSharedBytes, stream);
 }
 
 }  // namespace
 
-void launch_orbit(const OrbitPlan& plan, int device, void* stream) {
-  if (plan.blocks == 0) return;
+void launch_orbit(const Plan& plan, int device, void* stream) {
   const DeviceGuard guard(device);
-  const auto on = static_cast<cudaStream_t>(stream);
   switch (plan.element_size) {
-    case 1: launch_element<uint8_t>(plan, on); break;
-    case 2: launch_element<uint16_t>(plan, on); break;
-    case 4: launch_element<uint32_t>(plan, on); break;
-    case 8: launch_element<uint64_t>(plan, on); break;
-    default: launch_element<Bytes16>(plan, on);
+    case 1: return launch_bits<uint8_t>(plan, stream);
+    case 2: return launch_bits<uint16_t>(plan, stream);
+    case 4: return launch_bits<uint32_t>(plan, stream);
+    case 8: return launch_bits<uint64_t>(plan, stream);
+    default: return launch_bits<Bytes16>(plan, stream);
   }
-  check(cudaGetLastError(), "kernel launch");
+}
+
+void launch_scaled_orbit(const Plan& plan, int dtype, int device, void* stream) {
+  const DeviceGuard guard(device);
+  switch (static_cast<Dtype>(dtype)) {
+    case Dtype::kFloat32: return launch_scaled<float>(plan, stream);
+    case Dtype::kFloat64: return launch_scaled<double>(plan, stream);
+    case Dtype::kFloat16: return launch_scaled<Half>(plan, stream);
+    case Dtype::kBFloat16: return launch_scaled<BFloat16>(plan, stream);
+    default: throw std::invalid_argument("expected a floating-point type");
+  }
 }
 
 }  // namespace equikern

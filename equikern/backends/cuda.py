@@ -1,4 +1,8 @@
-"""CUDA C++ kernels of csrc/cuda: the orbit where it only moves bits; Triton's kernels do everything else."""
+"""CUDA C++ kernels of csrc/cuda: orbit, sums over the views, orbit_dot and select of tensors whose rows have no gaps.
+
+``choice.py`` says which calls Triton serves instead; ``use_backend("cuda")`` overrides it. What has no CUDA kernel
+(other reductions, other strides, more views) always runs on Triton's.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import triton
+from . import choice, triton
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select", "unavailable"]
 
-_MAX_VIEWS, _MAX_LEAD = 64, 8  # csrc/cuda/orbit_plan.h
+_FLOATS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/dtypes.h
 
-_launch: Any = None  # equikern._C.cuda_orbit, looked up at the first call
+_native: Any = None  # equikern._C, looked up at the first call
 
 
 @lru_cache(maxsize=256)
@@ -29,39 +33,83 @@ def _codes(maps: str) -> list[int] | None:
     return [(word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words]
 
 
+def _where(t: Tensor) -> tuple[int, int]:
+    """The device's number and its current stream, as the launches take them."""
+    device = t.device
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+def _kernels() -> Any:
+    global _native
+    if _native is None:
+        _native = import_module("equikern._C")
+    return _native
+
+
+def _given(t: Tensor | None, view: int) -> tuple[int, int]:
+    """The address of weights, scores or an index, and how many leading dims of the image they have."""
+    return (0, 0) if t is None else (t.data_ptr(), t.dim() - view)
+
+
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
-    """``out[g] = s_g · map_g(x)``, see ``reference.orbit``; s_g = 1 runs here, reading x once for all views."""
-    global _launch
+    """``out[g] = s_g · map_g(x)``, see ``reference.orbit``: x is read once for all views."""
     codes = _codes(maps)
-    moves_bits = scale == 1 and weights is None and index is None
-    if not moves_bits or codes is None or len(codes) > _MAX_VIEWS or x.dim() > _MAX_LEAD:
-        triton.orbit(x, out, maps, scale, weights, index)
-        return
-    if maps[0] == ".":
-        x, out = x[..., None, None], out[..., None, None]
-    if _launch is None:
-        _launch = import_module("equikern._C").cuda_orbit
-    device = x.device
-    stream = torch.cuda.current_stream(device).cuda_stream
-    _launch(
-        x.data_ptr(), out.data_ptr(), x.shape, x.stride(), out.stride(), codes, x.element_size(), device.index, stream
-    )
+    moves_bits = scale == 1 and weights is None
+    operator = "orbit" if moves_bits else "scaled orbit"
+    if codes is not None and choice.runs_cuda(operator, x, maps):
+        image, views = (x[..., None, None], out[..., None, None]) if maps[0] == "." else (x, out)
+        if _kernels().cuda_orbit(
+            x.data_ptr(), out.data_ptr(), image.shape, image.stride(), views.stride(), codes, x.element_size(),
+            0 if moves_bits else _FLOATS[x.dtype], scale, *_given(weights, 1), *_given(index, 0), *_where(x),
+        ):  # fmt: skip
+            return
+    triton.orbit(x, out, maps, scale, weights, index)
 
 
 def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
-    """Triton's ``reduce``."""
+    """See ``reference.reduce``; the sums "sum" and "weighted_mean" have CUDA kernels."""
+    codes = _codes(maps)
+    if op in ("sum", "weighted_mean") and codes is not None and choice.runs_cuda("sum", y, maps):
+        normalized = op == "weighted_mean" and weights is not None
+        if _kernels().cuda_sum(
+            y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, _FLOATS[y.dtype], scale,
+            *_given(weights, 1), normalized, *_where(y),
+        ):  # fmt: skip
+            return
     triton.reduce(y, out, maps, op, scale, weights, out2)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
-    """Triton's ``orbit_dot``."""
+    """See ``reference.orbit_dot``: one read of x and y gives both; the dots' order of addition is fixed."""
+    codes = _codes(maps)
+    if codes is not None and choice.runs_cuda("orbit_dot", x, maps):
+        partial: list[Tensor] = []
+
+        def allocate(elements: int) -> int:
+            partial.append(dots.new_empty(elements))
+            return partial[0].data_ptr()
+
+        if _kernels().cuda_orbit_dot(
+            x.data_ptr(), y.data_ptr(), 0 if out is None else out.data_ptr(), dots.data_ptr(), x.shape, x.stride(),
+            y.stride(), () if out is None else out.stride(), codes, _FLOATS[x.dtype],
+            0 if weights is None else weights.data_ptr(), dots.dim() - 1, allocate, *_where(x),
+        ):  # fmt: skip
+            return
     triton.orbit_dot(x, y, out, dots, maps, weights)
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
-    """Triton's ``select``."""
+    """See ``reference.select``: reads the chosen view alone."""
+    codes = _codes(maps)
+    if codes is not None and y.numel() and choice.runs_cuda("select", y, maps):
+        at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
+        if _kernels().cuda_select(
+            y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, y.element_size(),
+            *_given(index, 0), at_scores, double, minimum, *_where(y),
+        ):  # fmt: skip
+            return
     triton.select(y, out, index, maps, scores, minimum)
 
 

@@ -1,0 +1,176 @@
+// What one thread of a weighted mean's backward does between barriers: the weighted orbit of x, and the dots of its
+// views with y, from one read of both. A block's dots go to `partial`; SumOfDots adds those of a column. The partition
+// and every order of addition depend on the shapes alone, so results repeat bit by bit.
+#pragma once
+
+#include "move_block.h"
+
+namespace equikern {
+
+// The sums of a block's threads, for each view: first to kDotLanes, then to one.
+template <class A>
+struct BlockSums {
+  static constexpr int kBytesPerView = (kThreads + kDotLanes) * sizeof(A);
+
+  static EQK_HD void fold(A* sums, int views, int thread) {
+    A* folded = sums + views * kThreads;
+    for (int slot = thread; slot < views * kDotLanes; slot += kThreads) {
+      const A* from = sums + slot / kDotLanes * kThreads + slot % kDotLanes;
+      A sum = 0;
+      for (int k = 0; k < kThreads; k += kDotLanes) sum += from[k];
+      folded[slot] = sum;
+    }
+  }
+
+  static EQK_HD A total(const A* sums, int views, int view) {
+    const A* folded = sums + views * kThreads + view * kDotLanes;
+    A sum = 0;
+    for (int k = 0; k < kDotLanes; ++k) sum += folded[(k + view) % kDotLanes];  // views start in different banks
+    return sum;
+  }
+};
+
+// The last two phases of both kernels.
+template <class A>
+EQK_HD void finish_dots(const Plan& p, int64_t block, int thread, A* sums, bool fold) {
+  if (fold)
+    BlockSums<A>::fold(sums, p.n_views, thread);
+  else if (thread < p.n_views)
+    static_cast<A*>(p.partial)[thread * p.blocks + block] = BlockSums<A>::total(sums, p.n_views, thread);
+}
+
+template <class T, bool kVectors>
+struct DotTiles {
+  using Move = MoveTiles<Scale<T>, kVectors>;
+  using A = Accumulator<T>;
+  using Group = typename Move::Group;
+  struct State {};
+  static constexpr int kPhases = 4;
+  static constexpr int kSide = Move::kSide, kStep = Move::kStep;
+  static constexpr int kTileBytes = (Move::kSharedBytes + 15) / 16 * 16;
+
+  static int shared_bytes(const Plan& p) { return kTileBytes + p.n_views * BlockSums<A>::kBytesPerView; }
+
+  template <int kPhase>
+  static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State&) {
+    const Tile<kSide> t(block, p.H, p.W);
+    const Offsets at = plane_offsets(p, t.plane);
+    T* staged = reinterpret_cast<T*>(shared);
+    A* sums = reinterpret_cast<A*>(shared + kTileBytes);
+    if constexpr (kPhase == 0)
+      Move::load(p, t, at.x, thread, staged);
+    else if constexpr (kPhase == 1)
+      multiply(p, t, at, thread, staged, sums);
+    else
+      finish_dots(p, block, thread, sums, kPhase == 2);
+  }
+
+  static EQK_HD void multiply(const Plan& p, const Tile<kSide>& t, const Offsets& at, int thread, const T* staged,
+                              A* sums) {
+    for (int g = 0; g < p.n_views; ++g) {
+      const auto s = Move::shown(p, t, p.code[g]);
+      const A weight = p.weights ? weight_of<A>(p, g, t.plane) : A(1);
+      const T* y = reinterpret_cast<const T*>(p.y.data) + at.y + g * p.y.view + s.row * p.y.row + s.col;
+      T* out = reinterpret_cast<T*>(p.out.data) + at.out + g * p.out.view + s.row * p.out.row + s.col;
+      A dot = 0;
+      for (int step = thread; step < Move::kSteps; step += kThreads) {
+        const int i = step / (kSide / kStep), j = step % (kSide / kStep) * kStep;
+        if (i >= s.rows || j >= s.cols) continue;
+        const Group other = load_group(reinterpret_cast<const Group*>(y + i * p.y.row + j));
+        const T* from = staged + s.view.origin + i * s.view.down + j * s.view.right;
+        Group group;
+        for (int k = 0; k < kStep; ++k) {
+          const A value = widen(from[k * s.view.right]);
+          dot += value * widen(reinterpret_cast<const T*>(&other)[k]);
+          narrow(value * weight, reinterpret_cast<T*>(&group)[k]);
+        }
+        if (p.out.data) store_group(reinterpret_cast<Group*>(out + i * p.out.row + j), group);
+      }
+      sums[g * kThreads + thread] = dot;
+    }
+  }
+};
+
+template <class T>
+struct DotRuns {
+  using A = Accumulator<T>;
+  struct State {};
+  static constexpr int kPhases = 4;
+
+  template <int kPhase>
+  static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State&) {
+    const Planes planes = planes_of(p, block);
+    const int64_t offset = planes.first * p.H * p.W;
+    const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
+    T* staged = reinterpret_cast<T*>(shared) + misalignment(x);
+    A* sums = reinterpret_cast<A*>(shared + p.run_bytes);
+    const int chunks = p.run_bytes / 16;
+    if constexpr (kPhase == 0) {
+      for (int c = thread; c < chunks; c += kThreads) stage_chunk(x, staged, c, planes.elements);
+      await_copies();
+    } else if constexpr (kPhase == 1) {
+      multiply(p, planes, thread, staged, chunks, sums);
+    } else {
+      finish_dots(p, block, thread, sums, kPhase == 2);
+    }
+  }
+
+  static EQK_HD void multiply(const Plan& p, const Planes& planes, int thread, const T* staged, int chunks, A* sums) {
+    const int64_t offset = planes.first * p.H * p.W;
+    for (int g = 0; g < p.n_views; ++g) {
+      const LinearView view = run_view(p, g);
+      const A weight = p.weights ? weight_of<A>(p, g, planes.first) : A(1);
+      const T* y = reinterpret_cast<const T*>(p.y.data) + g * p.y.view + offset;
+      T* out = reinterpret_cast<T*>(p.out.data) + g * p.out.view + offset;  // as far from 16 bytes as y: see the plan
+      A dot = 0;
+      for (int number = thread; number < chunks; number += kThreads) {
+        const Chunk<T> c(number, misalignment(y), planes.elements);
+        if (c.count <= 0) continue;
+        Cursor<T> at(p, staged, c.first);
+        Vector<T> other, vector;
+        if (c.whole()) {
+          other = load_group(reinterpret_cast<const Vector<T>*>(y + c.first));
+          for (int k = 0; k < kLanes<T>; ++k) {
+            const A value = widen(at.next(p, view));
+            dot += value * widen(other.lane[k]);
+            narrow(value * weight, vector.lane[k]);
+          }
+          if (p.out.data) store_group(reinterpret_cast<Vector<T>*>(out + c.first), vector);
+          continue;
+        }
+        for (int k = 0; k < c.count; ++k) {
+          const A value = widen(at.next(p, view));
+          dot += value * widen(y[c.first + k]);
+          if (p.out.data) narrow(value * weight, out[c.first + k]);
+        }
+      }
+      sums[g * kThreads + thread] = dot;
+    }
+  }
+};
+
+// The partial dots of one view and column, added in the order of the blocks.
+template <class A>
+struct SumOfDots {
+  struct State {};
+  static constexpr int kPhases = 3;
+  static constexpr int kSharedBytes = BlockSums<A>::kBytesPerView;
+
+  template <int kPhase>
+  static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State&) {
+    const int64_t view = block / p.weight_columns, column = block - view * p.weight_columns;
+    A* sums = reinterpret_cast<A*>(shared);
+    if constexpr (kPhase == 0) {
+      const A* partial = static_cast<const A*>(p.partial) + view * p.blocks + column * p.blocks_per_column;
+      A sum = 0;
+      for (int64_t k = thread; k < p.blocks_per_column; k += kThreads) sum += partial[k];
+      sums[thread] = sum;
+    } else if constexpr (kPhase == 1) {
+      BlockSums<A>::fold(sums, 1, thread);
+    } else if (thread == 0) {
+      static_cast<A*>(p.dots)[block] = BlockSums<A>::total(sums, 1, 0);
+    }
+  }
+};
+
+}  // namespace equikern

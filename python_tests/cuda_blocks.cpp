@@ -1,0 +1,156 @@
+// The blocks of the CUDA kernels, run on the CPU: every thread up to a barrier, then every thread after it.
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <vector>
+
+#include "cuda/dot_block.h"
+#include "cuda/plan.cpp"
+#include "cuda/sum_block.h"
+
+using namespace equikern;
+
+namespace {
+
+template <class Kernel, int kPhase>
+void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vector<typename Kernel::State>& states) {
+  if constexpr (kPhase < Kernel::kPhases) {
+    for (int n = 0; n < kThreads; ++n) {
+      const int thread = kPhase % 2 ? kThreads - 1 - n : n;  // no order of the threads may matter
+      Kernel::template phase<kPhase>(plan, block, thread, shared, states[thread]);
+    }
+    run_phases<Kernel, kPhase + 1>(plan, block, shared, states);
+  }
+}
+
+template <class Kernel>
+void run(const Plan& plan, int64_t blocks, size_t shared_bytes) {
+  const size_t room = (shared_bytes + 31) / 16 * 16;
+  auto* shared = static_cast<unsigned char*>(std::aligned_alloc(16, room));
+  std::vector<typename Kernel::State> states(kThreads);
+  for (int64_t block = 0; block < blocks; ++block) {
+    std::memset(shared, 0xFF, room);  // NaN for every float
+    std::memset(static_cast<void*>(states.data()), 0, states.size() * sizeof(states[0]));
+    run_phases<Kernel, 0>(plan, block, shared, states);
+  }
+  std::free(shared);
+}
+
+template <template <class> class Runs, template <class, bool> class Tiles, class E>
+void run_layout(const Plan& p) {
+  if (p.layout == Layout::runs) return run<Runs<E>>(p, p.blocks, p.shared_bytes);
+  if (p.vectors) return run<Tiles<E, true>>(p, p.blocks, Tiles<E, true>::kSharedBytes);
+  run<Tiles<E, false>>(p, p.blocks, Tiles<E, false>::kSharedBytes);
+}
+
+template <template <class> class Runs, template <class, bool> class Tiles>
+void run_bits(const Plan& p) {
+  switch (p.element_size) {
+    case 1: return run_layout<Runs, Tiles, uint8_t>(p);
+    case 2: return run_layout<Runs, Tiles, uint16_t>(p);
+    case 4: return run_layout<Runs, Tiles, uint32_t>(p);
+    case 8: return run_layout<Runs, Tiles, uint64_t>(p);
+    default: return run_layout<Runs, Tiles, Bytes16>(p);
+  }
+}
+
+template <template <class> class Runs, template <class, bool> class Tiles>
+void run_floats(const Plan& p, int dtype) {
+  switch (static_cast<Dtype>(dtype)) {
+    case Dtype::kFloat32: return run_layout<Runs, Tiles, float>(p);
+    case Dtype::kFloat64: return run_layout<Runs, Tiles, double>(p);
+    case Dtype::kFloat16: return run_layout<Runs, Tiles, Half>(p);
+    default: return run_layout<Runs, Tiles, BFloat16>(p);
+  }
+}
+
+void run_strided(const Plan& p) {
+  switch (p.element_size) {
+    case 1: return run<OrbitStrided<uint8_t>>(p, p.blocks, 16);
+    case 2: return run<OrbitStrided<uint16_t>>(p, p.blocks, 16);
+    case 4: return run<OrbitStrided<uint32_t>>(p, p.blocks, 16);
+    case 8: return run<OrbitStrided<uint64_t>>(p, p.blocks, 16);
+    default: return run<OrbitStrided<Bytes16>>(p, p.blocks, 16);
+  }
+}
+
+template <class T>
+void run_dots(Plan& p) {
+  std::vector<Accumulator<T>> partial(p.n_views * p.blocks);
+  std::memset(static_cast<void*>(partial.data()), 0xFF, partial.size() * sizeof(partial[0]));
+  p.partial = partial.data();
+  if (p.layout == Layout::runs)
+    run<DotRuns<T>>(p, p.blocks, p.shared_bytes);
+  else if (p.vectors)
+    run<DotTiles<T, true>>(p, p.blocks, DotTiles<T, true>::shared_bytes(p));
+  else
+    run<DotTiles<T, false>>(p, p.blocks, DotTiles<T, false>::shared_bytes(p));
+  using Sum = SumOfDots<Accumulator<T>>;
+  run<Sum>(p, p.n_views * p.weight_columns, Sum::kSharedBytes);
+}
+
+void run_call(const Call& call, Plan& p, int dtype, void* dots) {
+  p.dots = dots;
+  switch (call.op) {
+    case Operator::orbit:
+      if (p.layout == Layout::strided) return run_strided(p);
+      return call.moves_bits ? run_bits<OrbitRuns, OrbitTiles>(p) : run_floats<ScaledOrbitRuns, ScaledOrbitTiles>(p, dtype);
+    case Operator::select:
+      return run_bits<SelectRuns, SelectTiles>(p);
+    case Operator::sum:
+      return run_floats<SumRuns, SumTiles>(p, dtype);
+    case Operator::dots:
+      switch (static_cast<Dtype>(dtype)) {
+        case Dtype::kFloat32: return run_dots<float>(p);
+        case Dtype::kFloat64: return run_dots<double>(p);
+        case Dtype::kFloat16: return run_dots<Half>(p);
+        default: return run_dots<BFloat16>(p);
+      }
+  }
+}
+
+}  // namespace
+
+// What Python fills in with ctypes.
+struct Arguments {
+  int64_t op, rank, n_views, element_size, dtype;
+  const void* x;
+  void* out;
+  const void* y;
+  const int64_t *sizes, *x_strides, *out_strides, *y_strides;
+  const uint8_t* codes;
+  double scale;
+  const void* weights;
+  int64_t* index;
+  const void* scores;
+  void* dots;
+  int64_t weight_dims, index_dims, normalized, scores_double, minimum, plan_only;
+};
+
+// Returns 100 · layout + 50 · vectors + element size, 0 if there was nothing to do, -1 if there is no kernel.
+extern "C" int run_call(const Arguments* a) {
+  const auto op = static_cast<Operator>(a->op);
+  const bool x_has_views = op == Operator::select || op == Operator::sum;
+  Call call;
+  call.op = op, call.x = a->x, call.out = a->out, call.y = a->y;
+  call.sizes.assign(a->sizes, a->sizes + a->rank);
+  call.x_strides.assign(a->x_strides, a->x_strides + a->rank + x_has_views);
+  if (a->out) call.out_strides.assign(a->out_strides, a->out_strides + a->rank + !x_has_views);
+  if (a->y) call.y_strides.assign(a->y_strides, a->y_strides + a->rank + 1);
+  call.codes.assign(a->codes, a->codes + a->n_views);
+  call.element_size = a->element_size, call.scale = a->scale;
+  call.weights = a->weights, call.weight_dims = int(a->weight_dims);
+  call.index = a->index, call.index_dims = int(a->index_dims);
+  call.scores = a->scores, call.scores_double = a->scores_double, call.minimum = a->minimum;
+  call.normalized = a->normalized;
+  call.moves_bits = a->scale == 1 && !a->weights;
+  try {
+    Plan plan;
+    if (!make_plan(call, plan)) return -1;
+    if (plan.blocks == 0) return 0;
+    if (!a->plan_only) run_call(call, plan, int(a->dtype), a->dots);
+    return 100 * (1 + static_cast<int>(plan.layout)) + 50 * plan.vectors + plan.element_size;
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
