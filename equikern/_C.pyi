@@ -1,5 +1,7 @@
 """The native module; pointers are addresses, ``codes`` one byte a view, ``keep`` the lead dims of weights or index."""
 
+from collections.abc import Callable
+
 def orbit(
     x: int,
     shape: tuple[int, ...],
@@ -75,6 +77,64 @@ def cuda_orbit(
     out_strides: tuple[int, ...],
     codes: list[int],
     element_size: int,
+    dtype: int,
+    scale: float,
+    weights: int,
+    weight_dims: int,
+    index: int,
+    index_dims: int,
     device: int,
     stream: int,
-) -> None: ...
+    /,
+) -> bool: ...
+def cuda_select(
+    y: int,
+    out: int,
+    sizes: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    codes: list[int],
+    element_size: int,
+    index: int,
+    index_dims: int,
+    scores: int,
+    scores_double: bool,
+    minimum: bool,
+    device: int,
+    stream: int,
+    /,
+) -> bool: ...
+def cuda_sum(
+    y: int,
+    out: int,
+    sizes: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    codes: list[int],
+    dtype: int,
+    scale: float,
+    weights: int,
+    weight_dims: int,
+    normalized: bool,
+    device: int,
+    stream: int,
+    /,
+) -> bool: ...
+def cuda_orbit_dot(
+    x: int,
+    y: int,
+    out: int,
+    dots: int,
+    sizes: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    codes: list[int],
+    dtype: int,
+    weights: int,
+    weight_dims: int,
+    allocate: Callable[[int], int],
+    device: int,
+    stream: int,
+    /,
+) -> bool: ...

@@ -43,7 +43,9 @@ class Blocks:
         self._run = ctypes.CDLL(str(library)).run_call
         self.plan_only = plan_only
 
-    def _call(self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None = None, **options: object) -> int:
+    def _call(
+        self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None = None, **options: object
+    ) -> int:
         image = x if op in (0, 3) else x[0]
         if maps[0] == ".":
             image, x = image[..., None, None], x[..., None, None]
@@ -80,7 +82,9 @@ class Blocks:
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool = True
     ) -> int:
-        options = {} if scores is None else {"scores": scores.data_ptr(), "scores_double": scores.dtype == torch.float64}
+        options = (
+            {} if scores is None else {"scores": scores.data_ptr(), "scores_double": scores.dtype == torch.float64}
+        )
         return self._call(1, y, out, maps, minimum=minimum, **options, **_indexed(index))
 
     def reduce(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 from accuracy import assert_rounded_once
@@ -9,7 +11,7 @@ from cuda_blocks import RUNS, TILES, VECTORS, Blocks
 from equikern.backends import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import FLOATS, bits, laid_out, random_bits, random_values
+from strategies import FLOATS, bits, generator, laid_out, random_bits, random_values
 from torch import Tensor
 
 C4, D4 = "hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"
@@ -66,6 +68,7 @@ def shifted(t: Tensor, shift: int) -> Tensor:
     return memory[shift:].view(t.shape).copy_(t)
 
 
+RESULTS = st.tuples(st.sampled_from(["contiguous", "rows"]), st.integers(0, 7))  # layout and shift
 SOURCES = st.sampled_from(["contiguous", "contiguous", "rows", "transposed", "channels_last", "sliced", "expanded"])
 
 
@@ -93,7 +96,9 @@ def test_sums(cuda_blocks: Blocks, maps: str, data: st.DataObject, capfd: pytest
     weights = draw_weights(data, maps, shape, dtype)
     op = data.draw(st.sampled_from(["sum", "weighted_mean"])) if weights is not None else "sum"
     scale = 1.0 if op == "weighted_mean" else data.draw(st.sampled_from([1.0, 1 / order(maps)]))
-    out, memory = guarded(shown, dtype, data.draw(st.sampled_from(["contiguous", "rows"])), data.draw(st.integers(0, 7)))
+    out, memory = guarded(
+        shown, dtype, data.draw(st.sampled_from(["contiguous", "rows"])), data.draw(st.integers(0, 7))
+    )
     found = cuda_blocks.reduce(y, out, maps, op, scale, weights)
     if found <= 0:
         return
@@ -115,10 +120,10 @@ def test_scaled_orbits(cuda_blocks: Blocks, maps: str, data: st.DataObject, capf
     x = draw_image(data, shape, dtype, 2)
     weights = draw_weights(data, maps, shape, dtype)
     dims = data.draw(st.one_of(st.none(), st.integers(0, len(shape) - 2)))
-    index = None if dims is None else torch.randint(-1, order(maps) + 1, shape[:dims])
+    index = None if dims is None else torch.randint(-1, order(maps) + 1, shape[:dims], generator=generator(6))
     scale = data.draw(st.sampled_from([1.0, 0.125, 1 / 3]))
     full = (order(maps), *shown)
-    out, memory = guarded(full, dtype, data.draw(st.sampled_from(["contiguous", "rows"])), data.draw(st.integers(0, 7)))
+    out, memory = guarded(full, dtype, *data.draw(RESULTS))
     if cuda_blocks.orbit(x, out, maps, scale, weights, index) <= 0:
         return
     exact = torch.zeros(full, dtype=torch.float64)
@@ -136,15 +141,18 @@ def test_selections(cuda_blocks: Blocks, maps: str, data: st.DataObject, capfd: 
     shape, shown = data.draw(shapes(maps))
     dtype = data.draw(st.sampled_from([*DTYPES, torch.uint8]))
     y = laid_out(random_bits((order(maps), *shape), dtype, 3), data.draw(SOURCES))
+    seed = data.draw(st.integers(0, 2**16))
     items = shape[: data.draw(st.integers(0, len(shape) - 2))]
     minimum = data.draw(st.booleans())
     scores: Tensor | None = None
     if data.draw(st.booleans()):
-        scores = torch.randint(0, 4, (order(maps), *items)).to(data.draw(st.sampled_from([torch.float32, torch.float64])))
+        scores = torch.randint(0, 4, (order(maps), *items)).to(
+            data.draw(st.sampled_from([torch.float32, torch.float64]))
+        )
         scores[torch.rand(scores.shape) < 0.3] = float("nan")
         index = torch.full(items, 77)
     else:
-        index = torch.randint(-2, order(maps) + 2, items)
+        index = torch.randint(-2, order(maps) + 2, items, generator=generator(seed))
     out = laid_out(torch.zeros(shown, dtype=dtype), data.draw(st.sampled_from(["contiguous", "rows"])))
     expected, best = torch.zeros(shown, dtype=dtype), index.clone()
     if cuda_blocks.select(y, out, index, maps, scores, minimum) <= 0:
@@ -169,7 +177,7 @@ def test_orbits_with_dots(
     columns = (order(maps), *shape[:dims])
     weights = random_values(columns, wide(dtype), 5, "positive") if data.draw(st.booleans()) else None
     dots = torch.full(columns, float("nan"), dtype=wide(dtype))
-    out, memory = guarded(full, dtype, data.draw(st.sampled_from(["contiguous", "rows"])), data.draw(st.integers(0, 7)))
+    out, memory = guarded(full, dtype, *data.draw(RESULTS))
     wanted = data.draw(st.booleans())
     if cuda_blocks.orbit_dot(x, y, out if wanted else None, dots, maps, weights) <= 0:
         return
@@ -239,3 +247,38 @@ def test_repeatable_whatever_the_batch(cuda_blocks: Blocks) -> None:
     assert cuda_blocks.reduce(y, both, D4) > 0
     assert cuda_blocks.reduce(y[:, 1:2].contiguous(), alone, D4) > 0
     assert torch.equal(both[1:2], alone)
+
+
+def far_apart(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor whose first dim steps over 2³¹ elements; the memory between is never touched."""
+    step, inner = 2**31 + 64, torch.Size(shape[1:])
+    size = ((shape[0] - 1) * step + inner.numel()) * dtype.itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype)
+    return memory.as_strided(shape, (step, *torch.empty(inner, device="meta").stride()))
+
+
+@pytest.mark.parametrize("side", [37, 64])
+def test_offsets_beyond_2_to_the_31(cuda_blocks: Blocks, side: int) -> None:
+    """Between images, and between views."""
+    for dtype in (torch.float16, torch.float32):
+        x = random_values((2, 2, side, side), dtype, 1)
+        y, weights = random_values((2, 2, 2, side, side), dtype, 2), torch.rand(2, 2)
+        maps, far, views = "hw WH", far_apart((2, 2, side, side), dtype), far_apart((2, 2, 2, side, side), dtype)
+        expected, dots, exact = torch.zeros_like(y), torch.zeros(2, 2), torch.zeros(2, 2)
+        reference.orbit(x, expected, maps, 1.0, weights, None)
+        assert cuda_blocks.orbit(x, views, maps, 1.0, weights) > 0
+        assert torch.equal(views, expected)
+        assert cuda_blocks.orbit(far.copy_(x), y.clone(), maps) > 0
+        views.copy_(y)
+        total, found = torch.zeros_like(x), torch.zeros_like(x)
+        reference.reduce(y, total, maps, "sum", 1.0, None, None)
+        assert cuda_blocks.reduce(views, found, maps) > 0
+        assert torch.equal(found, total)
+        assert cuda_blocks.reduce(y, far, maps) > 0
+        assert torch.equal(far, total)
+        assert cuda_blocks.select(views, found, torch.tensor([1, 0]), maps, None) > 0
+        assert torch.equal(found, torch.stack([y[1, 0].flip(-1, -2), y[0, 1]]))
+        reference.orbit_dot(x, y, None, exact, maps, None)
+        assert cuda_blocks.orbit_dot(far.copy_(x), views, None, dots, maps, None) > 0
+        torch.testing.assert_close(dots, exact, rtol=1e-4, atol=1e-2)

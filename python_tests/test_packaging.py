@@ -117,7 +117,7 @@ def test_cuda_is_linked_statically() -> None:
 def test_a_launch_without_a_gpu_says_so() -> None:
     cuda_binary()
     with pytest.raises(RuntimeError, match="CUDA"):
-        native().cuda_orbit(0, 0, (1, 1), (1, 1), (1, 1, 1), [0], 4, 0, 0)
+        native().cuda_orbit(0, 0, (1, 1), (1, 1), (1, 1, 1), [0], 4, 0, 1.0, 0, 0, 0, 0, 0, 0)
     reason = cuda.unavailable(torch.device("cuda"))
     assert reason is not None
     assert "driver" in reason

@@ -158,7 +158,7 @@ struct SumOfDots {
 
   template <int kPhase>
   static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State&) {
-    const int64_t view = block / p.weight_columns, column = block - view * p.weight_columns;
+    const int64_t view = quotient(block, p.weight_columns), column = block - view * p.weight_columns;
     A* sums = reinterpret_cast<A*>(shared);
     if constexpr (kPhase == 0) {
       const A* partial = static_cast<const A*>(p.partial) + view * p.blocks + column * p.blocks_per_column;

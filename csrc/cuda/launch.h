@@ -44,9 +44,10 @@ __device__ __forceinline__ void run_phases(const Plan& plan, int64_t block, unsi
   }
 }
 
+// Two blocks a multiprocessor at least, so up to 128 registers: otherwise some kernels spill a few for a third block.
 // Blocks lie on grid axis 0, the only one with more than 65,535 places; beyond its 2^31 - 1 they take turns.
 template <class Kernel>
-__global__ void __launch_bounds__(kThreads) run_blocks(const __grid_constant__ Plan plan, const int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, 2) run_blocks(const __grid_constant__ Plan plan, const int64_t blocks) {
   extern __shared__ __align__(16) unsigned char shared[];
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     typename Kernel::State state;

@@ -52,7 +52,7 @@ EQK_HD int best_view(const Plan& p, int64_t column) {
 
 // The view a plane is taken from; `writes` tells the one thread that notes it down for the plane's column.
 EQK_HD int chosen_view(const Plan& p, int64_t plane, bool writes) {
-  const int64_t column = plane / p.planes_per_index;
+  const int64_t column = quotient(plane, p.planes_per_index);
   if (p.scores) {
     const int best = p.scores_double ? best_view<double>(p, column) : best_view<float>(p, column);
     if (writes && plane == column * p.planes_per_index) p.index[column] = best;
@@ -75,7 +75,7 @@ EQK_HD Range views_to_write(const Plan& p, int chosen) {
 // Whether an orbit with an index leaves this view zero.
 template <class Map>
 EQK_HD bool stays_zero(const Plan& p, int g, int64_t plane) {
-  return !Map::kSelects && p.index && p.index[plane / p.planes_per_index] != g;
+  return !Map::kSelects && p.index && p.index[quotient(plane, p.planes_per_index)] != g;
 }
 
 struct MoveState {

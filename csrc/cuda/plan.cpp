@@ -151,7 +151,8 @@ bool plan_runs(Plan& p, Operator op) {
 }
 
 void plan_tiles(Plan& p, Operator op) {
-  const int64_t side = p.element_size <= 2 ? 64 : p.element_size <= 8 ? 32 : 16;  // kTileSide
+  int64_t side = p.element_size <= 2 ? 64 : p.element_size <= 8 ? 32 : 16;  // kTileSide
+  if (op == Operator::sum && !p.vectors) side = 32;                         // kSumTileSide
   const int64_t H = op == Operator::sum ? p.out_H : p.H, W = op == Operator::sum ? p.out_W : p.W;
   const int64_t tiles = ((H + side - 1) / side) * ((W + side - 1) / side);
   p.layout = Layout::tiles;

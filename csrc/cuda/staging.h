@@ -81,6 +81,12 @@ EQK_HD void await_copies() {
 #endif
 }
 
+// n / d for n >= 0 and d > 0: 64-bit divisions are slow, and mostly both are small.
+EQK_HD int64_t quotient(int64_t n, int64_t d) {
+  if (((n | d) >> 32) == 0) return static_cast<uint32_t>(n) / static_cast<uint32_t>(d);
+  return n / d;
+}
+
 EQK_HD uint32_t divide(uint32_t n, const FastDivider& by) {
 #if defined(__CUDA_ARCH__)
   return (__umulhi(n, by.multiplier) + n) >> by.shift;
@@ -110,7 +116,7 @@ struct Offsets {
 EQK_HD Offsets plane_offsets(const Plan& p, int64_t plane) {
   Offsets at{0, 0, 0};
   for (int d = p.n_lead - 1; d >= 0; --d) {
-    const int64_t rest = plane / p.lead[d], k = plane - rest * p.lead[d];
+    const int64_t rest = quotient(plane, p.lead[d]), k = plane - rest * p.lead[d];
     at.x += k * p.x.lead[d];
     at.out += k * p.out.lead[d];
     at.y += k * p.y.lead[d];
@@ -122,7 +128,7 @@ EQK_HD Offsets plane_offsets(const Plan& p, int64_t plane) {
 // λ of a view for the planes of one column.
 template <class A>
 EQK_HD A weight_of(const Plan& p, int view, int64_t plane) {
-  return static_cast<const A*>(p.weights)[view * p.weight_columns + plane / p.planes_per_weight];
+  return static_cast<const A*>(p.weights)[view * p.weight_columns + quotient(plane, p.planes_per_weight)];
 }
 
 template <class A>
@@ -139,7 +145,7 @@ struct Planes {
 };
 
 EQK_HD Planes planes_of(const Plan& p, int64_t block) {
-  const int64_t column = block / p.blocks_per_column, part = block - column * p.blocks_per_column;
+  const int64_t column = quotient(block, p.blocks_per_column), part = block - column * p.blocks_per_column;
   const int64_t before = part * p.planes_per_block, left = p.planes_per_column - before;
   return {column * p.planes_per_column + before,
           static_cast<int>((left < p.planes_per_block ? left : p.planes_per_block) * p.H * p.W)};
@@ -209,10 +215,11 @@ struct Tile {
 
   EQK_HD Tile(int64_t block, int64_t H, int64_t W) {
     const int64_t across = (W + kSide - 1) / kSide, down = (H + kSide - 1) / kSide;
-    plane = block / (across * down);
+    plane = quotient(block, across * down);
     const int64_t in_plane = block - plane * (across * down);
-    row = in_plane / across * kSide;
-    col = in_plane % across * kSide;
+    const int64_t above = quotient(in_plane, across);
+    row = above * kSide;
+    col = (in_plane - above * across) * kSide;
     rows = static_cast<int>(H - row < kSide ? H - row : kSide);
     cols = static_cast<int>(W - col < kSide ? W - col : kSide);
   }
@@ -220,5 +227,9 @@ struct Tile {
 
 template <class E>
 constexpr int kTileSide = sizeof(E) <= 2 ? 64 : sizeof(E) <= 8 ? 32 : 16;
+
+// Sums are held in registers: single elements need as many of these as vectors, in smaller tiles.
+template <class E, bool kVectors>
+constexpr int kSumTileSide = kVectors ? kTileSide<E> : 32;
 
 }  // namespace equikern

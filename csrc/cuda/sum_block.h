@@ -70,7 +70,7 @@ template <class T, bool kVectors>
 struct SumTiles {
   using A = Accumulator<T>;
   static constexpr int kPhases = 3;
-  static constexpr int kSide = kTileSide<T>;
+  static constexpr int kSide = kSumTileSide<T, kVectors>;
   static constexpr int kStep = kVectors ? kLanes<T> : 1;
   static constexpr int kPerRow = kSide / kStep;
   static constexpr int kRounds = kSide * kPerRow / kThreads;

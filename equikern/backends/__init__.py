@@ -14,6 +14,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from . import choice
+
 __all__ = ["Kernels", "active_backend", "kernels", "unavailable", "use_backend"]
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -60,7 +62,7 @@ def _choose(device: torch.device) -> Kernels:
             asked = " (from EQUIKERN_BACKEND)" if _forced == os.environ.get("EQUIKERN_BACKEND") else ""
             raise ValueError(f"backend {_forced!r}{asked} cannot run on {device.type} tensors: {reason}")
         return _load(_forced)
-    for name in {"cpu": ("cpu",), "cuda": ("triton",)}.get(device.type, ()):
+    for name in {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ()):
         if unavailable(name, device) is None:
             return _load(name)
     return _load("reference")
@@ -97,6 +99,7 @@ def active_backend(device: torch.device | str = "cpu") -> str:
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
+    choice.everywhere = name == "cuda"
     _active.clear()
 
 
@@ -107,8 +110,9 @@ class use_backend:  # noqa: N801  (reads as a verb)
     ``EQUIKERN_BACKEND`` does the same from the start.
 
     Args:
-        name: ``"reference"`` (plain torch, any device), ``"cpu"`` (C++), ``"triton"``, ``"cuda"`` (CUDA C++ kernels,
-            Triton where there is none), or None for the choice by device.
+        name: ``"reference"`` (plain torch, any device), ``"cpu"`` (C++), ``"triton"``, ``"cuda"`` (CUDA C++ wherever
+            it has a kernel, Triton elsewhere), or None for the choice by device: on CUDA devices ``"cuda"`` where it
+            is built, with each call going to CUDA C++ or Triton by the table of ``backends/choice.py``.
 
     Raises:
         TypeError, ValueError: an unknown name, or the backend can run on no device of this machine; the message

@@ -71,7 +71,8 @@ def reduce(
 ) -> None:
     """See ``reference.reduce``; the sums "sum" and "weighted_mean" have CUDA kernels."""
     codes = _codes(maps)
-    if op in ("sum", "weighted_mean") and codes is not None and choice.runs_cuda("sum", y, maps):
+    operator = "sum" if y.stride(0) else "symmetrize"
+    if op in ("sum", "weighted_mean") and codes is not None and choice.runs_cuda(operator, y, maps):
         normalized = op == "weighted_mean" and weights is not None
         if _kernels().cuda_sum(
             y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, _FLOATS[y.dtype], scale,
