@@ -1,10 +1,10 @@
 """Which CUDA calls run on the CUDA C++ kernels and which on Triton's: one table, read at every call.
 
 Filled from machine-code counts, not from measurements. What was counted for sm_90: Triton's kernels move 16 bytes an
-access where rows are whole 16-byte vectors and planes are large enough for its tiles, and single elements elsewhere; the
+access where rows are whole 16-byte vectors and planes large enough for its tiles, and single elements elsewhere. The
 CUDA C++ kernels move 16 bytes wherever whole planes are staged in shared memory, and where rows are whole vectors. So
-CUDA C++ is chosen where its accesses are wider. Where they are equally wide Triton is, which needs fewer registers.
-A mean of one tensor's views (symmetrize) is CUDA C++'s wherever the plane is staged: it is then read once for all views.
+CUDA C++ is chosen where its accesses are wider. Where they are equally wide Triton is, which needs fewer registers. The
+mean of one tensor's views (symmetrize) goes to CUDA C++ wherever the plane is staged: it is read once for all views.
 """
 
 from __future__ import annotations
