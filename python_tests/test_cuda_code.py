@@ -99,6 +99,8 @@ def test_the_table_has_every_class() -> None:
     [
         ("sum", (2, 64, 224, 224), torch.bfloat16, False),
         ("sum", (2, 64, 7, 7), torch.bfloat16, True),
+        ("sum", (2, 64, 16, 16), torch.float32, True),
+        ("sum", (2, 64, 32, 32), torch.bfloat16, False),
         ("sum", (2, 64, 37, 37), torch.bfloat16, True),
         ("sum", (2, 3, 225, 225), torch.float32, False),
         ("symmetrize", (2, 3, 96, 96), torch.bfloat16, True),

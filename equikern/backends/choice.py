@@ -25,7 +25,7 @@ _SIZES = {
     "orbit_dot": (2, 4, 8),
     "select": (1, 2, 4, 8, 16),
 }
-_SMALL_PLANE = 4096  # bytes, as in csrc/cuda/plan.cpp; Triton's tiles would be partly empty
+_SMALL_PLANE = 256  # elements: up to here Triton gathers single ones
 _SHARED = 48 * 1024 - 5 * 1024  # for planes, beside weights and partial dots
 
 # By alignment of the rows and size of the plane, for operators alike and element sizes alike as far as counted.
@@ -53,18 +53,18 @@ def alignment_class(width: int, size: int) -> str:
     return "odd" if width * size % 16 else "aligned"
 
 
-def plane_class(operator: str, plane_bytes: int, views: int) -> str:
+def plane_class(operator: str, elements: int, size: int, views: int) -> str:
     """ "small", "staged" if a block's shared memory holds what the operator needs of a plane whole, or "large"."""
     staged = {"sum": views + 1, "symmetrize": 2}.get(operator, 1)
     beside = 2304 * views if operator == "orbit_dot" else 0
-    if staged * (plane_bytes + 32) + beside > _SHARED:
+    if staged * (elements * size + 32) + beside > _SHARED:
         return "large"
-    return "small" if plane_bytes < _SMALL_PLANE else "staged"
+    return "small" if elements <= _SMALL_PLANE else "staged"
 
 
 @lru_cache(maxsize=1024)
 def _from_table(operator: str, size: int, height: int, width: int, views: int) -> bool:
-    key = operator, size, alignment_class(width, size), plane_class(operator, height * width * size, views)
+    key = operator, size, alignment_class(width, size), plane_class(operator, height * width, size, views)
     return TABLE.get(key) == "cuda"
 
 
