@@ -214,7 +214,7 @@ def amd_kernel(assembly: str, shared: int) -> dict[str, Any]:
 
 
 def _amd_occupancy(registers: int, shared: int, threads: int) -> float:
-    """Share of a compute unit's 4 × 8 wavefronts that fit: 512 registers a lane of each SIMD, 64 KiB of shared memory."""
+    """Share of a compute unit's 4 × 8 wavefronts that fit: 512 registers a lane of a SIMD, 64 KiB of shared memory."""
     waves = -(-threads // 64)
     by_registers = min(8, 512 // _round_up(max(registers, 1), 8)) * 4 // waves
     by_shared = 64 * 1024 // _round_up(shared, 512) if shared else by_registers

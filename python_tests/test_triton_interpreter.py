@@ -408,15 +408,14 @@ else:
             for plan in plans:
                 plan.cache_clear()
 
-    @pytest.mark.parametrize("size", [7, 20])
+    @pytest.mark.parametrize("size", [7, 17])
     def test_tuned_launches_give_the_same_bits(size: int) -> None:
         from equikern.backends.triton import launch, orbits, reductions, selection
         from equikern.backends.triton.layout import operand
-        from equikern.backends.triton.tune import same_launch
-        from equikern.tuning import candidates
+        from equikern.tuning import Choice
 
-        x, y, index = torch.rand(3, size, size), torch.rand(4, 3, size, size), torch.tensor([2, 0, 3])
-        weights = torch.rand(4, 3)
+        x, y, index = torch.rand(1, size, size), torch.rand(4, 1, size, size), torch.tensor([2])
+        weights = torch.rand(4, 1)
         found: list[tuple[Tensor, launch.Plan | None, tuple[Tensor | None, ...]]] = []
         for op, factors in (("sum", weights), ("std", None)):
             out = torch.empty_like(x)
@@ -434,11 +433,11 @@ else:
             assert plan is not None
             assert plan.variant is not None
             results = []
-            for candidate in candidates(plan.variant, same_launch).values():
+            for block in (0, -1, 1):  # the interpreter knows no warps
                 out.fill_(float("nan"))
-                launch.run(candidate, *tensors)  # type: ignore[arg-type]
+                launch.run(plan.variant(Choice(block)), *tensors)  # type: ignore[arg-type]
                 results.append(out.clone())
-            assert len(results) > 3
+            assert not results[0].isnan().any()
             assert all(torch.equal(result, results[0]) for result in results)
 
     def test_unknown_reduction_is_named() -> None:
