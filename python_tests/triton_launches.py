@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -139,6 +140,8 @@ def main() -> None:
     options = parser.parse_args()
     from triton.runtime import driver
 
+    if not options.time:
+        os.environ["EQUIKERN_NVTX"] = "1"  # which gives launches what profilers see
     driver.set_active(Driver())
     result: dict[str, Any] = {}
     for name, (call, plan) in calls().items():

@@ -45,11 +45,13 @@ def jit_kernel(fn: Any) -> Any:
         op = specialization.constants.get("OP")
         return "_".join(["equikern", fn.__name__, *([op] if isinstance(op, str) else []), pointer.lstrip("*")])
 
-    return triton.jit(do_not_specialize=scalars, repr=name, launch_metadata=_launch_metadata)(fn)
+    # Triton gathers what a profiler might ask for at every launch, attached or not: that is paid only where wanted.
+    metadata = _launch_metadata if os.environ.get("EQUIKERN_NVTX", "0") == "1" else None
+    return triton.jit(do_not_specialize=scalars, repr=name, launch_metadata=metadata)(fn)
 
 
 def _launch_metadata(grid: Any, metadata: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """What Triton's profiler (proton) shows of a launch; asked for only while one is attached."""
+    """What Triton's profiler (proton) shows of a launch; with ``EQUIKERN_NVTX=1``."""
     tensors = {name: value for name, value in args.items() if isinstance(value, torch.Tensor)}
     shape = "x".join(map(str, next(iter(tensors.values())).shape))
     # A selection reads one of the views, as many entries as it writes.
