@@ -61,7 +61,7 @@ def when_switched(forget: Callable[[], None]) -> None:
     _when_switched.append(forget)
 
 
-class tuned:  # noqa: N801  (used like torch.no_grad)
+class tuned:  # noqa: N801  (reads as a verb)
     """Measure the Triton kernels' launch shapes on first use, from now on or inside a ``with`` block.
 
     The first call with a new kind of problem (operator, dtype, group, layout, device; sizes to powers of two) times
@@ -89,10 +89,11 @@ class tuned:  # noqa: N801  (used like torch.no_grad)
     def __init__(self, on: bool = True) -> None:
         if not isinstance(on, bool):
             raise TypeError(f"on: expected True or False, got {type(on).__name__}")
-        self._previous = _on
+        self._on, self._previous = on, _on
         _switch(on)
 
     def __enter__(self) -> tuned:
+        _switch(self._on)  # once more, for an object that is entered again
         return self
 
     def __exit__(
