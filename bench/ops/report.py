@@ -170,7 +170,8 @@ def kernel_table(ledger: Ledger, cache: int) -> list[str]:
         device = "" if case.device == "cpu" else f" {case.device}"
         lines.append(
             f"{case.name:<11}{case.direction:<9}{case.group:<6}{'×'.join(map(str, case.shape)):<14}"
-            f"{case.dtype_name:<9}{case.state:<6}{mine.median * 1e3:>9.3f} {spread:>17}{case.bytes / mine.median / 1e9:>7.1f}"
+            f"{case.dtype_name:<9}{case.state:<6}{mine.median * 1e3:>9.3f} "
+            f"{spread:>17}{case.bytes / mine.median / 1e9:>7.1f}"
             f"{100 / ratio:>8.0f}{_number(ratio, 'copy' in missed):>12}"
             f"{_number(limit).strip() if limit else '–':>6}{_number(row.over_mine('eager'), 'eager' in missed, 1):>13}"
             f"{row.eager_goal(cache):>5.0f}{_number(row.over_mine('compile'), 'compile' in missed, 1):>15}"
