@@ -6,6 +6,7 @@ from .buildinfo import BuildInfo, build_info
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .nn import EquiTune
 from .ops import orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
+from .tuning import tuned, warmup
 
 __version__ = "0.1.0"
 
@@ -28,5 +29,7 @@ __all__ = [
     "product_group",
     "symmetrize",
     "trivial",
+    "tuned",
     "use_backend",
+    "warmup",
 ]

@@ -1,8 +1,9 @@
-"""``python -m equikern info | demo``."""
+"""``python -m equikern info | demo | bench``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 import sys
@@ -51,6 +52,18 @@ def info() -> None:
     print(f"\n{build_info()}")
 
 
+def bench(arguments: list[str]) -> int:
+    """Run the benchmarks of the repository that this package is imported from; returns the exit status."""
+    folder = Path(__file__).resolve().parents[1] / "bench"
+    if not (folder / "command.py").exists():
+        sys.exit(
+            "the benchmarks are part of equikern's repository, not of the installed package: run this command in a "
+            'checkout, after pip install -c constraints.txt -e ".[bench]"'
+        )
+    sys.path.insert(0, str(folder))
+    return int(importlib.import_module("command").run(arguments))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m equikern", description=__doc__)
@@ -59,7 +72,11 @@ def main(arguments: list[str] | None = None) -> None:
     demo = commands.add_parser("demo", help="a pretrained classifier made equivariant, on real images")
     demo.add_argument("--output", type=Path, default=Path("equikern_demo.png"), help="picture to write (%(default)s)")
     demo.add_argument("--force", action="store_true", help="overwrite the picture")
-    options = parser.parse_args(arguments)
+    commands.add_parser("bench", help="measure every operator on this machine")
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["bench"]:  # whose options stand with the benchmarks
+        sys.exit(bench(given[1:]))
+    options = parser.parse_args(given)
     if options.command == "info":
         info()
         return

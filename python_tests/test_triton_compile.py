@@ -5,43 +5,19 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from audits import EXTRA, TARGETS, audit, machine_code, script
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
-TARGETS = ("sm_80", "sm_100", "gfx942")
-EXTRA = [path for path in os.environ.get("EQUIKERN_EXTRA_TRITONS", "").split(os.pathsep) if path]
 
-
-def script(name: str, *options: str, triton: str | None = None) -> Any:
-    """What a script beside this file prints, in a process of its own: one Triton a process, never the interpreter."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if triton is not None:
-        environment["PYTHONPATH"] = triton
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(name)), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
-def audit(*options: str, triton: str | None = None) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = script("triton_audit.py", "--json", *options, triton=triton)
-    assert records
-    return records
-
-
-@functools.cache
 def hopper() -> dict[str, dict[str, Any]]:
-    return {record["case"]: record for record in audit()}
+    return {record["case"]: record for record in machine_code() if record["target"] == "sm_90"}
 
 
 def failures(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -49,22 +25,32 @@ def failures(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_compiles_for_every_target() -> None:
-    assert failures(audit("--compile", *TARGETS)) == []
+    assert failures(machine_code()) == []
 
 
 @pytest.mark.parametrize("path", EXTRA)
 def test_compiles_with_other_releases(path: str) -> None:
-    assert failures(audit("--few", "--compile", "sm_90", *TARGETS, triton=path)) == []
+    assert failures(audit("--few", "--compile", *TARGETS, triton=path)) == []
 
 
 @pytest.mark.parametrize("path", [None, *EXTRA])
 def test_launches_are_what_was_audited(path: str | None) -> None:
-    for call, found in script("triton_launches.py", triton=path).items():
-        assert found == {"repeats": True, "repeating": True, "audited": True}, call
+    found = script("triton_launches.py", triton=path)
+    for call, record in found.items():
+        assert (record["repeats"], record["repeating"], record["audited"]) == (True, True, True), call
+    # What a profiler is told: a view has 2·3·7² entries of 2 bytes; weights are 4·2 in float32, an index 2 in int64.
+    view = 2 * 3 * 7 * 7 * 2
+    assert {call: found[f"{call} 7"]["bytes"] for call in ("mean", "orbit", "select")} == {
+        "mean": 5 * view,
+        "orbit": 5 * view,
+        "select": 2 * view + 4 * 2 * 4 + 2 * 8,
+    }
+    assert found["mean 7"]["name"] == "equikern_reduce_points_sum_bf16 4x2x3x7x7"
+    assert found["select 32"]["name"] == "equikern_select_tiles_bf16 4x2x3x32x32"
 
 
 def test_no_spills_no_atomics() -> None:
-    for record in hopper().values():
+    for record in machine_code():
         assert record.get("error") is None, record
         assert record["spills"] == record["stack"] == record["local"] == record["atomics"] == 0, record
 
@@ -82,9 +68,9 @@ def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
             "select": (1, 1),
         }.get(kind)
         if case in aligned() and expected is not None:
-            assert (record["loads_128"], record["stores_128"]) == expected, record
+            assert (record["loads"].get("128"), record["stores"].get("128")) == expected, record
             if kind in ("mean", "orbit"):
-                assert (record["loads"], record["stores"]) == expected, record
+                assert (list(record["loads"]), list(record["stores"])) == (["128"], ["128"]), record
 
 
 def aligned() -> list[str]:

@@ -408,6 +408,38 @@ else:
             for plan in plans:
                 plan.cache_clear()
 
+    @pytest.mark.parametrize("size", [7, 17])
+    def test_tuned_launches_give_the_same_bits(size: int) -> None:
+        from equikern.backends.triton import launch, orbits, reductions, selection
+        from equikern.backends.triton.layout import operand
+        from equikern.tuning import Choice
+
+        x, y, index = torch.rand(1, size, size), torch.rand(4, 1, size, size), torch.tensor([2])
+        weights = torch.rand(4, 1)
+        found: list[tuple[Tensor, launch.Plan | None, tuple[Tensor | None, ...]]] = []
+        for op, factors in (("sum", weights), ("std", None)):
+            out = torch.empty_like(x)
+            plan = reductions.plan(
+                C4, op, 0.5, operand(y), operand(out), None, factors if factors is None else operand(factors)
+            )
+            found.append((out, plan, (y, out, None, factors)))
+        out = torch.empty_like(y)
+        found.append((out, orbits.plan(C4, 1.0, operand(x), operand(out), None, None), (x, out, None, None)))
+        out = torch.empty_like(x)
+        found.append(
+            (out, selection.plan(C4, True, operand(y), operand(out), None, operand(index)), (y, out, None, index))
+        )
+        for out, plan, tensors in found:
+            assert plan is not None
+            assert plan.variant is not None
+            results = []
+            for block in (0, -1, 1):  # the interpreter knows no warps
+                out.fill_(float("nan"))
+                launch.run(plan.variant(Choice(block)), *tensors)  # type: ignore[arg-type]
+                results.append(out.clone())
+            assert not results[0].isnan().any()
+            assert all(torch.equal(result, results[0]) for result in results)
+
     def test_unknown_reduction_is_named() -> None:
         with pytest.raises(ValueError, match="median"):
             kernels.reduce(torch.zeros(1, 2, 2), torch.zeros(2, 2), "hw", "median", 1.0, None, None)

@@ -1,7 +1,8 @@
 """Compile the Triton kernels for GPUs this machine does not have, and read the machine code they become.
 
-``python python_tests/triton_audit.py`` prints a table for Hopper: registers, barriers, shuffles, the widths of global
-accesses. ``--compile sm_80 gfx942 …`` only compiles. What is compiled are the plans that the launches use.
+``python python_tests/triton_audit.py`` prints a table for Hopper, ``--targets sm_80 gfx942 …`` for others: registers,
+spills, occupancy, barriers, shuffles, the widths of global accesses. ``--compile sm_80 gfx942 …`` only compiles. What
+is compiled are the plans that the launches use.
 """
 
 from __future__ import annotations
@@ -9,12 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from equikern.backends.triton import launch
 from equikern.backends.triton.launch import Plan
 from equikern.backends.triton.layout import Operand
+from machine_code import amd_kernel, cuda_kernels
 
 D4 = "hw Wh HW wH hW wh Hw WH"
 C4 = "hw Wh HW wH"
@@ -169,50 +167,10 @@ FEW += [
     "logodd c4 fp32 37x37",
 ]
 
-_ACCESS = re.compile(r"\b((?:LDG|STG|SHFL|BAR|LDL|STL|ATOM|RED)\b[\w.]*)")
-_USAGE = re.compile(r"\b(REG|STACK|LOCAL|SHARED):(\d+)")
-
-
-def tools() -> Path:
-    """Where the installed Triton keeps NVIDIA's binary tools."""
-    import triton  # type: ignore[import-untyped, unused-ignore]
-
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-def machine_code(cubin: bytes) -> dict[str, Any]:
-    """Count what matters in an NVIDIA binary."""
-    cuobjdump = tools() / "cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        run = [
-            subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
-            for flag in ("-sass", "-res-usage")
-        ]
-    found = [match.split(".") for match in _ACCESS.findall(run[0])]
-    usage = {name: int(value) for name, value in _USAGE.findall(run[1])}
-    counts = Counter(parts[0] for parts in found)
-    wide = Counter(parts[0] for parts in found if "128" in parts)
-    return {
-        "registers": usage["REG"],
-        "stack": usage["STACK"],
-        "local": usage["LOCAL"],
-        "shared": usage["SHARED"],
-        "barriers": counts["BAR"],
-        "shuffles": counts["SHFL"],
-        "loads": counts["LDG"],
-        "loads_128": wide["LDG"],
-        "stores": counts["STG"],
-        "stores_128": wide["STG"],
-        "spills": counts["LDL"] + counts["STL"],
-        "atomics": counts["ATOM"] + counts["RED"],
-    }
-
 
 def audit(job: tuple[str, str, bool]) -> dict[str, Any]:
     """Compile a case for a target, and look inside if asked to."""
-    from equikern.backends.triton.compat import compile_kernel, version
+    from equikern.backends.triton.compat import compile_kernel
 
     case, target, inspect = job
     launch.LANES = 64 if target.startswith("gfx") else 32  # as a torch build for the target would set it
@@ -221,8 +179,12 @@ def audit(job: tuple[str, str, bool]) -> dict[str, Any]:
         binary = compile_kernel(plan.kernel, target, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
     except Exception as error:  # a compiler may raise anything; the report says which case it was
         return {"case": case, "target": target, "error": f"{type(error).__name__}: {error}"[-2000:]}
-    code = machine_code(binary.asm["cubin"]) if inspect else {}
-    return {"case": case, "target": target, "triton": version(), "warps": plan.num_warps, **code}
+    code: dict[str, Any] = {}
+    if inspect and "amdgcn" in binary.asm:
+        code = amd_kernel(binary.asm["amdgcn"], binary.metadata.shared)
+    elif inspect:
+        (code,) = cuda_kernels(binary.asm["cubin"], binary.metadata.shared).values()
+    return {"case": case, "target": target, "kernel": binary.metadata.name, "warps": plan.num_warps, **code}
 
 
 def audit_all(cases: Iterable[str], targets: Iterable[str], inspect: bool = False) -> list[dict[str, Any]]:
@@ -232,36 +194,36 @@ def audit_all(cases: Iterable[str], targets: Iterable[str], inspect: bool = Fals
         return list(pool.map(audit, jobs, chunksize=4))
 
 
-def table(records: Iterable[dict[str, Any]]) -> str:
-    """The counts as a Markdown table."""
-    columns = [
-        "case",
-        "warps",
-        "registers",
-        "barriers",
-        "shuffles",
-        "loads",
-        "loads_128",
-        "stores",
-        "stores_128",
-        "shared",
-    ]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    lines += ["| " + " | ".join(str(r.get(column, r.get("error", ""))) for column in columns) + " |" for r in records]
+COLUMNS = ("warps", "registers", "spills", "shared", "occupancy", "loads", "stores", "barriers", "shuffles")
+
+
+def table(records: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
+    """Records by name as a Markdown table; accesses as count × bits."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return " ".join(f"{count}×{width}" for width, count in value.items()) or "0"
+        return "?" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value)
+
+    lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    for name, record in records.items():
+        cells = [record["error"]] if "error" in record else [cell(record[column]) for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", nargs="+", metavar="TARGET", help="only compile, for these targets")
+    parser.add_argument("--targets", nargs="+", default=["sm_90"], help="whose machine code to read (%(default)s)")
     parser.add_argument("--few", action="store_true", help="a few representative cases")
     parser.add_argument("--json", action="store_true", help="print records instead of a table")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("the interpreter replaces the kernels: unset TRITON_INTERPRET")
     cases = FEW if options.few else CASES
-    records = audit_all(cases, options.compile or ["sm_90"], inspect=not options.compile)
-    print(json.dumps(records) if options.json else table(records))
+    records = audit_all(cases, options.compile or options.targets, inspect=not options.compile)
+    print(json.dumps(records) if options.json else table({f"{r['case']} {r['target']}": r for r in records}))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Launch the Triton kernels on a driver that only takes notes: what would reach the GPU, without one.
 
-Prints a JSON record per call: whether a repeated launch hands over what Triton's own checked launch does, and whether
-the code is what ``triton_audit.py`` reads (compared as PTX: binaries carry the time of the source file). ``--time``
-prints the Python time of a call instead.
+Prints a JSON record per call: whether a repeated launch hands over what Triton's own checked launch does, whether
+the code is what ``triton_audit.py`` reads (compared as PTX: binaries carry the time of the source file), and the name
+and bytes that profilers see. ``--time`` prints the Python time of a call instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -106,13 +107,14 @@ def alike(a: Any, b: Any) -> bool:
     return a is b or type(a).__name__ == "LazyDict" == type(b).__name__ or bool(a == b)  # the dict is for profilers
 
 
-def check(call: Callable[[], None], plan: Any) -> dict[str, bool]:
+def check(call: Callable[[], None], plan: Any) -> dict[str, Any]:
     from equikern.backends.triton.compat import compile_kernel
 
     del launches[:]
     for _ in range(3):
         call()
     first, second, third = launches
+    metadata = next(argument for argument in first if type(argument).__name__ == "LazyDict").get()
     same = all(len(first) == len(other) and all(map(alike, first, other)) for other in (second, third))
     warm = plan.kernel.warmup(
         *(None if d is None else torch.empty(16, dtype=d) for d in plan.pointers),
@@ -123,7 +125,13 @@ def check(call: Callable[[], None], plan: Any) -> dict[str, bool]:
         enable_fp_fusion=False,
     )
     audited = compile_kernel(plan.kernel, "sm_90", plan.pointers, plan.aligned, plan.constants, plan.num_warps)
-    return {"repeats": same, "repeating": bool(plan.repeat), "audited": warm.asm["ptx"] == audited.asm["ptx"]}
+    return {
+        "repeats": same,
+        "repeating": bool(plan.repeat),
+        "audited": warm.asm["ptx"] == audited.asm["ptx"],
+        "bytes": metadata["bytes"],
+        "name": metadata["name"],
+    }
 
 
 def main() -> None:
@@ -132,6 +140,8 @@ def main() -> None:
     options = parser.parse_args()
     from triton.runtime import driver
 
+    if not options.time:
+        os.environ["EQUIKERN_NVTX"] = "1"  # which gives launches what profilers see
     driver.set_active(Driver())
     result: dict[str, Any] = {}
     for name, (call, plan) in calls().items():

@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="where to write the results (default: bench/results/<machine>-<commit>.json after a complete run)",
     )
+    group.addoption("--quick", action="store_true", help="two shapes in float32, without torch.compile")
     group.addoption(
         "--fresh-pages",
         action="store_true",
@@ -67,6 +68,15 @@ def _keep_pages() -> None:
     libc = ctypes.CDLL("libc.so.6")
     if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)):
         raise pytest.UsageError("this libc's malloc cannot be told to keep its pages: measure with --fresh-pages")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.quick:
+        return
+    words = ("-16x64x56x56-float32", "-8x1280x7x7-float32")
+    kept = [i for i in items if any(w in i.name for w in words) and not i.name.endswith("-compile]")]
+    config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+    items[:] = kept
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -114,11 +124,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     path = config.option.results
     complete = exitstatus == pytest.ExitCode.OK and not config.stash[_DESELECTED] and ledger.rows and ledger.calls
     if path is None and complete:
-        path = RESULTS / machine.slug(info)
+        path = RESULTS / machine.slug(machine.name())
     if path is None:
         write("not a complete run: no results file (--results PATH writes one)")
         return
     settings = {
+        "complete": bool(complete),
         "compile": config.option.compile_mode,
         "fresh_pages": config.option.fresh_pages,
         "seconds": round(seconds),

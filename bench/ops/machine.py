@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import re
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,11 @@ def cpu_name() -> str:
     return _first("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.processor() or platform.machine()
 
 
-def last_level_cache() -> int:
-    """Bytes of the largest cache, 32 MiB where the system does not tell."""
+@functools.cache
+def last_level_cache(device: str = "cpu") -> int:
+    """Bytes of the CPU's largest cache, or of the GPU's L2; 32 MiB where the system does not tell."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties().L2_cache_size)
     sizes = []
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         size = _first(str(index / "size"), r"^(\d+)K$")
@@ -47,6 +52,22 @@ def commit() -> str:
         return ""
 
 
+def driver() -> str | None:
+    """The GPU driver's version."""
+    run = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def describe(threads: int, devices: list[str]) -> dict[str, Any]:
     """Machine and versions, for the results file."""
     info: dict[str, Any] = {
@@ -59,6 +80,8 @@ def describe(threads: int, devices: list[str]) -> dict[str, Any]:
         "load_at_start": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
+        "ttach": _version("ttach"),
         "equikern": equikern.__version__,
         "backends": {device: equikern.active_backend(device) for device in devices},
         "compiler": equikern.build_info().compiler,
@@ -66,11 +89,17 @@ def describe(threads: int, devices: list[str]) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     if "cuda" in devices:
-        info |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        info |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver()}
     return info
 
 
-def slug(info: dict[str, Any]) -> str:
-    """A file name: the machine and the commit, or the date where there is no commit."""
-    name = re.sub(r"[^a-z0-9]+", "-", str(info.get("gpu") or info["cpu"]).lower()).strip("-")
-    return f"{name}-{info['commit'] or info['time'][:10]}.json"
+def name() -> str:
+    """The GPU's name, or the CPU's where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+
+
+def slug(name: str, suffix: str = "") -> str:
+    """A file name: the machine, the commit (or the date where there is none), and what else is said."""
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    machine = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return "-".join(part for part in (machine, commit() or day, suffix) if part) + ".json"

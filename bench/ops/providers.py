@@ -1,11 +1,13 @@
-"""Who does the work: equikern, the eager chain, and the chain through ``torch.compile``."""
+"""Who does the work: equikern, the eager chain, the chain through ``torch.compile``, and ttach."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import equikern
 import torch
 import torch._dynamo
 import torch._functorch.config
@@ -41,7 +43,10 @@ class Compiler:
             torch._dynamo.reset()
             # A function of its own: dynamo keeps what it compiled by code object and looks through all of it.
             chain = functools.partial(case.operator.eager, case.order)
-            self._function = torch.compile(chain, dynamic=self.mode == "dynamic", fullgraph=True)
+            tuned = (
+                "max-autotune-no-cudagraphs" if case.device == "cuda" else None
+            )  # a retained graph forbids cudagraphs
+            self._function = torch.compile(chain, dynamic=self.mode == "dynamic", fullgraph=True, mode=tuned)
             self._key = key
         return self._function
 
@@ -53,12 +58,39 @@ class Compiler:
                     torch._dynamo.mark_static(t, 0)
 
 
+FUSED = ("equikern", "triton", "cuda")
+
+
+def serve(provider: str) -> contextlib.AbstractContextManager[object]:
+    """equikern's own choice of kernels, or the backend that is measured."""
+    return equikern.use_backend(provider) if provider in FUSED[1:] else contextlib.nullcontext()
+
+
+def ttach_merge(case: Case) -> Callable[[Tensor], Tensor]:
+    """What ttach's segmentation wrapper does with the outputs of its views, which come in D4's order."""
+    import ttach
+    from ttach.base import Merger
+
+    turns = ttach.Rotate90(angles=[0, 90, 180, 270])
+    transforms = ttach.Compose([ttach.HorizontalFlip(), turns] if case.order == 8 else [turns])
+
+    def merge(y: Tensor) -> Tensor:
+        merger = Merger(type=case.name, n=len(transforms))
+        for g, transformer in enumerate(transforms):
+            merger.append(transformer.deaugment_mask(y[g]))
+        return cast(Tensor, merger.result)
+
+    return merge
+
+
 def bind(case: Case, provider: str, compiler: Compiler) -> tuple[Callable[[], Any], Tensors | None]:
     """The call to time, and the tensors that it writes where it writes to memory given to it."""
-    tensors = case.tensors(requires_grad=case.direction == "backward")
+    tensors = case.tensors(requires_grad=case.direction != "forward")
     chain: Callable[..., Any]
-    if provider == "equikern":
+    if provider in FUSED:
         chain = functools.partial(case.operator.fused, case.action)
+    elif provider == "ttach":
+        chain = ttach_merge(case)
     elif provider == "eager":
         chain = functools.partial(case.operator.eager, case.order)
     else:
@@ -66,7 +98,9 @@ def bind(case: Case, provider: str, compiler: Compiler) -> tuple[Callable[[], An
         compiler.mark(tensors)
     if case.direction == "backward":
         return _backward(case, chain, tensors), None
-    if provider != "equikern":
+    if case.direction == "both":
+        return _both(case, chain, tensors), None
+    if provider not in FUSED:
         return lambda: chain(*tensors), None
     shape = (case.order, *case.shape) if case.name == "orbit" else case.shape
     # NaN: an element that the kernel forgets fails the check.
@@ -84,3 +118,16 @@ def _backward(case: Case, chain: Callable[..., Any], tensors: Tensors) -> Callab
     wanted = [t for t in tensors if t.requires_grad]
     upstream = case.upstream()
     return lambda: torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
+
+
+def _both(case: Case, chain: Callable[..., Any], tensors: Tensors) -> Callable[[], Any]:
+    """Forward and backward: the results and their gradients."""
+    wanted = [t for t in tensors if t.requires_grad]
+    upstream = case.upstream()
+
+    def forward_and_backward() -> Tensors:
+        result = chain(*tensors)
+        outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+        return outputs + torch.autograd.grad(outputs, wanted, upstream)
+
+    return forward_and_backward

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import machine
 import torch
 from cases import Case
 from torch import Tensor
@@ -62,7 +63,7 @@ def copy_of(case: Case) -> Callable[[], None]:
     reads, writes = case.elements
     half = (reads + writes) // 2
     source = _buffer(0, half, case.dtype, case.device)
-    if case.direction == "forward":
+    if case.direction == "forward":  # which has its memory given
         target = _buffer(1, half, case.dtype, case.device)
 
         def copy() -> None:
@@ -85,17 +86,35 @@ def copy_of(case: Case) -> Callable[[], None]:
     return allocate_and_copy
 
 
-class Interleaved:
-    """A reference timed once before every round of what it is compared with, so that noise hits both alike."""
+def evict(device: str) -> None:
+    """Leave nothing of what the caches hold: twice their size is written."""
+    _bytes(2 * machine.last_level_cache(device), device).add_(1)
+    synchronize(device)
 
-    def __init__(self, reference: Callable[[], None]) -> None:
-        self._reference = reference
+
+class Interleaved:
+    """A reference timed once before every round of what it is compared with, so that noise hits both alike.
+
+    ``before`` and ``after`` the reference, untimed, the caches are brought to the state that both are to find.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[[], None],
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        self._reference, self._before, self._after = reference, before, after
         self.seconds: list[float] = []
 
     def __call__(self) -> None:
+        if self._before:
+            self._before()
         start = time.perf_counter()
         self._reference()
         self.seconds.append(time.perf_counter() - start)
+        if self._after:
+            self._after()
 
 
 def once(call: Callable[[], None]) -> float:

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from ..nvtx import ranged
 from . import choice
 
 __all__ = ["Kernels", "active_backend", "kernels", "unavailable", "use_backend"]
@@ -72,7 +73,7 @@ def kernels(x: Tensor) -> Kernels:
     """The kernels that serve x's device."""
     found = _active.get("cpu" if x.is_cpu else x.device.type)  # is_cpu is the cheaper question
     if found is None:
-        found = _active[x.device.type] = _choose(x.device)
+        found = _active[x.device.type] = ranged(_choose(x.device))
     return found
 
 

@@ -11,8 +11,23 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.errors import OutOfResources
 
-__all__ = ["OLDEST", "compile_kernel", "interpreting", "jit_kernel", "launch", "signature", "version"]
+from ...nvtx import moved
+
+__all__ = [
+    "OLDEST",
+    "LaunchError",
+    "compile_kernel",
+    "full_version",
+    "interpreting",
+    "jit_kernel",
+    "launch",
+    "signature",
+    "version",
+]
+
+LaunchError = OutOfResources  # more shared memory, registers or threads than the GPU has
 
 OLDEST = (3, 4)  # the first whose kernels take tuples as constants; torch 2.8 brings it
 
@@ -24,7 +39,24 @@ def jit_kernel(fn: Any) -> Any:
     its strides is said by its constants instead.
     """
     scalars = [name for name, kind in fn.__annotations__.items() if kind is not triton.language.constexpr]
-    return triton.jit(do_not_specialize=scalars)(fn)
+
+    def name(specialization: Any) -> str:
+        pointer = next(str(kind) for kind in specialization.signature.values() if str(kind).startswith("*"))
+        op = specialization.constants.get("OP")
+        return "_".join(["equikern", fn.__name__, *([op] if isinstance(op, str) else []), pointer.lstrip("*")])
+
+    # Triton gathers what a profiler might ask for at every launch, attached or not: that is paid only where wanted.
+    metadata = _launch_metadata if os.environ.get("EQUIKERN_NVTX", "0") == "1" else None
+    return triton.jit(do_not_specialize=scalars, repr=name, launch_metadata=metadata)(fn)
+
+
+def _launch_metadata(grid: Any, metadata: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What Triton's profiler (proton) shows of a launch; with ``EQUIKERN_NVTX=1``."""
+    tensors = {name: value for name, value in args.items() if isinstance(value, torch.Tensor)}
+    shape = "x".join(map(str, next(iter(tensors.values())).shape))
+    # A selection reads one of the views, as many entries as it writes.
+    read = [tensors["out"] if name == "y" and "MINIMUM" in args else t for name, t in tensors.items()]
+    return {"name": f"{metadata.name} {shape}", "bytes": moved(*read)}
 
 
 _POINTERS = {
@@ -46,6 +78,11 @@ def version() -> tuple[int, int]:
     """Major and minor number of the installed Triton."""
     major, minor = triton.__version__.split(".")[:2]
     return int(major), int(minor)
+
+
+def full_version() -> str:
+    """The installed Triton's version in full."""
+    return str(triton.__version__)
 
 
 def interpreting() -> bool:

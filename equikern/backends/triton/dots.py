@@ -1,4 +1,7 @@
-"""``orbit_dot``: both gradients of a weighted mean from one read of its gradient and its views."""
+"""``orbit_dot``: both gradients of a weighted mean from one read of its gradient and its views.
+
+Profilers see the kernels under names such as ``equikern_dot_tiles_bf16``.
+"""
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
 from functools import lru_cache
@@ -144,7 +147,7 @@ def plan(
         found = plan_gather(dot_points, layout, views, operands, "xyo", "w", scalars, constants)
     units = found.grid[0] // layout.a
     # ``units`` is the first scalar of both kernels, and known only now.
-    return found.with_first_scalar(units), units
+    return found.with_units(units), units
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

@@ -1,15 +1,18 @@
-"""Launch plans: which kernel, with which constants, on which grid. Nothing is tuned at run time."""
+"""Launch plans: which kernel, with which constants, on which grid: by a rule, and in tuned mode by measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .compat import launch
+from ...tuning import RULE, Choice, is_tuned
+from . import tune
+from .compat import interpreting, launch
 from .layout import Layout, Operand, Views
 
 __all__ = [
@@ -55,11 +58,14 @@ class Plan:
     scalars: tuple[int | float, ...]
     constants: Mapping[str, Any]
     num_warps: int
-    repeat: dict[int, Callable[..., None]] = field(init=False, compare=False, default_factory=dict)  # by device
+    # The same work with another block and other warps; None where results would change with them.
+    variant: Callable[[Choice], Plan] | None = field(compare=False, default=None)
+    # By device: the launch that was chosen for this one, and what repeats it.
+    repeat: dict[int, tuple[Plan, Callable[..., None]]] = field(init=False, compare=False, default_factory=dict)
 
-    def with_first_scalar(self, value: int) -> Plan:
-        """The same launch with another value for the kernel's first scalar."""
-        return replace(self, scalars=(value, *self.scalars[1:]))
+    def with_units(self, value: int) -> Plan:
+        """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
+        return replace(self, scalars=(value, *self.scalars[1:]), variant=None)
 
 
 def make_plan(
@@ -69,6 +75,7 @@ def make_plan(
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
     num_warps: int,
+    variant: Callable[[Choice], Plan],
 ) -> Plan:
     """Order a kernel's scalars as its signature does: pointers, scalars, constants."""
     if programs > _PROGRAMS:
@@ -82,6 +89,7 @@ def make_plan(
         scalars=tuple(scalars[name] for name in names if name not in constants),
         constants={name: constants[name] for name in names if name in constants},
         num_warps=num_warps,
+        variant=variant,
     )
 
 
@@ -96,13 +104,17 @@ def run(plan: Plan, first: Tensor, *others: Tensor | None) -> None:
 
 
 def _launch(plan: Plan, device: int, tensors: tuple[Tensor | None, ...]) -> None:
-    repeat = plan.repeat.get(device)
-    if repeat is not None:
-        repeat(*tensors, *plan.scalars, *plan.constants.values())
+    known = plan.repeat.get(device)
+    if known is not None:
+        chosen, repeat = known
+        repeat(*tensors, *chosen.scalars, *chosen.constants.values())
         return
-    checked = launch(plan.kernel, plan.grid, (*tensors, *plan.scalars), plan.constants, plan.num_warps)
-    if checked is not None:
-        plan.repeat[device] = checked
+    chosen, settled = plan, True
+    if is_tuned() and not interpreting():
+        chosen, settled = tune.choose(plan, tensors, tune.winners(device))
+    checked = launch(chosen.kernel, chosen.grid, (*tensors, *chosen.scalars), chosen.constants, chosen.num_warps)
+    if checked is not None and settled:
+        plan.repeat[device] = chosen, checked
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -129,6 +141,11 @@ def column_block(n: int, limit: int) -> int:
 def warps(elements: int, vector: int) -> int:
     """Enough warps that every thread moves one vector of the block at a time, or two values where there is none."""
     return max(1, min(MOST_WARPS, elements // (LANES * max(vector, 2))))
+
+
+def times_two(n: int, times: int, most: int) -> int:
+    """n doubled so many times (halved if negative), at least 1; n itself where that would pass ``most``."""
+    return min(n << times, max(n, most)) if times > 0 else max(n >> -times, 1)
 
 
 def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, int]:
@@ -192,6 +209,7 @@ def plan_tiles(
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
     by_view: bool,
+    choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel over tiles of planes.
 
@@ -200,12 +218,17 @@ def plan_tiles(
         names: one letter per tensor of ``layout.moving``; its strides are the scalars ``<letter>g``, ``<letter>a`` …
         fixed_names: likewise for ``layout.fixed``, whose strides are never scaled.
         by_view: tiles cut the views (rows and columns swapped where they are transposed), not the input.
+        choice: other than the rule's block and warps, for tuning.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     transposes = any(code & 1 for code in views.codes)
     h, w = layout.h, layout.w
     rows, cols = (w, h) if by_view and transposes else (h, w)
     ti, tj = tile_block(rows, cols, itemsize, transposes)
+    if transposes:  # square tiles
+        ti = tj = times_two(ti, choice.block, 2 * SIDE[itemsize])
+    else:
+        ti = times_two(ti, choice.block, next_power_of_two(rows))
     unit = all(s[5] == 1 for s in layout.moving)
     divisors = [w, h if transposes else 0, *(v for s in layout.moving for v in (*s[:3], s[4]))]
     vec = vector_length(itemsize, divisors) if unit else 1
@@ -238,7 +261,8 @@ def plan_tiles(
             "VEC_H": vec if transposes else 1,
             "UNIT": unit,
         },
-        warps(ti * tj, vec),
+        times_two(warps(ti * tj, vec), choice.warps, 2 * MOST_WARPS),
+        partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view),
     )
 
 
@@ -251,6 +275,7 @@ def plan_gather(
     fixed_names: str,
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
+    choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel that addresses every point (a, b, d, h, w) on its own and moves its C entries as a vector.
 
@@ -258,6 +283,7 @@ def plan_gather(
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     points, entries = gather_block(layout.rows, layout.c, itemsize, views.moves)
+    points = times_two(points, choice.block, next_power_of_two(layout.rows))
     sizes = _view_sizes(layout, views)
     # Points that follow one another in memory need no division for their offset.
     inside = (layout.d, layout.h, layout.w)
@@ -307,7 +333,8 @@ def plan_gather(
             "BIG": layout.rows + points >= LARGE,
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
-        warps(points * entries, vec * vec_rows),
+        times_two(warps(points * entries, vec * vec_rows), choice.warps, 2 * MOST_WARPS),
+        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants),
     )
 
 

@@ -1,0 +1,97 @@
+"""``python -m equikern bench``: runs bench/ops with a progress bar, keeps the results, draws them; README figures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+NEEDED = ("pytest", "pytest_benchmark", "rich", "matplotlib")
+
+
+class Progress:
+    """A pytest plugin: a bar in place of pytest's dots."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description:62.62}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self._task = self._bar.add_task("", total=len(session.items))
+        self._bar.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._bar.update(self._task, description=nodeid.rpartition("[")[2].rstrip("]"))
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._bar.advance(self._task)
+
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        return ("passed", "", "") if report.when == "call" and report.passed else None
+
+    def pytest_sessionfinish(self) -> None:
+        self._bar.stop()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m equikern bench", description="measure every operator on this machine"
+    )
+    arguments.add_argument("--quick", action="store_true", help="two shapes in float32, without torch.compile")
+    arguments.add_argument(
+        "--output",
+        type=Path,
+        default=BENCH / "results",
+        metavar="DIR",
+        help="folder of results and plots (%(default)s)",
+    )
+    arguments.add_argument("--force", action="store_true", help="overwrite this machine's results of this commit")
+    arguments.add_argument(
+        "--readme", action="store_true", help="measure nothing: README.md's figures from the results"
+    )
+    return arguments
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    sys.path[:0] = [str(BENCH), str(BENCH / "ops")]
+    if options.readme:
+        import readme
+
+        return readme.update(BENCH.parent / "README.md", options.output)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
+        return 2
+    import machine
+    import pytest
+
+    path = options.output / machine.slug(machine.name(), "quick" if options.quick else "")
+    if path.exists() and not options.force:
+        print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
+        return 2
+    call = [
+        str(BENCH / "ops"),
+        "--benchmark-only",
+        "-q",
+        "--no-header",
+        f"--results={path}",
+        f"--rootdir={BENCH.parent}",
+    ]
+    status = int(pytest.main([*call, *(["--quick"] if options.quick else [])], plugins=[Progress()]))
+    if not path.exists():
+        return status or 1
+    import plots
+
+    for picture in plots.draw(path):
+        print(f"picture: {picture}")
+    return status

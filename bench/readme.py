@@ -1,0 +1,94 @@
+"""The README's figures, from the newest complete results of each kind of device."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+KINDS = {"cpu": "CPU", "cuda": "GPU"}
+OTHERS = ("eager", "compile", "ttach")
+
+
+def newest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The newest complete results of each kind of device that was measured."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text())
+        if not results["settings"]["complete"]:
+            continue
+        for kind in {row["device"] for row in results["kernels"]}:
+            if kind not in found or found[kind]["machine"]["time"] < results["machine"]["time"]:
+                found[kind] = results
+    return found
+
+
+def _spread(values: list[float], digits: int) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def figures(kind: str, results: dict[str, Any]) -> list[str]:
+    """One table: for every operator and direction the median and the range over shapes, groups and dtypes."""
+    machine = results["machine"]
+    rows = [row for row in results["kernels"] if row["device"] == kind]
+    name = machine["gpu"] if kind == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    others = [o for o in OTHERS if any(row["over_equikern"].get(o) for row in rows)]
+    lines = [
+        f"{KINDS[kind]}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
+        "Median (range) over shapes, C4 and D4, and dtypes:",
+        "",
+        f"| operator | | % of copy bandwidth | {' | '.join(f'times faster than {o}' for o in others)} |",
+        f"|---|---|{'---|' * (1 + len(others))}",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["operator"], row["direction"]), []).append(row)
+    for (operator, direction), members in groups.items():
+        cells = [_spread([r["percent_of_copy"] for r in members if r["percent_of_copy"]], 0)]
+        cells += [_spread([r["over_equikern"][o] for r in members if r["over_equikern"].get(o)], 1) for o in others]
+        lines.append(f"| {operator} | {direction} | {' | '.join(cells)} |")
+    return lines
+
+
+def section(folder: Path) -> str:
+    """The text between the markers."""
+    found = newest(folder)
+    parts = []
+    for kind, title in KINDS.items():
+        if kind in found:
+            parts.append("\n".join(figures(kind, found[kind])))
+        else:
+            parts.append(f"{title}: no results yet.")
+    return "\n\n".join(parts)
+
+
+def rendered(text: str, folder: Path) -> str:
+    """The README's text with the figures of a results folder.
+
+    Raises:
+        ValueError: text lacks the two markers.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"text: expected the markers {BEGIN} and {END}, found none or one")
+    return f"{before}{BEGIN}\n{section(folder)}\n{END}{after}"
+
+
+def update(path: Path, folder: Path) -> int:
+    """Rewrite the figures of the README at path; returns the exit status."""
+    text = path.read_text()
+    try:
+        new = rendered(text, folder)
+    except ValueError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return 2
+    if new != text:
+        path.write_text(new)
+    print(f"{path}: {'figures rewritten' if new != text else 'unchanged'}")
+    return 0

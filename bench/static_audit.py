@@ -1,0 +1,184 @@
+"""Read the machine code of every kernel, for GPUs this machine need not have, and keep what was found.
+
+    python bench/static_audit.py                      # read everything, write bench/results/static/
+    python bench/static_audit.py --check              # compare with what is written there; exit status 1 if it is worse
+    python bench/static_audit.py --targets sm_90      # of one GPU only
+
+Triton's kernels are compiled as the launches would compile them (``python_tests/triton_audit.py``). CUDA's are read out
+of the built ``equikern._C``, whichever it has; a build without CUDA leaves what the table says of them.
+One JSON file per target holds the kernels by the compiler that made them, so that other releases of Triton and CUDA
+have tables of their own; the Markdown file beside it says the same to people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "python_tests")]
+
+RESULTS = ROOT / "bench" / "results" / "static"
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+UPDATE = "if this is meant, write the new table with: python bench/static_audit.py"
+
+Table = dict[str, dict[str, Any]]  # by kernel or case
+Tables = dict[str, Table]  # by compiler
+
+
+def by_target(records: Iterable[Mapping[str, Any]]) -> dict[str, Table]:
+    """The records of ``triton_audit.audit_all`` by target and case."""
+    found: dict[str, Table] = {}
+    for record in records:
+        kept = {name: value for name, value in record.items() if name not in ("case", "target")}
+        found.setdefault(record["target"], {})[record["case"]] = kept
+    return found
+
+
+def triton_tables(records: Iterable[Mapping[str, Any]]) -> dict[str, Tables]:
+    """The same under the name of the installed Triton."""
+    import triton
+
+    return {target: {f"triton {triton.__version__}": table} for target, table in by_target(records).items()}
+
+
+def cuda_tables() -> dict[str, Tables] | str:
+    """Every CUDA kernel of the built ``equikern._C`` by target, or why there is none to read."""
+    from equikern import build_info
+    from machine_code import cuda_kernels, cuobjdump, extracted
+
+    info = build_info()
+    spec = find_spec("equikern._C")
+    if not info.native or not info.cuda or spec is None or spec.origin is None:
+        return f"equikern was built without CUDA ({info.cuda_reason or info.reason}): its CUDA kernels are not audited"
+    if cuobjdump() is None:
+        return "cuobjdump not found, install the CUDA toolkit or Triton: the CUDA kernels are not audited"
+    release = re.search(r"release (\d+\.\d+)", info.nvcc or "")
+    compiler = f"nvcc {release[1]}" if release else "nvcc"
+    found: dict[str, Tables] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in extracted(Path(spec.origin), Path(folder)):
+            target = re.search(r"\.(sm_\d+)[a-z]?\.cubin$", path.name)
+            if target is not None:
+                found.setdefault(target[1], {compiler: {}})[compiler].update(cuda_kernels(path.read_bytes()))
+    return found
+
+
+def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What got worse between two records of a kernel: spills, barriers, narrow accesses, atomics, occupancy."""
+    if "error" in new:
+        return [f"does not compile: {new['error']}"]
+    found = [
+        f"{name} {old[name]} → {new[name]}"
+        for name in ("spills", "stack", "local", "barriers", "atomics")
+        if new[name] > old[name]
+    ]
+    for name in ("loads", "stores"):
+        for width in (8, 16, 32, 64, 96, 128):
+            before, after = (
+                sum(count for bits, count in record[name].items() if int(bits) < width) for record in (old, new)
+            )
+            if after > before:
+                found.append(f"{name} narrower than {width} bits {before} → {after}")
+    if old["occupancy"] is not None and (new["occupancy"] or 0) < old["occupancy"]:
+        found.append(f"occupancy {old['occupancy']:.0%} → {new['occupancy'] or 0:.0%}")
+    return found
+
+
+def regressions(old: Table, new: Table) -> list[str]:
+    """Every way in which kernels are worse than the table says, or are not in it, or no longer exist."""
+    found = [f"{name}: {what}" for name in old if name in new for what in worse(old[name], new[name])]
+    found += [f"{name}: not in the table" for name in new if name not in old]
+    found += [f"{name}: in the table, but no such kernel" for name in old if name not in new]
+    return found
+
+
+def read(target: str) -> Tables:
+    """What is written of a target."""
+    path = RESULTS / f"{target}.json"
+    tables: Tables = json.loads(path.read_text()) if path.exists() else {}
+    return tables
+
+
+def check(fresh: Mapping[str, Tables]) -> tuple[list[str], list[str]]:
+    """Regressions against the written tables, and which compilers have none to be compared with."""
+    found, unknown = [], []
+    for target, tables in fresh.items():
+        written = read(target)
+        for compiler, table in tables.items():
+            if compiler in written:
+                found += [f"{target}, {compiler}: {line}" for line in regressions(written[compiler], table)]
+            else:
+                unknown.append(f"{target}: no table for {compiler}, only for {', '.join(sorted(written)) or 'none'}")
+                found += [f"{target}, {compiler}: {n}: {r['error']}" for n, r in table.items() if "error" in r]
+    return found, unknown
+
+
+def write(target: str, tables: Tables) -> None:
+    """Put fresh tables in the place of those by the same compiler, and say the same in Markdown."""
+    from triton_audit import table as markdown
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    merged = {**read(target), **tables}
+    merged = {compiler: dict(sorted(merged[compiler].items())) for compiler in sorted(merged)}
+    (RESULTS / f"{target}.json").write_text(json.dumps(merged, indent=1) + "\n")
+    lines = [
+        f"# Machine code for {target}",
+        "",
+        "Written by `python bench/static_audit.py`. Loads and stores: instructions × bits a thread. Occupancy: the",
+        "share of a multiprocessor's warps that registers, shared memory and threads let run at once; an upper bound",
+        "for CUDA kernels whose launch asks for more shared memory, `?` where a binary does not tell the block's size.",
+    ]
+    for compiler, table in merged.items():
+        columns = ("warps", *COLUMNS) if compiler.startswith("triton") else ("threads", *COLUMNS)
+        lines += ["", f"## {compiler}", "", markdown(table, columns)]
+    (RESULTS / f"{target}.md").write_text("\n".join(lines) + "\n")
+
+
+COLUMNS = ("registers", "spills", "shared", "occupancy", "loads", "stores", "barriers", "shuffles")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=TARGETS, help="%(default)s")
+    parser.add_argument("--check", action="store_true", help="compare with the written tables, write nothing")
+    options = parser.parse_args()
+    from triton_audit import CASES, audit_all
+
+    fresh = triton_tables(audit_all(CASES, options.targets, inspect=True))
+    cuda = cuda_tables()
+    if isinstance(cuda, str):
+        print(cuda, file=sys.stderr)
+    else:
+        for target, tables in cuda.items():
+            if target in options.targets:
+                fresh.setdefault(target, {}).update(tables)
+    if not options.check:
+        failed = [
+            f"{t}: {n}: {r['error']}"
+            for t, ts in fresh.items()
+            for k in ts.values()
+            for n, r in k.items()
+            if "error" in r
+        ]
+        if failed:
+            sys.exit("\n".join(["nothing written, these do not compile:", *failed]))
+        for target, tables in fresh.items():
+            write(target, tables)
+            print(RESULTS / f"{target}.md")
+        return
+    found, unknown = check(fresh)
+    print("\n".join([*unknown, *found]) or "no kernel is worse than its table")
+    if found:
+        sys.exit(UPDATE)
+
+
+if __name__ == "__main__":
+    main()

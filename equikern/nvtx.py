@@ -1,0 +1,103 @@
+"""Ranges around the operators' kernels for Nsight: ``EQUIKERN_NVTX=1``, read when a device is first used.
+
+Each range says which kernel ran on which tensors, for how many views, and how many bytes it had to move, so that bytes
+over the range's time is the bandwidth. Off, nothing is wrapped and nothing is asked: calls cost what they always do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .backends import Kernels
+
+__all__ = ["Ranged", "moved", "ranged"]
+
+
+def moved(*tensors: Tensor | None) -> int:
+    """Bytes of the tensors' distinct elements: a dim that was expanded counts once.
+
+    Example:
+        >>> moved(torch.zeros(3, 4), torch.zeros(1, 4).expand(5, 4), None)
+        64
+    """
+    total = 0
+    for t in tensors:
+        if t is not None:
+            count = t.element_size()
+            for size, stride in zip(t.shape, t.stride(), strict=True):
+                count *= size if stride or not size else 1
+            total += count
+    return total
+
+
+class _NvtxRange:
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def __enter__(self) -> None:
+        torch.cuda.nvtx.range_push(self._label)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
+
+
+def ranged(kernels: Kernels) -> Kernels:
+    """The kernels with a range around each call if ``EQUIKERN_NVTX`` is 1, else the kernels themselves.
+
+    On a torch build without CUDA the ranges go to ``torch.profiler``, which shows them on any machine.
+    """
+    if os.environ.get("EQUIKERN_NVTX", "0") != "1":
+        return kernels
+    built_with_cuda = torch.version.cuda is not None or torch.version.hip is not None
+    return Ranged(kernels, _NvtxRange if built_with_cuda else torch.profiler.record_function)
+
+
+class Ranged:
+    """A backend whose kernels run inside ranges named ``equikern.<backend>.<kernel> shape dtype views bytes``."""
+
+    def __init__(self, kernels: Kernels, mark: Callable[[str], AbstractContextManager[object]]) -> None:
+        self._kernels = kernels
+        self._mark = mark
+        self._prefix = "equikern." + str(getattr(kernels, "__name__", "")).rpartition(".")[2]
+
+    def _range(self, kernel: str, t: Tensor, maps: str, count: int) -> AbstractContextManager[object]:
+        shape = "x".join(map(str, t.shape))
+        dtype = str(t.dtype).removeprefix("torch.")
+        return self._mark(f"{self._prefix}.{kernel} {shape} {dtype} views [{maps}] {count} bytes")
+
+    def orbit(
+        self, x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None
+    ) -> None:
+        """``orbit`` in a range that shows x's shape."""
+        with self._range("orbit", x, maps, moved(x, out, weights, index)):
+            self._kernels.orbit(x, out, maps, scale, weights, index)
+
+    def reduce(
+        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    ) -> None:
+        """``reduce`` in a range that shows the operation and y's shape."""
+        with self._range(f"reduce({op})", y, maps, moved(y, out, weights, out2)):
+            self._kernels.reduce(y, out, maps, op, scale, weights, out2)
+
+    def orbit_dot(
+        self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
+    ) -> None:
+        """``orbit_dot`` in a range that shows y's shape."""
+        with self._range("orbit_dot", y, maps, moved(x, y, out, dots, weights)):
+            self._kernels.orbit_dot(x, y, out, dots, maps, weights)
+
+    def select(self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+        """``select`` in a range that shows y's shape; only the chosen views count."""
+        with self._range("select" if scores is not None else "take", y, maps, moved(out, out, index, scores)):
+            self._kernels.select(y, out, index, maps, scores, minimum)
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """The backend's own answer."""
+        return self._kernels.unavailable(device)
