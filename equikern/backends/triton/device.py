@@ -100,6 +100,7 @@ def form(x, flipped, turned, turned_flipped, CODE: tl.constexpr):
 
 @triton.jit
 def pick(AXIS: tl.constexpr, v0, v1, v2):
+    """The value of one of three axes."""
     if AXIS == 0:
         return v0
     elif AXIS == 1:
@@ -177,6 +178,7 @@ def prepare(v, OP: tl.constexpr):
 
 @triton.jit
 def root(v):
+    """A square root that is rounded to nearest in float32 too."""
     if v.dtype == tl.float64:
         return tl.sqrt(v)
     else:

@@ -123,10 +123,12 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def ceil_div(n: int, d: int) -> int:
+    """n / d rounded up."""
     return -(-n // d)
 
 
 def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()
 
 

@@ -35,6 +35,7 @@ def best(scores, step, mask, COUNT: tl.constexpr, MINIMUM: tl.constexpr):
 
 @triton.jit
 def mirrored_if(flag, v):
+    """A tile with its columns reversed where the chosen view asks for it."""
     if flag:
         v = tl.flip(v, 1)
     return v
@@ -42,6 +43,7 @@ def mirrored_if(flag, v):
 
 @triton.jit
 def turned_if(flag, v):
+    """A tile transposed where the chosen view asks for it."""
     if flag:
         v = tl.trans(v)
     return v
