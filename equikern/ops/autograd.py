@@ -31,6 +31,11 @@ def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     """
     if torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad)):
         return True
+    return in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Whether a forward-mode derivative may be under way."""
     return getattr(forward_ad, "_current_level", -1) >= 0  # torch has no public way to ask
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..actions import Action
+from . import autograd
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 # What a permutation can move.
@@ -119,12 +121,21 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
                     f"{name}: an output given by the caller takes no gradient, but a tensor of the call requires grad; "
                     "call under torch.no_grad() or leave out the argument"
                 )
+    if autograd.in_forward_mode() and any(t is not None and _is_dual(t) for t in (out, like, *inputs)):
+        raise ValueError(
+            f"{name}: an output given by the caller takes no derivative; expected plain tensors, "
+            "got one with a tangent of forward mode"
+        )
     if not torch.compiler.is_compiling():
         if out.is_neg():
             raise ValueError(f"{name}: expected memory that holds its values, got a lazily negated view")
         if out.device.type != "meta":
             _own_memory(name, out, (like, *inputs))
     return out
+
+
+def _is_dual(t: Tensor) -> bool:
+    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _own_memory(name: str, out: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
