@@ -3,18 +3,22 @@
 A view of the trailing spatial dims is a signed axis permutation, written as a word: one letter per output axis,
 naming the input axis it reads, upper case where that axis is read backwards. ``hw`` is the identity, ``hW`` the
 horizontal flip and ``Wh`` the quarter turn of ``torch.rot90``. A word ``.`` moves nothing (no spatial dims).
-The kernels take all the words of an action as one string, so that an operator's schema needs no objects.
+Permutations of one dim and maps of token ids have words too, which name an entry of a register (``tables.py``; their
+actions are in ``permutations.py``). The kernels take all the words of an action as one string, so that an operator's
+schema needs no objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from . import tables
 from .groups import Group
 
-__all__ = ["Action", "GridAction", "grid", "trivial"]
+__all__ = ["Action", "GridAction", "GroupAction", "grid", "trivial"]
 
 _AXES = "hw"
 
@@ -23,10 +27,25 @@ def apply_word(x: Tensor, word: str) -> Tensor:
     """One view of x (*lead, H, W), in plain torch; a view of x where strides allow, a copy where they do not."""
     if word == ".":
         return x
+    if tables.permutes(word):
+        return _permuted(x, word)
     lead = x.dim() - len(word)
     turned = x.permute(*range(lead), *(lead + _AXES.index(letter.lower()) for letter in word))
     reverse = [lead + axis for axis, letter in enumerate(word) if letter.isupper()]
     return turned.flip(reverse) if reverse else turned
+
+
+def _permuted(x: Tensor, word: str) -> Tensor:
+    dim = tables.moved_dim(word)
+    source = tables.table(word).on(x.device).whole[0]  # type: ignore[union-attr]  # it is a permutation
+    if dim == 0:
+        outside = (x < 0) | (x >= len(source))
+        if bool(outside.any()):
+            raise ValueError(f"x: expected token ids from 0 to {len(source) - 1}, got {int(x[outside][0])}")
+        return source[x.long()].to(x.dtype)
+    minus = source < 0
+    moved = x.index_select(dim, torch.where(minus, ~source, source).long())
+    return torch.where(minus.reshape(-1, *(1,) * (-dim - 1)), -moved, moved) if bool(minus.any()) else moved
 
 
 def transposes(word: str) -> bool:
@@ -46,6 +65,11 @@ def compose(outer: str, inner: str) -> str:
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
+    permute = [word for word in words if tables.is_registered(word)]
+    if permute:
+        if len(permute) < len(words) or len({(word.partition(":")[0], tables.entry(word).size) for word in words}) > 1:
+            raise ValueError(f"{name}: expected permutations of one dim of one size throughout, got {words!r}")
+        return
     for g, word in enumerate(words):
         if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(_AXES)):
             raise ValueError(f"{name}[{g}]: expected the letters h and w once each, or '.' throughout, got {word!r}")
@@ -59,7 +83,8 @@ class Action:
     Attributes:
         name: what error messages call the action.
         order: |G|, the size of the group axis.
-        dims: how many trailing dims the action moves (0 for the trivial action).
+        dims: how many trailing dims the action moves: 2 for a grid, 1 for a permutation of the last dim (3 for one of
+            the third last, which moves all that is behind it), 0 for the trivial action and for token ids.
         words, inverse_words: the |G| words of g, and those of g⁻¹ in the order of g.
         maps, inverse_maps: the same as one string each, separated by spaces.
         square: whether some view swaps height and width, so that the image must be square.
@@ -74,10 +99,18 @@ class Action:
         self.order = len(words)
         self.words = tuple(words)
         self.inverse_words = tuple(inverse_words)
-        self.dims = 0 if words[0] == "." else len(words[0])
+        if tables.permutes(words[0]):
+            self.dims = -tables.moved_dim(words[0])
+        else:
+            self.dims = 0 if words[0] == "." else len(words[0])
         self.maps = " ".join(words)
         self.inverse_maps = " ".join(inverse_words)
         self.square = any(map(transposes, words))
+
+    @property
+    def table(self) -> tables.Table | None:
+        """The permuted dim's table of the inverses; None for grids and the trivial action."""
+        return tables.table(self.inverse_maps)
 
     def act(self, g: int, x: Tensor) -> Tensor:
         """g·x for one element, in plain torch: x (*lead, *spatial) → the same shape (H and W swap with a quarter turn).
@@ -100,7 +133,26 @@ class Action:
         return f"{type(self).__name__}({self.name!r}, order {self.order})"
 
 
-class GridAction(Action):
+class GroupAction(Action):
+    """An action whose constructor has checked that it is one: ``act(g∘h, x) = act(g, act(h, x))``.
+
+    Attributes:
+        group: the acting group.
+    """
+
+    def __init__(self, group: Group, name: str, words: Sequence[str], inverse_words: Sequence[str]) -> None:
+        super().__init__(name, words, inverse_words)
+        self.group = group
+
+    def __eq__(self, other: object) -> bool:
+        """The same group acting by the same words; names do not count."""
+        return isinstance(other, GroupAction) and self.maps == other.maps and self.group == other.group
+
+    def __hash__(self) -> int:
+        return hash((self.maps, self.group))
+
+
+class GridAction(GroupAction):
     """A group acting on the trailing (H, W) dims by signed axis permutations, or on nothing (words ``.``).
 
     Args:
@@ -136,15 +188,8 @@ class GridAction(Action):
                         f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
                         f"{compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
                     )
-        super().__init__(name, words, [words[g] for g in group.inverse.tolist()] if words[0] != "." else words)
-        self.group = group
-
-    def __eq__(self, other: object) -> bool:
-        """The same group acting by the same words; names do not count."""
-        return isinstance(other, GridAction) and self.maps == other.maps and self.group == other.group
-
-    def __hash__(self) -> int:
-        return hash((self.maps, self.group))
+        inverse_words = [words[g] for g in group.inverse.tolist()] if words[0] != "." else words
+        super().__init__(group, name, words, inverse_words)
 
 
 _ROTATIONS = ("hw", "Wh", "HW", "wH")

@@ -98,6 +98,37 @@ class Ranged:
         with self._range("select" if scores is not None else "take", y, maps, moved(out, out, index, scores)):
             self._kernels.select(y, out, index, maps, scores, minimum)
 
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None:
+        """``softmax_mean`` in a range that shows the space and y's shape."""
+        with self._range(f"softmax_mean({space})", y, maps, moved(y, out, lse)):
+            self._kernels.softmax_mean(y, out, lse, maps, space)
+
+    def softmax_mean_backward(self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
+        """``softmax_mean_backward`` in a range that shows the space and y's shape."""
+        with self._range(f"softmax_mean_backward({space})", y, maps, moved(grad, y, lse, out)):
+            self._kernels.softmax_mean_backward(grad, y, lse, out, maps, space)
+
+    def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
+        """``score`` in a range that shows the kind and the logits' shape."""
+        with self._range(f"score({kind})", logits, ".", moved(logits, out)):
+            self._kernels.score(logits, out, kind)
+
+    def cross_entropy(
+        self,
+        y: Tensor,
+        target: Tensor,
+        loss: Tensor,
+        grad: Tensor | None,
+        maps: str,
+        space: str,
+        ignore_index: int,
+        smoothing: float,
+        scale: Tensor | None,
+    ) -> None:
+        """``cross_entropy`` in a range that shows the space and y's shape."""
+        with self._range(f"cross_entropy({space})", y, maps, moved(y, target, loss, grad)):
+            self._kernels.cross_entropy(y, target, loss, grad, maps, space, ignore_index, smoothing, scale)
+
     def unavailable(self, device: torch.device) -> str | None:
         """The backend's own answer."""
         return self._kernels.unavailable(device)

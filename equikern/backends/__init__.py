@@ -1,7 +1,7 @@
 """Which kernels run: chosen by the tensor's device, overridden by ``use_backend`` or ``EQUIKERN_BACKEND``.
 
-Every backend is a module with the functions ``orbit``, ``reduce``, ``orbit_dot`` and ``select`` (``reference.py``
-documents them) and ``unavailable(device)``, which returns None or the reason why it cannot run there.
+Every backend is a module with the functions of ``Kernels``: the kernels, which ``reference.py`` documents, and
+``unavailable(device)``, which returns None or the reason why it cannot run there.
 """
 
 from __future__ import annotations
@@ -36,6 +36,23 @@ class Kernels(Protocol):
     ) -> None: ...
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool
+    ) -> None: ...
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None: ...
+    def softmax_mean_backward(
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str
+    ) -> None: ...
+    def score(self, logits: Tensor, out: Tensor, kind: str) -> None: ...
+    def cross_entropy(
+        self,
+        y: Tensor,
+        target: Tensor,
+        loss: Tensor,
+        grad: Tensor | None,
+        maps: str,
+        space: str,
+        ignore_index: int,
+        smoothing: float,
+        scale: Tensor | None,
     ) -> None: ...
     def unavailable(self, device: torch.device) -> str | None: ...
 

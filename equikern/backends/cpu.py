@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..tables import permutes
+from . import reference
+from .reference import cross_entropy, score, softmax_mean, softmax_mean_backward  # noqa: F401
+
 try:
     from equikern import _C
 except ImportError as error:  # built without a C++ compiler, or not built at all
@@ -43,6 +47,8 @@ def _parsed(maps: str) -> tuple[bytes, int]:
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``."""
+    if permutes(maps):
+        return reference.orbit(x, out, maps, scale, weights, index)
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_index = 0
@@ -58,6 +64,8 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
+    if permutes(maps):
+        return reference.reduce(y, out, maps, op, scale, weights, out2)
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_out2, out2_strides = (0, ()) if out2 is None else (out2.data_ptr(), out2.stride())
@@ -69,6 +77,8 @@ def reduce(
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
+    if permutes(maps):
+        return reference.orbit_dot(x, y, out, dots, maps, weights)
     codes, dims = _parsed(maps)
     at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
     _C.orbit_dot(
@@ -79,6 +89,8 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``."""
+    if permutes(maps):
+        return reference.select(y, out, index, maps, scores, minimum)
     codes, dims = _parsed(maps)
     at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
     _C.select(

@@ -1,15 +1,20 @@
-"""The four kernels in plain torch: the oracle of the tests, and what runs on devices without kernels of their own.
+"""The kernels in plain torch: the oracle of the tests, and what runs on devices without kernels of their own.
 
 Shapes: x is (*lead, H, W), y is (|G|, *lead, H, W); weights, scores and dots are (|G|, *lead[:k−1]) and index is
 lead[:m], each broadcasting over what follows. The output tensors are written in place and may have any strides.
+Where the words permute a dim, that dim stands for H and W; where they map token ids, nothing does. The kernels with a
+softmax take logits (|G|, *lead, V) and words that permute the last dim or nothing.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from ..actions import apply_word
+from ..tables import table
 
 LOGODD_EPS = 1e-6
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -112,3 +117,105 @@ def best_view(scores: Tensor, minimum: bool) -> Tensor:
         best = torch.where(better, g, best)
         least = torch.where(better, key[g], least)
     return best
+
+
+def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None:
+    """``out = 1/|G| Σ_g map_g(p_g)`` with p_g the softmax of y[g] (its logarithm for "log_probs").
+
+    ``lse[g, …]``, in the accumulator's dtype, is the logarithm of the sum of exponentials of each row.
+    """
+    wide = y.to(accumulator(y.dtype))
+    lse.copy_(wide.logsumexp(-1))
+    p = _views(wide - lse.unsqueeze(-1), maps)
+    out.copy_((p.exp() if space == "probs" else p).mean(0))
+
+
+def softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
+    """``out[g] = ∂L/∂y[g]`` for ``grad`` = ∂L/∂ the result of softmax_mean, maps being those of softmax_mean."""
+    wide = accumulator(y.dtype)
+    order = y.shape[0]
+    log_p = y.to(wide) - lse.unsqueeze(-1)
+    spread = _spread(grad.to(wide), maps)
+    if space == "probs":
+        p = log_p.exp()
+        out.copy_(p * (spread - (p * spread).sum(-1, keepdim=True)) / order)
+    else:
+        out.copy_((spread - log_p.exp() * grad.to(wide).sum(-1, keepdim=True)) / order)
+
+
+def _spread(x: Tensor, maps: str) -> Tensor:
+    """The adjoint of maps: every view's x put where that view reads it."""
+    found = table(maps)
+    if found is None:
+        return x.expand(maps.count(" ") + 1, *x.shape)
+    result = x.new_empty((found.order, *x.shape))
+    for g, source in enumerate(found.on(x.device).whole):
+        result[g].index_copy_(-1, source.long(), x)
+    return result
+
+
+def score(logits: Tensor, out: Tensor, kind: str) -> None:
+    """``out[…]``: the loss of each row of logits (…, V): −largest probability, entropy, or second largest − largest."""
+    log_p = logits.to(out.dtype).log_softmax(-1)
+    if kind == "max_prob":
+        out.copy_(-log_p.amax(-1).exp())
+    elif kind == "entropy":
+        p = log_p.exp()
+        out.copy_(-(p * log_p).masked_fill(p == 0, 0.0).sum(-1))
+    else:
+        best = log_p.topk(min(2, log_p.shape[-1]), -1).values.exp()
+        out.copy_(best[..., 1:].sum(-1) - best[..., 0])  # one class alone: minus its probability
+
+
+def cross_entropy(
+    y: Tensor,
+    target: Tensor,
+    loss: Tensor,
+    grad: Tensor | None,
+    maps: str,
+    space: str,
+    ignore_index: int,
+    smoothing: float,
+    scale: Tensor | None,
+) -> None:
+    """``loss = −(1 − ε) log q[target] − ε/V Σ_v log q[v]`` of the mean prediction q, and its gradient in y.
+
+    space "logits": q is the softmax of ``1/|G| Σ map_g(y[g])``; "probs": the mean of the softmaxes; "log_probs": log q
+    is the mean of the log-softmaxes. y (|G|, *lead, V), target and loss (*lead), loss in the accumulator's dtype and 0
+    where target is ignore_index. grad, like y, is the gradient of loss times scale (one number, None for 1).
+
+    Raises:
+        ValueError: a target that is neither ignore_index nor 0 … V − 1.
+    """
+    wide, order, size = accumulator(y.dtype), y.shape[0], y.shape[-1]
+    kept = target != ignore_index
+    outside = kept & ((target < 0) | (target >= size))
+    if bool(outside.any()):
+        raise ValueError(f"target: expected 0 … {size - 1} or {ignore_index}, got {int(target[outside][0])}")
+    t = target.where(kept, 0).unsqueeze(-1)
+    v = _views(y, maps).to(wide)
+    if space == "logits":
+        log_q = v.mean(0).log_softmax(-1)
+    elif space == "log_probs":
+        log_q = v.log_softmax(-1).mean(0)
+    else:
+        log_q = v.log_softmax(-1).logsumexp(0) - math.log(order)
+    wanted = torch.zeros_like(log_q).scatter_(-1, t, 1.0 - smoothing) + smoothing / size  # Σ is 1
+    loss.copy_(torch.where(kept, -(wanted * log_q).sum(-1) if smoothing else -log_q.gather(-1, t).squeeze(-1), 0.0))
+    if grad is None:
+        return
+    if space == "logits":
+        mapped = ((log_q.exp() - wanted) / order).expand_as(v)
+    elif space == "log_probs":
+        mapped = (v.softmax(-1) - wanted) / order
+    else:
+        log_p = v.log_softmax(-1)
+        share = (log_p - log_q).exp() / order * wanted  # each view's part in q, where q counts
+        mapped = log_p.exp() * share.sum(-1, keepdim=True) - share
+    mapped = torch.where(kept.unsqueeze(-1), mapped if scale is None else mapped * scale, 0.0)
+    found = table(maps)
+    for g in range(order):
+        if found is None:
+            grad[g].copy_(mapped[g])
+        else:
+            grad[g].index_copy_(-1, found.on(y.device).whole[g].long(), mapped[g].to(grad.dtype))

@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action, GridAction, compose, grid, transposes, trivial
+from ..actions import Action, GroupAction, compose, grid, transposes, trivial
 from ..ops import autograd, checks, orbit_mean, orbit_reduce
 from ..ops.reduce import REDUCTIONS
 
 __all__ = ["EquiTune"]
 
-ActionSpec = GridAction | str
+ActionSpec = GroupAction | str
 OutputSpec = ActionSpec | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
 
 
@@ -113,13 +113,13 @@ class EquiTune(nn.Module):
         return f"inp={self.inp!r}, out={self.out!r}, reduce={self.reduce!r}"
 
 
-def _action(name: str, spec: object, like: GridAction | None) -> GridAction:
+def _action(name: str, spec: object, like: GroupAction | None) -> GroupAction:
     if isinstance(spec, str):
         try:
-            action = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
+            action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
         except ValueError as error:
             raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
-    elif isinstance(spec, GridAction):
+    elif isinstance(spec, GroupAction):
         action = spec
     else:
         raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}")
@@ -131,7 +131,7 @@ def _action(name: str, spec: object, like: GridAction | None) -> GridAction:
     return action
 
 
-def _actions(spec: object, inp: GridAction, name: str = "out") -> Any:
+def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     """The output specs as actions, in the containers they came in."""
     if isinstance(spec, Mapping):
         return {key: _actions(value, inp, f"{name}[{key!r}]") for key, value in spec.items()}
@@ -140,7 +140,7 @@ def _actions(spec: object, inp: GridAction, name: str = "out") -> Any:
     return _action(name, spec, inp)
 
 
-def _buckets(inp: GridAction, x: Tensor) -> list[list[int]]:
+def _buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:
     """Elements whose views have one shape: all of them, or upright and turned ones where x is a rectangle."""
     elements = list(range(inp.order))
     if not inp.square or x.shape[-1] == x.shape[-2]:
@@ -186,7 +186,7 @@ def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_
     """Walk the output's containers and the specs side by side, and merge each tensor's views."""
     first = outputs[0][0]
     if isinstance(first, Tensor):
-        if not isinstance(spec, GridAction):
+        if not isinstance(spec, GroupAction):
             raise ValueError(f"out: expected one action, since the backbone returns one tensor, got {spec!r}")
         y, action = _gather(outputs, spec, buckets)
         return merge_one(y, action)
@@ -206,7 +206,7 @@ def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_
     return _rebuilt(first, dict(zip(keys, merged, strict=True)) if kind == "dict" else merged)
 
 
-def _gather(outputs: list[list[Tensor]], action: GridAction, buckets: list[list[int]]) -> tuple[Tensor, Action]:
+def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list[int]]) -> tuple[Tensor, Action]:
     """All views of one output on one group axis, and the action that transforms them back."""
     first = outputs[0][0]
     if first.dtype not in checks.FLOATS:

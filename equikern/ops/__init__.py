@@ -1,8 +1,21 @@
 """The operators, one file a family: documentation, checks, autograd; the kernels are in ``equikern.backends``."""
 
+from .cross_entropy import orbit_cross_entropy
+from .linear_cross_entropy import linear_orbit_cross_entropy
 from .mean import orbit_mean, orbit_weighted_mean
 from .orbit import orbit, symmetrize
 from .reduce import orbit_reduce
+from .score import orbit_score
 from .select import orbit_select
 
-__all__ = ["orbit", "orbit_mean", "orbit_reduce", "orbit_select", "orbit_weighted_mean", "symmetrize"]
+__all__ = [
+    "linear_orbit_cross_entropy",
+    "orbit",
+    "orbit_cross_entropy",
+    "orbit_mean",
+    "orbit_reduce",
+    "orbit_score",
+    "orbit_select",
+    "orbit_weighted_mean",
+    "symmetrize",
+]

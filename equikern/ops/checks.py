@@ -7,11 +7,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..actions import Action
+from ..permutations import PermutationAction, TokenAction
 from . import autograd
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 # What a permutation can move.
 EXACT = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_IDS = frozenset((torch.int32, torch.int64))
+_UNSIGNED = (torch.bool, torch.uint8)
 _MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
 
@@ -33,8 +36,15 @@ def _action(action: object) -> Action:
 
 
 def _spatial(name: str, t: Tensor, action: Action, skip: int) -> None:
+    group = "|G|, " * skip
+    if isinstance(action, PermutationAction):
+        if t.dim() < action.dims + skip or t.shape[action.dim] != action.size:
+            raise ValueError(
+                f"{name}: expected a tensor ({group}…) with {action.size} entries on dim {action.dim}, which "
+                f"{action.name!r} permutes, got shape {tuple(t.shape)}"
+            )
+        return
     if t.dim() < action.dims + skip:
-        group = "|G|, " * skip
         raise ValueError(
             f"{name}: expected at least {action.dims + skip} dims ({group}…, H, W) for {action.name!r}, "
             f"got shape {tuple(t.shape)}"
@@ -50,6 +60,12 @@ def image(name: str, x: object, action: object, dtypes: frozenset[torch.dtype]) 
     """An input (*lead, H, W) that the action can transform."""
     x = _tensor(name, x)
     action = _action(action)
+    if isinstance(action, TokenAction):
+        if dtypes is FLOATS:
+            raise TypeError(f"action: expected one on numbers, got {action!r} on token ids; its logits acts on logits")
+        dtypes = _IDS
+    elif isinstance(action, PermutationAction) and action.signs is not None and x.dtype in _UNSIGNED:
+        raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {x.dtype}")
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {x.dtype}")
     _spatial(name, x, action, 0)
@@ -64,6 +80,10 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
     """An orbit (|G|, *lead, H, W) that the action's inverses can transform back."""
     y = _tensor(name, y)
     action = _action(action)
+    if isinstance(action, TokenAction):
+        raise TypeError(f"action: expected one on outputs, got {action!r} on token ids; its logits acts on logits")
+    if isinstance(action, PermutationAction) and action.signs is not None and y.dtype in _UNSIGNED:
+        raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {y.dtype}")
     if y.dtype not in dtypes:
         raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {y.dtype}")
     _spatial(name, y, action, 1)
@@ -76,6 +96,8 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
 
 
 def _kinds(dtypes: frozenset[torch.dtype]) -> str:
+    if dtypes is _IDS:
+        return "token ids of dtype int32 or int64"
     return "float16, bfloat16, float32 or float64" + ("" if dtypes is FLOATS else ", an integer dtype or bool")
 
 
@@ -96,6 +118,49 @@ def per_view(name: str, w: object, y: Tensor, action: Action, accumulator: torch
     if w.dtype is not accumulator:
         w = w.to(accumulator)
     return w if w.is_contiguous() else w.contiguous()
+
+
+def logits(name: str, y: object, action: object) -> tuple[Tensor, Action]:
+    """Views of logits with the classes or words moved to the last dim, and the action on that dim.
+
+    A softmax goes over the dim that the action permutes, or the last one under a trivial action.
+    """
+    y, action = views(name, y, action)
+    if isinstance(action, PermutationAction):
+        if action.signs is not None:
+            raise ValueError(f"action: expected permutations without signs for probabilities, got {action!r}")
+        return y.movedim(action.dim, -1), action.along(-1)
+    if action.dims:
+        raise ValueError(
+            f"action: expected a permutation or the trivial action, whose softmax goes over one dim, got {action!r}"
+        )
+    if y.dim() < 2:
+        raise ValueError(f"{name}: expected views (|G|, …, n) of n logits, got shape {tuple(y.shape)}")
+    return y, action
+
+
+def rows(name: str, t: object, dim: object) -> Tensor:
+    """Logits with the classes or words, one or more, moved from dim to the last one."""
+    t = _tensor(name, t)
+    if t.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected {_kinds(FLOATS)}, got {t.dtype}")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
+    if not -t.dim() <= dim < t.dim() or t.shape[dim] == 0:
+        raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape {tuple(t.shape)}")
+    return t.movedim(dim, -1)
+
+
+def targets(name: str, target: object, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """The right classes of a loss; the kernels check their range."""
+    target = _tensor(name, target)
+    if target.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device} like the logits, got one on {target.device}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"{name}: expected the classes' numbers in int64, got {target.dtype}")
+    if tuple(target.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, one class for each prediction, got {tuple(target.shape)}")
+    return target.contiguous()
 
 
 def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:

@@ -153,7 +153,7 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-def _register(schema: str, call: Any, fake: Any) -> Any:
+def register(schema: str, call: Any, fake: Any) -> Any:
     library.define(schema)  # type: ignore[no-untyped-call]
     name = schema.partition("(")[0]
     library.impl(name, call, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -161,46 +161,121 @@ def _register(schema: str, call: Any, fake: Any) -> Any:
     return getattr(torch.ops.equikern, name).default
 
 
-orbit = _register(
+orbit = register(
     "orbit(Tensor x, str maps, float scale, Tensor? weights, Tensor? index) -> Tensor",
     _orbit,
     lambda x, maps, scale, weights, index: _orbit_empty(x, maps),
 )
-orbit_out = _register("orbit_out(Tensor x, str maps, Tensor(a!) out) -> ()", _orbit_out, _nothing)
-reduce = _register(
+orbit_out = register("orbit_out(Tensor x, str maps, Tensor(a!) out) -> ()", _orbit_out, _nothing)
+reduce = register(
     "reduce(Tensor y, str maps, str op, float scale, Tensor? weights) -> Tensor",
     _reduce,
     lambda y, maps, op, scale, weights: _view_empty(y, maps),
 )
-reduce_out = _register(
+reduce_out = register(
     "reduce_out(Tensor y, str maps, str op, float scale, Tensor? weights, Tensor(a!) out) -> ()", _reduce_out, _nothing
 )
-mean_std = _register(
+mean_std = register(
     "mean_std(Tensor y, str maps) -> (Tensor, Tensor)",
     _mean_std,
     lambda y, maps: (_view_empty(y, maps), _view_empty(y, maps)),
 )
-mean_std_out = _register(
+mean_std_out = register(
     "mean_std_out(Tensor y, str maps, Tensor(a!) mean, Tensor(b!) std) -> ()", _mean_std_out, _nothing
 )
-orbit_dot = _register(
+orbit_dot = register(
     "orbit_dot(Tensor x, Tensor y, str maps, Tensor weights) -> (Tensor, Tensor)",
     _orbit_dot,
     lambda x, y, maps, weights: (_orbit_dot_empty(x, y), _dots_empty(y, weights.dim())),
 )
-dot = _register(
+dot = register(
     "dot(Tensor x, Tensor y, str maps, int weight_dims) -> Tensor",
     _dot,
     lambda x, y, maps, weight_dims: _dots_empty(y, weight_dims),
 )
-select = _register(
+select = register(
     "select(Tensor y, Tensor scores, str maps, bool minimum) -> (Tensor, Tensor)",
     _select,
     lambda y, scores, maps, minimum: (_view_empty(y, maps), _index_empty(scores)),
 )
-select_out = _register(
+select_out = register(
     "select_out(Tensor y, Tensor scores, str maps, bool minimum, Tensor(a!) out) -> Tensor",
     _select_out,
     lambda y, scores, maps, minimum, out: _index_empty(scores),
 )
-take = _register("take(Tensor y, Tensor index, str maps) -> Tensor", _take, lambda y, index, maps: _view_empty(y, maps))
+take = register("take(Tensor y, Tensor index, str maps) -> Tensor", _take, lambda y, index, maps: _view_empty(y, maps))
+
+
+def _softmax_mean(y: Tensor, maps: str, space: str) -> tuple[Tensor, Tensor]:
+    out, lse = _softmax_mean_empty(y)
+    kernels(y).softmax_mean(y, out, lse, maps, space)
+    return out, lse
+
+
+def _softmax_mean_empty(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape[1:]), torch.empty(y.shape[:-1], dtype=accumulator(y), device=y.device)
+
+
+def _softmax_mean_out(y: Tensor, maps: str, space: str, out: Tensor) -> None:
+    lse = torch.empty(y.shape[:-1], dtype=accumulator(y), device=y.device)
+    kernels(y).softmax_mean(y, out, lse, maps, space)
+    _written(out)
+
+
+def _softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, maps: str, space: str) -> Tensor:
+    out = y.new_empty(y.shape)
+    kernels(y).softmax_mean_backward(grad, y, lse, out, maps, space)
+    return out
+
+
+def _score_empty(logits: Tensor) -> Tensor:
+    return torch.empty(logits.shape[:-1], dtype=accumulator(logits), device=logits.device)
+
+
+def _score(logits: Tensor, kind: str) -> Tensor:
+    out = _score_empty(logits)
+    kernels(logits).score(logits, out, kind)
+    return out
+
+
+def _cross_entropy_empty(y: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    loss = torch.empty(y.shape[1:-1], dtype=accumulator(y), device=y.device)
+    return loss, y.new_empty(y.shape if gradient else (0,))
+
+
+def _cross_entropy(
+    y: Tensor,
+    target: Tensor,
+    maps: str,
+    space: str,
+    ignore_index: int,
+    smoothing: float,
+    scale: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    loss, grad = _cross_entropy_empty(y, gradient)
+    into = grad if gradient else None
+    kernels(y).cross_entropy(y, target, loss, into, maps, space, ignore_index, smoothing, scale)
+    return loss, grad
+
+
+softmax_mean = register(
+    "softmax_mean(Tensor y, str maps, str space) -> (Tensor, Tensor)",
+    _softmax_mean,
+    lambda y, maps, space: _softmax_mean_empty(y),
+)
+softmax_mean_out = register(
+    "softmax_mean_out(Tensor y, str maps, str space, Tensor(a!) out) -> ()", _softmax_mean_out, _nothing
+)
+softmax_mean_backward = register(
+    "softmax_mean_backward(Tensor grad, Tensor y, Tensor lse, str maps, str space) -> Tensor",
+    _softmax_mean_backward,
+    lambda grad, y, lse, maps, space: y.new_empty(y.shape),
+)
+score = register("score(Tensor logits, str kind) -> Tensor", _score, lambda logits, kind: _score_empty(logits))
+cross_entropy = register(
+    "cross_entropy(Tensor y, Tensor target, str maps, str space, int ignore_index, float smoothing, Tensor? scale, "
+    "bool gradient) -> (Tensor, Tensor)",
+    _cross_entropy,
+    lambda y, target, maps, space, ignore_index, smoothing, scale, gradient: _cross_entropy_empty(y, gradient),
+)

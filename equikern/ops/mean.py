@@ -8,20 +8,32 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
-from . import autograd, checks, library
+from . import autograd, checks, library, softmax
 
 __all__ = ["orbit_mean", "orbit_weighted_mean"]
 
 
-def orbit_mean(y: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
+def orbit_mean(
+    y: Tensor,
+    action: Action,
+    space: Literal["probs", "log_probs"] | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Equitune's reduction: undo each view's transform and average, ``1/|G| Σ_g g⁻¹ y[g]``, in one pass.
 
-    Reads |G|n and writes n elements; the backward reads n and writes |G|n: ``∂L/∂y[g] = 1/|G| g · ∂L/∂out``.
+    Reads |G|n and writes n elements; the backward reads n and writes |G|n: ``∂L/∂y[g] = 1/|G| g · ∂L/∂out``. With a
+    space each view's softmax is averaged instead, ``1/|G| Σ_g g⁻¹ softmax(y[g])``, without storing it; the backward
+    then reads y as well.
 
     Args:
         y: (|G|, \\*lead, H, W), the backbone's output for every view, any strides; float16, bfloat16, float32 or
-            float64. Square where the action turns by 90°.
+            float64. Square where the action turns by 90°. For permutations (|G|, \\*lead, n) with n entries on the
+            permuted dim.
         action: how the group acts on one output; ``trivial(group)`` for an invariant one such as class logits.
+        space: None averages y as it is; ``"probs"`` the probabilities softmax(y[g]), ``"log_probs"`` their logarithms
+            (whose exponentials need not add up to 1). The softmax goes over the permuted dim, the last one under the
+            trivial action, in float32 (float64 for float64).
         out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
 
     Returns:
@@ -29,7 +41,8 @@ def orbit_mean(y: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
 
     Raises:
         TypeError: y is not a dense float tensor, or action is not an action.
-        ValueError: dim 0 is not |G|, wrong rank, not square under a 90° rotation, or an out that does not fit.
+        ValueError: dim 0 is not |G|, wrong rank or size, not square under a 90° rotation, a space under a grid or
+            signs, or an out that does not fit.
 
     Example:
         >>> import torch
@@ -38,6 +51,9 @@ def orbit_mean(y: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
         >>> torch.equal(orbit_mean(orbit(x, grid("c4")), grid("c4")), x)
         True
     """
+    if space is not None:
+        checks.choice("space", space, ("probs", "log_probs", None))
+        return softmax.mean(y, action, space, out)
     y, action = checks.views("y", y, action)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y)

@@ -1,0 +1,174 @@
+"""``orbit_cross_entropy``: the loss of the averaged prediction, without the averaged logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..actions import Action
+from . import autograd, checks, library, softmax
+
+__all__ = ["orbit_cross_entropy"]
+
+Space = Literal["probs", "log_probs"]
+Reduction = Literal["mean", "sum", "none"]
+
+
+def orbit_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    action: Action,
+    space: Space | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of the views' mean prediction, its gradient made in the same pass.
+
+    ``−log q[target]`` with the mean prediction q of ``orbit_mean(logits, action, space)``:
+
+    ============= ==================================================================
+    space         log q
+    ============= ==================================================================
+    None          log softmax(1/|G| Σ_g g⁻¹ logits[g])
+    ``probs``     log(1/|G| Σ_g g⁻¹ softmax(logits[g])), without underflow
+    ``log_probs`` 1/|G| Σ_g g⁻¹ log softmax(logits[g]), so the mean of the views' losses
+    ============= ==================================================================
+
+    Reads the logits once and, where they require grad, writes their gradient: no averaged logits, no probabilities in
+    memory. ``backward`` hands the gradient over, multiplied by the upstream one if that is not 1.
+
+    Args:
+        logits: (|G|, \\*lead, V), any strides; float16, bfloat16, float32 or float64. The V classes or words are on
+            the permuted dim, the last one under the trivial action.
+        target: (\\*lead) int64, the right class of the untransformed input, 0 … V − 1 or ignore_index. On a GPU, where
+            asking would stop the queue, a target outside makes its loss and gradient NaN.
+        action: how the group acts on the logits: ``permutation(…)``, ``tokens(…).logits`` or ``trivial(group)``.
+        space: what is averaged, see above.
+        ignore_index: targets of this value give no loss and no gradient.
+        reduction: ``"mean"`` over the targets that are not ignored (NaN if all are), ``"sum"``, or ``"none"``.
+        label_smoothing: ε in ``(1 − ε) · loss + ε/V · Σ_v −log q[v]``, 0 … 1.
+
+    Returns:
+        The loss in float32 (float64 for float64 logits): one number, or (\\*lead) for ``"none"``.
+
+    Raises:
+        TypeError: logits that are no dense float tensor, target that is not int64, action that is not an action.
+        ValueError: shapes that do not fit, a target outside 0 … V − 1, signs, an unknown space or reduction, smoothing
+            outside 0 … 1.
+
+    Example:
+        >>> import torch
+        >>> from equikern import orbit_mean, permutation
+        >>> action = permutation([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
+        >>> logits, target = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 3
+        >>> plain = torch.nn.functional.cross_entropy(orbit_mean(logits, action), target)
+        >>> torch.allclose(orbit_cross_entropy(logits, target, action), plain)
+        True
+    """
+    rows, last = checks.logits("logits", logits, action)
+    target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
+    checked(space, ignore_index, reduction, label_smoothing)
+    options = (space or "logits", ignore_index, float(label_smoothing))
+    if autograd.needs_grad(rows):
+        return cast(
+            Tensor,
+            _CrossEntropy.apply(rows, target, last.maps, last.inverse_maps, options, reduction),  # type: ignore[no-untyped-call]
+        )
+    loss, _ = library.cross_entropy(rows, target, last.inverse_maps, *options, None, False)
+    return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
+
+
+def checked(space: object, ignore_index: object, reduction: object, smoothing: object) -> None:
+    """The keywords of both cross-entropies."""
+    checks.choice("space", space, ("probs", "log_probs", None))
+    checks.choice("reduction", reduction, ("mean", "sum", "none"))
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected a whole number, got {type(ignore_index).__name__}")
+    if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)):
+        raise TypeError(f"label_smoothing: expected a number, got {type(smoothing).__name__}")
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected 0 … 1, got {smoothing}")
+
+
+def counted(loss: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
+    """What each row's gradient is multiplied by: one over the number of targets that count; None for 1."""
+    return (target != ignore_index).sum().to(loss.dtype).reciprocal() if reduction == "mean" else None
+
+
+def is_one(grad: Tensor) -> bool:
+    """Whether an upstream gradient is known to be 1, as where backward starts; asking a GPU would stop its queue."""
+    return grad.is_cpu and grad.dim() == 0 and grad.item() == 1.0
+
+
+def reduced(loss: Tensor, reduction: str, scale: Tensor | None) -> Tensor:
+    """The rows' losses as the caller wants them; ``scale`` is that of ``counted``."""
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    return total if scale is None else total * scale
+
+
+def in_torch(
+    y: Tensor, target: Tensor, maps: str, inverse: str, options: tuple[str, int, float], reduction: str
+) -> Tensor:
+    """The same loss from parts that differentiate to every order: what second derivatives go through."""
+    space, ignore_index, smoothing = options
+    if space == "logits":
+        log_q = softmax.mean_in_torch(y, maps, inverse, None).log_softmax(-1)
+    elif space == "log_probs":
+        log_q = softmax.mean_in_torch(y, maps, inverse, space)
+    else:
+        log_p = y.to(library.accumulator(y)).log_softmax(-1)
+        top = log_p.detach().amax(0).amax(-1, keepdim=True)  # one for each row, so that no view's permutation counts
+        log_q = autograd.total((log_p - top).exp(), maps, inverse, 1.0 / y.shape[0]).log() + top
+    kept = target != ignore_index
+    loss = -log_q.gather(-1, target.where(kept, 0).unsqueeze(-1)).squeeze(-1)
+    if smoothing:
+        loss = (1.0 - smoothing) * loss - smoothing * log_q.mean(-1)
+    loss = torch.where(kept, loss, 0.0)
+    return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
+
+
+class _CrossEntropy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, target: Tensor, maps: str, inverse: str, options: tuple[str, int, float], reduction: str
+    ) -> Tensor:
+        wide = torch.empty((), dtype=library.accumulator(y), device=y.device)
+        scale = counted(wide, target, options[1], reduction)
+        loss, gradient = library.cross_entropy(y, target, inverse, *options, scale, True)
+        ctx.call = maps, inverse, options, reduction
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(y, target, gradient)
+        else:
+            # Given away by the first backward, which may then scale it in place; a second one makes it anew.
+            ctx.save_for_backward(y, target, None)
+            ctx.gradient = gradient
+        return reduced(loss, reduction, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, target, gradient = ctx.saved_tensors
+        maps, inverse, options, reduction = ctx.call
+        nothing = (None,) * 5
+        if torch.is_grad_enabled():  # somebody wants the second derivative
+
+            def call(t: Tensor) -> Tensor:
+                return in_torch(t, target, maps, inverse, options, reduction)
+
+            return (*softmax.gradients(call, (y,), (True,), grad), *nothing)
+        factor = grad.unsqueeze(-1) if reduction == "none" else grad
+        if gradient is not None:
+            return ((gradient * factor).to(y.dtype), *nothing)
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            scale = counted(grad, target, options[1], reduction)
+            _, gradient = library.cross_entropy(y, target, inverse, *options, scale, True)
+        if not is_one(grad):
+            gradient.mul_(factor)
+        return (gradient, *nothing)

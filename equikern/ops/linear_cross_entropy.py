@@ -1,0 +1,269 @@
+"""``linear_orbit_cross_entropy``: the same loss from the last hidden state, with a chunk of the logits at a time."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..actions import Action
+from ..permutations import PermutationAction
+from . import autograd, checks, library, softmax
+from .cross_entropy import checked, counted, in_torch, is_one, reduced
+
+__all__ = ["linear_orbit_cross_entropy"]
+
+# A chunk's logits and their gradient together: at most an eighth of all logits, and no more than this many bytes.
+_MOST_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
+
+
+def linear_orbit_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    action: Action,
+    space: Literal["probs", "log_probs"] | None = None,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``orbit_cross_entropy(hidden @ weightᵀ + bias, target, action, space)`` that never holds all the logits.
+
+    The rows are taken in chunks: a chunk's logits, their loss and gradient in one pass, and from that gradient its part
+    of the hidden state's and the weight's. Beyond inputs and gradients it needs an eighth of one logits tensor at most
+    (for float16 and bfloat16 weights a float32 sum of their gradient as well). With ``reduction="none"`` the upstream
+    gradient is needed first, so the backward makes the logits once more.
+
+    Args:
+        hidden: (|G|, \\*lead, D), the last hidden state of every view; float16, bfloat16, float32 or float64.
+        weight: (V, D), the output layer's, of hidden's dtype.
+        target: (\\*lead) int64, see ``orbit_cross_entropy``.
+        action: how the group acts on the V logits, a permutation of dim −1 or trivial.
+        space: what is averaged, see ``orbit_cross_entropy``.
+        bias: (V,) of hidden's dtype, or None.
+        ignore_index, reduction, label_smoothing: see ``orbit_cross_entropy``.
+
+    Under autocast hidden, weight and bias are cast as ``torch.nn.functional.linear`` casts them.
+
+    Returns:
+        The loss in float32 (float64 for float64): one number, or (\\*lead) for ``"none"``.
+
+    Raises:
+        TypeError, ValueError: as ``orbit_cross_entropy``, or shapes, dtypes or devices of hidden, weight and bias
+            that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from equikern import orbit_cross_entropy, permutation
+        >>> action, g = permutation([[0, 1, 2], [1, 0, 2]]), torch.Generator().manual_seed(0)
+        >>> hidden, weight = torch.randn(2, 4, 5, generator=g), torch.randn(3, 5, generator=g)
+        >>> target = torch.tensor([0, 2, 1, 1])
+        >>> fused = linear_orbit_cross_entropy(hidden, weight, target, action)
+        >>> torch.allclose(fused, orbit_cross_entropy(hidden @ weight.T, target, action))
+        True
+    """
+    hidden, weight, bias = _operands(hidden, weight, bias)
+    last = _on_logits(hidden, weight, action)
+    target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
+    checked(space, ignore_index, reduction, label_smoothing)
+    options = (space or "logits", ignore_index, float(label_smoothing))
+    if autograd.needs_grad(hidden, weight) or (bias is not None and autograd.needs_grad(bias)):
+        return cast(
+            Tensor,
+            _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                hidden, weight, bias, target, last.maps, last.inverse_maps, options, reduction
+            ),
+        )
+    loss = _linear_cross_entropy(hidden, weight, bias, target, last.inverse_maps, *options, None, False, False, False)[
+        0
+    ]
+    return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
+
+
+def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
+    found = [checks.rows("hidden", hidden, -1), checks.rows("weight", weight, -1)]
+    if bias is not None:
+        found.append(checks.rows("bias", bias, -1))
+    first, width = found[0], found[1].shape[-1]
+    if first.dim() < 2 or found[1].dim() != 2 or first.shape[-1] != width:
+        raise ValueError(
+            f"weight: expected shape (V, {first.shape[-1]}) for hidden (|G|, …, D) of shape {tuple(first.shape)}, got "
+            f"{tuple(found[1].shape)}"
+        )
+    if bias is not None and tuple(found[2].shape) != (found[1].shape[0],):
+        raise ValueError(f"bias: expected shape ({found[1].shape[0]},) like weight, got {tuple(found[2].shape)}")
+    kind = first.device.type
+    if torch.is_autocast_enabled(kind) and first.dtype != torch.float64:
+        found = [t.to(torch.get_autocast_dtype(kind)) for t in found]
+    for name, t in zip(("hidden", "weight", "bias"), found, strict=False):
+        if t.dtype != found[0].dtype:
+            raise TypeError(f"{name}: expected {found[0].dtype} like hidden, got {t.dtype}")
+        if t.device != first.device:
+            raise ValueError(f"{name}: expected a tensor on {first.device} like hidden, got one on {t.device}")
+    return found[0], found[1], found[2] if bias is not None else None
+
+
+def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Action:
+    """The action, checked against logits that do not exist: their shape is hidden's with V for D."""
+    if isinstance(action, PermutationAction) and action.dim != -1:
+        raise ValueError(f"action: expected a permutation of dim -1, which holds the logits, got dim {action.dim}")
+    logits = hidden.new_empty(()).expand(*hidden.shape[:-1], weight.shape[0])
+    return checks.logits("hidden @ weightᵀ", logits, action)[1]
+
+
+def chunk_rows(order: int, rows: int, logits_bytes: int, device: str) -> int:
+    """Rows of one chunk: its logits (``logits_bytes`` a row and view) and their gradient within the limits above."""
+    most = _MOST_BYTES.get(device, _MOST_BYTES["cpu"]) // max(1, 2 * order * logits_bytes)
+    return max(1, min(rows // 16, most))
+
+
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    maps: str,
+    space: str,
+    ignore_index: int,
+    smoothing: float,
+    scale: Tensor | None,
+    hidden_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows' losses, and the gradients of Σ scale · loss in hidden, weight and bias; empty where not asked for.
+
+    scale is one number, or one for each row.
+    """
+    loss, grad_hidden, grad_weight, grad_bias = _empty(
+        hidden, weight, bias, target, hidden_gradient, weight_gradient, bias_gradient
+    )
+    order, size = hidden.shape[0], weight.shape[0]
+    rows = hidden.flatten(1, -2) if hidden.dim() > 2 else hidden[:, None]
+    targets, losses = target.flatten(), loss.view(-1)
+    into = grad_hidden.view(rows.shape) if hidden_gradient else grad_hidden
+    wide = library.accumulator(hidden)
+    sum_weight = grad_weight if grad_weight.dtype == wide else torch.zeros_like(grad_weight, dtype=wide)
+    sum_bias = torch.zeros_like(grad_bias, dtype=wide)
+    gradient = hidden_gradient or weight_gradient or bias_gradient
+    step = chunk_rows(order, rows.shape[1], size * hidden.element_size(), hidden.device.type)
+    each = scale is not None and scale.dim() > 0
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step]
+        flat = part.reshape(-1, part.shape[-1])
+        logits = torch.nn.functional.linear(flat, weight, bias).view(order, -1, size)
+        some = slice(start, start + step)
+        losses[some], grad = library.cross_entropy(
+            logits, targets[some], maps, space, ignore_index, smoothing, None if each else scale, gradient
+        )
+        if not gradient:
+            continue
+        if each:
+            grad.mul_(cast(Tensor, scale).flatten()[some, None])
+        grad = grad.view(-1, size)
+        if hidden_gradient:
+            into[:, some] = (grad @ weight).view(part.shape)
+        if weight_gradient:
+            _add_product(sum_weight, grad, flat)
+        if bias_gradient:
+            sum_bias += grad.sum(0, dtype=wide)
+    if sum_weight is not grad_weight:
+        grad_weight.copy_(sum_weight)
+    grad_bias.copy_(sum_bias)
+    return loss, grad_hidden, grad_weight, grad_bias
+
+
+def _add_product(total: Tensor, grad: Tensor, flat: Tensor) -> None:
+    """``total += gradᵀ @ flat``, added in total's dtype."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.T, flat)
+    else:
+        total += grad.T @ flat
+
+
+def _empty(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    hidden_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for the results, contiguous; the weight's gradient starts from zero."""
+    loss = torch.empty(target.shape, dtype=library.accumulator(hidden), device=hidden.device)
+    return (
+        loss,
+        hidden.new_empty(hidden.shape if hidden_gradient else (0,)),
+        weight.new_zeros(weight.shape if weight_gradient else (0,)),
+        weight.new_zeros(weight.shape[:1] if bias_gradient else (0,)),
+    )
+
+
+_linear_cross_entropy = library.register(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str maps, str space, "
+    "int ignore_index, float smoothing, Tensor? scale, bool hidden_gradient, bool weight_gradient, bool bias_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    lambda hidden, weight, bias, target, maps, space, ignore_index, smoothing, scale, *asked: _empty(
+        hidden, weight, bias, target, *asked
+    ),
+)
+
+
+class _LinearCrossEntropy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        maps: str,
+        inverse: str,
+        options: tuple[str, int, float],
+        reduction: str,
+    ) -> Tensor:
+        wide = torch.empty((), dtype=library.accumulator(hidden), device=hidden.device)
+        scale = counted(wide, target, options[1], reduction)
+        asked = tuple(ctx.needs_input_grad[:3]) if reduction != "none" else (False, False, False)
+        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, inverse, *options, scale, *asked)
+        ctx.call = maps, inverse, options, reduction
+        if torch.compiler.is_compiling() or reduction == "none":
+            ctx.save_for_backward(hidden, weight, bias, target, *gradients)
+        else:  # as in orbit_cross_entropy
+            ctx.save_for_backward(hidden, weight, bias, target)
+            ctx.gradients = gradients
+        return reduced(loss, reduction, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, *gradients = ctx.saved_tensors
+        maps, inverse, options, reduction = ctx.call
+        asked = tuple(ctx.needs_input_grad[:3])
+        nothing = (None,) * 5
+        if torch.is_grad_enabled():  # somebody wants the second derivative
+
+            def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+                logits = torch.nn.functional.linear(h, w, b)
+                return in_torch(logits, target, maps, inverse, options, reduction)
+
+            return (*softmax.gradients(call, (hidden, weight, bias), asked, grad), *nothing)
+        if reduction == "none":
+            again = (hidden, weight, bias, target, inverse, *options, grad.contiguous(), *asked)
+            gradients = _linear_cross_entropy(*again)[1:]
+        elif gradients:
+            gradients = [(g * grad).to(g.dtype) for g in gradients]
+        else:
+            gradients, ctx.gradients = ctx.gradients, None
+            if gradients is None:
+                scale = counted(grad, target, options[1], reduction)
+                gradients = _linear_cross_entropy(hidden, weight, bias, target, inverse, *options, scale, *asked)[1:]
+            if not is_one(grad):
+                for g in gradients:
+                    g.mul_(grad)
+        return (*(g if wanted else None for g, wanted in zip(gradients, asked, strict=True)), *nothing)

@@ -1,0 +1,81 @@
+"""``orbit_score``: what equizero chooses a view by, from the logits alone."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import autograd, checks, library
+
+__all__ = ["orbit_score"]
+
+KINDS = ("max_prob", "entropy", "margin")
+
+
+def orbit_score(logits: Tensor, kind: Literal["max_prob", "entropy", "margin"], *, dim: int = -1) -> Tensor:
+    """How unsure a model is of each row of logits, as losses: ``orbit_select`` takes the view with the smallest.
+
+    With p the softmax of a row, in one pass over it:
+
+    ======== =================================== ==========================================
+    kind     loss                                smallest where
+    ======== =================================== ==========================================
+    max_prob −max_v p_v                          the largest probability is largest
+    entropy  −Σ_v p_v log p_v                    the distribution is narrowest
+    margin   −(p_1st − p_2nd), p_2nd 0 if alone  the first is furthest ahead of the second
+    ======== =================================== ==========================================
+
+    For a sequence, average over its positions (padding left out) before choosing.
+
+    Args:
+        logits: (|G|, \\*lead, n) or any other shape with n ≥ 1 logits on ``dim``; float16, bfloat16, float32 or
+            float64.
+        kind: one of the names above.
+        dim: the dim of the classes or words.
+
+    Returns:
+        (|G|, \\*lead) in float32 (float64 for float64), differentiable. Among equal largest logits the gradient goes
+        to the first.
+
+    Raises:
+        TypeError: logits is not a dense float tensor.
+        ValueError: an unknown kind, no such dim, or no logits on it.
+
+    Example:
+        >>> import torch
+        >>> from equikern import grid, orbit_select, trivial
+        >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+        >>> orbit_select(logits, orbit_score(logits, "entropy"), trivial(grid("hflip").group)).tolist()
+        [3.0, 0.0]
+    """
+    rows = checks.rows("logits", logits, dim)
+    checks.choice("kind", kind, KINDS)
+    if autograd.needs_grad(rows):
+        return cast(Tensor, _Score.apply(rows, kind))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.score(rows, kind))
+
+
+class _Score(Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, kind: str) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.kind = kind
+        return cast(Tensor, library.score(logits, kind))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (logits,) = ctx.saved_tensors
+        log_p = logits.to(library.accumulator(logits)).log_softmax(-1)
+        p = log_p.exp()
+        if ctx.kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)
+            terms = (p * log_p).masked_fill(p == 0, 0.0)
+            slope = p * terms.sum(-1, keepdim=True) - terms
+        else:  # ∂p_i/∂y_v = p_i (δ_iv − p_v)
+            best = log_p.topk(min(2 if ctx.kind == "margin" else 1, log_p.shape[-1]), -1).indices
+            lead = p.gather(-1, best)
+            signed = torch.cat((-lead[..., :1], lead[..., 1:]), -1)
+            slope = (-p * signed.sum(-1, keepdim=True)).scatter_add(-1, best, signed)
+        return (grad.unsqueeze(-1) * slope).to(logits.dtype), None

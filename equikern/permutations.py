@@ -1,0 +1,317 @@
+"""Actions by permutations: of one dim of a tensor, with signs if wanted, and of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tables
+from .actions import GridAction, GroupAction, compose
+from .groups import Group, product_group
+
+__all__ = ["PermutationAction", "TokenAction", "permutation", "product_action", "tokens"]
+
+_MOST = 2**31 - 1  # positions are int32
+Table = Tensor | Sequence[Sequence[int]]
+
+
+class PermutationAction(GroupAction):
+    """A group that permutes the entries of one dim, and may change their signs; made by ``permutation``.
+
+    ``(g·y)[perm[g, i]] = signs[g, i] · y[i]``.
+
+    Attributes:
+        perm: (|G|, n) int64 tensor on the CPU.
+        signs: (|G|, n) int64 tensor of 1 and −1, or None where no sign changes.
+        dim: the permuted dim, counted from the end.
+    """
+
+    def __init__(self, group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str = "permutation") -> None:
+        back = perm if signs is None else torch.where(signs < 0, ~perm, perm)  # (g⁻¹y)[i] = sign[g, i] · y[perm[g, i]]
+        i = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
+        source = torch.empty_like(perm).scatter_(1, perm, i if signs is None else torch.where(signs < 0, ~i, i))
+        kind = f"p{dim}"
+        words = [tables.register(kind, row) for row in source]
+        super().__init__(group, name, words, [tables.register(kind, row) for row in back])
+        self.perm, self.signs, self.dim = perm, signs, dim
+
+    @property
+    def size(self) -> int:
+        """n, the entries of the permuted dim."""
+        return self.perm.shape[1]
+
+    def along(self, dim: int) -> PermutationAction:
+        """The same permutations of another dim, counted from the end."""
+        return self if dim == self.dim else PermutationAction(self.group, self.perm, self.signs, _dim(dim), self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PermutationAction, (self.group, self.perm, self.signs, self.dim, self.name)
+
+
+class TokenAction(GroupAction):
+    """A group that maps token ids to token ids, ``v ↦ perm[g, v]``; made by ``tokens``.
+
+    Attributes:
+        perm: (|G|, V) int64 tensor on the CPU.
+        logits: the ``PermutationAction`` of the same group on the last dim of logits, probabilities or scores.
+    """
+
+    def __init__(self, group: Group, perm: Tensor, name: str = "tokens") -> None:
+        words = [tables.register("t", row) for row in perm]
+        inverse = torch.empty_like(perm).scatter_(1, perm, torch.arange(perm.shape[1], device="cpu").expand_as(perm))
+        super().__init__(group, name, words, [tables.register("t", row) for row in inverse])
+        self.perm = perm
+        self.logits = PermutationAction(group, perm, None, -1, name)
+
+    @property
+    def size(self) -> int:
+        """V, the size of the vocabulary."""
+        return self.perm.shape[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenAction, (self.group, self.perm, self.name)
+
+
+def permutation(
+    perm: Table, signs: Table | None = None, dim: int = -1, *, group: Group | None = None
+) -> PermutationAction:
+    """A group acting on one dim by (signed) permutations: ``(g·y)[perm[g, i]] = signs[g, i] · y[i]``.
+
+    What a group does to logits when it maps tokens, to Q-values when it maps actions, to the state of a pendulum, to
+    the channels of a label image. ``orbit`` applies g; ``orbit_mean`` and the like gather back: ``(g⁻¹y)[v] =
+    signs[g, v] · y[perm[g, v]]``.
+
+    Args:
+        perm: (|G|, n) integers, each row a permutation of 0 … n − 1, row 0 the identity.
+        signs: (|G|, n) of 1 and −1, row 0 all 1; None for no change of sign.
+        dim: the permuted dim, counted from the end, so that it is the same one for x and for its orbit.
+        group: the group that the rows stand for; by default the one that they form, which asks that they differ.
+
+    Raises:
+        TypeError: not integers, not a Group.
+        ValueError: a row that is no permutation, signs other than ±1, a dim that is not negative, rows that are no
+            action of the group; the message names the row, or the pair that breaks it.
+
+    Example:
+        >>> import torch
+        >>> from equikern import orbit, orbit_mean
+        >>> swap = permutation([[0, 1, 2], [1, 0, 2]])
+        >>> orbit(torch.tensor([0.1, 0.2, 0.7]), swap)[1].tolist() == torch.tensor([0.2, 0.1, 0.7]).tolist()
+        True
+        >>> orbit_mean(torch.tensor([[1.0, 2.0, 3.0], [4.0, 6.0, 8.0]]), swap).tolist()
+        [3.5, 3.0, 5.5]
+    """
+    rows = _permutations("perm", perm)
+    factors = None if signs is None else _signs(signs, rows)
+    if factors is not None and bool((factors > 0).all()):
+        factors = None
+    return PermutationAction(_checked("perm", rows, factors, group), rows, factors, _dim(dim))
+
+
+def tokens(perm: Table, *, group: Group | None = None) -> TokenAction:
+    """A group acting on token ids: ``v ↦ perm[g, v]``. Its ``logits`` is what the group does to a model's output.
+
+    Args:
+        perm: (|G|, V) integers, each row a permutation of the vocabulary 0 … V − 1, row 0 the identity.
+        group: the group that the rows stand for; by default the one that they form, which asks that they differ.
+
+    Raises:
+        TypeError: not integers, not a Group.
+        ValueError: a row that is no permutation, or rows that are no action; the message names the row or the pair.
+
+    Example:
+        >>> import torch
+        >>> from equikern import orbit
+        >>> cycle = tokens([[0, 1, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3]])
+        >>> orbit(torch.tensor([3, 0, 1]), cycle).tolist()
+        [[3, 0, 1], [3, 1, 2], [3, 2, 0]]
+    """
+    rows = _permutations("perm", perm)
+    return TokenAction(_checked("perm", rows, None, group), rows)
+
+
+def product_action(*actions: GroupAction) -> GroupAction:
+    """The action of the direct product of groups whose actions commute: ``(g1, g2, …)·x = g1·(g2·(… x))``.
+
+    The element order is that of ``product_group``: the last factor varies fastest.
+
+    Args:
+        actions: two or more of one kind: all of token ids, all permutations of the same dim, or all of the grid.
+
+    Raises:
+        TypeError: not actions of one kind.
+        ValueError: sizes or dims that differ, or actions that do not commute; the message names the pair.
+
+    Example:
+        >>> gender = tokens([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4]])
+        >>> number = tokens([[0, 1, 2, 3, 4], [0, 1, 3, 2, 4]])
+        >>> product_action(gender, number).perm[3].tolist()
+        [1, 0, 3, 2, 4]
+    """
+    kinds = {type(action) for action in actions}
+    if len(actions) < 2 or len(kinds) != 1 or not kinds <= {GridAction, PermutationAction, TokenAction}:
+        raise TypeError(
+            "actions: expected two or more of one kind (grid, permutation or tokens), got "
+            f"{', '.join(type(action).__name__ for action in actions) or 'none'}"
+        )
+    result = actions[0]
+    for other in actions[1:]:
+        result = _product(result, other)
+    return result
+
+
+def _product(a: GroupAction, b: GroupAction) -> GroupAction:
+    group = product_group(a.group, b.group)
+    name = f"{a.name}×{b.name}"
+    if isinstance(a, GridAction):
+        words = []
+        for g, outer in enumerate(a.words):
+            for h, inner in enumerate(b.words):
+                if "." in (outer, inner):
+                    raise ValueError("actions: expected actions on the grid, got the trivial one, which has no dims")
+                _commute(compose(outer, inner) == compose(inner, outer), a, g, b, h)
+                words.append(compose(outer, inner))
+        return GridAction(group, words, name)
+    assert isinstance(a, (PermutationAction, TokenAction))
+    assert isinstance(b, (PermutationAction, TokenAction))
+    if a.size != b.size:
+        raise ValueError(f"actions: expected permutations of one size, got {a.size} ({a.name!r}) and {b.size}")
+    perm = torch.empty((group.order, a.size), dtype=torch.int64, device="cpu")
+    signs = torch.ones_like(perm)
+    sign_a, sign_b = _all_signs(a), _all_signs(b)
+    for g in range(a.order):
+        for h in range(b.order):
+            row = g * b.order + h
+            perm[row], signs[row] = _after((a.perm[g], sign_a[g]), (b.perm[h], sign_b[h]))
+            other = _after((b.perm[h], sign_b[h]), (a.perm[g], sign_a[g]))
+            _commute(torch.equal(perm[row], other[0]) and torch.equal(signs[row], other[1]), a, g, b, h)
+    if isinstance(a, TokenAction):
+        return TokenAction(group, perm, name)
+    assert isinstance(b, PermutationAction)
+    if a.dim != b.dim:
+        raise ValueError(f"actions: expected permutations of one dim, got dims {a.dim} and {b.dim}")
+    return PermutationAction(group, perm, signs if bool((signs < 0).any()) else None, a.dim, name)
+
+
+def _commute(holds: bool, a: GroupAction, g: int, b: GroupAction, h: int) -> None:
+    if not holds:
+        raise ValueError(
+            f"actions: expected actions that commute, but {a.group.names[g]} of {a.name!r} and {b.group.names[h]} of "
+            f"{b.name!r} do not"
+        )
+
+
+def _all_signs(action: PermutationAction | TokenAction) -> Tensor:
+    signs = action.signs if isinstance(action, PermutationAction) else None
+    return torch.ones_like(action.perm) if signs is None else signs
+
+
+def _after(g: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(permutation, signs) of doing h first, then g."""
+    return g[0][h[0]], g[1][h[0]] * h[1]
+
+
+def _dim(dim: object) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
+    if dim >= 0:
+        raise ValueError(
+            f"dim: expected a negative number, counted from the end, so that it names one dim of an input and of its "
+            f"orbit alike; got {dim}"
+        )
+    return dim
+
+
+def _integers(name: str, values: object) -> Tensor:
+    try:
+        table = torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected a table of integers of shape (|G|, n), got this: {error}") from None
+    if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+        raise TypeError(f"{name}: expected a table of integers, got {table.dtype}")
+    if table.dim() != 2 or 0 in table.shape:
+        raise ValueError(f"{name}: expected a table of shape (|G|, n), got shape {tuple(table.shape)}")
+    return table.to(torch.int64, copy=True)
+
+
+def _permutations(name: str, values: object) -> Tensor:
+    rows = _integers(name, values)
+    n = rows.shape[1]
+    if n > _MOST:
+        raise ValueError(f"{name}: expected at most {_MOST} entries, got {n}")
+    outside = ((rows < 0) | (rows >= n)).nonzero()
+    if len(outside):
+        g, i = outside[0].tolist()
+        raise ValueError(f"{name}: expected entries from 0 to {n - 1}, got {int(rows[g, i])} in row {g} at {i}")
+    twice = torch.zeros_like(rows).scatter_add_(1, rows, torch.ones_like(rows)) > 1
+    if bool(twice.any()):
+        g, value = twice.nonzero()[0].tolist()
+        places = (rows[g] == value).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: row {g} is no permutation: {value} comes from {places[0]} and from {places[1]}")
+    moved = (rows[0] != torch.arange(n, device="cpu")).nonzero()
+    if len(moved):
+        i = int(moved[0])
+        raise ValueError(f"{name}: row 0 must be the identity, but it takes {i} to {int(rows[0, i])}")
+    return rows
+
+
+def _signs(values: object, rows: Tensor) -> Tensor:
+    signs = _integers("signs", values)
+    if signs.shape != rows.shape:
+        raise ValueError(f"signs: expected the shape of perm, {tuple(rows.shape)}, got {tuple(signs.shape)}")
+    wrong = (signs.abs() != 1).nonzero()
+    if len(wrong):
+        g, i = wrong[0].tolist()
+        raise ValueError(f"signs: expected 1 or -1, got {int(signs[g, i])} in row {g} at {i}")
+    if bool((signs[0] < 0).any()):
+        raise ValueError("signs: row 0 belongs to the identity, so expected 1 throughout, got -1 in it")
+    return signs
+
+
+def _checked(name: str, rows: Tensor, signs: Tensor | None, group: Group | None) -> Group:
+    """The group of the rows, which must be an action of it.
+
+    Only the entries that something moves matter, and they are moved among themselves.
+    """
+    some = (rows != torch.arange(rows.shape[1], device="cpu")).any(0)
+    if signs is not None:
+        some |= (signs < 0).any(0)
+    kept = some.nonzero().flatten()
+    small = torch.searchsorted(kept, rows[:, kept])
+    factors = torch.ones_like(small) if signs is None else signs[:, kept]
+    order = len(rows)
+    if group is not None:
+        if not isinstance(group, Group):
+            raise TypeError(f"group: expected a Group, got {type(group).__name__}")
+        if group.order != order:
+            raise ValueError(f"{name}: expected {group.order} rows, one per element of {group.name}, got {order}")
+    known: dict[bytes, int] = {}
+    for g in range(order):
+        first = known.setdefault(_key(small[g], factors[g]), g)
+        if first != g and group is None:
+            raise ValueError(f"{name}: rows {first} and {g} are the same; expected different ones, or group=…")
+    names = group.names if group is not None else [f"row {g}" for g in range(order)]
+    multiply = torch.empty((order, order), dtype=torch.int64, device="cpu")
+    for g in range(order):
+        for h in range(order):
+            product = _after((small[g], factors[g]), (small[h], factors[h]))
+            if group is None:
+                found = known.get(_key(*product), -1)
+                if found < 0:
+                    raise ValueError(f"{name}: not a group: row {g} after row {h} is not among the {order} rows")
+                multiply[g, h] = found
+            else:
+                gh = int(group.multiply[g, h])
+                if not torch.equal(product[0], small[gh]) or not torch.equal(product[1], factors[gh]):
+                    raise ValueError(
+                        f"{name}: not an action of {group.name}: {names[g]} after {names[h]} is not row {gh}, which "
+                        f"is to be {names[gh]}"
+                    )
+    return group if group is not None else Group(multiply, name=f"permutations of {rows.shape[1]}")
+
+
+def _key(perm: Tensor, signs: Tensor) -> bytes:
+    return torch.stack((perm, signs)).numpy().tobytes()
