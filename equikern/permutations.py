@@ -47,6 +47,16 @@ class PermutationAction(GroupAction):
         """The same permutations of another dim, counted from the end."""
         return self if dim == self.dim else PermutationAction(self.group, self.perm, self.signs, _dim(dim), self.name)
 
+    def unsigned(self) -> tuple[Tensor, PermutationAction]:
+        """Factors ±1 (|G|, n, 1, …) and an action without signs that together do what this one does to an orbit.
+
+        ``g⁻¹y[g]`` is the other action's g⁻¹ of ``factors[g] · y[g]``.
+        """
+        signs = torch.ones_like(self.perm) if self.signs is None else self.signs
+        factors = torch.empty_like(signs).scatter_(1, self.perm, signs)
+        twin = PermutationAction(self.group, self.perm, None, self.dim, self.name)
+        return factors.reshape(*factors.shape, *(1,) * (-self.dim - 1)), twin
+
     def __reduce__(self) -> tuple[Any, ...]:
         return PermutationAction, (self.group, self.perm, self.signs, self.dim, self.name)
 

@@ -1,4 +1,4 @@
-"""The groups of the tests and what their elements do, written with torch's rot90, flip and transpose alone."""
+"""The groups of the tests and what their elements do, written in torch's rot90, flip, transpose and indexing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from equikern import Action, GridAction, cyclic_group, dihedral_group, grid, product_group, trivial
+from equikern import (
+    Action,
+    GridAction,
+    PermutationAction,
+    cyclic_group,
+    dihedral_group,
+    grid,
+    permutation,
+    product_group,
+    trivial,
+)
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
@@ -20,6 +30,30 @@ class Case:
     action: Action
     forward: tuple[Map, ...]
     inverse: tuple[Map, ...]
+
+    @property
+    def size(self) -> int | None:
+        """The entries of the permuted dim, or None for a grid, whose images have any size."""
+        return self.action.size if isinstance(self.action, PermutationAction) else None
+
+    def shape(self, *lead: int, side: int) -> tuple[int, ...]:
+        """The shape of one view with these leading dims; a grid's image is side × side."""
+        if self.size is None:
+            return (*lead, side, side)
+        return (*lead, self.size, *(side,) * (self.action.dims - 1))
+
+    def moved_alike(self, y: Tensor) -> Tensor:
+        """An orbit y with the signs that make its views, transformed back, have y's own."""
+        return y * self.orbit(torch.ones_like(y[0])) if self.signed else y
+
+    @property
+    def many(self) -> tuple[int, ...]:
+        """A shape of one view with entries enough to see how far plain torch can be off."""
+        return (7, 19, 19) if self.size is None else self.shape(171, side=4)
+
+    @property
+    def signed(self) -> bool:
+        return isinstance(self.action, PermutationAction) and self.action.signs is not None
 
     @property
     def order(self) -> int:
@@ -66,6 +100,40 @@ _D4 = _C4 + [_turn(k, flip=True) for k in range(4)]
 _D4_WORDS = grid("d4").words
 
 
+def _permuted(action: PermutationAction) -> list[tuple[Map, Map]]:
+    """(g·y)[perm[i]] = sign[i] · y[i], and back."""
+    dim = action.dim
+
+    def element(perm: Tensor, sign: Tensor | None) -> tuple[Map, Map]:
+        def signed(x: Tensor) -> Tensor:
+            if sign is None:
+                return x
+            return torch.where(sign.reshape(-1, *(1,) * (-dim - 1)) < 0, -x, x)
+
+        def forward(x: Tensor) -> Tensor:
+            return torch.zeros_like(x).index_copy(dim, perm, signed(x))
+
+        return forward, lambda x: signed(x.index_select(dim, perm))
+
+    signs = [None] * action.order if action.signs is None else list(action.signs)
+    return [element(perm, sign) for perm, sign in zip(action.perm, signs, strict=True)]
+
+
+def powers(perm: list[int], order: int) -> list[list[int]]:
+    """The rows of a cyclic group's action, perm being the generator's."""
+    rows = [list(range(len(perm)))]
+    for _ in range(order - 1):
+        rows.append([perm[i] for i in rows[-1]])
+    return rows
+
+
+_CYCLE3 = permutation(powers([*range(9), 30, 10, 9, *range(12, 30), 11, *range(31, 41)], 3))  # 9 → 30 → 11 → 9 of 41
+_DENSE5 = permutation(powers([3, 4, 0, 1, 2, 7, 8, 9, 5, 6], 5))  # two five-cycles, nothing stays
+_SIGNED = permutation([[0, 1, 2, 3], [0, 2, 1, 3]], [[1, 1, 1, 1], [-1, -1, -1, 1]])
+_S3 = [[0, 1, 2], [1, 2, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0]]
+_CHANNELS = permutation([[*row, 3, 4] for row in _S3], dim=-3)  # not abelian, of a dim further in front
+
+
 def _case(name: str, action: Action, maps: list[tuple[Map, Map]]) -> Case:
     assert action.order == len(maps)
     return Case(name, action, tuple(f for f, _ in maps), tuple(b for _, b in maps))
@@ -89,7 +157,12 @@ CASES: dict[str, Case] = {
             [m for m in _D4 for _ in range(2)],
         ),
         _case("nothing", trivial(dihedral_group(3)), [_E] * 6),
+        _case("cycle3", _CYCLE3, _permuted(_CYCLE3)),
+        _case("dense5", _DENSE5, _permuted(_DENSE5)),
+        _case("signed", _SIGNED, _permuted(_SIGNED)),
+        _case("channels", _CHANNELS, _permuted(_CHANNELS)),
     )
 }
 NAMED = ("trivial", "c2", "c4", "d4", "hflip", "vflip", "flips")
-SOME = ("c4", "d4", "flips", "nothing")  # what the slower tests go through: abelian, not abelian, no turns, no dims
+# What the slower tests go through: abelian, not abelian, no turns, no dims, few entries moved, signs, a dim in front.
+SOME = ("c4", "d4", "flips", "nothing", "cycle3", "signed", "channels")

@@ -61,7 +61,7 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
         return big[..., 2:-1].copy_(t)
     if layout == "transposed" and n >= 2:
         return t.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if layout == "reversed":
+    if layout == "reversed" and n:
         return t.permute(*range(n - 1, -1, -1)).contiguous().permute(*range(n - 1, -1, -1))
     if layout == "expanded" and n >= 2 and t.shape[0]:
         return t[:1].expand(t.shape)
@@ -78,8 +78,11 @@ class Spec:
     dtype: torch.dtype
     layout: str
     seed: int
+    signed: bool = False
 
     def bits(self) -> Tensor:
+        if self.signed and self.dtype.is_floating_point:  # torch may quiet a signalling NaN where it changes the sign
+            return self.values()
         return laid_out(random_bits(self.shape, self.dtype, self.seed), self.layout)
 
     def values(self, kind: str = "signed") -> Tensor:
@@ -94,14 +97,22 @@ layouts = st.sampled_from(LAYOUTS)
 
 @st.composite
 def images(draw: st.DrawFn, case: Case, dtypes: tuple[torch.dtype, ...]) -> Spec:
-    """An input (*lead, H, W) that fits the action: sides 0 … 67, rectangles where no view turns."""
-    height = draw(st.integers(0, 67))
-    width = height if case.action.square else draw(st.integers(0, 67))
+    """An input (*lead, H, W) that fits the action: sides 0 … 67, rectangles where no view turns.
+
+    For a permutation the permuted dim stands for H and W, with whatever is behind it.
+    """
+    if case.size is None:
+        height = draw(st.integers(0, 67))
+        moved = (height, height if case.action.square else draw(st.integers(0, 67)))
+    else:
+        moved = (case.size, *(draw(st.integers(0, 21)) for _ in range(case.action.dims - 1)))
     lead: tuple[int, ...] = ()
     for _ in range(draw(st.integers(0, 3))):
-        room = _LARGEST // max(1, case.order * height * width * torch.Size(lead).numel())
+        room = _LARGEST // max(1, case.order * torch.Size((*moved, *lead)).numel())
         lead = (*lead, draw(st.integers(0, max(1, min(9, room)))))
-    return Spec((*lead, height, width), draw(st.sampled_from(dtypes)), draw(layouts), draw(st.integers(0, 2**16)))
+    if case.signed:
+        dtypes = tuple(dtype for dtype in dtypes if dtype not in (torch.bool, torch.uint8))
+    return Spec((*lead, *moved), draw(st.sampled_from(dtypes)), draw(layouts), draw(st.integers(0, 2**16)), case.signed)
 
 
 @st.composite

@@ -1,24 +1,31 @@
-"""Grid actions: act(g∘h, x) = act(g, act(h, x)), agreement with torch, and what wrong words are told."""
+"""Actions: act(g∘h, x) = act(g, act(h, x)), agreement with torch, and what wrong words are told."""
 
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 
 import pytest
 import torch
-from equikern import GridAction, cyclic_group, dihedral_group, grid, product_group, trivial
+from equikern import GridAction, GroupAction, cyclic_group, dihedral_group, grid, product_group, trivial
 from equikern.actions import apply_word, compose
 from oracles import CASES, NAMED, Case
+from torch import Tensor
 
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=repr)
 WORDS = ["".join(w) for a, b in (("h", "w"), ("w", "h")) for w in product((a, a.upper()), (b, b.upper()))]
 
 
+def numbered(case: Case) -> Tensor:
+    shape = case.shape(2, side=5)
+    return torch.arange(prod(shape)).reshape(shape)
+
+
 @EVERY
 def test_action_law(case: Case) -> None:
     action = case.action
-    assert isinstance(action, GridAction)
-    x = torch.arange(2 * 5 * 5).reshape(2, 5, 5)
+    assert isinstance(action, GroupAction)
+    x = numbered(case)
     for g, h in product(range(case.order), repeat=2):
         gh = int(action.group.multiply[g, h])
         assert torch.equal(action.act(gh, x), action.act(g, action.act(h, x)))
@@ -27,7 +34,7 @@ def test_action_law(case: Case) -> None:
 
 @EVERY
 def test_act_is_torchs(case: Case) -> None:
-    x = torch.arange(2 * 5 * 5).reshape(2, 5, 5)
+    x = numbered(case)
     for g in range(case.order):
         assert torch.equal(case.action.act(g, x), case.forward[g](x))
         assert torch.equal(case.inverse[g](case.forward[g](x)), x)
@@ -35,7 +42,7 @@ def test_act_is_torchs(case: Case) -> None:
 
 @EVERY
 def test_inverse_words_undo(case: Case) -> None:
-    x = torch.arange(2 * 5 * 5).reshape(2, 5, 5)
+    x = numbered(case)
     for word, back in zip(case.action.words, case.action.inverse_words, strict=True):
         assert torch.equal(apply_word(apply_word(x, word), back), x)
     assert case.action.maps.split() == list(case.action.words)

@@ -54,7 +54,7 @@ def test_mean(case: Case, data: st.DataObject) -> None:
         ours.detach(),
         lambda y: case.undone(y).mean(0),
         [y.detach()],
-        lambda: [random_values((case.order, 7, 19, 19), y.dtype)],
+        lambda: [random_values((case.order, *case.many), y.dtype)],
         f"mean {case}",
     )
 
@@ -78,8 +78,8 @@ def test_weighted_mean(case: Case, normalize: Literal["sum", "softmax"] | None, 
 
     def pool() -> list[Tensor]:
         return [
-            random_values((case.order, 7, 19, 19), y.dtype),
-            random_values((case.order, 7), wide, 1, "positive"),
+            random_values((case.order, *case.many), y.dtype),
+            random_values((case.order, case.many[0]), wide, 1, "positive"),
         ]
 
     assert_within_twice(ours, plain, [y, weights.to(wide)], pool, f"weighted {normalize} {case}")
@@ -123,17 +123,18 @@ def test_weighted_mean_gradients(case: Case, normalize: Literal["sum", "softmax"
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dots_do_not_lose_small_terms(case: Case, dtype: torch.dtype) -> None:
     """∂λ is accumulated in the wide dtype: a sum of many equal terms would stall in float16 or bfloat16."""
-    y = torch.ones((case.order, 4, 3, 40, 40), dtype=dtype)
+    ones = torch.ones(case.shape(4, 30, side=40), dtype=dtype)
+    y = case.orbit(ones)
     weights = torch.ones((case.order, 4), dtype=accumulator(dtype), requires_grad=True)
-    incoming = torch.full((4, 3, 40, 40), 0.5, dtype=dtype)
+    incoming = ones / 2
     (grad,) = torch.autograd.grad(orbit_weighted_mean(y, weights, case.action, None), weights, incoming)
-    assert torch.equal(grad, torch.full_like(grad, 3 * 40 * 40 / 2))
+    assert torch.equal(grad, torch.full_like(grad, ones.numel() / 8))
 
 
 @FEW
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_mean_of_an_orbit_is_the_input(case: Case, dtype: torch.dtype) -> None:
-    x = random_values((2, 3, 15, 15), dtype, 3)
+    x = random_values(case.shape(2, 3, side=15), dtype, 3)
     # sums of six equal numbers round, sums of two, four or eight do not
     torch.testing.assert_close(orbit_mean(orbit(x, case.action), case.action), x, rtol=2**-20, atol=0)
 
@@ -158,7 +159,7 @@ def test_constant_weights_are_equitune(name: str, dtype: torch.dtype, weight: fl
 @pytest.mark.parametrize("normalize", ["sum", None])
 def test_indicator_weights_are_equizero(case: Case, dtype: torch.dtype, normalize: Literal["sum"] | None) -> None:
     batch = 2 * case.order
-    y = random_values((case.order, batch, 3, 11, 11), dtype, 8)
+    y = random_values((case.order, *case.shape(batch, 3, side=11)), dtype, 8)
     scores = torch.randn((case.order, batch), generator=torch.Generator().manual_seed(1))
     scores[:, : case.order].fill_diagonal_(-9.0)  # every element is chosen somewhere
     chosen, index = orbit_select(y, scores, case.action, return_index=True)

@@ -78,7 +78,7 @@ def test_symmetrize(case: Case, data: st.DataObject) -> None:
     def plain(x: torch.Tensor) -> torch.Tensor:
         return case.orbit(x).mean(0)
 
-    pool_shape = (7, 19, 19)
+    pool_shape = case.many
     assert_within_twice(
         ours.detach(), plain, [x.detach()], lambda: [random_values(pool_shape, x.dtype)], f"symmetrize {case}"
     )
@@ -91,7 +91,7 @@ def test_symmetrize(case: Case, data: st.DataObject) -> None:
 
 @FEW
 def test_symmetrize_is_a_projection(case: Case) -> None:
-    x = random_values((2, 3, 9, 9), torch.float64, 5)
+    x = random_values(case.shape(2, 3, side=9), torch.float64, 5)
     fixed = symmetrize(x, case.action)
     torch.testing.assert_close(symmetrize(fixed, case.action), fixed)
     for g in range(case.order):

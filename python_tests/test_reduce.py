@@ -38,8 +38,8 @@ def _pool(case: Case, dtype: torch.dtype, kind: str = "signed", incoming: int = 
     """More numbers of the same kind: views, and as many incoming gradients."""
 
     def make() -> list[Tensor]:
-        views = random_values((case.order, 7, 19, 19), dtype, 1, kind)
-        return [views, *(random_values((7, 19, 19), dtype, 2 + i) for i in range(incoming))]
+        views = case.moved_alike(random_values((case.order, *case.many), dtype, 1, kind))
+        return [views, *(random_values(case.many, dtype, 2 + i) for i in range(incoming))]
 
     return make
 
@@ -51,7 +51,7 @@ def _pool(case: Case, dtype: torch.dtype, kind: str = "signed", incoming: int = 
 def test_reduction(case: Case, op: str, data: st.DataObject) -> None:
     plain, kind = PLAIN[op]
     spec = data.draw(orbits(case, FLOATS))
-    y = spec.values(kind)
+    y = case.moved_alike(spec.values(kind))
     ours = orbit_reduce(y, case.action, op)
     assert ours.dtype == y.dtype
     assert_within_twice(ours, lambda y: plain(case.undone(y)), [y], _pool(case, y.dtype, kind), f"{op} {case}")
@@ -82,7 +82,7 @@ def _unequal(spec: Spec) -> Spec:
 def test_gradient(case: Case, op: str, data: st.DataObject) -> None:
     plain, kind = PLAIN[op]
     spec = data.draw(orbits(case, FLOATS))
-    y = (_unequal(spec) if op == "std" else spec).values(kind).requires_grad_()
+    y = case.moved_alike((_unequal(spec) if op == "std" else spec).values(kind)).requires_grad_()
     ours = orbit_reduce(y, case.action, op)
     incoming = spec.like(ours.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
     (grad,) = torch.autograd.grad(ours, y, incoming)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from calls import CALLS, DIFFERENTIABLE, Call, results
-from equikern.ops import library
+from equikern import tokens
+from equikern.ops.score import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import CASES
@@ -36,6 +37,12 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     rectangle = random_values((2, 3, 5), torch.float64, 3)
     flat = random_values((6, 4, 5), torch.bfloat16, 4)
 
+    swaps, signed = CASES["cycle3"].action, CASES["signed"].action
+    logits = random_values((3, 2, 41), torch.float32, 5)
+    words = [". . .", swaps.inverse_maps]
+    hidden, weight = random_values((3, 2, 7), torch.float32, 6), random_values((41, 7), torch.float32, 7)
+    target = torch.tensor([40, -100])
+
     def out(t: Tensor = x) -> Tensor:
         return torch.zeros_like(t)
 
@@ -47,6 +54,9 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (x, maps, 1.0, None, index),
             (rectangle, wide, 1.0, None, None),
             (x.to(torch.int16), maps, 1.0, None, None),
+            (logits[0], swaps.maps, 1.0, None, None),
+            (x, signed.maps, 0.5, None, None),
+            (torch.tensor([[0, 2], [1, 1]]), tokens([[0, 1, 2], [1, 0, 2]]).maps, 1.0, None, None),
         ],
         "orbit_out": [(x, maps, torch.zeros(8, *x.shape)), (rectangle, wide, torch.zeros(4, 2, 3, 5).double())],
         "reduce": [
@@ -55,6 +65,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (y[:, :, :, ::2, 1::2], back, "max", 1.0, None),
             (y, back, "weighted_mean", 1.0, weights),
             (flat, ". . . . . .", "std", 1.0, None),
+            (logits, swaps.inverse_maps, "max", 1.0, None),
         ],
         "reduce_out": [
             (y, back, "sum", 0.125, None, out()),
@@ -71,6 +82,22 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         ],
         "select_out": [(y, weights, back, True, out())],
         "take": [(y, index, back), (cl, torch.tensor(3), back)],
+        "softmax_mean": [(logits, w, space) for w in words for space in ("probs", "log_probs")],
+        "softmax_mean_out": [(laid_out(logits, "sliced"), words[1], "probs", torch.zeros(2, 41))],
+        "softmax_mean_backward": [
+            (logits[0], logits, logits.logsumexp(-1), words[1], space) for space in ("probs", "log_probs")
+        ],
+        "score": [(logits, kind) for kind in KINDS],
+        "cross_entropy": [
+            (logits, target, words[1], "logits", -100, 0.0, None, True),
+            (logits.bfloat16(), target, words[0], "probs", -100, 0.1, torch.tensor(0.5), True),
+            (laid_out(logits, "transposed"), target, words[1], "log_probs", -100, 0.1, None, False),
+        ],
+        "linear_cross_entropy": [
+            (hidden, weight, bias, target, words[1], "logits", -100, 0.0, None, True, True, bias is not None)
+            for bias in (None, random_values((41,), torch.float32, 8))
+        ]
+        + [(hidden, weight, None, target, words[1], "probs", -100, 0.1, torch.ones(2), False, True, False)],
     }
 
 
@@ -82,7 +109,7 @@ def test_every_registered_operator_has_samples() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str) -> None:
     for arguments in samples()[name]:
-        torch.library.opcheck(getattr(library, name), arguments)
+        torch.library.opcheck(getattr(torch.ops.equikern, name).default, arguments)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -126,8 +126,9 @@ def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> 
     """
     wide = y.to(accumulator(y.dtype))
     lse.copy_(wide.logsumexp(-1))
-    p = _views(wide - lse.unsqueeze(-1), maps)
-    out.copy_((p.exp() if space == "probs" else p).mean(0))
+    # From the differences to the row's largest logit: y − lse would round what is close to it by its whole size.
+    p = wide.softmax(-1) if space == "probs" else wide.log_softmax(-1)
+    out.copy_(_views(p, maps).mean(0))
 
 
 def softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
@@ -210,7 +211,7 @@ def cross_entropy(
         mapped = (v.softmax(-1) - wanted) / order
     else:
         log_p = v.log_softmax(-1)
-        share = (log_p - log_q).exp() / order * wanted  # each view's part in q, where q counts
+        share = (log_p - log_q).exp().masked_fill(log_p == -math.inf, 0.0) / order * wanted  # each view's part in q
         mapped = log_p.exp() * share.sum(-1, keepdim=True) - share
     mapped = torch.where(kept.unsqueeze(-1), mapped if scale is None else mapped * scale, 0.0)
     found = table(maps)

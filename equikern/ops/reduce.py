@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..backends.reference import LOGODD_EPS
+from ..permutations import PermutationAction
 from . import autograd, checks, library
 
 __all__ = ["orbit_reduce"]
@@ -68,6 +69,9 @@ def orbit_reduce(
     """
     y, action = checks.views("y", y, action)
     checks.choice("op", op, REDUCTIONS)
+    signed = isinstance(action, PermutationAction) and action.signs is not None
+    if signed and out is None and op != "sum" and autograd.needs_grad(y):
+        y, action = _without_signs(y, action)  # the derivatives below are those of values that only move
     maps, inverse = action.maps, action.inverse_maps
     if out is not None:
         return _into(y, action, op, out)
@@ -80,6 +84,12 @@ def orbit_reduce(
     if autograd.needs_grad(y):
         return cast(Tensor, _Reduce.apply(y, op, maps, inverse))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.reduce(y, inverse, op, 1.0, None))
+
+
+def _without_signs(y: Tensor, action: Action) -> tuple[Tensor, Action]:
+    signs, twin = cast(PermutationAction, action).unsigned()
+    signs = signs.to(y.device, y.dtype)
+    return y * signs.reshape(action.order, *(1,) * (y.dim() - signs.dim()), *signs.shape[1:]), twin
 
 
 def _into(y: Tensor, action: Action, op: str, out: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
