@@ -134,10 +134,14 @@ class Action:
 
 
 class GroupAction(Action):
-    """An action whose constructor has checked that it is one: ``act(g∘h, x) = act(g, act(h, x))``.
+    """An action whose maker has checked that it is one: ``act(g∘h, x) = act(g, act(h, x))``.
 
     Attributes:
         group: the acting group.
+
+    Example:
+        >>> isinstance(grid("c4"), GroupAction), grid("c4").group.names
+        (True, ('e', 'rot90', 'rot180', 'rot270'))
     """
 
     def __init__(self, group: Group, name: str, words: Sequence[str], inverse_words: Sequence[str]) -> None:

@@ -27,6 +27,11 @@ class PermutationAction(GroupAction):
         perm: (|G|, n) int64 tensor on the CPU.
         signs: (|G|, n) int64 tensor of 1 and −1, or None where no sign changes.
         dim: the permuted dim, counted from the end.
+
+    Example:
+        >>> action = permutation([[0, 1], [1, 0]])
+        >>> action.act(1, torch.tensor([[3, 4], [5, 6]])).tolist(), action.size
+        ([[4, 3], [6, 5]], 2)
     """
 
     def __init__(self, group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str = "permutation") -> None:
@@ -67,6 +72,11 @@ class TokenAction(GroupAction):
     Attributes:
         perm: (|G|, V) int64 tensor on the CPU.
         logits: the ``PermutationAction`` of the same group on the last dim of logits, probabilities or scores.
+
+    Example:
+        >>> action = tokens([[0, 1, 2], [1, 0, 2]])
+        >>> action.act(1, torch.tensor([0, 2])).tolist(), action.logits
+        ([1, 2], PermutationAction('tokens', order 2))
     """
 
     def __init__(self, group: Group, perm: Tensor, name: str = "tokens") -> None:
