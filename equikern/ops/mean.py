@@ -28,8 +28,8 @@ def orbit_mean(
 
     Args:
         y: (|G|, \\*lead, H, W), the backbone's output for every view, any strides; float16, bfloat16, float32 or
-            float64. Square where the action turns by 90°. For permutations (|G|, \\*lead, n) with n entries on the
-            permuted dim.
+            float64. Square where the action turns by 90°; a permutation's n entries on the dim that it permutes,
+            whatever is behind it.
         action: how the group acts on one output; ``trivial(group)`` for an invariant one such as class logits.
         space: None averages y as it is; ``"probs"`` the probabilities softmax(y[g]), ``"log_probs"`` their logarithms
             (whose exponentials need not add up to 1). The softmax goes over the permuted dim, the last one under the
@@ -76,8 +76,8 @@ def orbit_weighted_mean(
     ``∂L/∂λ̂_g = ⟨g · ∂L/∂out, y[g]⟩`` with λ̂ the normalised weights.
 
     Args:
-        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns
-            by 90°.
+        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by
+            90°; a permutation's n entries on the dim that it permutes, whatever is behind it.
         weights: λ of shape y.shape[:k], k ≥ 1, so (|G|,), (|G|, B), …; any float dtype, used in float32 (float64
             beside float64).
         action: how the group acts on one output.

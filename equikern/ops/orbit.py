@@ -18,7 +18,8 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
 
     Args:
         x: (\\*lead, H, W), any strides; float16, bfloat16, float32, float64, an integer dtype or bool. Square where
-            the action turns by 90°.
+            the action turns by 90°; a permutation's n entries on the dim that it permutes, whatever is behind it.
+            Under ``tokens(perm)`` token ids of any shape, int32 or int64, each inside the vocabulary.
         action: what the group does to x, e.g. ``grid("d4")``.
         out: optional memory for the result, (|G|, \\*lead, H, W), any strides, of x's dtype; without grad.
 
@@ -28,7 +29,8 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
 
     Raises:
         TypeError: x is not a dense tensor of a supported dtype, or action is not an action.
-        ValueError: wrong rank, not square under a 90° rotation, or an out that does not fit.
+        ValueError: wrong rank or size, not square under a 90° rotation, ids outside the vocabulary, or an out that does
+            not fit. On a GPU, ids are not looked at while a CUDA graph is captured: those outside become −1.
 
     Example:
         >>> import torch
@@ -50,7 +52,8 @@ def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
     Reads n and writes n elements, and so does the backward, which is the same projection of the upstream gradient.
 
     Args:
-        x: (\\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by 90°.
+        x: (\\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by 90°; a
+            permutation's n entries on the dim that it permutes, whatever is behind it.
         action: what the group does to x.
         out: optional memory for the result, like x in shape and dtype; without grad.
 

@@ -44,8 +44,8 @@ def orbit_reduce(
     float64), for bfloat16 too: std holds for deviations between 1e-18 and 1e18.
 
     Args:
-        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns
-            by 90°.
+        y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64. Square where the action turns by
+            90°; a permutation's n entries on the dim that it permutes, whatever is behind it.
         action: how the group acts on one output.
         op: one of the names above.
         out: optional memory for the result, (\\*lead, H, W) of y's dtype (a pair for ``mean_std``); without grad.

@@ -31,7 +31,8 @@ def orbit_select(
 
     Args:
         y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64, or an integer dtype or bool (which
-            take no gradient). Square where the action turns by 90°.
+            take no gradient). Square where the action turns by 90°; a permutation's n entries on the dim that it
+            permutes, whatever is behind it.
         scores: ℓ of shape y.shape[:k], k ≥ 1: one choice for every entry of y.shape[1:k]; any float dtype. Ties go to
             the lowest element, NaN never wins, and where all are NaN the identity is chosen.
         action: how the group acts on one output.
