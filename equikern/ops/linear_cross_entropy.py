@@ -118,7 +118,7 @@ def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Action:
 def chunk_rows(order: int, rows: int, logits_bytes: int, device: str) -> int:
     """Rows of one chunk: its logits (``logits_bytes`` a row and view) and their gradient within the limits above."""
     most = _MOST_BYTES.get(device, _MOST_BYTES["cpu"]) // max(1, 2 * order * logits_bytes)
-    return max(1, min(rows // 16, most))
+    return max(1, min(rows // 24, most))
 
 
 def _forward(
