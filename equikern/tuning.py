@@ -6,8 +6,10 @@ are timed the first time a kind of problem is met, and the fastest is kept, on d
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import re
 import tempfile
 import warnings
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from .actions import Action
 
-__all__ = ["RULE", "Choice", "Winners", "candidates", "fastest", "is_tuned", "tuned", "warmup"]
+__all__ = ["RULE", "Choice", "Winners", "candidates", "driver_version", "fastest", "is_tuned", "tuned", "warmup"]
 
 
 class Choice(NamedTuple):
@@ -64,12 +66,12 @@ def when_switched(forget: Callable[[], None]) -> None:
 class tuned:  # noqa: N801  (reads as a verb)
     """Measure the Triton kernels' launch shapes on first use, from now on or inside a ``with`` block.
 
-    The first call with a new kind of problem (operator, dtype, group, layout, device; sizes to powers of two) times
-    up to nine launches and takes some tenths of a second, most of it to compile; later ones, in later processes too,
-    find the winner in the cache: ``$XDG_CACHE_HOME/equikern`` (``~/.cache/equikern``), one file per GPU, CUDA, Triton
-    and equikern version. Results keep their bits. The sums of the weighted mean's backward are not tuned, since their
-    order would follow the launch. While a CUDA graph is being captured nothing is measured: a winner that is known is
-    used, else the rule's launch. The environment variable ``EQUIKERN_TUNE=1`` does the same from the start.
+    The first call with a new kind of problem (operator, dtype, group, layout, device; sizes to powers of two) times up
+    to nine launches and takes some tenths of a second, most of it to compile; later ones, in later processes too, find
+    the winner in the cache: ``$XDG_CACHE_HOME/equikern`` (``~/.cache/equikern``), one file per GPU, driver, CUDA,
+    Triton and equikern version. Results keep their bits. The sums of the weighted mean's backward are not tuned, since
+    their order would follow the launch. While a CUDA graph is being captured nothing is measured: a winner that is
+    known is used, else the rule's launch. The environment variable ``EQUIKERN_TUNE=1`` does the same from the start.
 
     Process-wide. It changes nothing on the CPU and for kernels in CUDA C++.
 
@@ -219,6 +221,31 @@ def cache_folder() -> Path:
     """The user's cache by the XDG rules, where a relative ``XDG_CACHE_HOME`` counts as none."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "equikern"
+
+
+def driver_version() -> str:
+    """The version of the GPU's driver, "unknown" where none tells; no GPU is touched.
+
+    Example:
+        >>> isinstance(driver_version(), str)
+        True
+    """
+    if torch.version.hip is not None:
+        try:
+            return Path("/sys/module/amdgpu/version").read_text().strip()
+        except OSError:  # the driver is the one of the Linux kernel
+            return platform.release()
+    # torch has no public name for it: NVIDIA's management library, which every driver brings, has.
+    answer = ctypes.create_string_buffer(96)
+    try:
+        library = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
+        if library.nvmlInit_v2() != 0:
+            return "unknown"
+        failed = library.nvmlSystemGetDriverVersion(answer, ctypes.c_uint(len(answer)))
+        library.nvmlShutdown()
+    except (OSError, AttributeError):
+        return "unknown"
+    return "unknown" if failed else answer.value.decode()
 
 
 # Ahead of time

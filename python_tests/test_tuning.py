@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -57,6 +59,29 @@ def test_winners_outlive_the_process_and_their_environment_does_not_mix(tmp_path
     Winners(["GPU/1", "triton3"], tmp_path / "new").keep("a", Choice(1, -1))
     assert Winners(["GPU/1", "triton3"], tmp_path / "new").get("a") == Choice(1, -1)
     assert Winners(["GPU/1", "triton4"], tmp_path / "new").get("a") is None
+
+
+DRIVER = """
+#include <stdio.h>
+int nvmlInit_v2(void) { return %d; }
+int nvmlShutdown(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *answer, unsigned length) { return snprintf(answer, length, "999.12.34") < 0; }
+"""
+
+
+@needs_triton
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.skipif(sys.platform != "linux" or torch.version.hip is not None, reason="asks NVIDIA's Linux library")
+@pytest.mark.parametrize(("status", "expected"), [(0, "driver999.12.34"), (9, "driverunknown")])
+def test_winners_are_of_one_driver(status: int, expected: str, tmp_path: Path) -> None:
+    """Another driver has a file of its own. The library asked is one that answers as NVIDIA's does."""
+    (tmp_path / "driver.c").write_text(DRIVER % status)
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "driver.c")], check=True)
+    code = "from equikern.backends.triton.tune import environment; print(*environment('GPU'))"
+    env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split()[:2] == ["GPU", expected], done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', '{"a": [1]}', '{"a": [9, 0]}', '{"a": ["x", 0]}', "\x00"])

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...tuning import RULE, Winners, bucket, candidates, fastest, when_switched
+from ...tuning import RULE, Winners, bucket, candidates, driver_version, fastest, when_switched
 from . import compat
 
 if TYPE_CHECKING:
     from .launch import Plan
 
-__all__ = ["choose", "problem", "same_launch", "seconds"]
+__all__ = ["choose", "environment", "problem", "same_launch", "seconds"]
 
 _BLOCKS = ("TI", "TJ", "P", "CB")  # what a choice changes, directly or by the shape within one bucket
 _SIZES = ("nb", "H", "W", "R", "C", "n0", "n1", "n2")
@@ -72,14 +72,18 @@ def seconds(plan: Plan, tensors: Tensors) -> float | None:
     return best
 
 
-@lru_cache(maxsize=64)
-def winners(device: int) -> Winners:
-    """What is known of a GPU."""
+def environment(gpu: str) -> list[str]:
+    """What winners depend on besides the problem: the GPU's name, and the versions of all that makes or runs code."""
     from ... import __version__
 
     runtime = f"hip{torch.version.hip}" if torch.version.hip else f"cuda{torch.version.cuda}"
-    triton = "triton" + compat.full_version()
-    return Winners([torch.cuda.get_device_name(device), runtime, triton, f"equikern{__version__}"])
+    return [gpu, f"driver{driver_version()}", runtime, f"triton{compat.full_version()}", f"equikern{__version__}"]
+
+
+@lru_cache(maxsize=64)
+def winners(device: int) -> Winners:
+    """What is known of a GPU."""
+    return Winners(environment(torch.cuda.get_device_name(device)))
 
 
 def choose(
