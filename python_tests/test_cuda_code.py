@@ -85,15 +85,6 @@ def test_16_bytes_an_access(operator: str, element: str) -> None:
         assert sum(runs[f"BAR{suffix}"] for suffix in ("", "128")) == {"Sum": 3, "Dot": 4}.get(operator, 2)
 
 
-def test_the_table_has_every_class() -> None:
-    classes = {(a, p) for a in ("aligned", "odd") for p in ("small", "staged", "large")}
-    for operator in {key[0] for key in choice.TABLE}:
-        sizes = {key[1] for key in choice.TABLE if key[0] == operator}
-        assert {key[2:] for key in choice.TABLE if key[0] == operator} == classes
-        assert sizes in ({1, 2, 4, 8, 16}, {2, 4, 8})
-    assert set(choice.TABLE.values()) == {"cuda", "triton"}
-
-
 @pytest.mark.parametrize(
     ("operator", "shape", "dtype", "expected"),
     [

@@ -1,10 +1,13 @@
 """Which CUDA calls run on the CUDA C++ kernels and which on Triton's: one table, read at every call.
 
-Filled from machine-code counts, not from measurements. What was counted for sm_90: Triton's kernels move 16 bytes an
-access where rows are whole 16-byte vectors and planes large enough for its tiles, and single elements elsewhere. The
-CUDA C++ kernels move 16 bytes wherever whole planes are staged in shared memory, and where rows are whole vectors. So
-CUDA C++ is chosen where its accesses are wider. Where they are equally wide Triton is, which needs fewer registers. The
-mean of one tensor's views (symmetrize) goes to CUDA C++ wherever the plane is staged: it is read once for all views.
+Filled from machine-code counts (bench/results/static), not from measurements: no GPU has been at hand. CUDA C++ is
+chosen where its kernel moves 16 bytes an access and Triton's does not. Where neither or both do, Triton is, which needs
+fewer registers. The one other reason: symmetrize goes to CUDA C++ wherever planes are staged whole, since they are then
+read once for all views. ``python_tests/test_choice.py`` derives every entry anew from the counts.
+
+The CUDA C++ kernels for tiles are never chosen for large planes; there they run when ``use_backend("cuda")`` asks. They
+stay until a GPU has timed them against Triton's: they serve planes with gaps between the rows in the classes below,
+and equal widths do not tell which of two kernels is faster. Those that lose everywhere then go.
 """
 
 from __future__ import annotations
@@ -17,35 +20,31 @@ __all__ = ["TABLE", "alignment_class", "plane_class", "runs_cuda"]
 
 everywhere = False  # set by use_backend("cuda"): CUDA C++ wherever there is a kernel, whatever the table says
 
-_SIZES = {
-    "orbit": (1, 2, 4, 8, 16),
-    "scaled orbit": (2, 4, 8),
-    "sum": (2, 4, 8),
-    "symmetrize": (2, 4, 8),
-    "orbit_dot": (2, 4, 8),
-    "select": (1, 2, 4, 8, 16),
-}
 _SMALL_PLANE = 256  # elements: up to here Triton gathers single ones
 _SHARED = 48 * 1024 - 5 * 1024  # for planes, beside weights and partial dots
 
-# By alignment of the rows and size of the plane, for operators alike and element sizes alike as far as counted.
-_BY_CLASS = {
-    ("aligned", "small"): "cuda",
-    ("aligned", "staged"): "triton",
-    ("aligned", "large"): "triton",
-    ("odd", "small"): "cuda",
-    ("odd", "staged"): "cuda",
-    ("odd", "large"): "triton",
-}
+# Per operator and element sizes: the kernels for rows of whole vectors, then for odd rows, each with small, staged and
+# large planes. Elements of 16 bytes are whole vectors themselves.
+_ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
+    # operator       bytes         aligned: small staged large   odd: small staged large
+    ("orbit", (1, 2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("orbit", (16,), "triton triton triton", ""),
+    ("scaled orbit", (2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("sum", (2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("symmetrize", (2, 4, 8), "cuda cuda triton", "cuda cuda triton"),
+    ("orbit_dot", (2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("select", (1, 2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("select", (16,), "triton triton triton", ""),
+]
 
 # (operator, element size, alignment class, plane class) -> kernels.
 TABLE = {
-    (operator, size, *classes): kernels
-    for operator, sizes in _SIZES.items()
+    (operator, size, alignment, plane): kernels
+    for operator, sizes, aligned, odd in _ROWS
     for size in sizes
-    for classes, kernels in _BY_CLASS.items()
+    for alignment, row in (("aligned", aligned), ("odd", odd))
+    for plane, kernels in zip(("small", "staged", "large"), row.split(), strict=bool(row))
 }
-TABLE |= {("symmetrize", size, "aligned", "staged"): "cuda" for size in _SIZES["symmetrize"]}
 
 
 def alignment_class(width: int, size: int) -> str:
