@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def cuda_tables() -> dict[str, Tables] | str:
         return f"equikern was built without CUDA ({info.cuda_reason or info.reason}): its CUDA kernels are not audited"
     if cuobjdump() is None:
         return "cuobjdump not found, install the CUDA toolkit or Triton: the CUDA kernels are not audited"
+    asked = launched_shared()
+    if isinstance(asked, str):
+        return asked
     release = re.search(r"release (\d+\.\d+)", info.nvcc or "")
     compiler = f"nvcc {release[1]}" if release else "nvcc"
     found: dict[str, Tables] = {}
@@ -67,8 +71,44 @@ def cuda_tables() -> dict[str, Tables] | str:
         for path in extracted(Path(spec.origin), Path(folder)):
             target = re.search(r"\.(sm_\d+)[a-z]?\.cubin$", path.name)
             if target is not None:
-                found.setdefault(target[1], {compiler: {}})[compiler].update(cuda_kernels(path.read_bytes()))
+                found.setdefault(target[1], {compiler: {}})[compiler].update(cuda_kernels(path.read_bytes(), asked))
+    for tables in found.values():
+        for name, record in tables[compiler].items():
+            record["asked"] = name in asked
     return found
+
+
+# The shapes of the speed goals, and the two square groups.
+GOALS = [(256, 3, 224, 224), (128, 64, 56, 56), (64, 256, 64, 64), (32, 3, 512, 512)]
+GOALS += [(512, 1280, 7, 7), (256, 256, 14, 14), (64, 64, 37, 37)]
+GROUPS = ("hw Wh HW wH", "hw Wh HW wH hW wh Hw WH")
+
+
+def launched_shared() -> dict[str, int] | str:
+    """Per CUDA kernel that a goal's call launches, the most shared memory that one asks for; or why it is unknown.
+
+    The calls are planned by the code that plans them on a GPU, compiled for this machine.
+    """
+    import torch
+    from cuda_blocks import Blocks, call, compile_blocks
+    from equikern.backends.choice import TABLE
+
+    asked: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_blocks(Path(folder))
+        if library is None:
+            return "no C++ compiler to plan the CUDA kernels' launches with: they are not audited"
+        planner = Blocks(library, plan_only=True)
+        dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+        for operator, shape, maps, dtype in product(dict.fromkeys(key[0] for key in TABLE), GOALS, GROUPS, dtypes):
+            image = torch.empty(shape, dtype=dtype, device="meta")
+            views = image.expand(maps.count(" ") + 1, *shape)
+            if operator != "symmetrize":
+                views = torch.empty_like(views, memory_format=torch.contiguous_format)
+            if call(planner, operator, maps, image, views) > 0:
+                for kernel, shared in planner.launches().items():
+                    asked[kernel] = max(shared, asked.get(kernel, 0))
+    return asked
 
 
 def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -133,8 +173,9 @@ def write(target: str, tables: Tables) -> None:
         f"# Machine code for {target}",
         "",
         "Written by `python bench/static_audit.py`. Loads and stores: instructions × bits a thread. Occupancy: the",
-        "share of a multiprocessor's warps that registers, shared memory and threads let run at once; an upper bound",
-        "for CUDA kernels whose launch asks for more shared memory, `?` where a binary does not tell the block's size.",
+        "share of a multiprocessor's warps that registers, shared memory and threads let run at once. CUDA kernels ask",
+        "for shared memory at the launch: counted is the most that a call of the speed goals' shapes asks for (C4 and",
+        "D4, all float types). No such call launches a kernel that is marked `≤`: its occupancy is an upper bound.",
     ]
     for compiler, table in merged.items():
         columns = ("warps", *COLUMNS) if compiler.startswith("triton") else ("threads", *COLUMNS)

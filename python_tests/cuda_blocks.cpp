@@ -1,7 +1,10 @@
 // The blocks of the CUDA kernels, run on the CPU: every thread up to a barrier, then every thread after it.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "cuda/dot_block.h"
@@ -11,6 +14,9 @@
 using namespace equikern;
 
 namespace {
+
+std::string launches;  // of the last call, a line each: the kernel's mangled name, the shared memory a block asks for
+bool plan_only = false;
 
 template <class Kernel, int kPhase>
 void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vector<typename Kernel::State>& states) {
@@ -25,6 +31,8 @@ void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vec
 
 template <class Kernel>
 void run(const Plan& plan, int64_t blocks, size_t shared_bytes) {
+  launches += std::string(typeid(Kernel).name()) + " " + std::to_string(shared_bytes) + "\n";
+  if (plan_only) return;
   const size_t room = (shared_bytes + 31) / 16 * 16;
   auto* shared = static_cast<unsigned char*>(std::aligned_alloc(16, room));
   std::vector<typename Kernel::State> states(kThreads);
@@ -66,11 +74,11 @@ void run_floats(const Plan& p, int dtype) {
 
 void run_strided(const Plan& p) {
   switch (p.element_size) {
-    case 1: return run<OrbitStrided<uint8_t>>(p, p.blocks, 16);
-    case 2: return run<OrbitStrided<uint16_t>>(p, p.blocks, 16);
-    case 4: return run<OrbitStrided<uint32_t>>(p, p.blocks, 16);
-    case 8: return run<OrbitStrided<uint64_t>>(p, p.blocks, 16);
-    default: return run<OrbitStrided<Bytes16>>(p, p.blocks, 16);
+    case 1: return run<OrbitStrided<uint8_t>>(p, p.blocks, 0);
+    case 2: return run<OrbitStrided<uint16_t>>(p, p.blocks, 0);
+    case 4: return run<OrbitStrided<uint32_t>>(p, p.blocks, 0);
+    case 8: return run<OrbitStrided<uint64_t>>(p, p.blocks, 0);
+    default: return run<OrbitStrided<Bytes16>>(p, p.blocks, 0);
   }
 }
 
@@ -148,9 +156,18 @@ extern "C" int run_call(const Arguments* a) {
     Plan plan;
     if (!make_plan(call, plan)) return -1;
     if (plan.blocks == 0) return 0;
-    if (!a->plan_only) run_call(call, plan, int(a->dtype), a->dots);
+    launches.clear();
+    plan_only = a->plan_only;
+    run_call(call, plan, int(a->dtype), a->dots);
     return 100 * (1 + static_cast<int>(plan.layout)) + 50 * plan.vectors + plan.element_size;
   } catch (const std::exception&) {
     return -1;
   }
+}
+
+// Copies what the last call launched, or with plan_only would have.
+extern "C" void last_launches(char* text, size_t size) {
+  const size_t length = std::min(launches.size(), size - 1);
+  std::memcpy(text, launches.data(), length);
+  text[length] = 0;
 }

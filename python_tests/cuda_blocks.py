@@ -8,9 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
-from equikern.backends import cuda
+from equikern.backends import cuda, reference
+from machine_code import demangled
 from torch import Tensor
 
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -40,8 +40,16 @@ class Blocks:
 
     def __init__(self, library: Path, plan_only: bool = False) -> None:
         self.library = library
-        self._run = ctypes.CDLL(str(library)).run_call
+        loaded = ctypes.CDLL(str(library))
+        self._run, self._launches = loaded.run_call, loaded.last_launches
         self.plan_only = plan_only
+
+    def launches(self) -> dict[str, int]:
+        """The kernels of the last call, with ``plan_only`` those it would have had: each one's dynamic shared bytes."""
+        text = ctypes.create_string_buffer(1000)
+        self._launches(text, ctypes.c_size_t(len(text)))
+        lines = (line.split(" ") for line in text.value.decode().splitlines())
+        return {f"equikern::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
 
     def _call(
         self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None = None, **options: object
@@ -60,9 +68,9 @@ class Blocks:
             n_views=len(codes),
             element_size=x.element_size(),
             dtype=cuda._FLOATS.get(x.dtype, 0),
-            x=x.data_ptr(),
-            out=None if out is None else out.data_ptr(),
-            y=None if y is None else y.data_ptr(),
+            x=_address(x),
+            out=_address(out),
+            y=_address(y),
             sizes=ctypes.addressof(sizes),
             x_strides=ctypes.addressof(strides[0]),
             out_strides=ctypes.addressof(strides[1]),
@@ -99,6 +107,11 @@ class Blocks:
         return self._call(3, x, out, maps, y, **options)
 
 
+def _address(t: Tensor | None) -> int | None:
+    """Where a tensor is; meta tensors, of which calls can be planned, are at an aligned nowhere."""
+    return None if t is None else 4096 if t.is_meta else t.data_ptr()
+
+
 def _weighted(weights: Tensor | None) -> dict[str, int]:
     return {} if weights is None else {"weights": weights.data_ptr(), "weight_dims": weights.dim() - 1}
 
@@ -107,11 +120,23 @@ def _indexed(index: Tensor | None) -> dict[str, int]:
     return {} if index is None else {"index": index.data_ptr(), "index_dims": index.dim()}
 
 
-def compile_blocks(folder: Path) -> Path:
-    """The library, whose accesses trap where they are not aligned."""
+def call(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor) -> int:
+    """Call the operator of a row of ``backends/choice.py`` on one image (*lead, H, W) and its views."""
+    if operator in ("orbit", "scaled orbit"):
+        return blocks.orbit(image, views, maps, 1.0 if operator == "orbit" else 0.5)
+    if operator in ("sum", "symmetrize"):
+        return blocks.reduce(views, torch.empty_like(image), maps)
+    if operator == "orbit_dot":
+        dots = torch.zeros(len(views), dtype=reference.accumulator(image.dtype))
+        return blocks.orbit_dot(image, views, torch.empty_like(views), dots, maps, None)
+    return blocks.select(views, image, torch.zeros(image.shape[:1], dtype=torch.int64), maps, None)
+
+
+def compile_blocks(folder: Path) -> Path | None:
+    """The library, whose accesses trap where they are not aligned; None without a C++ compiler."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        pytest.skip("no C++ compiler")
+        return None
     library = folder / "cuda_blocks.so"
     source = Path(__file__).parent / "cuda_blocks.cpp"
     sanitizers = os.environ.get("EQUIKERN_SANITIZE", "undefined")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,12 @@ def _by_function(text: str, pattern: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def cuda_kernels(cubin: bytes, dynamic_shared: int = 0) -> dict[str, dict[str, Any]]:
+def cuda_kernels(cubin: bytes, dynamic_shared: int | Mapping[str, int] = 0) -> dict[str, dict[str, Any]]:
     """Every kernel of an NVIDIA binary by its demangled name.
 
     Args:
-        dynamic_shared: bytes of shared memory that the launch adds. A launch the binary does not know of may add more
-            than this; the occupancy is then an upper bound.
+        dynamic_shared: bytes of shared memory that the launch adds, to all kernels or by their names. The occupancy is
+            an upper bound for those without a name there.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -130,8 +131,10 @@ def cuda_kernels(cubin: bytes, dynamic_shared: int = 0) -> dict[str, dict[str, A
         numbers = {name: int(value) for name, value in _USAGE.findall(used)}
         # From Hopper on the driver's own part is counted as the kernel's.
         reserved = 1024 if capability >= 90 and numbers["SHARED"] >= 1024 else 0
-        shared = numbers["SHARED"] - reserved + dynamic_shared
-        result[demangled(symbol)] = {
+        name = demangled(symbol)
+        added = dynamic_shared if isinstance(dynamic_shared, int) else dynamic_shared.get(name, 0)
+        shared = numbers["SHARED"] - reserved + added
+        result[name] = {
             "registers": numbers["REG"],
             "stack": numbers["STACK"],
             "local": numbers["LOCAL"],

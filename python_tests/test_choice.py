@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_blocks import RUNS, STRIDED, TILES, VECTORS, Blocks
+from cuda_blocks import RUNS, TILES, Blocks, call
 from equikern.backends import choice
 from torch import Tensor
 
@@ -23,18 +23,7 @@ GROUPS = {"c4": "hw Wh HW wH", "d4": "hw Wh HW wH hW wh Hw WH", "flips": "hw hW 
 SIDES = (7, 16, 23, 24, 32, 37, 224, 225, 512)
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 FLOATS = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
-NAMES = {
-    torch.uint8: "unsigned char",
-    torch.int16: "unsigned short",
-    torch.int32: "unsigned int",
-    torch.int64: "unsigned long",
-    torch.complex128: "equikern::Bytes16",
-    torch.bfloat16: "equikern::BFloat16",
-    torch.float32: "float",
-    torch.float64: "double",
-}
-STRUCTS = {"orbit": "Orbit", "scaled orbit": "ScaledOrbit", "sum": "Sum", "symmetrize": "Sum"}
-STRUCTS |= {"orbit_dot": "Dot", "select": "Select"}
+OPERATORS = ("orbit", "scaled orbit", "sum", "symmetrize", "orbit_dot", "select")
 
 pytestmark = [
     pytest.mark.skipif(not STATIC.exists(), reason="bench/ is not here"),
@@ -72,28 +61,10 @@ def test_triton_keeps_its_plans_promise() -> None:
 def operands(operator: str, size: int, side: int, views: int) -> tuple[Tensor, Tensor]:
     dtype = (BITS if operator in ("orbit", "select") else FLOATS)[size]
     # Enough small planes of one item to fill a block.
-    image = torch.empty(2, 32 if side < 64 else 3, side, side, dtype=dtype)
+    image = torch.empty(2, 32 if side < 64 else 3, side, side, dtype=dtype, device="meta")
     if operator == "symmetrize":
         return image, image.expand(views, *image.shape)
-    return image, torch.empty(views, *image.shape, dtype=dtype)
-
-
-def cuda_plan(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor) -> int:
-    if operator in ("orbit", "scaled orbit"):
-        return blocks.orbit(image, views, maps, 1.0 if operator == "orbit" else 0.5)
-    if operator in ("sum", "symmetrize"):
-        return blocks.reduce(views, torch.empty_like(image), maps)
-    if operator == "orbit_dot":
-        dots = torch.zeros(len(views))
-        return blocks.orbit_dot(image, views, torch.empty_like(views), dots, maps, None)
-    return blocks.select(views, image, torch.zeros(2, dtype=torch.int64), maps, None)
-
-
-def cuda_kernel(operator: str, planned: int, dtype: torch.dtype) -> str:
-    assert TILES + STRIDED > planned > 0
-    kind = "Runs" if planned < TILES else "Tiles"
-    vectors = "" if kind == "Runs" else ", true" if planned % 100 >= VECTORS else ", false"
-    return f"equikern::run_blocks<equikern::{STRUCTS[operator]}{kind}<{NAMES[dtype]}{vectors}> >"
+    return image, torch.empty(views, *image.shape, dtype=dtype, device="meta")
 
 
 def triton_plan(operator: str, maps: str, image: Tensor, views: Tensor) -> Any:
@@ -115,13 +86,13 @@ def triton_plan(operator: str, maps: str, image: Tensor, views: Tensor) -> Any:
 
 def test_the_table_has_every_class() -> None:
     classes = {(a, p) for a in ("aligned", "odd") for p in ("small", "staged", "large")}
-    for operator in STRUCTS:
+    for operator in OPERATORS:
         sizes = {key[1] for key in choice.TABLE if key[0] == operator}
         assert sizes == ({*BITS} if operator in ("orbit", "select") else {*FLOATS})
         for size in sizes:
             found = {key[2:] for key in choice.TABLE if key[:2] == (operator, size)}
             assert found == {(a, p) for a, p in classes if size < 16 or a == "aligned"}
-    assert {key[0] for key in choice.TABLE} == {*STRUCTS}
+    assert {key[0] for key in choice.TABLE} == {*OPERATORS}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -140,8 +111,9 @@ def test_every_entry_follows_from_the_counts(key: tuple[str, int, str, str], gro
     assert sides, "no side of the list is of this class"
     for side in sides:
         image, views = operands(operator, size, side, order)
-        planned = cuda_plan(planner, operator, maps, image, views)
-        kernel = cuda_kernel(operator, planned, image.dtype)
+        planned = call(planner, operator, maps, image, views)
+        assert planned > 0
+        kernel = next(iter(planner.launches()))
         triton_vectors = plans_vectors(triton_plan(operator, maps, image, views))
         read_once = operator == "symmetrize" and RUNS <= planned < TILES
         for target in TARGETS:

@@ -208,6 +208,8 @@ def table(records: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = COL
     lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
     for name, record in records.items():
         cells = [record["error"]] if "error" in record else [cell(record[column]) for column in columns]
+        if not record.get("asked", True):  # a CUDA kernel of which no launch was planned
+            cells[columns.index("occupancy")] = "≤ " + cells[columns.index("occupancy")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
