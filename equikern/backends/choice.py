@@ -62,16 +62,13 @@ def plane_class(operator: str, elements: int, size: int, views: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _from_table(operator: str, size: int, height: int, width: int, views: int) -> bool:
-    key = operator, size, alignment_class(width, size), plane_class(operator, height * width, size, views)
-    return TABLE.get(key) == "cuda"
+def _from_table(operator: str, size: int, height: int, width: int, maps: str) -> bool:
+    plane = plane_class(operator, height * width, size, maps.count(" ") + 1)
+    return TABLE.get((operator, size, alignment_class(width, size), plane)) == "cuda"
 
 
 def runs_cuda(operator: str, t: Tensor, maps: str) -> bool:
     """Whether the CUDA C++ kernels are asked first for a call, t (…, H, W) being its input."""
     if maps[0] == ".":  # nothing moves: Triton's accesses are as wide as they can be
         return everywhere and operator == "orbit"
-    if everywhere:
-        return True
-    height, width = t.shape[-2:]
-    return _from_table(operator, t.element_size(), height, width, maps.count(" ") + 1)
+    return everywhere or _from_table(operator, t.element_size(), t.size(-2), t.size(-1), maps)
