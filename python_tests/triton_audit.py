@@ -30,6 +30,11 @@ D4 = "hw Wh HW wH hW wh Hw WH"
 C4 = "hw Wh HW wH"
 FLIPS = "hw hW Hw HW"
 OCTANTS = "dhw dhW dHw dHW Dhw DhW DHw DHW"
+CUBE = " ".join(  # 24 of the cube's 48
+    "".join(a.upper() if k >> n & 1 else a for n, a in enumerate(axes))
+    for axes in ("dhw", "hwd", "wdh")
+    for k in range(8)
+)
 STILL = ". . . . . . . ."
 
 DTYPES = {
@@ -96,7 +101,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def build(case: str) -> Plan:
     """The plan of a case such as ``"mean d4 bf16 224x224 cl"``: kernel, group, dtype, size, channels-last."""
     kind, group, kernel_dtype, size, *rest = case.split(" ")
-    maps = {"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "still": STILL}[group]
+    maps = {"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "cube": CUBE, "still": STILL}[group]
     describe: Describe = channels_last if rest else dense
     dtype = DTYPES[kernel_dtype]
     sizes = tuple(map(int, size.split("x")))
@@ -152,6 +157,7 @@ OTHERS = [
     "dot c4 fp64 224x224",
     "dot d4 fp32 7x7",
     "dot still fp32 8x8",
+    "dot cube fp32 8x8x8",
     "select c4 fp64 37x37",
     "select d4 fp16 7x7",
     "mean octants fp32 8x16x16",

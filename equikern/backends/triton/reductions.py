@@ -226,7 +226,14 @@ def _classes(views: Views) -> dict[str, tuple[int, ...]]:
 def plan(
     maps: str, op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, weights: Operand | None
 ) -> Plan | None:
-    """The launch for operands such as these, or None if the tensors must be copied first."""
+    """The launch for operands such as these, or None if the tensors must be copied first.
+
+    One tensor for all views (symmetrize) takes the same launch: every element is asked for |G| times. Programs follow
+    planes, and what runs at once covers a few megabytes, more than one plane of 512×512 fp32 (1 MiB): all but the first
+    read should come from the L2 cache, so memory moves 2n elements and L2 (|G| + 1)n. To read once, a program would
+    write the tiles of a whole orbit; planes that are no multiple of the tile, and tiles that a view maps to themselves,
+    would need masks of their own for every group. Whether L2's share is felt has not been measured.
+    """
     views = parse_maps(maps)
     second = out if out2 is None else out2
     layout = normalize(views, [(y, True), (out, False), (second, False)], [(weights, True)])
