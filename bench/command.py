@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m equikern bench", description="measure every operator on this machine"
     )
-    arguments.add_argument("--quick", action="store_true", help="two shapes in float32, without torch.compile")
+    arguments.add_argument("--quick", action="store_true", help="few shapes in float32, without torch.compile")
+    arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
+    arguments.add_argument(
+        "--time-limit", metavar="SECONDS", help="start nothing after so long, and say what was left out"
+    )
     arguments.add_argument(
         "--output",
         type=Path,
@@ -75,7 +79,11 @@ def run(arguments: list[str]) -> int:
     import machine
     import pytest
 
-    path = options.output / machine.slug(machine.name(), "quick" if options.quick else "")
+    device = options.device or machine.devices()[0]
+    if device not in machine.devices():
+        print(f"--device {device}: there is none that torch can use", file=sys.stderr)
+        return 2
+    path = options.output / machine.slug(machine.name(device), "quick" if options.quick else "")
     if path.exists() and not options.force:
         print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
         return 2
@@ -86,8 +94,11 @@ def run(arguments: list[str]) -> int:
         "--no-header",
         f"--results={path}",
         f"--rootdir={BENCH.parent}",
+        f"--device={device}",
+        *(["--quick"] if options.quick else []),
+        *([f"--time-limit={options.time_limit}"] if options.time_limit else []),
     ]
-    status = int(pytest.main([*call, *(["--quick"] if options.quick else [])], plugins=[Progress()]))
+    status = int(pytest.main(call, plugins=[Progress()]))
     if not path.exists():
         return status or 1
     import plots

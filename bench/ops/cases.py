@@ -33,18 +33,31 @@ GOALS = {
     "cpu": {"large": (1.3, 4.0, 4.0), "small": (2.0, 4.0, 4.0)},
     "cuda": {"large": (1 / 0.9, 5.0, 8.0), "odd": (1 / 0.7, 5.0, 8.0), "small": (None, 1.0, 1.0)},
 }
-MERGE_SHAPE = (16, 64, 56, 56)  # of the other ways of merging views
+# A large and a small shape: of the other ways of merging views, and of the dtypes beside float32 and bfloat16.
+MERGE_SHAPE = (16, 64, 56, 56)
+FEW_SHAPES = (MERGE_SHAPE, (8, 1280, 7, 7))
+QUICK = {"cpu": FEW_SHAPES, "cuda": ((256, 3, 224, 224), (512, 1280, 7, 7), (64, 3, 32, 32))}  # of --quick, in float32
 ORDERS = {"c4": 4, "d4": 8}
 DTYPES = (torch.float32, torch.bfloat16)
+MORE_DTYPES = (torch.float16, torch.float64, torch.int8)
 CORE = ("orbit", "mean", "weighted", "select", "selected")  # the operators that goals are set for
 PROVIDERS = {
-    "cpu": ("equikern", "eager", "compile", "ttach"),
-    "cuda": ("equikern", "triton", "cuda", "eager", "compile", "ttach"),  # equikern: the choice it makes itself
+    "cpu": ("equikern", "eager", "compile", "ttach", "toolbelt"),
+    "cuda": ("equikern", "triton", "cuda", "eager", "compile", "ttach", "toolbelt"),  # equikern: its own choice
 }
-TTACH = ("mean", "max")  # the operators that ttach has, in its Merger
+TTACH = ("orbit", "mean", "max")  # the operators that ttach has
+TOOLBELT = ("orbit", "mean")  # and pytorch-toolbelt, which has D4 and not C4
+COLD = 2  # cold: a buffer is met again when so many times the last-level cache have been through it
+ROTATION = 1 << 30  # the most bytes that buffers in rotation may take; where that is too few there is no "cold"
 # Largest ‖result − float64‖ / ‖float64‖ that still counts as the right result, and so may be timed. Loose enough for
 # eager chains, which round to bfloat16 at every step; the accuracy itself is the tests' business.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {
+    torch.float32: 1e-5,
+    torch.bfloat16: 2e-2,
+    torch.float16: 4e-3,
+    torch.float64: 1e-12,
+    torch.int8: 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,9 @@ class Case:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: str = "cpu"
-    state: str = "hot"  # what the caches hold before a round: its own data ("hot") or none of it ("cold")
+    # What the caches hold before a round: its own data ("hot") or none of it ("cold"); "graph": hot, and replayed
+    # from a CUDA graph, without the launches.
+    state: str = "hot"
 
     @property
     def operator(self) -> Operator:
@@ -99,7 +114,23 @@ class Case:
     @property
     def providers(self) -> tuple[str, ...]:
         """Who does this job on this device."""
-        return tuple(p for p in PROVIDERS[self.device] if p != "ttach" or self.name in TTACH)
+        does = {
+            "ttach": self.name in TTACH,
+            "toolbelt": self.name in TOOLBELT and self.group == "d4",
+            "compile": self.dtype in DTYPES,  # minutes more otherwise
+        }
+        return tuple(p for p in PROVIDERS[self.device] if does.get(p, True))
+
+    @property
+    def quick(self) -> bool:
+        return self.shape in QUICK[self.device] and self.dtype == torch.float32
+
+    @property
+    def buffers(self) -> int:
+        """How many buffers of its own take turns: in the cold, so many that the caches forget them in between."""
+        if self.state != "cold":
+            return 1
+        return math.ceil(COLD * machine.last_level_cache(self.device) / self.bytes)
 
     @property
     def goals(self) -> tuple[float | None, float]:
@@ -110,54 +141,85 @@ class Case:
         copy, c4, d4 = GOALS[self.device][kind]
         return copy, c4 if self.group == "c4" else d4
 
-    def tensors(self, requires_grad: bool = False) -> Tensors:
-        """The operator's tensors, seeing the shared memory of ``_memory``."""
+    def tensors(self, requires_grad: bool = False, fresh: bool = False) -> Tensors:
+        """The operator's tensors, in the shared memory of ``_memory`` or in fresh memory."""
         memory = _memory(self.shape, self.dtype, self.device)
         found = []
         for name in self.operator.takes:
             t = memory[name] if name == "x" else memory[name][: self.order]
-            t = t.detach()
+            t = t.clone() if fresh else t.detach()
             found.append(t.requires_grad_() if requires_grad and name != "scores" else t)
         return tuple(found)
 
-    def upstream(self) -> Tensors:
+    def upstream(self, fresh: bool = False) -> Tensors:
         """Gradients of the results: the tensors of that shape that the operator does not read itself."""
         memory = _memory(self.shape, self.dtype, self.device)
         if self.name == "orbit":
-            return (memory["y"][: self.order],)
-        if self.name == "symmetrize":
-            return (memory["y"][0],)
-        return (memory["x"], memory["x2"])[: self.operator.results]
+            found: Tensors = (memory["y"][: self.order],)
+        elif self.name == "symmetrize":
+            found = (memory["y"][0],)
+        else:
+            found = (memory["x"], memory["x2"])[: self.operator.results]
+        return tuple(t.clone() for t in found) if fresh else found
 
     def expected(self) -> Tensors:
-        """The right results."""
-        with one_thread():
-            return self._expected()
+        """The right results, computed in float64 a few samples at a time.
 
-    def _expected(self) -> Tensors:
+        What is float64 only because it was computed so is kept in float32, 100 times finer than any tolerance there.
+        """
+        samples = max(1, (1 << (20 if self.device == "cpu" else 25)) // math.prod(self.shape[1:]))
+        kept: list[Tensor] = []
+        for first in range(0, self.shape[0], samples):
+            with one_thread():
+                parts = self._expected(first, min(samples, self.shape[0] - first))
+            for k, part in enumerate(parts):
+                if first == 0:
+                    sizes = list(part.shape)
+                    sizes[_batch(part)] = self.shape[0]
+                    narrow = part.dtype == torch.float64 != self.dtype
+                    kept.append(part.new_empty(sizes, dtype=torch.float32 if narrow else part.dtype))
+                kept[k].narrow(_batch(part), first, part.shape[_batch(part)]).copy_(part)
+        return tuple(kept)
+
+    def _expected(self, first: int, samples: int) -> Tensors:
+        tensors, upstream = (
+            tuple(t.narrow(_batch(t), first, samples) for t in group) for group in (self.tensors(), self.upstream())
+        )
         gradients: Tensors = ()
         if self.direction != "forward":
-            gradients = self.operator.wide_grad(self.order, self.tensors(), self.upstream())
+            gradients = self.operator.wide_grad(self.order, tensors, upstream)
         if self.direction == "backward":
             return gradients
-        result = self.operator.wide(self.order, *self.tensors())
+        result = self.operator.wide(self.order, *tensors)
         return ((result,) if isinstance(result, Tensor) else result) + gradients
 
 
-@functools.cache
+def _batch(t: Tensor) -> int:
+    """Which dim the samples are: the first of images, the second behind the group."""
+    return 0 if t.dim() == 4 else 1
+
+
+@functools.lru_cache(maxsize=1)  # the cases of one shape and dtype follow each other
 def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Random inputs of one shape, drawn once: D4's views, of which C4 uses the first four."""
+    """Random inputs of one shape: D4's views, of which C4 uses the first four.
+
+    A million values, a prime number of them, again and again: drawing each would take longer than the benchmarks.
+    """
     generator = torch.Generator(device).manual_seed(sum(shape))
-
-    def draw(*sizes: int) -> Tensor:
-        return torch.randn(sizes, generator=generator, device=device).to(dtype)
-
+    count = 1_000_003
+    if dtype.is_floating_point:
+        values = torch.randn(count, generator=generator, device=device).to(dtype)
+    else:
+        values = torch.randint(-128, 128, (count,), generator=generator, device=device, dtype=dtype)
+    n = math.prod(shape)
+    memory = values.repeat(math.ceil(10 * n / count))[: 10 * n].unflatten(0, (10, *shape))
     lead = (8, shape[0])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     return {
-        "x": draw(*shape),
-        "x2": draw(*shape) if shape == MERGE_SHAPE or math.prod(shape) < 1000 else torch.empty(0),
-        "y": draw(8, *shape),
-        "weights": torch.rand(lead, generator=generator, device=device) + 0.5,
+        "x": memory[8],
+        "x2": memory[9],
+        "y": memory[:8],
+        "weights": torch.rand(lead, generator=generator, device=device, dtype=wide) + 0.5,
         "scores": torch.rand(lead, generator=generator, device=device),
     }
 
@@ -193,30 +255,30 @@ def error(result: Tensor, expected: Tensor) -> float:
 
 
 def states(case: Case) -> tuple[str, ...]:
-    """Cold alone where the bytes outgrow the cache, which then keeps nothing from one call to the next.
-
-    Else both; on a CPU, where eviction takes long, the second for float32.
-    """
-    if case.bytes > machine.last_level_cache(case.device):
+    """Cold alone where the bytes outgrow the cache, which then keeps nothing from one call to the next."""
+    cache = machine.last_level_cache(case.device)
+    if case.bytes > cache:
         return ("cold",)
-    return ("hot", "cold") if case.device == "cuda" or case.dtype == torch.float32 else ("hot",)
+    cold = ("cold",) if COLD * cache <= ROTATION else ()
+    graph = ("graph",) if case.device == "cuda" and case.shape in SHAPES["cuda"]["small"] else ()
+    return ("hot", *cold, *graph)
 
 
 def all_cases(device: str) -> list[Case]:
     """Every case, in an order that keeps those of one compiled chain together."""
     cases = []
     for name in OPERATORS:
-        merge = name in ("max", "mean_std")
-        shapes = (MERGE_SHAPE,) if merge else sum(SHAPES[device].values(), ())
         directions = ("backward",) if name == "selected" else ("forward", "backward", "both")
-        cases += [
-            Case(name, direction, group, shape, dtype, device, state)
-            for group in ORDERS
-            for dtype in (DTYPES[:1] if merge else DTYPES)
-            for shape in shapes
-            for direction in directions
-            # Both together at one shape: the sum of the two, but for the caches and autograd's own time.
-            if direction != "both" or shape == MERGE_SHAPE
-            for state in states(Case(name, direction, group, shape, dtype, device))
-        ]
+        for group in ORDERS:
+            for dtype in DTYPES + MORE_DTYPES:
+                integer = not dtype.is_floating_point
+                if integer and name not in ("orbit", "select"):  # those that only move values
+                    continue
+                few = dtype not in DTYPES or name in ("max", "mean_std")
+                cases += [
+                    Case(name, direction, group, shape, dtype, device, state)
+                    for shape in (FEW_SHAPES if few else sum(SHAPES[device].values(), ()))
+                    for direction in (("forward",) if integer else directions)
+                    for state in states(Case(name, direction, group, shape, dtype, device))
+                ]
     return cases

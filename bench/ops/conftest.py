@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from providers import Compiler
 
 _LEDGER = pytest.StashKey[report.Ledger]()
 _START = pytest.StashKey[float]()
+_TODO = pytest.StashKey[dict[str, None]]()  # what has not been measured yet, in order
+_WRITTEN = pytest.StashKey[float]()  # when the results file was last written
 _DESELECTED = pytest.StashKey[bool]()
 _MACHINE = pytest.StashKey[dict[str, object]]()
 RESULTS = machine.ROOT / "bench" / "results"
@@ -35,17 +39,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="where to write the results (default: bench/results/<machine>-<commit>.json after a complete run)",
     )
-    group.addoption("--quick", action="store_true", help="two shapes in float32, without torch.compile")
+    group.addoption("--quick", action="store_true", help="few shapes in float32, without torch.compile")
+    group.addoption("--device", choices=machine.devices(), default=machine.devices()[0], help="what to measure")
+    group.addoption(
+        "--time-limit",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="start nothing after so long; what --quick measures comes first then, torch.compile last",
+    )
     group.addoption(
         "--fresh-pages",
         action="store_true",
         help="let malloc give memory back to the system: every provider pays for the pages of its results (glibc)",
     )
-
-
-def devices() -> list[str]:
-    """What there is to measure."""
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,26 +64,82 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LEDGER] = report.Ledger()
     config.stash[_START] = time.perf_counter()
     config.stash[_DESELECTED] = False
-    config.stash[_MACHINE] = machine.describe(config.option.threads, devices())
+    config.stash[_MACHINE] = machine.describe(config.option.threads, config.option.device)
+    config.stash[_TODO] = {}
+    config.stash[_WRITTEN] = time.perf_counter()
 
 
 def _keep_pages() -> None:
     """malloc without mmap and without trimming: what is freed is used again, its pages still there."""
-    import ctypes
-
     m_trim_threshold, m_mmap_max = -1, -4
     libc = ctypes.CDLL("libc.so.6")
     if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)):
         raise pytest.UsageError("this libc's malloc cannot be told to keep its pages: measure with --fresh-pages")
 
 
+def _quick(item: pytest.Item) -> bool:
+    """Whether ``--quick`` measures it: small calls and few shapes, without torch.compile."""
+    case, provider = item.callspec.params.get("case"), _provider(item)
+    return case is None or (case.quick and provider != "compile")
+
+
+def _provider(item: pytest.Item) -> str | None:
+    name: str | None = item.callspec.params.get("provider")
+    return name
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.option.quick:
-        return
-    words = ("-16x64x56x56-float32", "-8x1280x7x7-float32")
-    kept = [i for i in items if any(w in i.name for w in words) and not i.name.endswith("-compile]")]
-    config.hook.pytest_deselected(items=[i for i in items if i not in kept])
-    items[:] = kept
+    if config.option.quick:
+        left_out = [i for i in items if not _quick(i)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [i for i in items if _quick(i)]
+    elif config.option.time_limit:
+        items.sort(key=lambda i: (_provider(i) == "compile", not _quick(i)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_TODO] = dict.fromkeys(item.name for item in session.items)
+    gc.collect()
+    gc.freeze()  # what there is now stays; the collections between measurements need not look at it
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.option.time_limit
+    if limit and time.perf_counter() - item.config.stash[_START] > limit:
+        pytest.skip(f"left out: {limit:.0f} s are over")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """The buffers of one measurement go before the next: autograd graphs are cycles that only a collection frees."""
+    gc.collect()
+    if not item.config.option.fresh_pages:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    config = item.config
+    if call.when == "call":
+        config.stash[_TODO].pop(item.name, None)
+        if config.option.results and time.perf_counter() - config.stash[_WRITTEN] > 10:
+            _write(config, config.option.results, complete=False, exit_status=None)  # in case this run is killed
+    return report
+
+
+def _write(config: pytest.Config, path: Path, complete: bool, exit_status: int | None) -> None:
+    settings = {
+        "complete": complete,
+        "compile": config.option.compile_mode,
+        "fresh_pages": config.option.fresh_pages,
+        "seconds": round(time.perf_counter() - config.stash[_START]),
+        "exit_status": exit_status,
+        "left_out": list(config.stash[_TODO]),
+    }
+    config.stash[_LEDGER].write(path, config.stash[_MACHINE], settings)
+    config.stash[_WRITTEN] = time.perf_counter()
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -88,6 +151,13 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def ledger(request: pytest.FixtureRequest) -> report.Ledger:
     """Where measurements are noted for the report."""
     return request.config.stash[_LEDGER]
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """What is measured."""
+    name: str = request.config.option.device
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +176,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     assert isinstance(cache, int)
     write = terminalreporter.write_line
     if ledger.rows:
-        terminalreporter.section("operators: time against copying the bytes, eager torch and torch.compile")
+        terminalreporter.section("operators: time against copying the bytes, and against the other providers")
         for line in report.kernel_table(ledger, cache):
             write(line)
     if ledger.calls:
@@ -121,19 +191,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         f"{info['cpu']}, {info['threads']} threads, torch {info['torch']}, commit {info['commit'] or 'unknown'}, "
         f"load at the start {info['load_at_start']:.1f}, {seconds:.0f} s"
     )
+    left_out = list(config.stash[_TODO])
+    if left_out:
+        write(f"left out: {len(left_out)} measurements, from {left_out[0]} on (all are named in the results)")
     path = config.option.results
-    complete = exitstatus == pytest.ExitCode.OK and not config.stash[_DESELECTED] and ledger.rows and ledger.calls
+    complete = bool(
+        exitstatus == pytest.ExitCode.OK
+        and not (config.stash[_DESELECTED] or left_out)
+        and ledger.rows
+        and ledger.calls
+    )
     if path is None and complete:
-        path = RESULTS / machine.slug(machine.name())
+        path = RESULTS / machine.slug(machine.name(config.option.device))
     if path is None:
         write("not a complete run: no results file (--results PATH writes one)")
         return
-    settings = {
-        "complete": bool(complete),
-        "compile": config.option.compile_mode,
-        "fresh_pages": config.option.fresh_pages,
-        "seconds": round(seconds),
-        "exit_status": int(exitstatus),
-    }
-    ledger.write(path, info, settings)
+    _write(config, path, complete, int(exitstatus))
     write(f"results: {path}")

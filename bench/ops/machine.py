@@ -68,13 +68,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def describe(threads: int, devices: list[str]) -> dict[str, Any]:
+def devices() -> list[str]:
+    """What can be measured; the first is what is measured unless asked otherwise."""
+    return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+
+
+def describe(threads: int, device: str) -> dict[str, Any]:
     """Machine and versions, for the results file."""
     info: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "last_level_cache": last_level_cache(),
+        "last_level_cache": last_level_cache(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load_at_start": os.getloadavg()[0],
@@ -82,20 +87,21 @@ def describe(threads: int, devices: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "ttach": _version("ttach"),
+        "pytorch-toolbelt": _version("pytorch-toolbelt"),
         "equikern": equikern.__version__,
-        "backends": {device: equikern.active_backend(device) for device in devices},
+        "backends": {device: equikern.active_backend(device)},
         "compiler": equikern.build_info().compiler,
         "commit": commit(),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    if "cuda" in devices:
+    if device == "cuda":
         info |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": driver()}
     return info
 
 
-def name() -> str:
-    """The GPU's name, or the CPU's where there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+def name(device: str) -> str:
+    """The GPU's name, or the CPU's."""
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_name()
 
 
 def slug(name: str, suffix: str = "") -> str:

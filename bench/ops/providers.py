@@ -1,10 +1,14 @@
-"""Who does the work: equikern, the eager chain, the chain through ``torch.compile``, and ttach."""
+"""Who does the work: equikern, the eager chain, the chain through ``torch.compile``, ttach, pytorch-toolbelt."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import math
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, cast
 
 import equikern
@@ -13,6 +17,7 @@ import torch._dynamo
 import torch._functorch.config
 import torch.fx.experimental._config
 from cases import Case
+from equikern.backends import unavailable
 from operators import Result, Tensors
 from torch import Tensor
 
@@ -66,13 +71,16 @@ def serve(provider: str) -> contextlib.AbstractContextManager[object]:
     return equikern.use_backend(provider) if provider in FUSED[1:] else contextlib.nullcontext()
 
 
-def ttach_merge(case: Case) -> Callable[[Tensor], Tensor]:
-    """What ttach's segmentation wrapper does with the outputs of its views, which come in D4's order."""
+def ttach_chain(case: Case) -> Callable[[Tensor], Tensor]:
+    """The views that ttach makes, in D4's order, or what its segmentation wrapper does with the outputs of them."""
     import ttach
     from ttach.base import Merger
 
     turns = ttach.Rotate90(angles=[0, 90, 180, 270])
     transforms = ttach.Compose([ttach.HorizontalFlip(), turns] if case.order == 8 else [turns])
+
+    if case.name == "orbit":
+        return lambda x: torch.stack([transformer.augment_image(x) for transformer in transforms])
 
     def merge(y: Tensor) -> Tensor:
         merger = Merger(type=case.name, n=len(transforms))
@@ -83,47 +91,105 @@ def ttach_merge(case: Case) -> Callable[[Tensor], Tensor]:
     return merge
 
 
-def bind(case: Case, provider: str, compiler: Compiler) -> tuple[Callable[[], Any], Tensors | None]:
-    """The call to time, and the tensors that it writes where it writes to memory given to it."""
-    tensors = case.tensors(requires_grad=case.direction != "forward")
+# The elements of D4 in pytorch-toolbelt's order: rotations backwards, then those of the transpose. Its own inverse.
+TOOLBELT_ORDER = (0, 3, 2, 1, 5, 4, 7, 6)
+
+
+@functools.cache
+def toolbelt() -> ModuleType:
+    """pytorch-toolbelt's test-time augmentation, which needs torch alone.
+
+    Its packages import OpenCV and torchvision for other things, so they are passed by.
+
+    Raises:
+        ImportError: pytorch-toolbelt is not installed, or is too different.
+    """
+    top = importlib.import_module("pytorch_toolbelt")
+    for name in ("inference", "utils"):
+        package = ModuleType(f"pytorch_toolbelt.{name}")
+        package.__path__ = [f"{top.__path__[0]}/{name}"]
+        sys.modules[package.__name__] = package
+    return importlib.import_module("pytorch_toolbelt.inference.tta")
+
+
+def in_toolbelt_order(views: Tensor) -> Tensor:
+    """Views (|G|, B, …) as pytorch-toolbelt has them, (|G|·B, …)."""
+    return views[list(TOOLBELT_ORDER)].flatten(0, 1)
+
+
+def in_our_order(result: Tensor, expected: Tensor) -> Tensor:
+    """A result or gradient of pytorch-toolbelt, its views as they are expected."""
+    if result.dim() == expected.dim():
+        return result
+    return result.unflatten(0, (len(TOOLBELT_ORDER), -1))[list(TOOLBELT_ORDER)]
+
+
+def missing(provider: str, device: str) -> str | None:
+    """Why a provider cannot be measured, None if it can."""
+    if provider in FUSED[1:]:
+        return unavailable(provider, torch.device(device))
+    try:
+        if provider == "ttach":
+            importlib.import_module("ttach")
+        elif provider == "toolbelt":
+            toolbelt()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def poison(t: Tensor) -> Tensor:
+    """Fill with what a kernel must not leave: NaN fails every check."""
+    return t.fill_(math.nan if t.is_floating_point() else 101)
+
+
+def bind(case: Case, provider: str, compiler: Compiler, fresh: bool = False) -> Callable[[], Any]:
+    """The call to time, which returns the results; on the tensors that all share or on ones of its own."""
+    differentiable = case.direction != "forward"
+    tensors, upstream = case.tensors(differentiable, fresh), case.upstream(fresh)
     chain: Callable[..., Any]
     if provider in FUSED:
         chain = functools.partial(case.operator.fused, case.action)
     elif provider == "ttach":
-        chain = ttach_merge(case)
+        chain = ttach_chain(case)
+    elif provider == "toolbelt" and case.name == "orbit":
+        chain, upstream = toolbelt().d4_image_augment, (in_toolbelt_order(upstream[0]),)
+    elif provider == "toolbelt":
+        chain = toolbelt().d4_image_deaugment
+        tensors = (in_toolbelt_order(tensors[0].detach()).requires_grad_(differentiable),)
     elif provider == "eager":
         chain = functools.partial(case.operator.eager, case.order)
     else:
         chain = compiler.chain(case)
         compiler.mark(tensors)
     if case.direction == "backward":
-        return _backward(case, chain, tensors), None
+        return _backward(chain, tensors, upstream)
     if case.direction == "both":
-        return _both(case, chain, tensors), None
+        return _both(chain, tensors, upstream)
     if provider not in FUSED:
-        return lambda: chain(*tensors), None
+        return lambda: chain(*tensors)
     shape = (case.order, *case.shape) if case.name == "orbit" else case.shape
-    # NaN: an element that the kernel forgets fails the check.
-    outs = tuple(
-        torch.full(shape, torch.nan, dtype=case.dtype, device=case.device) for _ in range(case.operator.results)
-    )
+    outs = tuple(poison(torch.empty(shape, dtype=case.dtype, device=case.device)) for _ in range(case.operator.results))
     out = outs[0] if len(outs) == 1 else outs
-    return lambda: chain(*tensors, out=out), outs
+
+    def into_out() -> Result:
+        chain(*tensors, out=out)
+        return out
+
+    return into_out
 
 
-def _backward(case: Case, chain: Callable[..., Any], tensors: Tensors) -> Callable[[], Any]:
+def _backward(chain: Callable[..., Any], tensors: Tensors, upstream: Tensors) -> Callable[[], Any]:
     """The backward alone: ``torch.autograd.grad`` of a graph that is kept."""
     result = chain(*tensors)
     outputs = (result,) if isinstance(result, Tensor) else result
     wanted = [t for t in tensors if t.requires_grad]
-    upstream = case.upstream()
     return lambda: torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
 
 
-def _both(case: Case, chain: Callable[..., Any], tensors: Tensors) -> Callable[[], Any]:
+def _both(chain: Callable[..., Any], tensors: Tensors, upstream: Tensors) -> Callable[[], Any]:
     """Forward and backward: the results and their gradients."""
     wanted = [t for t in tensors if t.requires_grad]
-    upstream = case.upstream()
 
     def forward_and_backward() -> Tensors:
         result = chain(*tensors)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cases import CORE, Case
+from cases import CORE, PROVIDERS, Case
 from timing import Times
 
 MISS = "✗"
+RIVALS = {"compile": "torch.compile", "ttach": "ttach", "toolbelt": "pytorch-toolbelt"}  # to be faster than
 HALF = {("weighted", "c4"), ("mean", "d4")}  # whose calls may take half of the eager expression's time at most
 
 
@@ -49,7 +50,7 @@ class Row:
         limit = self.case.goals[0]
         if limit is not None and self.over_copy is not None and self.over_copy > limit:
             missed.append("copy")
-        for provider, goal in (("eager", self.eager_goal(cache)), ("compile", 1.0), ("ttach", 1.0)):
+        for provider, goal in (("eager", self.eager_goal(cache)), *((other, 1.0) for other in RIVALS)):
             ratio = self.over_mine(provider)
             if ratio is not None and ratio < goal:
                 missed.append(provider)
@@ -150,10 +151,13 @@ def _megabytes(count: int | None) -> str:
 
 def kernel_table(ledger: Ledger, cache: int) -> list[str]:
     """One line a case; ✗ stands behind a ratio that misses its goal."""
+    present = {provider for row in ledger.rows.values() for provider in row.times}
+    others = [p for device in PROVIDERS for p in PROVIDERS[device] if p in present - {"equikern", "eager"}]
+    others = list(dict.fromkeys(others))
     head = (
-        f"{'operator':<11}{'':<9}{'group':<6}{'shape':<14}{'dtype':<9}{'cache':<6}{'ms':>9} {'20–80 %':>17}{'GB/s':>7}"
-        f"{'% copy':>8}{'time/copy':>12}{'goal':>6}{'eager/time':>13}{'goal':>5}{'compile/time':>15}{'ttach/time':>13}"
-        f"{'peak MB':>10}{'eager MB':>10}"
+        f"{'operator':<11}{'':<9}{'group':<6}{'shape':<15}{'dtype':<9}{'cache':<6}{'ms':>9} {'20–80 %':>17}{'GB/s':>7}"
+        f"{'% copy':>8}{'time/copy':>12}{'goal':>6}{'eager/time':>13}{'goal':>5}"
+        f"{''.join(f'{p}/time'.rjust(15) for p in others)}{'peak MB':>10}{'eager MB':>10}"
     )
     lines = [head, "─" * len(head)]
     previous = ""
@@ -167,16 +171,15 @@ def kernel_table(ledger: Ledger, cache: int) -> list[str]:
         missed, limit = row.misses(cache), case.goals[0]
         spread = f"{mine.p20 * 1e3:.3f}–{mine.p80 * 1e3:.3f}"
         ratio = row.over_copy or float("nan")
-        device = "" if case.device == "cpu" else f" {case.device}"
+        ratios = (_number(row.over_mine(p), p in missed, 1).rjust(15) for p in others)
         lines.append(
-            f"{case.name:<11}{case.direction:<9}{case.group:<6}{'×'.join(map(str, case.shape)):<14}"
+            f"{case.name:<11}{case.direction:<9}{case.group:<6}{'×'.join(map(str, case.shape)):<15}"
             f"{case.dtype_name:<9}{case.state:<6}{mine.median * 1e3:>9.3f} "
             f"{spread:>17}{case.bytes / mine.median / 1e9:>7.1f}"
             f"{100 / ratio:>8.0f}{_number(ratio, 'copy' in missed):>12}"
             f"{_number(limit).strip() if limit else '–':>6}{_number(row.over_mine('eager'), 'eager' in missed, 1):>13}"
-            f"{row.eager_goal(cache):>5.0f}{_number(row.over_mine('compile'), 'compile' in missed, 1):>15}"
-            f"{_number(row.over_mine('ttach'), 'ttach' in missed, 1):>13}"
-            f"{_megabytes(row.peaks.get('equikern')):>10}{_megabytes(row.peaks.get('eager')):>10}{device}"
+            f"{row.eager_goal(cache):>5.0f}{''.join(ratios)}"
+            f"{_megabytes(row.peaks.get('equikern')):>10}{_megabytes(row.peaks.get('eager')):>10}"
         )
     return lines
 
@@ -205,8 +208,7 @@ def verdict(ledger: Ledger, cache: int) -> list[str]:
     for kind, what in (
         ("copy", "within their times of the copy"),
         ("eager", f"as many times faster than eager as asked for (where the bytes outgrow {cache >> 20} MiB of cache)"),
-        ("compile", "faster than torch.compile"),
-        ("ttach", "faster than ttach"),
+        *((other, f"faster than {name}") for other, name in RIVALS.items()),
     ):
         judged = [row for row in measured if (kind == "copy" and row.case.goals[0] is not None) or kind in row.times]
         missed = [row for row in judged if kind in row.misses(cache)]

@@ -13,7 +13,7 @@ from cases import ORDERS, Case, error
 from operators import OPERATORS
 from pytest_benchmark.fixture import BenchmarkFixture
 from report import CallRow, Ledger
-from timing import Interleaved, summary
+from timing import Interleaved, summary, synchronize
 from torch import Tensor
 
 SHAPE = (1, 3, 8, 8)
@@ -48,8 +48,8 @@ def _many(call: Callable[[], Any]) -> Callable[[], None]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("group", list(ORDERS))
 @pytest.mark.parametrize("name", list(OPERATORS))
-def test_call(name: str, group: str, mode: str, benchmark: BenchmarkFixture, ledger: Ledger) -> None:
-    case = Case(name, "backward" if mode == "forward+backward" else "forward", group, SHAPE, torch.float32)
+def test_call(name: str, group: str, mode: str, device: str, benchmark: BenchmarkFixture, ledger: Ledger) -> None:
+    case = Case(name, "backward" if mode == "forward+backward" else "forward", group, SHAPE, torch.float32, device)
     mine = _expression(case, mode, functools.partial(case.operator.fused, case.action))
     eager = _expression(case, mode, functools.partial(case.operator.eager, case.order))
     for call in (mine, eager):
@@ -59,7 +59,8 @@ def test_call(name: str, group: str, mode: str, benchmark: BenchmarkFixture, led
             assert error(got, want) <= 1e-5, "wrong result: not timed"
     benchmark.group = f"{name}-{group}-{mode}"
     _many(mine)()
-    other = Interleaved(_many(eager))
+    wait = functools.partial(synchronize, device)  # the launches of others; a round launches and does not wait
+    other = Interleaved(_many(eager), wait, wait)
     other()
     other.seconds.clear()
     benchmark.pedantic(_many(mine), setup=other, rounds=ROUNDS)  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import machine
 import torch
 from cases import Case
 from torch import Tensor
@@ -41,55 +41,93 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@functools.cache
-def _bytes(count: int, device: str) -> Tensor:
-    memory = torch.empty(count, dtype=torch.uint8, device=device)
-    return memory.random_()  # every page there, and no page the zero page
+class Ring:
+    """Calls that take turns, each with buffers of its own.
+
+    What a call returned is freed within the measured time of its next turn, so that results rotate as well.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], Any]], device: str) -> None:
+        self.calls, self._device = calls, device
+        self._results: list[Any] = [None] * len(calls)
+        self._turn = 0
+
+    def __call__(self) -> None:
+        self._turn = (self._turn + 1) % len(self.calls)
+        self._results[self._turn] = None
+        self._results[self._turn] = self.calls[self._turn]()
+        synchronize(self._device)
+
+    @property
+    def last(self) -> Any:
+        """What the last call returned."""
+        return self._results[self._turn]
 
 
-def _buffer(which: int, elements: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Memory that all copies share, source (0) or target (1), grown to a power of two."""
-    size = 1 << (elements * dtype.itemsize - 1).bit_length()
-    return _bytes(size + which, device)[: elements * dtype.itemsize].view(dtype)
+GRAPH_CALLS = 20  # in one CUDA graph, so that its own launch and the waiting for it hardly count
 
 
-def copy_of(case: Case) -> Callable[[], None]:
-    """A copy that moves as many bytes as the case must: half of reads plus writes, read once and written once.
+def captured(make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
+    """A CUDA graph of ``GRAPH_CALLS`` calls of what ``make`` makes: replays it, and returns the last call's result."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call = make()  # here, because a backward runs on the stream that its forward ran on
+        for _ in range(3):  # what is compiled, tuned or loaded at the first calls
+            call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(GRAPH_CALLS):
+            result = call()
 
-    Forward it writes to memory that is there already, as an operator with ``out=`` does. A backward allocates the
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
+
+
+_POOL: dict[tuple[str, int], Tensor] = {}
+
+
+def _buffers(which: int, count: int, elements: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """So many buffers of memory that all copies share: sources (which = 0) or targets (1)."""
+    line = 64
+    each = -(-elements * dtype.itemsize // line) * line
+    pool = _POOL.get((device, which))
+    if pool is None or pool.numel() < count * each:
+        pool = _POOL[device, which] = torch.ones(count * each, dtype=torch.uint8, device=device)  # every page there
+    return [pool[k * each :][: elements * dtype.itemsize].view(dtype) for k in range(count)]
+
+
+def copies_of(case: Case) -> list[Callable[[], Tensor]]:
+    """Copies that move as many bytes as the case must, half of reads plus writes read once and written once.
+
+    As many copies, each with buffers of its own, as the case itself has buffers.
+
+    Forward they write to memory that is there already, as an operator with ``out=`` does. A backward allocates the
     gradients, and fresh pages cost the system more than the kernel: so there the copy allocates as many bytes as the
     gradients have and writes to every page of them.
     """
     reads, writes = case.elements
     half = (reads + writes) // 2
-    source = _buffer(0, half, case.dtype, case.device)
-    if case.direction == "forward":  # which has its memory given
-        target = _buffer(1, half, case.dtype, case.device)
-
-        def copy() -> None:
-            target.copy_(source)
-            synchronize(case.device)
-
-        return copy
-    fresh = min(half, writes)  # what is copied to fresh pages; the rest, if any, to memory that is there
-    rest = _buffer(1, half - fresh, case.dtype, case.device) if half > fresh else None
+    fresh = 0 if case.direction == "forward" else min(half, writes)  # what is copied to fresh pages
+    sources = _buffers(0, case.buffers, half, case.dtype, case.device)
+    targets = _buffers(1, case.buffers, half - fresh, case.dtype, case.device)
     page = mmap.PAGESIZE // case.dtype.itemsize
 
-    def allocate_and_copy() -> None:
+    def copy(source: Tensor, target: Tensor) -> Tensor:
+        if fresh == 0:
+            return target.copy_(source)
         gradient = torch.empty(writes, dtype=case.dtype, device=case.device)
         gradient[:fresh].copy_(source[:fresh])
-        if rest is not None:
-            rest.copy_(source[fresh:])
-        gradient[fresh::page].zero_()  # pages beyond the copied bytes, touched once each
-        synchronize(case.device)
+        if fresh < half:
+            target.copy_(source[fresh:])
+        if fresh < writes:
+            gradient[fresh::page].zero_()  # pages beyond the copied bytes, touched once each
+        return gradient
 
-    return allocate_and_copy
-
-
-def evict(device: str) -> None:
-    """Leave nothing of what the caches hold: twice their size is written."""
-    _bytes(2 * machine.last_level_cache(device), device).add_(1)
-    synchronize(device)
+    return [functools.partial(copy, *pair) for pair in zip(sources, targets, strict=True)]
 
 
 class Interleaved:
