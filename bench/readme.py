@@ -10,7 +10,7 @@ from typing import Any
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
-OTHERS = ("eager", "compile", "ttach")
+OTHERS = ("triton", "cuda", "eager", "compile", "ttach", "toolbelt")
 
 
 def newest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -33,7 +33,7 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def figures(kind: str, results: dict[str, Any]) -> list[str]:
-    """One table: for every operator and direction the median and the range over shapes, groups and dtypes."""
+    """One table: for every operator, direction and state of the caches the median and the range over the rest."""
     machine = results["machine"]
     rows = [row for row in results["kernels"] if row["device"] == kind]
     name = machine["gpu"] if kind == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
@@ -42,16 +42,16 @@ def figures(kind: str, results: dict[str, Any]) -> list[str]:
         f"{KINDS[kind]}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
         "Median (range) over shapes, C4 and D4, and dtypes:",
         "",
-        f"| operator | | % of copy bandwidth | {' | '.join(f'times faster than {o}' for o in others)} |",
-        f"|---|---|{'---|' * (1 + len(others))}",
+        f"| operator | | cache | % of copy bandwidth | {' | '.join(f'times faster than {o}' for o in others)} |",
+        f"|---|---|---|{'---|' * (1 + len(others))}",
     ]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["operator"], row["direction"]), []).append(row)
-    for (operator, direction), members in groups.items():
+        groups.setdefault((row["operator"], row["direction"], row["state"]), []).append(row)
+    for (operator, direction, state), members in groups.items():
         cells = [_spread([r["percent_of_copy"] for r in members if r["percent_of_copy"]], 0)]
         cells += [_spread([r["over_equikern"][o] for r in members if r["over_equikern"].get(o)], 1) for o in others]
-        lines.append(f"| {operator} | {direction} | {' | '.join(cells)} |")
+        lines.append(f"| {operator} | {direction} | {state} | {' | '.join(cells)} |")
     return lines
 
 

@@ -36,14 +36,16 @@ GOALS = {
 # A large and a small shape: of the other ways of merging views, and of the dtypes beside float32 and bfloat16.
 MERGE_SHAPE = (16, 64, 56, 56)
 FEW_SHAPES = (MERGE_SHAPE, (8, 1280, 7, 7))
+BOTH_SHAPES = (*FEW_SHAPES, (64, 3, 32, 32))  # of "both": a large one, an odd one, a small one
 QUICK = {"cpu": FEW_SHAPES, "cuda": ((256, 3, 224, 224), (512, 1280, 7, 7), (64, 3, 32, 32))}  # of --quick, in float32
 ORDERS = {"c4": 4, "d4": 8}
 DTYPES = (torch.float32, torch.bfloat16)
 MORE_DTYPES = (torch.float16, torch.float64, torch.int8)
 CORE = ("orbit", "mean", "weighted", "select", "selected")  # the operators that goals are set for
+FUSED = ("equikern", "triton", "cuda")  # its own choice of kernels, and the backends that can be asked for
 PROVIDERS = {
     "cpu": ("equikern", "eager", "compile", "ttach", "toolbelt"),
-    "cuda": ("equikern", "triton", "cuda", "eager", "compile", "ttach", "toolbelt"),  # equikern: its own choice
+    "cuda": (*FUSED, "eager", "compile", "ttach", "toolbelt"),
 }
 TTACH = ("orbit", "mean", "max")  # the operators that ttach has
 TOOLBELT = ("orbit", "mean")  # and pytorch-toolbelt, which has D4 and not C4
@@ -117,9 +119,9 @@ class Case:
         does = {
             "ttach": self.name in TTACH,
             "toolbelt": self.name in TOOLBELT and self.group == "d4",
-            "compile": self.dtype in DTYPES,  # minutes more otherwise
         }
-        return tuple(p for p in PROVIDERS[self.device] if does.get(p, True))
+        few = (*FUSED, "eager") if self.dtype in MORE_DTYPES else PROVIDERS[self.device]
+        return tuple(p for p in PROVIDERS[self.device] if p in few and does.get(p, True))
 
     @property
     def quick(self) -> bool:
@@ -255,13 +257,16 @@ def error(result: Tensor, expected: Tensor) -> float:
 
 
 def states(case: Case) -> tuple[str, ...]:
-    """Cold alone where the bytes outgrow the cache, which then keeps nothing from one call to the next."""
+    """Cold alone where the bytes outgrow the cache, which then keeps nothing from one call to the next.
+
+    Else both; on a CPU, where each takes longer, the second for float32.
+    """
     cache = machine.last_level_cache(case.device)
     if case.bytes > cache:
         return ("cold",)
-    cold = ("cold",) if COLD * cache <= ROTATION else ()
+    both = COLD * cache <= ROTATION and (case.device == "cuda" or case.dtype == torch.float32)
     graph = ("graph",) if case.device == "cuda" and case.shape in SHAPES["cuda"]["small"] else ()
-    return ("hot", *cold, *graph)
+    return ("hot", *(("cold",) if both else ()), *graph)
 
 
 def all_cases(device: str) -> list[Case]:
@@ -271,14 +276,15 @@ def all_cases(device: str) -> list[Case]:
         directions = ("backward",) if name == "selected" else ("forward", "backward", "both")
         for group in ORDERS:
             for dtype in DTYPES + MORE_DTYPES:
-                integer = not dtype.is_floating_point
-                if integer and name not in ("orbit", "select"):  # those that only move values
+                if dtype == torch.int8 and name not in ("orbit", "select"):  # those that only move values
                     continue
-                few = dtype not in DTYPES or name in ("max", "mean_std")
+                few = dtype in MORE_DTYPES or name in ("max", "mean_std")
                 cases += [
                     Case(name, direction, group, shape, dtype, device, state)
                     for shape in (FEW_SHAPES if few else sum(SHAPES[device].values(), ()))
-                    for direction in (("forward",) if integer else directions)
+                    for direction in directions
+                    if direction == "forward" or dtype != torch.int8
+                    if direction != "both" or (dtype in DTYPES and (shape in BOTH_SHAPES or device == "cuda"))
                     for state in states(Case(name, direction, group, shape, dtype, device))
                 ]
     return cases

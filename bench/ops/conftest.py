@@ -169,8 +169,8 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    ledger, info = config.stash[_LEDGER], config.stash[_MACHINE]
-    if not ledger.rows and not ledger.calls:
+    ledger, info, left_out = config.stash[_LEDGER], config.stash[_MACHINE], list(config.stash[_TODO])
+    if config.option.collectonly or not (ledger.rows or ledger.calls or left_out):
         return
     cache = info["last_level_cache"]
     assert isinstance(cache, int)
@@ -191,7 +191,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         f"{info['cpu']}, {info['threads']} threads, torch {info['torch']}, commit {info['commit'] or 'unknown'}, "
         f"load at the start {info['load_at_start']:.1f}, {seconds:.0f} s"
     )
-    left_out = list(config.stash[_TODO])
     if left_out:
         write(f"left out: {len(left_out)} measurements, from {left_out[0]} on (all are named in the results)")
     path = config.option.results

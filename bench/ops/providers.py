@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 import torch.fx.experimental._config
-from cases import Case
+from cases import FUSED, Case
 from equikern.backends import unavailable
 from operators import Result, Tensors
 from torch import Tensor
@@ -61,9 +61,6 @@ class Compiler:
             for t in tensors:
                 if t.dim() != 4:
                     torch._dynamo.mark_static(t, 0)
-
-
-FUSED = ("equikern", "triton", "cuda")
 
 
 def serve(provider: str) -> contextlib.AbstractContextManager[object]:

@@ -129,10 +129,12 @@ class Ledger:
         kernels = [json.dumps(row.as_dict(cache)) for row in self.rows.values()]
         calls = [json.dumps(row.as_dict()) for row in self.calls]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
+        whole = path.with_suffix(".part")  # moved into place, so that a run killed here leaves the one before
+        whole.write_text(
             f'{{"machine": {json.dumps(machine, indent=1)},\n"settings": {json.dumps(settings)},\n'
             f'"kernels": [\n{_lines(kernels)}\n],\n"calls": [\n{_lines(calls)}\n]}}\n'
         )
+        whole.replace(path)
 
 
 def _lines(items: list[str]) -> str:
@@ -152,8 +154,7 @@ def _megabytes(count: int | None) -> str:
 def kernel_table(ledger: Ledger, cache: int) -> list[str]:
     """One line a case; ✗ stands behind a ratio that misses its goal."""
     present = {provider for row in ledger.rows.values() for provider in row.times}
-    others = [p for device in PROVIDERS for p in PROVIDERS[device] if p in present - {"equikern", "eager"}]
-    others = list(dict.fromkeys(others))
+    others = [p for p in PROVIDERS["cuda"] if p in present - {"equikern", "eager"}]  # which are all there are
     head = (
         f"{'operator':<11}{'':<9}{'group':<6}{'shape':<15}{'dtype':<9}{'cache':<6}{'ms':>9} {'20–80 %':>17}{'GB/s':>7}"
         f"{'% copy':>8}{'time/copy':>12}{'goal':>6}{'eager/time':>13}{'goal':>5}"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from cases import MERGE_SHAPE, TOLERANCE, Case, all_cases, error
+from cases import FUSED, MERGE_SHAPE, TOLERANCE, Case, all_cases, error
 from memory import peak
 from operators import Tensors
-from providers import FUSED, Compiler, bind, in_our_order, missing, poison, serve
+from providers import Compiler, bind, in_our_order, missing, poison, serve
 from pytest_benchmark.fixture import BenchmarkFixture
 from report import Ledger
 from timing import GRAPH_CALLS, Interleaved, Ring, captured, copies_of, once, summary
