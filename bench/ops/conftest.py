@@ -80,7 +80,9 @@ def _keep_pages() -> None:
 def _quick(item: pytest.Item) -> bool:
     """Whether ``--quick`` measures it: small calls and few shapes, without torch.compile."""
     case, provider = item.callspec.params.get("case"), _provider(item)
-    return case is None or (case.quick and provider != "compile")
+    if case is None:
+        return item.callspec.params.get("size") != "full"
+    return bool(case.quick) and provider != "compile"
 
 
 def _provider(item: pytest.Item) -> str | None:
@@ -170,7 +172,7 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     ledger, info, left_out = config.stash[_LEDGER], config.stash[_MACHINE], list(config.stash[_TODO])
-    if config.option.collectonly or not (ledger.rows or ledger.calls or left_out):
+    if config.option.collectonly or not (ledger.rows or ledger.calls or ledger.losses or left_out):
         return
     cache = info["last_level_cache"]
     assert isinstance(cache, int)
@@ -182,6 +184,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if ledger.calls:
         terminalreporter.section("call overhead at (1, 3, 8, 8)")
         for line in report.call_table(ledger):
+            write(line)
+    if ledger.losses:
+        terminalreporter.section("loss from the last hidden state")
+        for line in report.loss_table(ledger):
             write(line)
     terminalreporter.section("goals")
     for line in report.verdict(ledger, cache):

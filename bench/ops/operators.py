@@ -172,6 +172,7 @@ class Operator:
         wide_grad: the gradients in float64 with (|G|, tensors, upstream gradients).
         forward, backward: the elements it must read and write, in multiples of one view, given |G|.
         results: how many tensors it returns.
+        takes_out: whether a forward writes to memory given to it.
     """
 
     takes: tuple[str, ...]
@@ -182,6 +183,7 @@ class Operator:
     forward: Callable[[int], tuple[int, int]]
     backward: Callable[[int], tuple[int, int]]
     results: int = 1
+    takes_out: bool = True
 
 
 def fused_max(action: Action, y: Tensor, out: Tensor | None = None) -> Any:

@@ -59,7 +59,7 @@ class Compiler:
         """The group axis is known: the chain loops over it."""
         if self.mode == "dynamic":
             for t in tensors:
-                if t.dim() != 4:
+                if t.dim() not in (1, 4):
                     torch._dynamo.mark_static(t, 0)
 
 
@@ -163,7 +163,7 @@ def bind(case: Case, provider: str, compiler: Compiler, fresh: bool = False) -> 
         return _backward(chain, tensors, upstream)
     if case.direction == "both":
         return _both(chain, tensors, upstream)
-    if provider not in FUSED:
+    if provider not in FUSED or not case.operator.takes_out:
         return lambda: chain(*tensors)
     shape = (case.order, *case.shape) if case.name == "orbit" else case.shape
     outs = tuple(poison(torch.empty(shape, dtype=case.dtype, device=case.device)) for _ in range(case.operator.results))

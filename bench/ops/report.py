@@ -113,12 +113,35 @@ class CallRow:
         }
 
 
+@dataclass
+class LossRow:
+    """The loss from the last hidden state, with its gradients, at one size (|G|, rows, features, words)."""
+
+    size: tuple[int, int, int, int]
+    device: str
+    mine: Times
+    eager: Times
+    logits_bytes: int  # of one full logits tensor
+    peaks: dict[str, int]  # bytes above inputs and gradients
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "size": self.size,
+            "device": self.device,
+            "time_over_eager": self.mine.median / self.eager.median,
+            "peak_over_logits": {name: count / self.logits_bytes for name, count in self.peaks.items()},
+            "peak_bytes": self.peaks,
+            "seconds": {"equikern": self.mine.as_dict(), "eager": self.eager.as_dict()},
+        }
+
+
 class Ledger:
     """What a run measured."""
 
     def __init__(self) -> None:
         self.rows: dict[Case, Row] = {}
         self.calls: list[CallRow] = []
+        self.losses: list[LossRow] = []
 
     def row(self, case: Case) -> Row:
         return self.rows.setdefault(case, Row(case))
@@ -128,11 +151,13 @@ class Ledger:
         cache = machine["last_level_cache"]
         kernels = [json.dumps(row.as_dict(cache)) for row in self.rows.values()]
         calls = [json.dumps(row.as_dict()) for row in self.calls]
+        losses = [json.dumps(row.as_dict()) for row in self.losses]
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_suffix(".part")  # moved into place, so that a run killed here leaves the one before
         whole.write_text(
             f'{{"machine": {json.dumps(machine, indent=1)},\n"settings": {json.dumps(settings)},\n'
-            f'"kernels": [\n{_lines(kernels)}\n],\n"calls": [\n{_lines(calls)}\n]}}\n'
+            f'"kernels": [\n{_lines(kernels)}\n],\n"calls": [\n{_lines(calls)}\n],\n'
+            f'"losses": [\n{_lines(losses)}\n]}}\n'
         )
         whole.replace(path)
 
@@ -198,6 +223,21 @@ def call_table(ledger: Ledger) -> list[str]:
             f"{row.name:<12}{row.group:<7}{row.mode:<19}{mine.median * 1e6:>12.1f}"
             f"{f'{mine.p20 * 1e6:.1f}–{mine.p80 * 1e6:.1f}':>17}{eager.median * 1e6:>11.1f}"
             f"{_number(row.ratio, row.ratio > row.goal):>9}{row.goal:>6}"
+        )
+    return lines
+
+
+def loss_table(ledger: Ledger) -> list[str]:
+    """Time and peak memory of the losses from the last hidden state."""
+    lines = [
+        "size |G|, rows, features, words    ms    eager ms  over eager    peak over one logits tensor: ours, eager"
+    ]
+    for row in ledger.losses:
+        found = row.as_dict()
+        peaks = found["peak_over_logits"]
+        lines.append(
+            f"{'×'.join(map(str, row.size)):<26}{row.mine.median * 1e3:>12.1f}{row.eager.median * 1e3:>12.1f}"
+            f"{found['time_over_eager']:>12.2f}{peaks['equikern']:>20.3f}{peaks['eager']:>10.3f}"
         )
     return lines
 

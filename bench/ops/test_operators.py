@@ -20,6 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from report import Ledger
 from timing import GRAPH_CALLS, Interleaved, Ring, captured, copies_of, once, summary
 from torch import Tensor
+from words import word_cases
 
 SECONDS = (0.15, 0.25)  # for the rounds of one benchmark, copies included: of others, of equikern
 FEWEST = (3, 9)
@@ -51,7 +52,8 @@ def check(case: Case, provider: str, result: Tensor | Tensors) -> float:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    cases = all_cases(metafunc.config.option.device)
+    device = metafunc.config.option.device
+    cases = [*all_cases(device), *word_cases(device)]
     found = [pytest.param(case, name, id=f"{case.id}-{name}") for case in cases for name in case.providers]
     metafunc.parametrize(("case", "provider"), found)
 
