@@ -1,4 +1,7 @@
-"""Two pictures of a results file: percent of the copy bandwidth by shape, and the ratio to each provider."""
+"""Pictures of a results file: percent of the copy bandwidth by shape, and the ratio to each provider.
+
+One of each for the operators on images, and one for those on logits.
+"""
 
 from __future__ import annotations
 
@@ -33,24 +36,33 @@ def draw(path: Path) -> list[Path]:
         rows = [row for row in results["kernels"] if row["device"] == device]
         machine = results["machine"]
         name = f"{machine['gpu'] if device == 'cuda' else machine['cpu']}, commit {machine['commit'] or 'unknown'}"
-        for what, draw_one in (("copy", _copy), ("providers", _providers)):
-            target = path.with_name(f"{path.stem}-{device}-{what}.png")
-            draw_one(rows, name).savefig(target, dpi=110)
-            written.append(target)
+        for family, members in _families(rows).items():
+            for what, draw_one in (("copy", _copy), ("providers", _providers)):
+                target = path.with_name(f"{path.stem}-{device}-{family}{what}.png")
+                draw_one(members, name).savefig(target, dpi=110)
+                written.append(target)
     return written
+
+
+def _families(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault("" if len(row["shape"]) == 4 else "logits-", []).append(row)
+    return found
 
 
 def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
     shapes = list(dict.fromkeys(_place(row) for row in rows))
     operators = list(dict.fromkeys(row["operator"] for row in rows))
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
     directions = [d for d in DIRECTIONS if any(row["direction"] == d for row in rows)]
     figure, axes = _figure(f"Percent of the copy bandwidth\n{name}", len(directions), len(dtypes))
     for i, dtype in enumerate(dtypes):
         for j, direction in enumerate(directions):
             ax = axes[i, j]
             for k, operator in enumerate(operators):
-                for group, face in (("c4", COLORS[k]), ("d4", "none")):
+                for group, face in zip(groups, (COLORS[k], "none"), strict=False):
                     points = [
                         (shapes.index(_place(r)), r["percent_of_copy"])
                         for r in rows
@@ -60,8 +72,8 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
                     ]
                     if points:
                         x, y = zip(*points, strict=True)
-                        shift = (k - (len(operators) - 1) / 2) * 0.09 + (0.02 if group == "d4" else -0.02)
-                        label = f"{operator}, {group.upper()}"
+                        shift = (k - (len(operators) - 1) / 2) * 0.09 + (0.02 if face == "none" else -0.02)
+                        label = f"{operator}, {group}"
                         ax.scatter([p + shift for p in x], y, color=COLORS[k], facecolor=face, s=28, label=label)
             ax.axhline(100, color="black", linewidth=0.8)
             ax.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)

@@ -40,7 +40,7 @@ def figures(kind: str, results: dict[str, Any]) -> list[str]:
     others = [o for o in OTHERS if any(row["over_equikern"].get(o) for row in rows)]
     lines = [
         f"{KINDS[kind]}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
-        "Median (range) over shapes, C4 and D4, and dtypes:",
+        "Median (range) over shapes, groups and dtypes:",
         "",
         f"| operator | | cache | % of copy bandwidth | {' | '.join(f'times faster than {o}' for o in others)} |",
         f"|---|---|---|{'---|' * (1 + len(others))}",
@@ -52,6 +52,15 @@ def figures(kind: str, results: dict[str, Any]) -> list[str]:
         cells = [_spread([r["percent_of_copy"] for r in members if r["percent_of_copy"]], 0)]
         cells += [_spread([r["over_equikern"][o] for r in members if r["over_equikern"].get(o)], 1) for o in others]
         lines.append(f"| {operator} | {direction} | {state} | {' | '.join(cells)} |")
+    for row in results.get("losses", []):
+        order, count, features, words = row["size"]
+        peaks = row["peak_over_logits"]
+        lines += [
+            "",
+            f"`linear_orbit_cross_entropy` with its gradients, {order} views of {count} rows of {features} features, "
+            f"{words} words: {row['time_over_eager']:.2f} of eager torch's time; peak memory above inputs and gradients "
+            f"{peaks['equikern']:.3f} of one logits tensor, eager torch {peaks['eager']:.2f}.",
+        ]
     return lines
 
 
