@@ -58,8 +58,8 @@ def figures(kind: str, results: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"`linear_orbit_cross_entropy` with its gradients, {order} views of {count} rows of {features} features, "
-            f"{words} words: {row['time_over_eager']:.2f} of eager torch's time; peak memory above inputs and gradients "
-            f"{peaks['equikern']:.3f} of one logits tensor, eager torch {peaks['eager']:.2f}.",
+            f"{words} words: {row['time_over_eager']:.2f} of eager torch's time; peak memory above inputs and "
+            f"gradients {peaks['equikern']:.3f} of one logits tensor, eager torch {peaks['eager']:.2f}.",
         ]
     return lines
 
