@@ -12,7 +12,7 @@ from equikern import grid, linear_orbit_cross_entropy, orbit_cross_entropy, perm
 from equikern.ops.linear_cross_entropy import chunk_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logits import ACTIONS, SPACES, loss, size_of, targets
+from logits import ACTIONS, SPACES, loss, size_of, swaps, targets
 from strategies import FLOATS, laid_out, layouts, random_values
 from torch import Tensor
 
@@ -78,6 +78,20 @@ def test_value_and_gradient(name: str, space: Any, data: st.DataObject) -> None:
     assert torch.equal(ours(y), found[0])  # without a gradient too
     assert_as_good_as_torch(
         found, lambda t: loss(t, target, action, space, reduction, smoothing, ignored), [y], target.numel() * 4
+    )
+
+
+@pytest.mark.parametrize("size", [8, 49_152, 151_936, 262_144])
+@SPACE
+def test_vocabularies_of_models(size: int, space: Any) -> None:
+    action, target = swaps(3, size, min(size, 60) // 3 * 3), torch.tensor([0, size - 1])
+    y = random_values((3, 2, size), torch.float32, 7) * 3
+
+    def ours(t: Tensor) -> Tensor:
+        return orbit_cross_entropy(t, target, action, space)
+
+    assert_as_good_as_torch(
+        value_and_gradients(ours, [y]), lambda t: loss(t, target, action, space, "mean", 0.0, -100), [y], 1.0
     )
 
 

@@ -118,7 +118,7 @@ def test_large_logits(space: Literal["probs", "log_probs"], size: float, dtype: 
 
 
 @SPACE
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 63, 1000, 5003])
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 63, 1000, 5003, 50_257, 262_144])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_vocabularies_of_any_size(space: Literal["probs", "log_probs"], size: int, dtype: torch.dtype) -> None:
     action = permutation([[*range(size)], [size - 1, *range(1, size - 1), 0][:size]], group=cyclic_group(2))
