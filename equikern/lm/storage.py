@@ -1,0 +1,100 @@
+"""Saving and loading: the model's own files, and beside them the action, the word lists and the settings.
+
+``equikern.json`` holds the class, its settings, the word lists and the group's names; ``equikern.safetensors`` the
+permutations and the group's table where the action did not come from word lists. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from ..groups import Group
+from ..permutations import TokenAction, tokens
+from .words import WordLists
+
+__all__ = ["Stored"]
+
+_SETTINGS, _TENSORS = "equikern.json", "equikern.safetensors"
+_FORMAT = 1
+Self = TypeVar("Self", bound="Stored")
+
+
+class Stored:
+    """The wrappers' ``save_pretrained`` and ``from_pretrained``."""
+
+    model: Any
+    action: TokenAction
+    words: WordLists | None
+
+    def _settings(self) -> dict[str, Any]:
+        """The keywords to make the wrapper with again, for JSON."""
+        return {"space": cast(Any, self).space, "views_per_forward": cast(Any, self).views_per_forward}
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Save the model, by its own ``save_pretrained``, and the wrapper beside it.
+
+        Args:
+            folder: made if it is not there.
+            overwrite: write into a folder that is not empty. Files of the same name are replaced, as transformers does.
+
+        Raises:
+            ValueError: a folder that is not empty, without ``overwrite``, or a file.
+        """
+        path = Path(folder)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"folder: expected a folder, {path} is a file")
+        if not overwrite and path.is_dir() and any(path.iterdir()):
+            raise ValueError(f"folder: {path} is not empty; expected a new or empty folder, or overwrite=True")
+        path.mkdir(parents=True, exist_ok=True)
+        # Should this be interrupted, what is there must not pass for a whole wrapper.
+        for name in (_SETTINGS, _TENSORS):
+            (path / name).unlink(missing_ok=True)
+        self.model.save_pretrained(path)
+        said: dict[str, Any] = {"format": _FORMAT, "class": type(self).__name__, "settings": self._settings()}
+        if self.words is not None:
+            said["words"] = self.words.to_dict()
+        else:
+            group = self.action.group
+            said["action"] = {"name": self.action.name, "group": group.name, "elements": list(group.names)}
+            save_file({"perm": self.action.perm.int(), "multiply": group.multiply.int()}, path / _TENSORS)
+        (path / _SETTINGS).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls: type[Self], folder: str | Path, model: Any = None, **needed: Any) -> Self:
+        """The wrapper that ``save_pretrained`` saved.
+
+        Args:
+            folder: where.
+            model: the model, loaded already; by default ``AutoModelForCausalLM.from_pretrained(folder)`` loads it, in
+                evaluation mode and the dtype it was saved in.
+            needed: what cannot be saved: ``score`` and ``tokenizer`` for the EquiZero wrappers, nothing for others.
+
+        Raises:
+            ValueError: no wrapper in the folder, one of another class, or one from a newer equikern.
+        """
+        path = Path(folder)
+        if not (path / _SETTINGS).is_file():
+            raise ValueError(f"folder: {path} holds no {_SETTINGS}, so no {cls.__name__} was saved there")
+        said = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
+        if said.get("format") != _FORMAT:
+            raise ValueError(f"folder: expected format {_FORMAT} in {path / _SETTINGS}, got {said.get('format')!r}")
+        if said["class"] != cls.__name__:
+            raise ValueError(f"folder: {path} holds an {said['class']}, load it with {said['class']}.from_pretrained")
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(path)
+        action: TokenAction | WordLists
+        if "words" in said:
+            action = WordLists.from_dict(said["words"])
+        else:
+            tensors = load_file(path / _TENSORS)
+            told = said["action"]
+            group = Group(tensors["multiply"].to(torch.int64), told["elements"], told["group"])
+            action = tokens(tensors["perm"], group=group)
+            action.name = action.logits.name = told["name"]
+        return cls(model, action, **said["settings"], **needed)  # type: ignore[call-arg]
