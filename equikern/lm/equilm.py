@@ -36,7 +36,7 @@ _REFUSED = {
 }
 
 
-class EquiLM(Stored, GenerationMixin, nn.Module):  # type: ignore[misc]
+class EquiLM(Stored, GenerationMixin, nn.Module):
     """A causal language model made equivariant: ``1/|G| Σ_g g⁻¹ M(g x)`` (EquiLM, arXiv 2210.06475).
 
     The group exchanges words, such as *man* and *woman*; the model sees all |G| views of every sentence as one batch of
@@ -163,7 +163,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):  # type: ignore[misc]
         output = CausalLMOutputWithPast(loss=loss, logits=self._merged(y), past_key_values=cache)
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    def generate(
+    def generate(  # type: ignore[override]  # the rest of transformers' parameters are options
         self,
         inputs: Tensor | None = None,
         generation_config: Any = None,
@@ -256,7 +256,9 @@ class EquiLM(Stored, GenerationMixin, nn.Module):  # type: ignore[misc]
 
     # What transformers' generate calls.
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Tensor, **kwargs: Any
+    ) -> dict[str, Any]:
         """The model's own, for B rows; ``forward`` makes the views."""
         prepared = dict(cast(Any, self.model).prepare_inputs_for_generation(input_ids, **kwargs))
         return {name: value for name, value in prepared.items() if name != "position_ids" or name in self._takes}

@@ -105,10 +105,11 @@ class Frame:
     def _moved(self, elements: Tensor, ids: Tensor) -> Tensor:
         rows = elements.repeat_interleave(len(ids) // len(elements)).to(ids.device)
         rows = rows.reshape(-1, *(1,) * (ids.dim() - 1))
-        return self._perm.to(ids.device)[rows, ids.to(torch.int64)].to(ids.dtype)
+        moved = self._perm.to(ids.device)[rows, ids.clamp_min(0).to(torch.int64)].to(ids.dtype)
+        return torch.where(ids < 0, ids, moved)  # transformers fills with −1 where there is no padding token
 
 
-class UserProcessor(LogitsProcessor):  # type: ignore[misc]
+class UserProcessor(LogitsProcessor):
     """A logits processor that sees and changes scores as its maker knows the words."""
 
     def __init__(self, processor: Callable[..., Tensor], frame: Frame) -> None:
@@ -120,7 +121,7 @@ class UserProcessor(LogitsProcessor):  # type: ignore[misc]
         return self.frame.scores_there(changed)
 
 
-class UserCriteria(StoppingCriteria):  # type: ignore[misc]
+class UserCriteria(StoppingCriteria):
     """A stopping criterion that reads ids and scores as its maker knows them."""
 
     def __init__(self, stops: Callable[..., Any], frame: Frame) -> None:
@@ -133,7 +134,7 @@ class UserCriteria(StoppingCriteria):  # type: ignore[misc]
         return self.stops(self.frame.back(input_ids), scores)
 
 
-class UserStreamer(BaseStreamer):  # type: ignore[misc]
+class UserStreamer(BaseStreamer):
     """A streamer that is given ids as the user knows them."""
 
     def __init__(self, streamer: Any, frame: Frame) -> None:

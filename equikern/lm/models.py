@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..permutations import TokenAction
 from .words import WordLists
-
-T = TypeVar("T")
 
 
 def check(model: object) -> None:
@@ -89,12 +87,12 @@ def _resized(words: WordLists, size: int) -> WordLists:
         raise ValueError(f"action: the model has {size} words, but the lists name others: {error}") from None
 
 
-def repeated(value: T, times: int, batch: int, name: str) -> T:
+def repeated(value: Any, times: int, batch: int, name: str) -> Any:
     """Rows for ``times`` views of a batch; masks may come as a dict of tensors. A cache has its rows already."""
     if name == "logits_to_keep":
         return value
     if isinstance(value, dict):
-        return type(value)((key, repeated(item, times, batch, name)) for key, item in value.items())  # type: ignore[return-value]
+        return type(value)((key, repeated(item, times, batch, name)) for key, item in value.items())
     if not isinstance(value, Tensor) or value.dim() == 0 or (len(value) == 1 and batch > 1):
         return value
     return value.repeat(times, *(1,) * (value.dim() - 1))
