@@ -1,6 +1,7 @@
 """Fair language models: wrappers for causal models of ``transformers`` (the extra ``lm``)."""
 
 from .equilm import EquiLM, REquiLM
+from .equizero import EquiZeroLM, REquiZeroLM
 from .words import WordLists
 
-__all__ = ["EquiLM", "REquiLM", "WordLists"]
+__all__ = ["EquiLM", "EquiZeroLM", "REquiLM", "REquiZeroLM", "WordLists"]

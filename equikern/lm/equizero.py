@@ -1,0 +1,231 @@
+"""``EquiZeroLM`` and ``REquiZeroLM``: every few words, go on with the view whose text scores best."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import orbit
+from ..permutations import TokenAction
+from . import frames, models
+from .storage import Stored
+from .words import WordLists
+
+__all__ = ["EquiZeroLM", "REquiZeroLM"]
+
+Score = Callable[[list[str]], Sequence[float]]
+
+
+class EquiZeroLM(Stored, nn.Module):
+    """Generation that keeps the best view: equizero for language (EquizeroLM, arXiv 2305.09900).
+
+    From a context x the model goes on by ``beam_length`` tokens from every view g x; the |G| whole texts are scored,
+    the best is transformed back by g⁻¹ and becomes the context, and so on. Equal scores: the larger sum of the new
+    tokens' log-probabilities under the model (before temperature and cuts); then the lowest g.
+
+    It runs in the prompts' canonical form, as ``EquiLM.generate`` does, so that with the same seed the outputs for x
+    and g x, in the same places of a batch, are Y and g Y exactly.
+
+    Args:
+        model: a causal ``transformers`` model that can generate; reachable as ``.model``.
+        action: ``tokens(perm)`` on its vocabulary, or ``WordLists`` without general words.
+        score: from a list of texts to one number each; higher is better.
+        tokenizer: decodes the texts, without special tokens.
+        beam_length: m, the number of tokens from choice to choice.
+
+    Raises:
+        TypeError: a model, action, score or beam_length of another kind.
+        ValueError: an action on another number of words, lists with general words, beam_length below 1.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        ...                      num_attention_heads=2, eos_token_id=0, bos_token_id=None, pad_token_id=0)
+        >>> class Numbers:  # in place of a tokenizer
+        ...     def decode(self, ids, skip_special_tokens): return " ".join(map(str, ids))
+        >>> def twelves(texts): return [text.split().count("12") for text in texts]
+        >>> lm = EquiZeroLM(LlamaForCausalLM(config).eval(), WordLists([[1, 2]], size=20), twelves, Numbers(), 2)
+        >>> x = torch.tensor([[7, 1, 9]])
+        >>> y, gy = (lm.generate(t, max_new_tokens=6, do_sample=True, seed=0) for t in (x, lm.action.act(1, x)))
+        >>> torch.equal(gy, lm.action.act(1, y))
+        True
+    """
+
+    def __init__(
+        self, model: nn.Module, action: TokenAction | WordLists, score: Score, tokenizer: Any, beam_length: int = 5
+    ) -> None:
+        super().__init__()
+        models.check(model)
+        self.action, self.words = models.action_of(model, action)
+        self._check_words()
+        if not callable(score):
+            raise TypeError(f"score: expected a callable from texts to numbers, got {type(score).__name__}")
+        if not hasattr(tokenizer, "decode"):
+            raise TypeError(f"tokenizer: expected something with decode, got {type(tokenizer).__name__}")
+        self.beam_length = _positive("beam_length", beam_length)
+        self.model, self.score, self.tokenizer = model, score, tokenizer
+
+    def _check_words(self) -> None:
+        if self.words is not None and self.words.has_general:
+            raise ValueError(f"action: {self.words!r} has general words; REquiZeroLM takes them")
+
+    def _settings(self) -> dict[str, Any]:
+        return {"beam_length": self.beam_length}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Prompts and what follows them.
+
+        Args:
+            input_ids: (B, S) prompts, padded on the left.
+            attention_mask: (B, S), 0 where there is padding; None where there is none.
+            max_new_tokens: at most so many, fewer where all rows end.
+            do_sample, temperature, top_k, top_p: passed to the model's ``generate``; top_k 0 and top_p 1 cut nothing.
+                Everything else is as in the model's ``generation_config``.
+            seed: of this call alone; None draws from torch's global generator.
+
+        Returns:
+            (B, S + n) ids, rows that ended padded on the right.
+
+        Raises:
+            ValueError: ids of a wrong shape, padding on the right, special tokens that the action moves, scores that
+                are not one number for each text.
+        """
+        ids = models.check_ids(input_ids)
+        total = _positive("max_new_tokens", max_new_tokens)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        if mask.shape != ids.shape:
+            raise ValueError(f"attention_mask: expected the shape of input_ids, {tuple(ids.shape)}, got {mask.shape}")
+        if bool((mask[:, -1] == 0).any()):
+            raise ValueError("attention_mask: expected padding on the left, since what follows is put on the right")
+        special, pad = self._special()
+        ends = torch.tensor(special, dtype=torch.int64, device=ids.device)
+        frame = frames.Frame(self.action, ids, mask)
+        ids, start = frame.canonical, ids.shape[1]
+        options: dict[str, Any] = {"do_sample": do_sample, "pad_token_id": pad}
+        if do_sample:
+            options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        with _seeded(seed, ids.device):
+            while ids.shape[1] < start + total and bool(running.any()):
+                length = min(self.beam_length, start + total - ids.shape[1])
+                new = self._best(ids[running], mask[running], length, options, ends)
+                block = ids.new_full((len(ids), new.shape[1]), 0 if pad is None else pad)
+                block[running] = new
+                real = torch.zeros_like(block, dtype=mask.dtype)
+                real[running] = 1
+                ids, mask = torch.cat((ids, block), 1), torch.cat((mask, real), 1)
+                running = running & ~torch.isin(block, ends).any(1)
+        return frame.back(ids)
+
+    def _best(self, ids: Tensor, mask: Tensor, length: int, options: dict[str, Any], ends: Tensor) -> Tensor:
+        """(b, n) new tokens for (b, S) contexts: each row's best view, transformed back."""
+        order, batch = self.action.order, len(ids)
+        views = orbit(ids, self.action).flatten(0, 1)
+        rows = mask.repeat(order, 1)
+        output = self.model.generate(
+            views,
+            attention_mask=rows,
+            max_new_tokens=length,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        new = output.sequences[:, ids.shape[1] :]
+        end = torch.isin(new, ends).long()
+        ended = end.cumsum(1) > end  # behind the first end
+        log_p = torch.stack([step.float().log_softmax(-1) for step in output.logits], 1)
+        log_p = log_p.gather(-1, new.unsqueeze(-1)).squeeze(-1).masked_fill(ended, 0.0).sum(1)
+        texts = [
+            self.tokenizer.decode(torch.cat((view[row != 0], more[~over])).tolist(), skip_special_tokens=True)
+            for view, row, more, over in zip(views, rows, new, ended, strict=True)
+        ]
+        scores = _numbers(self.score(texts), len(texts))
+        sums = log_p.tolist()
+        best = [
+            max(range(order), key=lambda g, b=b: (scores[g * batch + b], sums[g * batch + b], -g))  # type: ignore[misc]
+            for b in range(batch)
+        ]
+        chosen = new.unflatten(0, (order, batch))[best, range(batch)]
+        inverse = self.action.perm[self.action.group.inverse[best]].to(ids.device)
+        return inverse.gather(1, chosen)
+
+    def _special(self) -> tuple[list[int], int | None]:
+        """The tokens that end a text, and the one behind them."""
+        config = self.model.generation_config
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            frames.check_special(self.action, name, getattr(config, name, None))
+        eos = config.eos_token_id
+        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        pad = config.pad_token_id
+        return ends, pad if pad is not None else ends[0] if ends else None
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows beside the model."""
+        acts = repr(self.words) if self.words is not None else f"{self.action.name!r} of order {self.action.order}"
+        return f"action={acts}, beam_length={self.beam_length}"
+
+
+class REquiZeroLM(EquiZeroLM):
+    """EquiZeroLM on relaxed sets: word lists with general words.
+
+    Choosing a view moves words of E alone, so general words are never transformed, as neutral ones are not: unlike in
+    ``REquiLM``, where their prediction is the plain model's, nothing else sets them apart here, and the samples for x
+    and g x are each other's transforms as in ``EquiZeroLM``.
+
+    Args:
+        model, score, tokenizer, beam_length: as for ``EquiZeroLM``.
+        words: the ``WordLists``.
+    """
+
+    def __init__(self, model: nn.Module, words: WordLists, score: Score, tokenizer: Any, beam_length: int = 5) -> None:
+        if not isinstance(words, WordLists):
+            raise TypeError(f"words: expected WordLists, got {type(words).__name__}")
+        super().__init__(model, words, score, tokenizer, beam_length)
+
+    def _check_words(self) -> None:
+        pass  # general words are welcome
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {value}")
+    return value
+
+
+def _numbers(scores: Any, count: int) -> list[float]:
+    numbers = [float(value) for value in scores]
+    if len(numbers) != count:
+        raise ValueError(f"score: expected {count} numbers, one for each text, got {len(numbers)}")
+    for i, value in enumerate(numbers):
+        if math.isnan(value):
+            raise ValueError(f"score: expected numbers that compare, got nan for text {i}")
+    return numbers
