@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from equikern.lm import WordLists
 from torch import Tensor
@@ -12,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 V = 101
 EOS = PAD = 0
-LISTS = {2: [[3, 4], [10, 50], [99, 7]], 3: [[3, 4, 5], [10, 50, 12], [99, 7, 60]]}
+TRIPLES = [[3, 4, 5], [10, 50, 12], [99, 7, 60], *([v, v + 5, v + 2] for v in (31, 32, 41, 42, 70, 71, 80, 81, 88))]
+LISTS = {2: [row[:2] for row in TRIPLES], 3: TRIPLES}
 GENERAL = [20, 21, 30, 100]
 
 
@@ -41,13 +41,13 @@ def tiny(name: str, eos: int | None = None) -> Any:
 
 
 def sentences(rows: int, length: int, seed: int = 0) -> Tensor:
-    """Random ones, every other word from E, so that every view differs."""
+    """Random ones, every other word from E, so that all views differ, however much padding takes away."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, V, (rows, length), generator=generator)
-    moved = torch.tensor([v for row in LISTS[3] for v in row])
+    moved = torch.tensor([v for row in LISTS[2] for v in row])  # every group moves these
     pick = moved[torch.randint(0, len(moved), (rows, length), generator=generator)]
     ids[:, 1::2] = pick[:, 1::2]
-    ids[:, 0] = 3
+    ids[:, 0] = 3 + torch.arange(rows) % 2
     return ids
 
 
@@ -59,9 +59,10 @@ def left_padded(ids: Tensor) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(mask == 0, PAD), mask
 
 
-def slow_views(model: Any, perm: list[list[int]], ids: Tensor, mask: Tensor | None) -> list[Tensor]:
+def slow_views(
+    model: Any, perm: list[list[int]], ids: Tensor, mask: Tensor | None, position: Tensor | None
+) -> list[Tensor]:
     """Each view's logits (B, S, V), from a forward of its own without cache."""
-    position = None if mask is None else (mask.cumsum(-1) - 1).clamp_min(0)
     views = []
     for row in perm:
         moved = torch.tensor([[row[v] for v in sentence] for sentence in ids.tolist()])
@@ -72,11 +73,16 @@ def slow_views(model: Any, perm: list[list[int]], ids: Tensor, mask: Tensor | No
 
 
 def slow_mean(
-    model: Any, words: WordLists, ids: Tensor, mask: Tensor | None = None, space: str | None = None
+    model: Any,
+    words: WordLists,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    space: str | None = None,
+    position: Tensor | None = None,
 ) -> Tensor:
     """EquiLM's prediction, general words from the plain model: mean[v] = 1/|G| Σ_g view_g[g·v]."""
     perm = words.action.perm.tolist()
-    views = slow_views(model, perm, ids, mask)
+    views = slow_views(model, perm, ids, mask, position)
     if space is not None:
         views = [view.softmax(-1) if space == "probs" else view.log_softmax(-1) for view in views]
     mean = torch.empty_like(views[0])
@@ -86,13 +92,3 @@ def slow_mean(
         else:
             mean[..., v] = sum(view[..., row[v]] for view, row in zip(views, perm, strict=True)) / len(perm)
     return mean.log() if space == "probs" else mean
-
-
-@pytest.fixture(params=["llama", "gpt2"])
-def model(request: pytest.FixtureRequest) -> Any:
-    return tiny(request.param)
-
-
-@pytest.fixture(params=[2, 3], ids=["C2", "C3"])
-def order(request: pytest.FixtureRequest) -> int:
-    return int(request.param)

@@ -4,8 +4,19 @@ import pytest
 import torch
 from equikern import product_action, tokens
 from equikern.lm import EquiLM, REquiLM, WordLists
-from lm_models import GENERAL, LISTS, V, left_padded, model, order, sentences, slow_mean, tiny, words  # noqa: F401
+from lm_models import GENERAL, LISTS, V, left_padded, sentences, slow_mean, tiny, words
 from torch.nn.functional import cross_entropy
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request):
+    return tiny(request.param)
+
+
+@pytest.fixture(params=[2, 3], ids=["C2", "C3"])
+def order(request):
+    return request.param
+
 
 SPACES = [None, "probs", "log_probs"]
 
@@ -42,7 +53,7 @@ def test_is_the_mean_of_the_views_transformed_back(model, order, space):
     position = (mask.cumsum(-1) - 1).clamp_min(0)
     with torch.no_grad():
         got = lm(ids, attention_mask=mask, position_ids=position).logits
-    expected = slow_mean(model, words(order), ids, mask, space)
+    expected = slow_mean(model, words(order), ids, mask, space, position)
     real = mask.bool()
     torch.testing.assert_close(got[real], expected[real], atol=1e-4, rtol=1e-5)
 
@@ -68,13 +79,13 @@ def test_relaxed(model, order, space):
 
 
 def test_explicit_neutral_words_leave_the_rest_general(model):
-    lists = WordLists(LISTS[2], neutral=[60, 61], size=V)
+    lists = WordLists(LISTS[2], neutral=[61, 62], size=V)
     ids = sentences(2, 5)
     with torch.no_grad():
         got, plain = REquiLM(model, lists)(ids).logits, model(ids).logits
     same = torch.isclose(got, plain, atol=1e-4).all(0).all(0)
     assert same[lists.general_mask()].all()
-    assert not same[[v for row in LISTS[2] for v in row] + [60, 61]].any()
+    assert not same[[v for row in LISTS[2] for v in row] + [61, 62]].any()
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -197,7 +208,9 @@ def test_product_of_groups(model):
 def test_lists_grow_to_the_models_vocabulary(model):
     lm = EquiLM(model, WordLists([[3, 4]], size=90))
     assert lm.action.size == V
-    with pytest.raises(ValueError, match="the model has 101 words, but the lists name others: equality.0.: .*token 105"):
+    with pytest.raises(
+        ValueError, match=r"the model has 101 words, but the lists name others: equality.0.: .*token 105"
+    ):
         EquiLM(model, WordLists([[3, 105]], size=110))
 
 
@@ -230,5 +243,5 @@ def test_bad_input(model):
             call()
     config = model.config
     config.is_encoder_decoder = True
-    with pytest.raises(ValueError, match="model: expected a causal model, got the encoder-decoder"):
+    with pytest.raises(ValueError, match=r"model: expected a causal model, got the encoder-decoder"):
         EquiLM(model, words(2))

@@ -103,6 +103,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         self.action, self.words = models.action_of(model, action)
         self._check_words()
         self.model = model
+        self.training = model.training
         self.space: Space | None = space
         self.views_per_forward = views_per_forward
         self._takes = set(inspect.signature(model.forward).parameters)

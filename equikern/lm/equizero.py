@@ -18,6 +18,7 @@ from .words import WordLists
 
 __all__ = ["EquiZeroLM", "REquiZeroLM"]
 
+_ROUNDING = 1e-4  # of the sum of a few log-probabilities in float32
 Score = Callable[[list[str]], Sequence[float]]
 
 
@@ -26,7 +27,7 @@ class EquiZeroLM(Stored, nn.Module):
 
     From a context x the model goes on by ``beam_length`` tokens from every view g x; the |G| whole texts are scored,
     the best is transformed back by g⁻¹ and becomes the context, and so on. Equal scores: the larger sum of the new
-    tokens' log-probabilities under the model (before temperature and cuts); then the lowest g.
+    tokens' log-probabilities under the model (before temperature and cuts); then, or within 1e-4, the lowest g.
 
     It runs in the prompts' canonical form, as ``EquiLM.generate`` does, so that with the same seed the outputs for x
     and g x, in the same places of a batch, are Y and g Y exactly.
@@ -69,6 +70,7 @@ class EquiZeroLM(Stored, nn.Module):
             raise TypeError(f"tokenizer: expected something with decode, got {type(tokenizer).__name__}")
         self.beam_length = _positive("beam_length", beam_length)
         self.model, self.score, self.tokenizer = model, score, tokenizer
+        self.training = model.training
 
     def _check_words(self) -> None:
         if self.words is not None and self.words.has_general:
@@ -158,10 +160,7 @@ class EquiZeroLM(Stored, nn.Module):
         ]
         scores = _numbers(self.score(texts), len(texts))
         sums = log_p.tolist()
-        best = [
-            max(range(order), key=lambda g, b=b: (scores[g * batch + b], sums[g * batch + b], -g))  # type: ignore[misc]
-            for b in range(batch)
-        ]
+        best = [_choice(scores[b::batch], sums[b::batch]) for b in range(batch)]
         chosen = new.unflatten(0, (order, batch))[best, range(batch)]
         inverse = self.action.perm[self.action.group.inverse[best]].to(ids.device)
         return inverse.gather(1, chosen)
@@ -211,6 +210,13 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def _choice(scores: list[float], sums: list[float]) -> int:
+    """The best score; of equal ones the likelier text, and the first of those that differ by rounding alone."""
+    best = [g for g, score in enumerate(scores) if score == max(scores)]
+    likely = max(sums[g] for g in best)
+    return next(g for g in best if sums[g] >= likely - _ROUNDING)
 
 
 def _positive(name: str, value: object) -> int:
