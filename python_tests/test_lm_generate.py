@@ -8,7 +8,16 @@ from equikern import tokens
 from equikern.lm import EquiLM, REquiLM
 from equikern.lm.frames import Frame
 from lm_models import EOS, GENERAL, PAD, V, left_padded, sentences, slow_mean, tiny, words
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+)
 from transformers.generation.streamers import BaseStreamer
 
 
@@ -22,11 +31,17 @@ def order(request):
     return request.param
 
 
-def slow_next(lm, ids, mask, start):
+# where generate leaves the positions behind padding on the right to the next count of the mask
+RECOUNTS = not hasattr(GenerationMixin, "_prepare_position_ids_for_generation")
+
+
+def slow_next(lm, ids, mask, start, recount=False):
     """The next word's log-probabilities (B, V) from whole sentences, view after view, without cache.
 
     Positions as transformers counts them: over the prompt's words, then one by one behind the prompt's last column.
+    Older releases recount all words, which is another thing where there is padding on the right.
     """
+    start = ids.shape[1] if recount else start
     position = (mask[:, :start].cumsum(-1) - 1).masked_fill(mask[:, :start] == 0, 0)
     behind = torch.arange(1, ids.shape[1] - start + 1)
     position = torch.cat((position, position[:, -1:] + behind), 1)
@@ -37,10 +52,10 @@ def grown(ids, mask, new):
     return torch.cat((ids, new), 1), torch.cat((mask, torch.ones_like(new)), 1)
 
 
-def slow_greedy(lm, ids, mask, steps):
+def slow_greedy(lm, ids, mask, steps, recount=False):
     start = ids.shape[1]
     for _ in range(steps):
-        ids, mask = grown(ids, mask, slow_next(lm, ids, mask, start).argmax(-1, keepdim=True))
+        ids, mask = grown(ids, mask, slow_next(lm, ids, mask, start, recount).argmax(-1, keepdim=True))
     return ids
 
 
@@ -74,7 +89,7 @@ def test_greedy_equals_the_slow_loop(model, order, space, padding):
     elif padding == "right":  # as transformers: what follows is put behind the padding
         mask = left_padded(ids)[1].flip(1)
         ids = ids.masked_fill(mask == 0, PAD)
-    expected = slow_greedy(lm, ids, mask, 8)
+    expected = slow_greedy(lm, ids, mask, 8, RECOUNTS)
     for use_cache in (True, False):
         got = lm.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, use_cache=use_cache)
         assert got.tolist() == expected.tolist()
@@ -302,6 +317,26 @@ def test_prompt_from_nothing(model):
     got = lm.generate(max_new_tokens=3, do_sample=False)
     assert got.shape == (1, 4)
     assert got.tolist() == lm.generate(input_ids=torch.tensor([[1]]), max_new_tokens=3, do_sample=False).tolist()
+
+
+def letters():
+    """A tokenizer whose words are single letters, among them those that transformers tries stop strings with."""
+    names = {letter: v for v, letter in enumerate("abcdef" + "".join(chr(0x4E00 + v) for v in range(6, V)))}
+    plain = Tokenizer(models.WordLevel(names, unk_token="a"))
+    plain.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    plain.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=plain)
+
+
+def test_stop_strings_are_the_users(model):
+    lm, ids = EquiLM(model, words(3)), sentences(4, 6, 3)
+    plain, tokenizer = lm.generate(ids, do_sample=False, max_new_tokens=6), letters()
+    for row in range(4):
+        stop = tokenizer.decode(plain[row, 7:9])
+        options = {"do_sample": False, "max_new_tokens": 6, "tokenizer": tokenizer, "stop_strings": [stop]}
+        got = lm.generate(ids[row : row + 1], **options)
+        text = tokenizer.decode(plain[row, 6:])
+        assert tokenizer.decode(got[0, 6:]) == text[: text.index(stop) + 2]
 
 
 def test_generates_in_half_precision():

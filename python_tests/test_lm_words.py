@@ -153,7 +153,7 @@ def test_a_real_tokenizer():
     words = WordLists.from_tokenizer(tokenizer, equality, general=["nurse"], capitalized=True)
     assert len(words.equality) == 7
     text = "The man said that he was Black. He is a king, a nurse and the Woman's man."
-    moved = words.action.act(1, torch.tensor(tokenizer.encode(text)))
+    moved = words.action.act(1, torch.tensor(tokenizer.encode(text, add_special_tokens=False)))
     assert tokenizer.decode(moved) == (
         "The woman said that she was White. She is a queen, a nurse and the Man's woman."
     )

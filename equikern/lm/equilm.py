@@ -262,6 +262,9 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
     ) -> dict[str, Any]:
         """The model's own, for B rows; ``forward`` makes the views."""
         prepared = dict(cast(Any, self.model).prepare_inputs_for_generation(input_ids, **kwargs))
+        # what models find out themselves (older releases), and what generate needed for stop strings
+        for name in ("cache_position", "tokenizer"):
+            prepared.pop(name, None)
         return {name: value for name, value in prepared.items() if name != "position_ids" or name in self._takes}
 
     def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
