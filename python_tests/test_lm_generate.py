@@ -39,10 +39,10 @@ def slow_next(lm, ids, mask, start, recount=False):
     """The next word's log-probabilities (B, V) from whole sentences, view after view, without cache.
 
     Positions as transformers counts them: over the prompt's words, then one by one behind the prompt's last column.
-    Older releases recount all words, which is another thing where there is padding on the right.
+    Older releases recount all words, with 1 at padding: another thing where there is padding on the right.
     """
     start = ids.shape[1] if recount else start
-    position = (mask[:, :start].cumsum(-1) - 1).masked_fill(mask[:, :start] == 0, 0)
+    position = (mask[:, :start].cumsum(-1) - 1).masked_fill(mask[:, :start] == 0, int(recount))
     behind = torch.arange(1, ids.shape[1] - start + 1)
     position = torch.cat((position, position[:, -1:] + behind), 1)
     return slow_mean(lm.model, lm.words, ids, mask, lm.space, position)[:, -1].log_softmax(-1)
