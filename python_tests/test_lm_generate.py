@@ -184,7 +184,7 @@ def test_canonical_form():
     """The smallest transform over the real words, wherever padding is; the first of equal ones."""
     action = words(3).action
     ids, mask = left_padded(sentences(6, 5))
-    ids[0, 0], ids[2, 2] = 5, 4
+    ids[0, 0], ids[2, 2], ids[3, 0], ids[5, 0] = 5, 4, 4, 4  # the last two below the padding
     mask[5] = 0
     frame = Frame(action, ids, mask)
     for b in range(6):
