@@ -47,7 +47,7 @@ struct Dot {
 template <class T>
 void dot_typed(const Problem& p) {
   typedef Bits<T> E;
-  const SmallViews<E> small(p);
+  const Views<E> views(p);
   const int64_t work = p.views * p.planes() * p.H * p.W * p.V;
   const Units u(p, p.H, p.W);
   const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
@@ -63,7 +63,7 @@ void dot_typed(const Problem& p) {
       for_bands(p, region_of(p, p.codes[g], t), 2 * sizeof(E), [&](const Region& r) {
         const int64_t elements = elements_of(p, r);
         const Band<E> y = gathered<E>(p, other, r, p.other.col == p.V ? nullptr : scratch<E>(2, elements));
-        const Band<E> x = view_band<E>(p, from, p.codes[g], r, scratch<E>(0, elements), true, small[g]);
+        const Band<E> x = view_band<E>(p, from, views[g], r, scratch<E>(0, elements), true);
         const int64_t length = r.pixels() * p.V, plane = r.rows() * length;
         E* to = !out.data ? nullptr : direct ? out.at_region(r) : scratch<E>(1, elements);
         const int64_t to_row = direct ? out.row : length, to_plane = direct ? out.plane : plane;

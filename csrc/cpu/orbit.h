@@ -18,11 +18,10 @@ inline void scale_run(T* to, const T* from, int64_t n, Acc<T> s) {
 
 // One band of a view to its place: at once, or staged where its rows are not the place's or it is streamed.
 template <class E>
-inline void move_view(const Problem& p, const Place<E>& place, const Source<E>& from, unsigned code, const Region& r, bool streaming,
-                      const SmallView<E>* small) {
-  if (place.rows_fit(p) && !streaming) return copy_views<E>(place.at_region(r), place.plane, place.row, from, p, code, r, small);
+inline void move_view(const Problem& p, const Place<E>& place, const Source<E>& from, const View<E>& view, const Region& r, bool streaming) {
+  if (place.rows_fit(p) && !streaming) return copy_views<E>(place.at_region(r), place.plane, place.row, from, p, view, r);
   E* stage = scratch<E>(0, elements_of(p, r));
-  put<E>(p, place, view_band<E>(p, from, code, r, stage, streaming, small), r, streaming);
+  put<E>(p, place, view_band<E>(p, from, view, r, stage, streaming), r, streaming);
 }
 
 template <class E>
@@ -55,7 +54,7 @@ inline Source<Bits<T>> scaled_source(const Problem& p, const Source<Bits<T>>& fr
 template <class T, bool kExact>
 void orbit_typed(const Problem& p) {
   typedef Bits<T> E;
-  const SmallViews<E> small(p);
+  const Views<E> views(p);
   const int64_t work = p.views * p.planes() * p.H * p.W * p.V;
   const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   const Units u(p, p.H, p.W);
@@ -63,22 +62,22 @@ void orbit_typed(const Problem& p) {
     const Unit t = unit_at(u, n, p.H, p.W);
     Source<E> from = source<E>(p, t.plane);
     if constexpr (!kExact)
-      if (!p.weights) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
+      if (!p.weights && !p.moves) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
     const int64_t chosen = p.index ? p.index[t.plane / p.planes_per_index] : -1;
     for (int g = 0; g < p.views; ++g) {
       const Place<E> place(p, p.out, t.plane, g);
       for_bands(p, region_of(p, p.codes[g], t), sizeof(E), [&](const Region& r) {
         if (p.index && chosen != g) return put_zeros<E>(p, place, r, streaming);
         if constexpr (!kExact) {
-          if (p.weights) {
+          if (p.weights || p.moves) {
             const int64_t elements = elements_of(p, r);
             E* stage = scratch<E>(1, elements);
-            const Band<E> band = view_band<E>(p, from, p.codes[g], r, scratch<E>(0, elements), true, small[g]);
+            const Band<E> band = view_band<E>(p, from, views[g], r, scratch<E>(0, elements), true);
             scale_run<T>(numbers<T>(stage), numbers<T>(band.data), elements, Acc<T>(p.scale * weight(p, g, t.plane)));
             return put<E>(p, place, dense_band<E>(p, r, stage), r, streaming);
           }
         }
-        move_view<E>(p, place, from, p.codes[g], r, streaming, small[g]);
+        move_view<E>(p, place, from, views[g], r, streaming);
       });
     }
   });
@@ -87,7 +86,7 @@ void orbit_typed(const Problem& p) {
 // One view for every plane, the one its index names.
 template <class E>
 void select_typed(const Problem& p) {
-  const SmallViews<E> small(p);
+  const Views<E> views(p);
   const int64_t work = p.planes() * p.Ho * p.Wo * p.V;
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   const Units u(p, p.Ho, p.Wo);
@@ -96,7 +95,7 @@ void select_typed(const Problem& p) {
     const int64_t g = std::min<int64_t>(std::max<int64_t>(p.index[t.plane / p.planes_per_index], 0), p.views - 1);
     const Source<E> from = source<E>(p, t.plane, g);
     const Place<E> place(p, p.out, t.plane, 0);
-    for_bands(p, t.region(), sizeof(E), [&](const Region& r) { move_view<E>(p, place, from, p.codes[g], r, streaming, small[g]); });
+    for_bands(p, t.region(), sizeof(E), [&](const Region& r) { move_view<E>(p, place, from, views[g], r, streaming); });
   });
 }
 

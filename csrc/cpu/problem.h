@@ -18,10 +18,21 @@ struct Side {
   int64_t row = 0, col = 0;
 };
 
+// One view of a permuted dim: entry positions[k] shows entry sources[k] of the tensor, or minus entry ~sources[k] where
+// that is below zero; all others stay in place. Positions rise.
+struct Moves {
+  const int32_t* positions;
+  const int32_t* sources;
+  int64_t count;
+  int64_t has_signs;
+};
+
 struct Problem {
   Dtype dtype;
   int views = 0;
   const uint8_t* codes = nullptr;  // one element code per view, see grid_index.h
+  const Moves* moves = nullptr;    // or for each view what it moves: entries of a row, or whole rows
+  bool move_rows = false;
   int64_t H = 1, W = 1;            // the plane that is looked at
   int64_t Ho = 1, Wo = 1;          // what a view of it measures
   int64_t V = 1;                   // elements of a pixel that lie side by side (channels-last), moved together

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "sum.h"
+#include "sum_moved.h"
 #include "sum_small.h"
 
 namespace equikern {
@@ -119,7 +120,7 @@ template <class T, int kOp>
 void fold_typed(const Problem& p, const Units& u, bool streaming) {
   typedef Acc<T> A;
   typedef Bits<T> E;
-  const SmallViews<E> small(p);
+  const Views<E> views(p);
   const bool pair = p.op == kMeanStd;
   for_units(p, u, p.planes() * p.Ho * p.Wo * p.V * p.views, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
@@ -130,7 +131,7 @@ void fold_typed(const Problem& p, const Units& u, bool streaming) {
       A* s = scratch<A>(1, elements);
       A* m = kOp == kStd ? scratch<A>(2, elements) : nullptr;
       for (int g = 0; g < p.views; ++g) {
-        const Band<E> band = view_band<E>(p, source<E>(p, t.plane, g), p.codes[g], r, stage, true, small[g]);
+        const Band<E> band = view_band<E>(p, source<E>(p, t.plane, g), views[g], r, stage, true);
         join_run<T, kOp>(s, m, numbers<T>(band.data), elements, g, A(weight(p, g, t.plane)));
       }
       E* second = pair ? stage + elements : nullptr;
@@ -147,8 +148,8 @@ void reduce_typed(const Problem& p) {
   const bool streaming = past_caches((p.views + 1) * p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)));
   switch (p.op) {
     case kSum:
-      if (!sum_small<T>(p, u, streaming) && !sum_typed<T>(p, u, streaming)) fold_typed<T, kSum>(p, u, streaming);
-      return;
+      if (p.moves ? sum_moved<T>(p, u, streaming) : sum_small<T>(p, u, streaming) || sum_typed<T>(p, u, streaming)) return;
+      return fold_typed<T, kSum>(p, u, streaming);
     case kMax: return fold_typed<T, kMax>(p, u, streaming);
     case kMin: return fold_typed<T, kMin>(p, u, streaming);
     case kGmean: return fold_typed<T, kGmean>(p, u, streaming);

@@ -193,11 +193,21 @@ inline Band<E> gathered(const Problem& p, const Place<E>& place, const Region& r
   return dense_band<E>(p, r, stage);
 }
 
-// The region in bands that fit into L1 with `bytes` for each element; never a rest too low for a tile. Units of several
-// planes do fit.
+// The region in bands that fit into L1 with `bytes` for each element, of rows or of parts of one row; never a rest too
+// low for a tile. Units of several planes do fit.
 template <class F>
 inline void for_bands(const Problem& p, const Region& whole, int64_t bytes, const F& body) {
   if (whole.planes > 1) return body(whole);
+  if (whole.rows() == 1) {
+    const int64_t n = std::max<int64_t>(16, kBand / (p.V * bytes) / 512 * 512);
+    for (int64_t j = whole.j0; j < whole.j1;) {
+      int64_t end = j + n;
+      if (whole.j1 - end < n / 4) end = whole.j1;
+      body(Region{whole.planes, whole.i0, whole.i1, j, end});
+      j = end;
+    }
+    return;
+  }
   const int64_t row = std::max<int64_t>(1, whole.pixels() * p.V * bytes);
   const int64_t n = std::max<int64_t>(16, kBand / row / 16 * 16);
   for (int64_t i = whole.i0; i < whole.i1;) {

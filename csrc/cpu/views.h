@@ -109,16 +109,41 @@ inline void copy_view(E* to, int64_t to_row, const Source<E>& from, const Proble
 }  // namespace EQK_ISA
 }  // namespace equikern
 
+#include "moves.h"
 #include "small.h"
 
 namespace equikern {
 namespace EQK_ISA {
 
+// How a view is made: by its code, by its table where planes are small, or by the entries that it moves.
+template <class E>
+struct View {
+  unsigned code;
+  const SmallView<E>* small;
+  const Moves* moves;
+
+  // Whether a region of it is the same region of the source.
+  bool stays(const Problem& p, const Region& r) const {
+    if (!moves) return !(code & (kTranspose | kReverseW));
+    const MovedRange range = p.move_rows ? MovedRange(*moves, r.i0, r.i1) : MovedRange(*moves, r.j0, r.j1);
+    return range.lo == range.hi;
+  }
+};
+
+template <class E>
+struct Views {
+  const Problem& p;
+  SmallViews<E> small;
+  explicit Views(const Problem& problem) : p(problem), small(problem) {}
+  View<E> operator[](int g) const { return {p.codes[g], small[g], p.moves ? p.moves + g : nullptr}; }
+};
+
 // All planes of a region, rows to_row apart and planes to_plane apart.
 template <class E>
-inline void copy_views(E* to, int64_t to_plane, int64_t to_row, const Source<E>& from, const Problem& p, unsigned code, const Region& r,
-                       const SmallView<E>* small) {
-  if (small && to_row == r.pixels()) return small->copy(to, to_plane, from.data, from.plane, r.planes);
+inline void copy_views(E* to, int64_t to_plane, int64_t to_row, const Source<E>& from, const Problem& p, const View<E>& view, const Region& r) {
+  const unsigned code = view.code;
+  if (view.moves && !view.stays(p, r)) return copy_moved(to, to_plane, to_row, from, p, *view.moves, r);
+  if (view.small && to_row == r.pixels()) return view.small->copy(to, to_plane, from.data, from.plane, r.planes);
   Source<E> plane = from;
   // Rows that follow each other in both places are one row: in the same order, or all of the plane backwards.
   const int64_t length = r.pixels() * p.V, all = r.rows() * length;
@@ -136,16 +161,16 @@ inline void copy_views(E* to, int64_t to_plane, int64_t to_row, const Source<E>&
 // A view's region as a band: in place where the source's rows already are the view's rows, otherwise in `stage`.
 // `flat` asks for one contiguous run.
 template <class E>
-inline Band<E> view_band(const Problem& p, const Source<E>& from, unsigned code, const Region& r, E* stage, bool flat, const SmallView<E>* small) {
+inline Band<E> view_band(const Problem& p, const Source<E>& from, const View<E>& view, const Region& r, E* stage, bool flat) {
   const int64_t length = r.pixels() * p.V, rows = r.rows();
-  if (!(code & (kTranspose | kReverseW)) && from.col == p.V) {
-    const bool mirror = code & kReverseH;
+  if (from.col == p.V && view.stays(p, r)) {
+    const bool mirror = view.code & kReverseH;
     const Band<E> band{from.at(mirror ? p.H - 1 - r.i0 : r.i0, r.j0), from.plane, mirror ? -from.row : from.row};
     const bool contiguous = (rows == 1 || band.row == length) && (r.planes == 1 || band.plane == rows * length);
     if (contiguous || (!flat && r.planes == 1)) return band;
   }
   const Band<E> band{stage, rows * length, length};
-  copy_views<E>(stage, band.plane, length, from, p, code, r, small);
+  copy_views<E>(stage, band.plane, length, from, p, view, r);
   return band;
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+
 import torch
 from torch import Tensor
 
-from ..tables import permutes
+from ..tables import entry, moved_dim, permutes
 from . import reference
 from .reference import cross_entropy, score, softmax_mean, softmax_mean_backward  # noqa: F401
 
@@ -36,18 +38,28 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def _parsed(maps: str) -> tuple[bytes, int]:
-    """One code for each view (``csrc/grid_index.h``), and the number of spatial dims."""
+    """What the native module calls codes and spatial: what each view does, and to which dims."""
     found = _codes.get(maps)
     if found is None:
         words = maps.split(" ")
+        if permutes(maps):
+            found = _codes[maps] = (b"".join(map(_moves, words)), moved_dim(words[0]))
+            return found
         codes = bytes(0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words)
         found = _codes[maps] = (codes, 0 if words[0] == "." else 2)
     return found
 
 
+def _moves(word: str) -> bytes:
+    """A struct Moves of ``csrc/cpu/problem.h``; it points into the register, which keeps its entries."""
+    view = entry(word)
+    signed = bool((view.sources < 0).any())
+    return struct.pack("4q", view.positions.data_ptr(), view.sources.data_ptr(), len(view.positions), signed)
+
+
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``."""
-    if permutes(maps):
+    if maps[0] == "t":
         return reference.orbit(x, out, maps, scale, weights, index)
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
@@ -64,8 +76,6 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
-    if permutes(maps):
-        return reference.reduce(y, out, maps, op, scale, weights, out2)
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_out2, out2_strides = (0, ()) if out2 is None else (out2.data_ptr(), out2.stride())
@@ -77,8 +87,6 @@ def reduce(
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
-    if permutes(maps):
-        return reference.orbit_dot(x, y, out, dots, maps, weights)
     codes, dims = _parsed(maps)
     at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
     _C.orbit_dot(
@@ -89,8 +97,6 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``."""
-    if permutes(maps):
-        return reference.select(y, out, index, maps, scores, minimum)
     codes, dims = _parsed(maps)
     at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
     _C.select(

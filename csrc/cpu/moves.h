@@ -1,0 +1,77 @@
+// Permuted views of one dim: the source with some of its entries in other places. Included by views.h.
+#pragma once
+
+#include <algorithm>
+
+namespace equikern {
+namespace EQK_ISA {
+
+// The moved entries lo … hi of a view; `dense` where they are all that is asked for.
+struct MovedRange {
+  int64_t lo, hi;
+  bool dense;
+
+  MovedRange(const Moves& m, int64_t first, int64_t last) {
+    const int32_t *begin = m.positions, *end = begin + m.count;
+    lo = std::lower_bound(begin, end, first) - begin;
+    hi = std::lower_bound(begin + lo, end, last) - begin;
+    dense = hi - lo == last - first;
+  }
+};
+
+template <class E>
+EQK_INLINE E minus(E x, bool number) {
+  return number ? x ^ E(E(1) << (8 * sizeof(E) - 1)) : E(E(0) - x);
+}
+
+// to[position − first] = the entry that shows there, in one row of n = `step` elements an entry.
+template <class E, bool kSigned>
+inline void gather_entries(E* to, int64_t first, const E* from, int64_t step, const Moves& m, const MovedRange& range, bool number) {
+  for (int64_t k = range.lo; k < range.hi; ++k) {
+    const int64_t at = m.sources[k];
+    E* const place = to + (range.dense ? k - range.lo : m.positions[k] - first);
+    if constexpr (kSigned)
+      *place = at < 0 ? minus(from[~at * step], number) : from[at * step];
+    else
+      *place = from[at * step];
+  }
+}
+
+// The part of a row that begins at entry `first` and is n long, permuted: in place where nothing of it moves.
+template <class E>
+inline const E* moved_row(const E* row, const Moves& m, int64_t first, int64_t n, E* stage) {
+  const MovedRange range(m, first, first + n);
+  if (range.lo == range.hi) return row + first;
+  if (!range.dense) std::memcpy(stage, row + first, n * sizeof(E));
+  gather_entries<E, false>(stage, first, row, 1, m, range, true);
+  return stage;
+}
+
+// All planes of a region, as copy_views does: the source where it is, then the moved rows or columns over it.
+template <class E>
+inline void copy_moved(E* to, int64_t to_plane, int64_t to_row, const Source<E>& from, const Problem& p, const Moves& m, const Region& r) {
+  const int64_t first = p.move_rows ? r.i0 : r.j0;
+  const MovedRange range(m, first, p.move_rows ? r.i1 : r.j1);
+  const bool number = p.dtype <= Dtype::kBFloat16;
+  Source<E> plane = from;
+  for (int64_t n = 0; n < r.planes; ++n, to += to_plane, plane.data += from.plane) {
+    if (!range.dense) copy_view<E>(to, to_row, plane, p, 0, r);
+    if (!p.move_rows) {
+      if (m.has_signs)
+        gather_entries<E, true>(to, first, plane.data, plane.col, m, range, number);
+      else
+        gather_entries<E, false>(to, first, plane.data, plane.col, m, range, number);
+      continue;
+    }
+    for (int64_t k = range.lo; k < range.hi; ++k) {
+      const int64_t at = m.sources[k], row = at < 0 ? ~at : at;
+      E* const line = to + (m.positions[k] - first) * to_row;
+      copy_view<E>(line, to_row, plane, p, 0, Region{1, row, row + 1, r.j0, r.j1});
+      if (at < 0)
+        for (int64_t j = 0; j < r.pixels(); ++j) line[j] = minus(line[j], number);
+    }
+  }
+}
+
+}  // namespace EQK_ISA
+}  // namespace equikern
