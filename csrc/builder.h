@@ -45,7 +45,7 @@ inline char* pointer(uintptr_t address) { return reinterpret_cast<char*>(address
 // grids (lead…, H, W) with a code for each, 0 for views that are all the same, below zero the dim that they permute,
 // counted from the end, with what each moves (Moves) in place of its code.
 struct Builder {
-  Problem p;
+  RowProblem p;
   int spatial;
   Ints lead;                  // sizes of the other dims
   int before;                 // of them before the permuted one
@@ -153,7 +153,8 @@ struct Builder {
     std::swap(p.in.row, p.in.col);
   }
 
-  void run(void (*kernel)(const Problem&)) {
+  template <class Kernel>
+  void run(const Kernel& kernel) {
     const int64_t work = p.planes() * p.H * p.W * p.V * p.views;
     if (work <= 65536) {  // shorter than handing over the GIL
       kernel(p);

@@ -1,4 +1,8 @@
-"""The native module; pointers are addresses, ``codes`` one byte a view, ``keep`` the lead dims of weights or index."""
+"""The native module; pointers are addresses, ``keep`` the lead dims of weights or index.
+
+``codes`` is one byte a view where ``spatial`` is 2 or 0. Below zero that is the permuted dim, and ``codes``, like
+``moves``, ``inverse`` and ``maps``, a struct Moves (``csrc/cpu/problem.h``) a view.
+"""
 
 from collections.abc import Callable
 
@@ -64,6 +68,65 @@ def select(
     scores_double: bool,
     minimum: bool,
     keep: int,
+    threads: int,
+) -> None: ...
+def tokens(
+    x: int,
+    shape: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    codes: bytes,
+    dtype: int,
+    maps: bytes,
+    size: int,
+    threads: int,
+) -> None: ...
+def softmax_mean(
+    y: int,
+    shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    lse: int,
+    moves: bytes,
+    dtype: int,
+    space: int,
+    threads: int,
+) -> None: ...
+def softmax_mean_backward(
+    grad: int,
+    grad_strides: tuple[int, ...],
+    y: int,
+    shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    lse: int,
+    out: int,
+    out_strides: tuple[int, ...],
+    moves: bytes,
+    inverse: bytes,
+    dtype: int,
+    space: int,
+    threads: int,
+) -> None: ...
+def score(
+    logits: int, shape: tuple[int, ...], strides: tuple[int, ...], out: int, dtype: int, kind: int, threads: int
+) -> None: ...
+def cross_entropy(
+    y: int,
+    shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    target: int,
+    loss: int,
+    grad: int,
+    grad_strides: tuple[int, ...],
+    moves: bytes,
+    inverse: bytes,
+    dtype: int,
+    space: int,
+    ignore_index: int,
+    smoothing: float,
+    factor: float,
     threads: int,
 ) -> None: ...
 def cpu_isa() -> str: ...

@@ -1,9 +1,10 @@
-// The four kernels for one instruction set; every translation unit that includes this sets EQK_ISA and its flags.
+// The kernels that move and reduce, for one instruction set; every translation unit that includes this sets EQK_ISA.
 #pragma once
 
 #include "dot.h"
 #include "orbit.h"
 #include "reduce.h"
+#include "tokens.h"
 
 namespace equikern {
 namespace EQK_ISA {
@@ -52,6 +53,21 @@ void select(const Problem& p) {
     default: return select_typed<uint64_t>(p);
   }
 }
+
+bool tokens(const Problem& p, int64_t size, int64_t* outside) {
+  const auto run = [&](auto id) {
+    typedef decltype(id) E;
+    const E* const found = find_outside<E>(p, size);
+    found ? void(*outside = *found) : tokens_typed<E>(p);
+    return !found;
+  };
+  return element_size(p.dtype) == 4 ? run(int32_t()) : run(int64_t());
+}
+
+void softmax_mean(const RowProblem& p);
+void softmax_mean_backward(const RowProblem& p);
+void score(const RowProblem& p);
+void cross_entropy(const RowProblem& p);
 
 }  // namespace EQK_ISA
 }  // namespace equikern

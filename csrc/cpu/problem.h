@@ -62,12 +62,30 @@ struct Problem {
 
 enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd, kWeightedMean };
 
+enum Space : int { kLogits = 0, kProbs, kLogProbs };
+enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin };
+
+// A call on rows of W logits, H being 1: views that permute them or leave them in place.
+struct RowProblem : Problem {
+  const Moves* inverse = nullptr;  // for each view what the inverse permutation moves
+  int space = kLogits, kind = kMaxProb;
+  void* numbers = nullptr;         // of the accumulator's type: logarithms of sums (views, rows), losses or scores (rows)
+  const int64_t* target = nullptr;
+  int64_t ignore_index = 0;
+  double smoothing = 0, factor = 1;
+};
+
 struct Kernels {
   const char* name;
   void (*orbit)(const Problem&);
   void (*reduce)(const Problem&);
   void (*orbit_dot)(const Problem&);
   void (*select)(const Problem&);
+  bool (*tokens)(const Problem&, int64_t size, int64_t* outside);  // false and an id that is not in 0 … size − 1, if any
+  void (*softmax_mean)(const RowProblem&);
+  void (*softmax_mean_backward)(const RowProblem&);
+  void (*score)(const RowProblem&);
+  void (*cross_entropy)(const RowProblem&);
 };
 
 const Kernels& kernels();        // for this machine

@@ -112,8 +112,8 @@ inline void for_units(const Problem& p, const Units& u, int64_t work, const F& b
 // Scratch of the calling thread; slots are disjoint. Freed with the thread.
 template <class E>
 inline E* scratch(int slot, int64_t elements) {
-  static thread_local std::unique_ptr<char[]> memory[4];
-  static thread_local int64_t sizes[4] = {};
+  static thread_local std::unique_ptr<char[]> memory[8];
+  static thread_local int64_t sizes[8] = {};
   const int64_t bytes = elements * int64_t(sizeof(E)) + 256;
   if (sizes[slot] < bytes) {
     memory[slot].reset(new char[bytes]);

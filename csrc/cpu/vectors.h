@@ -16,6 +16,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 // GCC 12 says so of its own intrinsics, whose undefined lanes are meant to be undefined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 #define EQK_INLINE inline __attribute__((always_inline))
 

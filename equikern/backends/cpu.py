@@ -7,9 +7,7 @@ import struct
 import torch
 from torch import Tensor
 
-from ..tables import entry, moved_dim, permutes
-from . import reference
-from .reference import cross_entropy, score, softmax_mean, softmax_mean_backward  # noqa: F401
+from ..tables import entry, moved_dim, permutes, table
 
 try:
     from equikern import _C
@@ -25,7 +23,11 @@ for _dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, to
 _OPS = {
     op: k for k, op in enumerate("sum max min gmean hmean tsharpen logodd std mean_std weighted_mean".split())
 }  # enum Op
+_SPACES = {"logits": 0, "probs": 1, "log_probs": 2}  # enum Space
+_KINDS = {"max_prob": 0, "entropy": 1, "margin": 2}  # enum ScoreKind
 _codes: dict[str, tuple[bytes, int]] = {}
+_inverses: dict[str, tuple[bytes, list[Tensor]]] = {}
+_token_maps: dict[str, tuple[bytes, bytes, Tensor]] = {}
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -53,14 +55,49 @@ def _parsed(maps: str) -> tuple[bytes, int]:
 def _moves(word: str) -> bytes:
     """A struct Moves of ``csrc/cpu/problem.h``; it points into the register, which keeps its entries."""
     view = entry(word)
-    signed = bool((view.sources < 0).any())
-    return struct.pack("4q", view.positions.data_ptr(), view.sources.data_ptr(), len(view.positions), signed)
+    return _packed(view.positions, view.sources, bool((view.sources < 0).any()))
+
+
+def _packed(positions: Tensor, sources: Tensor, signed: bool) -> bytes:
+    return struct.pack("4q", positions.data_ptr(), sources.data_ptr(), len(positions), signed)
+
+
+def _along_rows(maps: str) -> tuple[bytes, bytes]:
+    """The Moves of every view of a row and of its inverse, none for words that leave the row in place."""
+    if not permutes(maps):
+        nothing = bytes(32 * (maps.count(" ") + 1))
+        return nothing, nothing
+    found = _inverses.get(maps)
+    if found is None:
+        packed, kept = b"", []
+        for word in maps.split(" "):
+            view = entry(word)
+            positions, order = view.sources.sort()  # what is moved from somewhere is moved to there, too
+            kept += [positions, view.positions[order]]
+            packed += _packed(kept[-2], kept[-1], False)
+        found = _inverses[maps] = (packed, kept)
+    return _parsed(maps)[0], found[0]
+
+
+def _token_map(maps: str) -> tuple[bytes, bytes, Tensor]:
+    """A code for each view, Moves with all its ids, and the (|G|, V) tensor that they point to."""
+    found = _token_maps.get(maps)
+    if found is None:
+        whole = table(maps).whole  # type: ignore[union-attr]  # they are maps of tokens
+        moves = b"".join(_packed(row[:0], row, False) for row in whole)
+        found = _token_maps[maps] = (bytes(len(whole)), moves, whole)
+    return found
 
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``."""
     if maps[0] == "t":
-        return reference.orbit(x, out, maps, scale, weights, index)
+        views, tokens, whole = _token_map(maps)
+        _C.tokens(
+            x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), views, _DTYPES[x.dtype], tokens,
+            whole.shape[1], torch.get_num_threads(),
+        )  # fmt: skip
+        return
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_index = 0
@@ -102,4 +139,51 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     _C.select(
         y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), codes, dims,
         _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None:
+    """See ``reference.softmax_mean``."""
+    moves, _ = _along_rows(maps)
+    _C.softmax_mean(
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), lse.data_ptr(), moves, _FLOATS[y.dtype],
+        _SPACES[space], torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
+    """See ``reference.softmax_mean_backward``."""
+    moves, inverse = _along_rows(maps)
+    _C.softmax_mean_backward(
+        grad.data_ptr(), grad.stride(), y.data_ptr(), y.shape, y.stride(), lse.data_ptr(), out.data_ptr(), out.stride(),
+        moves, inverse, _FLOATS[y.dtype], _SPACES[space], torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def score(logits: Tensor, out: Tensor, kind: str) -> None:
+    """See ``reference.score``."""
+    _C.score(
+        logits.data_ptr(), logits.shape, logits.stride(), out.data_ptr(), _FLOATS[logits.dtype], _KINDS[kind],
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def cross_entropy(
+    y: Tensor,
+    target: Tensor,
+    loss: Tensor,
+    grad: Tensor | None,
+    maps: str,
+    space: str,
+    ignore_index: int,
+    smoothing: float,
+    scale: Tensor | None,
+) -> None:
+    """See ``reference.cross_entropy``."""
+    moves, inverse = _along_rows(maps)
+    at_grad, grad_strides = (0, ()) if grad is None else (grad.data_ptr(), grad.stride())
+    _C.cross_entropy(
+        y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), at_grad, grad_strides, moves, inverse,
+        _FLOATS[y.dtype], _SPACES[space], ignore_index, smoothing, 1.0 if scale is None else scale.item(),
+        torch.get_num_threads(),
     )  # fmt: skip

@@ -1,0 +1,221 @@
+// Cross-entropies of the mean prediction and their gradient in one pass over the logits: each row's views stay in L2.
+// With ε the smoothing, a row's loss is −(1 − ε) log q[t] − ε/V Σ_v log q[v].
+#pragma once
+
+#include "rows.h"
+
+namespace equikern {
+namespace EQK_ISA {
+
+template <class T>
+struct Row {
+  typedef Acc<T> A;
+  static constexpr int L = kLanesOf<T>;
+  typedef Vec<A, L> V;
+
+  const RowProblem& p;
+  const int64_t r, t;  // the row's number and its target
+  const bool streaming;
+  const RowViews<T> y;
+  const int64_t n = p.W;
+  const A share = A(1) / A(p.views);  // of a view
+  const A spread = A(p.smoothing) / A(n), kept = A(1) - A(p.smoothing);
+  const A factor = A(p.factor);
+
+  Row(const RowProblem& problem, int64_t row, int64_t target, bool past) : p(problem), r(row), t(target), streaming(past), y(problem, row) {}
+
+  RowOut<T> grad(int g) const { return RowOut<T>(p, p.out, r, g, streaming); }
+
+  // −(1 − ε) log q[t] − ε/V Σ log q, where an ε of 1 leaves an impossible target out.
+  A loss(A log_q, double sum) const {
+    const double at_target = kept == 0 ? 0 : -double(kept) * double(log_q);
+    return A(p.smoothing == 0 ? at_target : at_target - double(spread) * sum);
+  }
+
+  // q = softmax of the mean of the views' logits, which is kept in scratch memory and becomes the gradient there.
+  A of_logits() const {
+    A* const mean = scratch<A>(1, n + L);
+    Online<A, L> online;
+    for_blocks(n, [&](int64_t j, int64_t length) {
+      const T* const* from = y.moved(p, j, length);
+      const int views = p.views;
+      const A part = share;
+      for_vectors<L>(length, [&](int64_t i, auto count) {
+        V sum = lift<T, L>(from[0] + i, count, -kInfinity<A>);
+        for (int g = 1; g < views; ++g) sum += lift<T, L>(from[g] + i, count, -kInfinity<A>);
+        store<A, L>(mean + j + i, sum * part);
+      });
+      // Whole vectors from here on: what follows the row is −∞.
+      online.template join<false>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); });
+    });
+    const Stats<A> s = online.finish();
+    const A log_q = s.log_p(mean[t]);
+    if (!p.smoothing && !p.out.data) return loss(log_q, 0);
+    double sum = 0;
+    const A scale = factor * share, uniform = spread, inverse = s.inverse, top = s.top;
+    for_blocks(n, [&](int64_t j, int64_t length) {
+      V part = {};
+      for_vectors<L>(length, [&](int64_t i, auto count) {
+        const V d = lift<A, L>(mean + j + i, count, top) - top;
+        part += d;
+        store<A, L>(mean + j + i, (exp_lanes<A, L>(d) * inverse - uniform) * scale);
+      });
+      sum += double(sum_of<A, L>(part));
+    });
+    if (p.out.data) {
+      mean[t] = (std::exp(log_q) - uniform - kept) * scale;
+      A* const stage = scratch<A>(7, kBlock);
+      for (int g = 0; g < p.views; ++g) {
+        const RowOut<T> out = grad(g);
+        for_blocks(n, [&](int64_t j, int64_t length) { out.rounded(moved_row(mean, p.inverse[g], j, length, stage), j, length); });
+      }
+    }
+    return loss(log_q, sum - double(n) * double(s.log_sum));
+  }
+
+  Stats<A>* statistics() const {
+    Stats<A>* const stats = scratch<Stats<A>>(5, p.views);
+    for (int g = 0; g < p.views; ++g) stats[g] = stats_of(y.rows[g], n);
+    return stats;
+  }
+  // log p_g[t].
+  A at_target(const Stats<A>* stats, int g) const { return stats[g].log_p(up(y.rows[g][source_of(p.moves[g], t)])); }
+
+  // log of the views' mean probability of the target.
+  A mixed(const Stats<A>* stats) const {
+    A most = -kInfinity<A>, sum = 0;
+    for (int g = 0; g < p.views; ++g) most = std::max(most, at_target(stats, g));
+    const A base = most == -kInfinity<A> ? A(0) : most;
+    for (int g = 0; g < p.views; ++g) sum += std::exp(at_target(stats, g) - base);
+    return base + std::log(sum * share);
+  }
+
+  // Each view by itself: log q is the mean of the views' log p, or without smoothing q the mean of their p. The gradient is
+  // (p − what is wanted) times one number for each view.
+  A of_views() const {
+    const Stats<A>* const stats = statistics();
+    const bool probs = p.space == kProbs;
+    A log_q = 0;
+    if (probs)
+      log_q = mixed(stats);
+    else
+      for (int g = 0; g < p.views; ++g) log_q += at_target(stats, g) * share;
+    if (!p.smoothing && !p.out.data) return loss(log_q, 0);
+    double sum = 0;
+    for (int g = 0; g < p.views; ++g) {
+      const Stats<A> s = stats[g];
+      const T* const row = y.rows[g];
+      const A scale = (probs ? std::exp(at_target(stats, g) - log_q) : A(1)) * share * factor, uniform = spread;
+      const int64_t source = source_of(p.moves[g], t);
+      if (!p.out.data) {
+        for_blocks(n, [&](int64_t j, int64_t length) {
+          V part = {};
+          for_vectors<L>(length, [&](int64_t i, auto count) { part += lift<T, L>(row + j + i, count, s.top) - s.top; });
+          sum += double(sum_of<A, L>(part));
+        });
+      } else {
+        const RowOut<T> out = grad(g);
+        for_blocks(n, [&](int64_t j, int64_t length) {
+          T* const to = out.begin(j);
+          V part = {};
+          for_vectors<L>(length, [&](int64_t i, auto count) {
+            const V d = lift<T, L>(row + j + i, count, s.top) - s.top;
+            part += d;
+            lower<T, L>(to + i, (exp_lanes<A, L>(d) * s.inverse - uniform) * scale, count);
+          });
+          sum += double(sum_of<A, L>(part));
+          if (source >= j && source < j + length) down(to + source - j, (std::exp(at_target(stats, g)) - uniform - kept) * scale);
+          out.end(j, length);
+        });
+      }
+      sum -= double(n) * double(s.log_sum);
+    }
+    return loss(log_q, sum * double(share));
+  }
+
+  // q = the mean of the views' p, with smoothing: every log q[v] counts, and is kept in scratch memory. share_g(v) is the part
+  // of view g in q[v], times what is wanted of v.
+  A of_mixture() const {
+    const Stats<A>* const stats = statistics();
+    const int views = p.views;
+    A* const log_qs = scratch<A>(1, n + L);
+    double* const totals = scratch<double>(6, views);  // Σ_v share_g(v)
+    V* const log_p = scratch<V>(7, 2 * views);
+    V* const parts = log_p + views;
+    std::fill(totals, totals + views, 0.0);
+    const A log_views = std::log(A(views)), uniform = spread;
+    double sum = 0;
+    for_blocks(n, [&](int64_t j, int64_t length) {
+      const T* const* from = y.moved(p, j, length);
+      V part = {};
+      for (int g = 0; g < views; ++g) parts[g] = V{};
+      for_vectors<L>(length, [&](int64_t i, auto count) {
+        V most = V{} - kInfinity<A>, mass = {};
+        for (int g = 0; g < views; ++g) {
+          log_p[g] = (lift<T, L>(from[g] + i, count, stats[g].top) - stats[g].top) - stats[g].log_sum;
+          most = log_p[g] > most ? log_p[g] : most;
+        }
+        const V base = most == -kInfinity<A> ? V{} : most;
+        for (int g = 0; g < views; ++g) {
+          log_p[g] = exp_lanes<A, L>(log_p[g] - base);
+          mass += log_p[g];
+        }
+        V log_q = base + log_lanes<A, L>(mass) - log_views;
+        log_q = mass == A(0) ? V{} - kInfinity<A> : log_q;
+        store<A, L>(log_qs + j + i, log_q);
+        const V counts = lane_numbers<A, L>(std::make_index_sequence<L>());
+        part += counts < A(int(count)) ? log_q : V{};
+        for (int g = 0; g < views; ++g) parts[g] += counts < A(int(count)) ? log_p[g] / mass * uniform : V{};
+      });
+      sum += double(sum_of<A, L>(part));
+      for (int g = 0; g < views; ++g) totals[g] += double(sum_of<A, L>(parts[g]));
+    });
+    const A log_q = log_qs[t];
+    if (!p.out.data) return loss(log_q, sum);
+    A* const stage = scratch<A>(7, kBlock);
+    for (int g = 0; g < views; ++g) {
+      const Stats<A> s = stats[g];
+      const T* const row = y.rows[g];
+      const A target_share = std::exp(at_target(stats, g) - log_q) * share * kept, part = share, scale = factor;
+      const A total = A(totals[g] + double(target_share));
+      const int64_t source = source_of(p.moves[g], t);
+      const RowOut<T> out = grad(g);
+      for_blocks(n, [&](int64_t j, int64_t length) {
+        const A* const log_q_here = moved_row(log_qs, p.inverse[g], j, length, stage);
+        T* const to = out.begin(j);
+        const auto gradient = [&](V x, V q) {
+          const V d = x - s.top;
+          return (exp_lanes<A, L>(d) * s.inverse) * total - exp_lanes<A, L>(d - s.log_sum - q) * part * uniform;
+        };
+        for_vectors<L>(length, [&](int64_t i, auto count) {
+          lower<T, L>(to + i, gradient(lift<T, L>(row + j + i, count, 0), lift<A, L>(log_q_here + i, count, 0)) * scale, count);
+        });
+        if (source >= j && source < j + length) {
+          const A plain = gradient(V{} + up(row[source]), V{} + log_q)[0];
+          down(to + source - j, (plain - target_share) * scale);
+        }
+        out.end(j, length);
+      });
+    }
+    return loss(log_q, sum);
+  }
+};
+
+template <class T>
+void cross_entropy_typed(const RowProblem& p) {
+  const int64_t bytes = p.planes() * p.W * p.views * int64_t(sizeof(T)), n = p.W;
+  const bool streaming = p.out.data && past_caches(2 * bytes);
+  for_rows(p, [&](int64_t r) {
+    Acc<T>& loss = static_cast<Acc<T>*>(p.numbers)[r];
+    if (p.target[r] == p.ignore_index) {
+      loss = 0;
+      for (int g = 0; p.out.data && g < p.views; ++g) RowOut<T>(p, p.out, r, g, streaming).zeros(n);
+      return;
+    }
+    const Row<T> row(p, r, p.target[r], streaming);
+    loss = p.space == kLogits ? row.of_logits() : p.space == kProbs && p.smoothing != 0 ? row.of_mixture() : row.of_views();
+  });
+}
+
+}  // namespace EQK_ISA
+}  // namespace equikern

@@ -1,0 +1,171 @@
+// What the kernels with a softmax share: rows of logits, their statistics in one pass, and results written block by block.
+#pragma once
+
+#include <cmath>
+
+#include "lanes.h"
+#include "units.h"
+
+namespace equikern {
+namespace EQK_ISA {
+
+constexpr int64_t kBlock = 2048;  // numbers that are handled while they are in L1
+
+template <class F>
+inline void for_blocks(int64_t n, const F& body) {
+  for (int64_t j = 0; j < n; j += kBlock) body(j, std::min(kBlock, n - j));
+}
+
+// body(row) for all rows, each by one thread, so that no sum depends on their number.
+template <class F>
+inline void for_rows(const RowProblem& p, const F& body) {
+  const int64_t rows = p.planes();
+  const int threads = rows * p.W * p.views < 32768 ? 1 : int(std::min<int64_t>(p.threads, rows));
+  if (threads <= 1) {
+    for (int64_t r = 0; r < rows; ++r) body(r);
+    stream_fence();
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) body(r);
+    stream_fence();
+  }
+}
+
+// What a softmax needs to know of a row: log p = (x − top) − log_sum, p = exp(x − top) · inverse. NaN if the row has one,
+// or nothing but −∞.
+template <class A>
+struct Stats {
+  A top, log_sum, inverse;
+
+  A log_p(A x) const { return (x - top) - log_sum; }
+};
+
+// Sums of exp(x − top), from blocks whose own largest number may raise the top.
+template <class A, int L>
+struct Online {
+  typedef Vec<A, L> V;
+  A top = -kInfinity<A>;
+  V sum = {};
+  V moment = {};  // Σ (x − top) · exp(x − top), on request
+
+  // get(i, count) are the numbers i … i + count of the block in L1, −∞ in the lanes that do not count.
+  template <bool kMoment, class Get>
+  EQK_INLINE void join(int64_t n, const Get& get) {
+    V best = V{} - kInfinity<A>;
+    for_vectors<L>(n, [&](int64_t i, auto count) {
+      const V x = get(i, count);
+      best = x > best ? x : best;
+    });
+    const A most = largest_of<A, L>(best);
+    if (most > top) {
+      if (top != -kInfinity<A>) {
+        const A factor = exp_one(top - most);
+        if (kMoment) moment = (moment + sum * (top - most)) * factor;
+        sum *= factor;
+      }
+      top = most;
+    }
+    const A base = top == -kInfinity<A> ? A(0) : top;
+    V part = {}, part_moment = {};
+    for_vectors<L>(n, [&](int64_t i, auto count) {
+      const V d = get(i, count) - base, e = exp_lanes<A, L>(d);
+      part += e;
+      if (kMoment) part_moment += (d < A(-10000) ? V{} - A(10000) : d) * e;  // 0 where d is −∞
+    });
+    sum += part;
+    if (kMoment) moment += part_moment;
+  }
+  Stats<A> finish() const {
+    const A s = sum_of<A, L>(sum);
+    return {top, std::log(s), A(1) / s};
+  }
+};
+
+template <bool kMoment, class T>
+inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n) {
+  Online<Acc<T>, kLanesOf<T>> online;
+  for_blocks(n, [&](int64_t j, int64_t length) {
+    online.template join<kMoment>(
+        length, [from = row + j](int64_t i, auto count) { return lift<T, kLanesOf<T>>(from + i, count, -kInfinity<Acc<T>>); });
+  });
+  return online;
+}
+template <class T>
+inline Stats<Acc<T>> stats_of(const T* row, int64_t n) {
+  return sums_of<false>(row, n).finish();
+}
+
+// The views of one row, each in one piece: where they are, or copied if their numbers lie apart.
+template <class T>
+struct RowViews {
+  const T** rows;
+  const T** blocks;
+
+  RowViews(const RowProblem& p, int64_t r) {
+    rows = scratch<const T*>(2, 2 * p.views), blocks = rows + p.views;
+    T* const copies = is_run(p, p.in) ? nullptr : scratch<T>(3, p.views * p.W);
+    for (int g = 0; g < p.views; ++g) rows[g] = piece(p, p.in, r, g, copies + (copies ? g * p.W : 0));
+  }
+  static bool is_run(const RowProblem& p, const Side& side) { return side.col == 1 || p.W == 1; }
+  static const T* piece(const RowProblem& p, const Side& side, int64_t r, int g, T* copy) {
+    const T* from = at<T>(p, side, r) + g * side.group;
+    if (is_run(p, side)) return from;
+    for (int64_t j = 0; j < p.W; ++j) copy[j] = from[j * side.col];
+    return copy;
+  }
+  // All views' numbers j … j + length, transformed.
+  const T* const* moved(const RowProblem& p, int64_t j, int64_t length) const {
+    T* const stages = scratch<T>(4, p.views * kBlock);
+    for (int g = 0; g < p.views; ++g) blocks[g] = moved_row(rows[g], p.moves[g], j, length, stages + g * kBlock);
+    return blocks;
+  }
+};
+
+// One row of a result, written block by block: at once, or from L1 past the caches or to numbers that lie apart.
+template <class T>
+struct RowOut {
+  T* data;
+  T* stage;
+  int64_t step;
+
+  RowOut(const RowProblem& p, const Side& side, int64_t r, int g, bool streaming) : data(at<T>(p, side, r) + g * side.group) {
+    step = RowViews<T>::is_run(p, side) ? 1 : side.col;
+    stage = streaming || step != 1 ? scratch<T>(0, kBlock) : nullptr;
+  }
+  T* begin(int64_t j) const { return stage ? stage : data + j; }
+  void end(int64_t j, int64_t length) const {
+    if (stage) write(stage, j, length);
+  }
+  void write(const T* from, int64_t j, int64_t length) const {
+    if (step == 1) return stream(reinterpret_cast<char*>(data + j), reinterpret_cast<const char*>(from), length * sizeof(T));
+    for (int64_t i = 0; i < length; ++i) data[(j + i) * step] = from[i];
+  }
+  void zeros(int64_t n) const {
+    for_blocks(n, [&](int64_t j, int64_t length) {
+      std::memset(static_cast<void*>(begin(j)), 0, length * sizeof(T));
+      end(j, length);
+    });
+  }
+  // Numbers of the accumulator's type, rounded.
+  void rounded(const Acc<T>* from, int64_t j, int64_t length) const {
+    if constexpr (std::is_same_v<T, Acc<T>>) {
+      if (stage) return write(from, j, length);
+    }
+    constexpr int L = kLanesOf<T>;
+    T* const to = begin(j);
+    for_vectors<L>(length, [&](int64_t i, auto count) { lower<T, L>(to + i, lift<Acc<T>, L>(from + i, count, 0), count); });
+    end(j, length);
+  }
+};
+
+// The entry of the source that entry t of a view shows.
+inline int64_t source_of(const Moves& m, int64_t t) {
+  const int32_t *end = m.positions + m.count, *found = std::lower_bound(m.positions, end, t);
+  return found != end && *found == t ? m.sources[found - m.positions] : t;
+}
+
+}  // namespace EQK_ISA
+}  // namespace equikern
