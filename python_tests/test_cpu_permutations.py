@@ -11,7 +11,7 @@ from equikern import tables
 from equikern.backends import cpu, reference, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import EXACT, FLOATS, LAYOUTS, Spec, bits, generator
+from strategies import EXACT, FLOATS, LAYOUTS, Spec, bits, generator, laid_out
 from torch import Tensor
 
 pytestmark = [
@@ -165,3 +165,149 @@ def test_select(call: Call, k: int, given_index: bool, layout: str) -> None:
         (ours, theirs), (chosen, expected) = run
         assert torch.equal(chosen, expected)
     assert torch.equal(bits(ours), bits(theirs))
+
+
+@given(
+    st.integers(0, 2**16), st.sampled_from((1, 2, 3, 5)), st.sampled_from((1, 7, 100, 5000)), st.sampled_from(LAYOUTS),
+    st.sampled_from((torch.int32, torch.int64)), st.lists(st.sampled_from((1, 2, 3, 40)), max_size=3),
+)  # fmt: skip
+def test_tokens(seed: int, order: int, size: int, layout: str, dtype: torch.dtype, lead: list[int]) -> None:
+    ids = torch.randint(0, size, lead, generator=generator(seed)).to(dtype)
+    layout = layout if lead else "contiguous"
+    maps = words("t", order, size, 20, False, seed)
+    out = Spec((order, *lead), dtype, "sliced" if "e" in layout else layout, seed).bits()
+    x = laid_out(ids, layout)
+    ((ours, theirs),) = both(lambda b, t: b.orbit(x, t, maps, 1.0, None, None), out)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", (-1, 10, -(2**31), 2**31 - 1))
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
+def test_tokens_out_of_range(bad: int, dtype: torch.dtype) -> None:
+    ids = torch.arange(10, dtype=dtype).repeat(3, 1).t()
+    ids[4, 1], ids[7, 0] = bad, 99  # the first in the order of the tensor is named
+    maps, out = words("t", 2, 10, 4, False, 0), torch.full((2, 10, 3), 5, dtype=dtype)
+    messages = []
+    for backend in (cpu, reference):
+        with pytest.raises(ValueError, match=rf"x: expected token ids from 0 to 9, got {bad}$") as raised:
+            backend.orbit(ids, out, maps, 1.0, None, None)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    assert bool((out == 5).all())
+
+
+# --- rows of logits --------------------------------------------------------------------------------------------
+
+
+def hostile(t: Tensor, kind: str, seed: int) -> Tensor:
+    """Logits as they come, in the thousands, with −∞ among them or alone in a row, or with a NaN."""
+    t, g = t.clone(), generator(seed)
+    if kind == "huge":
+        return t * 2500
+    if kind == "-inf":
+        t[torch.rand(t.shape, generator=g) < 0.2] = -torch.inf
+    if kind == "-inf row":
+        t[..., : t.shape[-2] // 2 + 1, :] = -torch.inf
+    if kind == "nan" and t.numel():
+        t.view(-1)[int(torch.randint(0, t.numel(), (), generator=g))] = torch.nan
+    return t
+
+
+KINDS = st.sampled_from(("plain", "plain", "huge", "-inf", "-inf row", "nan"))
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Views of logits (order, *lead, V), and words that permute them or leave them in place."""
+
+    y: Tensor
+    maps: str
+    exact: Tensor
+    kind: str
+    seed: int
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> Logits:
+    call = draw(calls(FLOATS, last=True))
+    kind, layout = draw(KINDS), draw(st.sampled_from(LAYOUTS))
+    y = hostile(call.spec.values().contiguous(), kind, call.spec.seed)
+    maps = call.maps if draw(st.booleans()) else " ".join(["."] * y.shape[0])
+    y = laid_out(y, layout)
+    return Logits(y, maps, y.double(), kind, call.spec.seed)
+
+
+def wide_of(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def agree(ours: Tensor, exact: Tensor, case: Logits) -> None:
+    """The same NaN and infinities as in float64, and numbers as close as sums of logits of that size allow."""
+    tolerance = 4 * TOLERANCE[ours.dtype] * (1000.0 if case.kind == "huge" else 1.0)
+    torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def output_like(t: Tensor, layout: str) -> Tensor:
+    return Spec(tuple(t.shape), t.dtype, "sliced" if layout in ("expanded", "stride 0") else layout, 1).bits()
+
+
+@given(logits(), st.sampled_from(("probs", "log_probs")), st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS))
+def test_softmax_mean(case: Logits, space: str, layout: str, grad_layout: str) -> None:
+    y, exact = case.y, case.exact
+    out, lse = output_like(y[0], layout), torch.empty(y.shape[:-1], dtype=wide_of(y))
+    cpu.softmax_mean(y, out, lse, case.maps, space)
+    expected, expected_lse = torch.empty(out.shape, dtype=torch.float64), torch.empty(lse.shape, dtype=torch.float64)
+    reference.softmax_mean(exact, expected, expected_lse, case.maps, space)
+    agree(out, expected, case)
+    agree(lse, expected_lse, case)
+
+    grad = laid_out(Spec(tuple(out.shape), y.dtype, "contiguous", case.seed).values(), grad_layout)
+    slope, expected_slope = output_like(y, layout), torch.empty(y.shape, dtype=torch.float64)
+    cpu.softmax_mean_backward(grad, y, lse, slope, case.maps, space)
+    reference.softmax_mean_backward(grad.double(), exact, expected_lse, expected_slope, case.maps, space)
+    scale = 1.0 + float(grad.abs().sum(-1).max().nan_to_num()) if space == "log_probs" and grad.numel() else 1.0
+    agree(slope / scale, expected_slope / scale, case)
+
+
+@given(logits(), st.sampled_from(("max_prob", "entropy", "margin")))
+def test_score(case: Logits, kind: str) -> None:
+    out, expected = torch.empty(case.y.shape[:-1], dtype=wide_of(case.y)), torch.empty(case.y.shape[:-1]).double()
+    cpu.score(case.y, out, kind)
+    reference.score(case.exact, expected, kind)
+    agree(out, expected, case)
+
+
+@given(
+    logits(), st.sampled_from(("logits", "probs", "log_probs")), st.sampled_from((0.0, 0.1, 1.0)), st.booleans(),
+    st.sampled_from(LAYOUTS),
+)  # fmt: skip
+def test_cross_entropy(case: Logits, space: str, smoothing: float, scaled: bool, layout: str) -> None:
+    y, size = case.y, case.y.shape[-1]
+    target = torch.randint(0, size, y.shape[1:-1], generator=generator(case.seed))
+    target = torch.where(torch.rand(target.shape, generator=generator(case.seed)) < 0.3, -7, target)
+    loss, grad = torch.empty(target.shape, dtype=wide_of(y)), output_like(y, layout)
+    scale = torch.tensor(0.3, dtype=loss.dtype) if scaled else None
+    call = case.maps, space, -7, smoothing, scale
+    cpu.cross_entropy(y, target, loss, grad, *call)
+    exact_loss, exact_grad = torch.empty(target.shape).double(), torch.empty(y.shape).double()
+    reference.cross_entropy(case.exact, target, exact_loss, exact_grad, *call)
+    agree(loss, exact_loss, case)
+    agree(grad, exact_grad, case)
+    assert not grad[:, target == -7].any()
+    alone = torch.empty_like(loss)
+    cpu.cross_entropy(y, target, alone, None, *call)
+    assert torch.equal(bits(alone), bits(loss))
+
+
+@pytest.mark.parametrize("bad", (-1, 5, 2**40))
+def test_invalid_target(bad: int) -> None:
+    y, target = torch.randn(2, 3, 2, 5), torch.zeros(3, 2, dtype=torch.int64)
+    target[1, 1], target[2, 0] = bad, 77
+    loss, grad = torch.full((3, 2), 5.0), torch.full(y.shape, 5.0)
+    messages = []
+    for backend in (cpu, reference):
+        with pytest.raises(ValueError, match=rf"target: expected 0 … 4 or -100, got {bad}$") as raised:
+            backend.cross_entropy(y, target, loss, grad, ". .", "logits", -100, 0.0, None)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    assert bool((loss == 5).all()) and bool((grad == 5).all())
