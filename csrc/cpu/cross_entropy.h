@@ -32,50 +32,60 @@ struct Row {
     return A(p.smoothing == 0 ? at_target : at_target - double(spread) * sum);
   }
 
-  // q = softmax of the mean of the views' logits, which is kept in scratch memory and becomes the gradient there.
+  // q = softmax of the mean of the views' logits. In scratch memory that mean becomes its exponentials, then the gradient.
   A of_logits() const {
     A* const mean = scratch<A>(1, n + L);
+    A* const tops = scratch<A>(6, n / kBlock + 1);
+    const bool writes = p.out.data;
+    A at_target = 0;
+    double sum = 0;
     Online<A, L> online;
     for_blocks(n, [&](int64_t j, int64_t length) {
       const T* const* from = y.moved(p, j, length);
       const int views = p.views;
       const A part = share;
       for_vectors<L>(length, [&](int64_t i, auto count) {
-        V sum = lift<T, L>(from[0] + i, count, -kInfinity<A>);
-        for (int g = 1; g < views; ++g) sum += lift<T, L>(from[g] + i, count, -kInfinity<A>);
-        store<A, L>(mean + j + i, sum * part);
+        V total = lift<T, L>(from[0] + i, count, -kInfinity<A>);
+        for (int g = 1; g < views; ++g) total += lift<T, L>(from[g] + i, count, -kInfinity<A>);
+        store<A, L>(mean + j + i, total * part);
       });
-      // Whole vectors from here on: what follows the row is −∞.
-      online.template join<false>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); });
+      if (t >= j && t < j + length) at_target = mean[t];
+      if (p.smoothing != 0) sum += total_of(mean + j, length);
+      // Whole vectors: what follows the row is −∞.
+      online.template join<false>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); },
+                                  writes ? mean + j : nullptr);
+      tops[j / kBlock] = online.top;
     });
     const Stats<A> s = online.finish();
-    const A log_q = s.log_p(mean[t]);
-    if (!p.smoothing && !p.out.data) return loss(log_q, 0);
-    double sum = 0;
-    const A scale = factor * share, uniform = spread, inverse = s.inverse, top = s.top;
-    for_blocks(n, [&](int64_t j, int64_t length) {
-      V part = {};
-      for_vectors<L>(length, [&](int64_t i, auto count) {
-        const V d = lift<A, L>(mean + j + i, count, top) - top;
-        part += d;
-        store<A, L>(mean + j + i, (exp_lanes<A, L>(d) * inverse - uniform) * scale);
+    const A log_q = s.log_p(at_target);
+    if (writes) {
+      const A scale = factor * share, uniform = spread * scale;
+      for_blocks(n, [&](int64_t j, int64_t length) {
+        const A weight = exp_one(tops[j / kBlock] - s.top) * s.inverse * scale;
+        for_vectors<L>(length, [&](int64_t i, auto) { store<A, L>(mean + j + i, load<A, L>(mean + j + i) * weight - uniform); });
       });
-      sum += double(sum_of<A, L>(part));
-    });
-    if (p.out.data) {
-      mean[t] = (std::exp(log_q) - uniform - kept) * scale;
+      mean[t] = (std::exp(log_q) - spread - kept) * scale;
       A* const stage = scratch<A>(7, kBlock);
       for (int g = 0; g < p.views; ++g) {
         const RowOut<T> out = grad(g);
-        for_blocks(n, [&](int64_t j, int64_t length) { out.rounded(moved_row(mean, p.inverse[g], j, length, stage), j, length); });
+        for_blocks(n, [&](int64_t j, int64_t length) {
+          const A* const from = moved_row(mean, p.inverse[g], j, length, stage);
+          for_vectors<L>(length, [&](int64_t i, auto count) { out.put(j, i, lift<A, L>(from + i, count, 0), count); });
+          out.end(j, length);
+        });
       }
     }
-    return loss(log_q, sum - double(n) * double(s.log_sum));
+    return loss(log_q, sum - double(n) * (double(s.top) + double(s.log_sum)));
   }
 
-  Stats<A>* statistics() const {
+  // Each view's exponentials, in one row of scratch memory a view, and what was subtracted in each block.
+  A* kept_exps(int g) const { return scratch<A>(1, p.views * (n + L)) + g * (n + L); }
+  A* kept_tops(int g) const { return scratch<A>(6, p.views * (n / kBlock + 1)) + g * (n / kBlock + 1); }
+
+  Stats<A>* statistics(bool keeps) const {
     Stats<A>* const stats = scratch<Stats<A>>(5, p.views);
-    for (int g = 0; g < p.views; ++g) stats[g] = stats_of(y.rows[g], n);
+    for (int g = 0; g < p.views; ++g)
+      stats[g] = keeps ? stats_of(y.rows[g], n, kept_exps(g), kept_tops(g)) : stats_of(y.rows[g], n);
     return stats;
   }
   // log p_g[t].
@@ -93,42 +103,27 @@ struct Row {
   // Each view by itself: log q is the mean of the views' log p, or without smoothing q the mean of their p. The gradient is
   // (p − what is wanted) times one number for each view.
   A of_views() const {
-    const Stats<A>* const stats = statistics();
+    const Stats<A>* const stats = statistics(p.out.data);
     const bool probs = p.space == kProbs;
     A log_q = 0;
     if (probs)
       log_q = mixed(stats);
     else
       for (int g = 0; g < p.views; ++g) log_q += at_target(stats, g) * share;
-    if (!p.smoothing && !p.out.data) return loss(log_q, 0);
     double sum = 0;
     for (int g = 0; g < p.views; ++g) {
       const Stats<A> s = stats[g];
-      const T* const row = y.rows[g];
-      const A scale = (probs ? std::exp(at_target(stats, g) - log_q) : A(1)) * share * factor, uniform = spread;
-      const int64_t source = source_of(p.moves[g], t);
-      if (!p.out.data) {
-        for_blocks(n, [&](int64_t j, int64_t length) {
-          V part = {};
-          for_vectors<L>(length, [&](int64_t i, auto count) { part += lift<T, L>(row + j + i, count, s.top) - s.top; });
-          sum += double(sum_of<A, L>(part));
-        });
-      } else {
-        const RowOut<T> out = grad(g);
-        for_blocks(n, [&](int64_t j, int64_t length) {
-          T* const to = out.begin(j);
-          V part = {};
-          for_vectors<L>(length, [&](int64_t i, auto count) {
-            const V d = lift<T, L>(row + j + i, count, s.top) - s.top;
-            part += d;
-            lower<T, L>(to + i, (exp_lanes<A, L>(d) * s.inverse - uniform) * scale, count);
-          });
-          sum += double(sum_of<A, L>(part));
-          if (source >= j && source < j + length) down(to + source - j, (std::exp(at_target(stats, g)) - uniform - kept) * scale);
-          out.end(j, length);
-        });
-      }
-      sum -= double(n) * double(s.log_sum);
+      if (p.smoothing != 0) sum += total_of(y.rows[g], n) - double(n) * (double(s.top) + double(s.log_sum));
+      if (!p.out.data) continue;
+      const A scale = (probs ? std::exp(at_target(stats, g) - log_q) : A(1)) * share * factor, uniform = spread * scale;
+      const A* const exps = kept_exps(g);
+      const RowOut<T> out = grad(g);
+      for_blocks(n, [&](int64_t j, int64_t length) {
+        const A weight = exp_one(kept_tops(g)[j / kBlock] - s.top) * s.inverse * scale;
+        for_vectors<L>(length, [&](int64_t i, auto count) { out.put(j, i, load<A, L>(exps + j + i) * weight - uniform, count); });
+        out.end(j, length);
+      });
+      out.replace(source_of(p.moves[g], t), (std::exp(at_target(stats, g)) - spread - kept) * scale);
     }
     return loss(log_q, sum * double(share));
   }
@@ -136,7 +131,7 @@ struct Row {
   // q = the mean of the views' p, with smoothing: every log q[v] counts, and is kept in scratch memory. share_g(v) is the part
   // of view g in q[v], times what is wanted of v.
   A of_mixture() const {
-    const Stats<A>* const stats = statistics();
+    const Stats<A>* const stats = statistics(false);
     const int views = p.views;
     A* const log_qs = scratch<A>(1, n + L);
     double* const totals = scratch<double>(6, views);  // Σ_v share_g(v)
@@ -180,22 +175,18 @@ struct Row {
       const A total = A(totals[g] + double(target_share));
       const int64_t source = source_of(p.moves[g], t);
       const RowOut<T> out = grad(g);
+      const auto gradient = [&](V x, V q) {
+        const V d = x - s.top;
+        return (exp_lanes<A, L>(d) * s.inverse) * total - exp_lanes<A, L>(d - s.log_sum - q) * part * uniform;
+      };
       for_blocks(n, [&](int64_t j, int64_t length) {
         const A* const log_q_here = moved_row(log_qs, p.inverse[g], j, length, stage);
-        T* const to = out.begin(j);
-        const auto gradient = [&](V x, V q) {
-          const V d = x - s.top;
-          return (exp_lanes<A, L>(d) * s.inverse) * total - exp_lanes<A, L>(d - s.log_sum - q) * part * uniform;
-        };
         for_vectors<L>(length, [&](int64_t i, auto count) {
-          lower<T, L>(to + i, gradient(lift<T, L>(row + j + i, count, 0), lift<A, L>(log_q_here + i, count, 0)) * scale, count);
+          out.put(j, i, gradient(lift<T, L>(row + j + i, count, 0), lift<A, L>(log_q_here + i, count, 0)) * scale, count);
         });
-        if (source >= j && source < j + length) {
-          const A plain = gradient(V{} + up(row[source]), V{} + log_q)[0];
-          down(to + source - j, (plain - target_share) * scale);
-        }
         out.end(j, length);
       });
+      out.replace(source, (gradient(V{} + up(row[source]), V{} + log_q)[0] - target_share) * scale);
     }
     return loss(log_q, sum);
   }

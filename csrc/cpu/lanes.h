@@ -12,19 +12,18 @@ namespace EQK_ISA {
 template <class A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();
 
-// e^x to about one unit in the last place, down to the subnormal numbers; NaN stays, e^−∞ is 0 and e^∞ is ∞.
+// e^x of x up to 88 to about one unit in the last place, down to the subnormal numbers; NaN stays and e^−∞ is 0.
 template <class A, int L>
 EQK_INLINE Vec<A, L> exp_lanes(Vec<A, L> x) {
   typedef Vec<A, L> V;
   constexpr bool kSingle = sizeof(A) == 4;
   typedef std::conditional_t<kSingle, uint32_t, uint64_t> Word;
   typedef Vec<Word, L> U;
-  constexpr A kLeast = kSingle ? A(-104) : A(-746), kMost = kSingle ? A(89) : A(710);
+  constexpr A kLeast = kSingle ? A(-104) : A(-746);
   constexpr A kRound = kSingle ? A(12582912) : A(6755399441055744);  // 1.5 · 2^(digits − 1): adding it rounds to integers
   constexpr A kHigh = kSingle ? A(0.693359375) : A(6.93145751953125e-1);
   constexpr A kLow = kSingle ? A(-2.12194440e-4) : A(1.42860682030941723212e-6);
   x = x < kLeast ? V{} + kLeast : x;
-  x = x > kMost ? V{} + kMost : x;
   const V shifted = x * A(1.44269504088896340736) + kRound;
   const V n = shifted - kRound;  // x = n·log 2 + r
   V r = x - n * kHigh;
@@ -186,6 +185,12 @@ EQK_INLINE void lower(T* p, Vec<Acc<T>, L> v, int count) {
     return _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), _mm256_load_si256(reinterpret_cast<const __m256i*>(some)));
 #endif
   std::memcpy(p, some, count * sizeof(T));
+}
+
+// The same past the caches, to memory that whole vectors divide.
+template <class T, int L>
+EQK_INLINE void lower_past(T* p, Vec<Acc<T>, L> v) {
+  store_past<T, L>(p, [v](T* to) { lower<T, L>(to, v); });
 }
 
 }  // namespace EQK_ISA

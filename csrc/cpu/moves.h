@@ -27,14 +27,27 @@ EQK_INLINE E minus(E x, bool number) {
 // to[position − first] = the entry that shows there, in one row of n = `step` elements an entry.
 template <class E, bool kSigned>
 inline void gather_entries(E* to, int64_t first, const E* from, int64_t step, const Moves& m, const MovedRange& range, bool number) {
-  for (int64_t k = range.lo; k < range.hi; ++k) {
-    const int64_t at = m.sources[k];
-    E* const place = to + (range.dense ? k - range.lo : m.positions[k] - first);
+  const int32_t *const sources = m.sources + range.lo, *const positions = m.positions + range.lo;
+  const int64_t n = range.hi - range.lo;
+  const auto entry = [=](int64_t at) {
     if constexpr (kSigned)
-      *place = at < 0 ? minus(from[~at * step], number) : from[at * step];
+      return at < 0 ? minus(from[~at * step], number) : from[at * step];
     else
-      *place = from[at * step];
-  }
+      return from[at * step];
+  };
+  if (!range.dense)
+    for (int64_t k = 0; k < n; ++k) to[positions[k] - first] = entry(sources[k]);
+  else if (step == 1 && !kSigned)
+    for (int64_t k = 0; k < n; ++k) to[k] = from[sources[k]];
+  else
+    for (int64_t k = 0; k < n; ++k) to[k] = entry(sources[k]);
+}
+
+// Fetches a row into L2 in order, before its entries are read in any order.
+template <class E>
+inline void warm_row(const E* row, int64_t n) {
+  if (n * int64_t(sizeof(E)) > (1 << 20)) return;
+  for (int64_t k = 0; k < n; k += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + k, 0, 2);
 }
 
 // The part of a row that begins at entry `first` and is n long, permuted: in place where nothing of it moves.
@@ -42,7 +55,7 @@ template <class E>
 inline const E* moved_row(const E* row, const Moves& m, int64_t first, int64_t n, E* stage) {
   const MovedRange range(m, first, first + n);
   if (range.lo == range.hi) return row + first;
-  if (!range.dense) std::memcpy(stage, row + first, n * sizeof(E));
+  if (!range.dense) std::memcpy(static_cast<void*>(stage), row + first, n * sizeof(E));
   gather_entries<E, false>(stage, first, row, 1, m, range, true);
   return stage;
 }
@@ -57,6 +70,7 @@ inline void copy_moved(E* to, int64_t to_plane, int64_t to_row, const Source<E>&
   for (int64_t n = 0; n < r.planes; ++n, to += to_plane, plane.data += from.plane) {
     if (!range.dense) copy_view<E>(to, to_row, plane, p, 0, r);
     if (!p.move_rows) {
+      if (range.dense && first == 0 && m.count > range.hi && plane.col == 1) warm_row(plane.data, p.W);
       if (m.has_signs)
         gather_entries<E, true>(to, first, plane.data, plane.col, m, range, number);
       else

@@ -52,8 +52,9 @@ struct Online {
   V moment = {};  // Σ (x − top) · exp(x − top), on request
 
   // get(i, count) are the numbers i … i + count of the block in L1, −∞ in the lanes that do not count.
+  // The exponentials, of x minus the top so far, are written to `kept` if it is given: whole vectors.
   template <bool kMoment, class Get>
-  EQK_INLINE void join(int64_t n, const Get& get) {
+  EQK_INLINE void join(int64_t n, const Get& get, A* kept = nullptr) {
     V best = V{} - kInfinity<A>;
     for_vectors<L>(n, [&](int64_t i, auto count) {
       const V x = get(i, count);
@@ -73,6 +74,7 @@ struct Online {
     for_vectors<L>(n, [&](int64_t i, auto count) {
       const V d = get(i, count) - base, e = exp_lanes<A, L>(d);
       part += e;
+      if (kept) store<A, L>(kept + i, e);
       if (kMoment) part_moment += (d < A(-10000) ? V{} - A(10000) : d) * e;  // 0 where d is −∞
     });
     sum += part;
@@ -84,18 +86,35 @@ struct Online {
   }
 };
 
+// `kept`, if given, gets the exponentials, and tops[j / kBlock] what was subtracted in each block.
 template <bool kMoment, class T>
-inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n) {
+inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n, Acc<T>* kept = nullptr, Acc<T>* tops = nullptr) {
   Online<Acc<T>, kLanesOf<T>> online;
   for_blocks(n, [&](int64_t j, int64_t length) {
     online.template join<kMoment>(
-        length, [from = row + j](int64_t i, auto count) { return lift<T, kLanesOf<T>>(from + i, count, -kInfinity<Acc<T>>); });
+        length, [from = row + j](int64_t i, auto count) { return lift<T, kLanesOf<T>>(from + i, count, -kInfinity<Acc<T>>); },
+        kept ? kept + j : nullptr);
+    if (kept) tops[j / kBlock] = online.top;
   });
   return online;
 }
 template <class T>
-inline Stats<Acc<T>> stats_of(const T* row, int64_t n) {
-  return sums_of<false>(row, n).finish();
+inline Stats<Acc<T>> stats_of(const T* row, int64_t n, Acc<T>* kept = nullptr, Acc<T>* tops = nullptr) {
+  return sums_of<false>(row, n, kept, tops).finish();
+}
+
+// Σ of a row's numbers, in each block as differences from its first.
+template <class T>
+inline double total_of(const T* row, int64_t n) {
+  constexpr int L = kLanesOf<T>;
+  double total = 0;
+  for_blocks(n, [&](int64_t j, int64_t length) {
+    const Acc<T> first = up(row[j]), base = std::isfinite(first) ? first : 0;
+    Vec<Acc<T>, L> part = {};
+    for_vectors<L>(length, [&](int64_t i, auto count) { part += lift<T, L>(row + j + i, count, base) - base; });
+    total += double(sum_of<Acc<T>, L>(part)) + double(length) * double(base);
+  });
+  return total;
 }
 
 // The views of one row, each in one piece: where they are, or copied if their numbers lie apart.
@@ -124,40 +143,45 @@ struct RowViews {
   }
 };
 
-// One row of a result, written block by block: at once, or from L1 past the caches or to numbers that lie apart.
+// One row of a result, written block by block: at once, past the caches, or by way of L1 if rows do not begin where cache
+// lines do or numbers lie apart.
 template <class T>
 struct RowOut {
+  static constexpr int L = kLanesOf<T>;
   T* data;
   T* stage;
   int64_t step;
+  bool past;
 
   RowOut(const RowProblem& p, const Side& side, int64_t r, int g, bool streaming) : data(at<T>(p, side, r) + g * side.group) {
     step = RowViews<T>::is_run(p, side) ? 1 : side.col;
-    stage = streaming || step != 1 ? scratch<T>(0, kBlock) : nullptr;
+    past = streaming && step == 1 && reinterpret_cast<uintptr_t>(data) % 64 == 0;
+    stage = (streaming && !past) || step != 1 ? scratch<T>(0, kBlock) : nullptr;
   }
-  T* begin(int64_t j) const { return stage ? stage : data + j; }
+  // Numbers i … of the block at j; `end` when all of the block are there.
+  EQK_INLINE void put(int64_t j, int64_t i, Vec<Acc<T>, L> v, All<L> count) const {
+    if (past) return lower_past<T, L>(data + j + i, v);
+    lower<T, L>((stage ? stage : data + j) + i, v, count);
+  }
+  EQK_INLINE void put(int64_t j, int64_t i, Vec<Acc<T>, L> v, int count) const { lower<T, L>((stage ? stage : data + j) + i, v, count); }
+  // One number of a finished block once more.
+  void replace(int64_t i, Acc<T> x) const {
+    if (past) stream_fence();
+    down(data + i * step, x);
+  }
   void end(int64_t j, int64_t length) const {
-    if (stage) write(stage, j, length);
-  }
-  void write(const T* from, int64_t j, int64_t length) const {
-    if (step == 1) return stream(reinterpret_cast<char*>(data + j), reinterpret_cast<const char*>(from), length * sizeof(T));
-    for (int64_t i = 0; i < length; ++i) data[(j + i) * step] = from[i];
+    if (!stage) return;
+    if (step == 1) {
+      stream(reinterpret_cast<char*>(data + j), reinterpret_cast<const char*>(stage), length * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < length; ++i) data[(j + i) * step] = stage[i];
+    }
   }
   void zeros(int64_t n) const {
     for_blocks(n, [&](int64_t j, int64_t length) {
-      std::memset(static_cast<void*>(begin(j)), 0, length * sizeof(T));
+      for_vectors<L>(length, [&](int64_t i, auto count) { put(j, i, Vec<Acc<T>, L>{}, count); });
       end(j, length);
     });
-  }
-  // Numbers of the accumulator's type, rounded.
-  void rounded(const Acc<T>* from, int64_t j, int64_t length) const {
-    if constexpr (std::is_same_v<T, Acc<T>>) {
-      if (stage) return write(from, j, length);
-    }
-    constexpr int L = kLanesOf<T>;
-    T* const to = begin(j);
-    for_vectors<L>(length, [&](int64_t i, auto count) { lower<T, L>(to + i, lift<Acc<T>, L>(from + i, count, 0), count); });
-    end(j, length);
   }
 };
 

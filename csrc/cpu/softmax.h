@@ -26,14 +26,13 @@ void softmax_mean_space(const RowProblem& p) {
     const RowOut<T> out(p, p.out, r, 0, streaming);
     for_blocks(n, [&](int64_t j, int64_t length) {
       const T* const* from = y.moved(p, j, length);
-      T* const to = out.begin(j);
       for_vectors<L>(length, [&](int64_t i, auto count) {
         V sum = {};
         for (int g = 0; g < views; ++g) {
           const V d = lift<T, L>(from[g] + i, count, 0) - stats[g].top;
           sum += kProbs ? exp_lanes<A, L>(d) * stats[g].inverse : d - stats[g].log_sum;
         }
-        lower<T, L>(to + i, sum * share, count);
+        out.put(j, i, sum * share, count);
       });
       out.end(j, length);
     });
@@ -92,10 +91,9 @@ void softmax_mean_backward_typed(const RowProblem& p) {
       const RowOut<T> out(p, p.out, r, g, streaming);
       for_blocks(n, [&](int64_t j, int64_t length) {
         const T* const spread = moved_row(grad, back, j, length, stage);
-        T* const to = out.begin(j);
         for_vectors<L>(length, [&](int64_t i, auto count) {
           const V e = exp_lanes<A, L>(lift<T, L>(row + j + i, count, 0) - lse), up = lift<T, L>(spread + i, count, 0);
-          lower<T, L>(to + i, (probs ? e * inverse * (up - mean) : up - e * total) * share, count);
+          out.put(j, i, (probs ? e * inverse * (up - mean) : up - e * total) * share, count);
         });
         out.end(j, length);
       });

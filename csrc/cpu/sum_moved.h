@@ -14,7 +14,9 @@ void sum_bands(const Problem& p, const Unit& t, const Views<Bits<T>>& views, boo
   const Place<E> place(p, p.out, t.plane, 0);
   for_bands(p, t.region(), 2 * sizeof(A), [&](const Region& r) {
     const int64_t elements = elements_of(p, r);
-    const bool direct = !streaming && place.rows_fit(p) && is_flat(p, r, place.plane, place.row, place.plane, place.row);
+    const bool flat = place.rows_fit(p) && is_flat(p, r, place.plane, place.row, place.plane, place.row);
+    const bool past = streaming && flat && reinterpret_cast<uintptr_t>(place.at_region(r)) % 64 == 0;
+    const bool direct = past || (flat && !streaming);
     T* const to = numbers<T>(direct ? place.at_region(r) : scratch<E>(0, elements));
     E* const stages = scratch<E>(1, p.views * elements);
     Lines<T> lines;
@@ -22,8 +24,10 @@ void sum_bands(const Problem& p, const Unit& t, const Views<Bits<T>>& views, boo
       const Band<E> band = view_band<E>(p, source<E>(p, t.plane, g), views[g], r, stages + g * elements, true);
       lines.add(numbers<T>(band.data), 0, A(weight(p, g, t.plane)));
     }
-    sum_lines<C, kWeighted>(lines, Lines<T>(), 0, 1, elements, elements,
-                            [=](int64_t, int64_t, int64_t j, const C& sum) { times(sum, scale).to(to + j); });
+    sum_lines<C, kWeighted>(lines, Lines<T>(), 0, 1, elements, elements, [=](int64_t, int64_t, int64_t j, const C& sum) {
+      if (past && j % C::kLanes == 0) return times(sum, scale).past(to + j);
+      times(sum, scale).to(to + j);
+    });
     if (!direct) put<E>(p, place, dense_band<E>(p, r, reinterpret_cast<E*>(to)), r, streaming);
   });
 }

@@ -226,6 +226,26 @@ EQK_INLINE bool has_nan(Vec<float, L> a, Vec<float, L> b) {
   return found;
 }
 
+// What write(T*) gives, N elements, past the caches to memory that vectors of N divide: spares reading the lines that are
+// overwritten.
+template <class T, int N, class Write>
+EQK_INLINE void store_past(T* p, const Write& write) {
+#if defined(__SSE2__)
+  alignas(64) T some[N];
+  write(some);
+  constexpr int kBytes = N * int(sizeof(T));
+#if defined(__AVX512F__)
+  if constexpr (kBytes == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_load_si512(some));
+#endif
+#if defined(__AVX2__)
+  if constexpr (kBytes == 32)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_load_si256(reinterpret_cast<const __m256i*>(some)));
+#endif
+  if constexpr (kBytes == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm_load_si128(reinterpret_cast<const __m128i*>(some)));
+#endif
+  write(p);
+}
+
 // A run of elements as numbers: kLanes of them in kParts vectors. Two bfloat16 side by side are the two halves of a
 // lane, so their numbers are kept apart, even ones in the first vector and odd ones in the second: no shuffle is
 // needed to spread them nor to bring them together.
@@ -238,6 +258,7 @@ struct Chunk {
 
   EQK_INLINE static Chunk from(const T* p) { return {{load_up<T, L>(p)}}; }
   EQK_INLINE void to(T* p) const { store_down<T, L>(p, v[0]); }
+  EQK_INLINE void past(T* p) const { store_past<T, L>(p, [this](T* to) { this->to(to); }); }
   EQK_INLINE Chunk reversed() const { return {{reverse_lanes<A, L>(v[0])}}; }
 };
 template <int L>
@@ -264,6 +285,7 @@ struct Chunk<BFloat16, L> {
     low = (low >> 16) | (high & 0xffff0000u);
     std::memcpy(p, &low, sizeof low);
   }
+  EQK_INLINE void past(BFloat16* p) const { store_past<BFloat16, 2 * L>(p, [this](BFloat16* to) { this->to(to); }); }
   EQK_INLINE Chunk reversed() const { return {{reverse_lanes<A, L>(v[1]), reverse_lanes<A, L>(v[0])}}; }
 };
 
