@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import random, sys
 import torch
-from equikern import _C
+from equikern import _C, tables
 from equikern.backends import cpu, reference
 
 assert _C.cpu_isa() == sys.argv[1], _C.cpu_isa()
@@ -65,6 +65,44 @@ for _ in range(150):
     reference.select(y, theirs, chosen, maps, scores, True)
     compare("select", ours, theirs, 0.0)
     assert torch.equal(index, chosen)
+
+def permutations(order, size):
+    views = [torch.arange(size)] + [torch.randperm(size) for _ in range(order - 1)]
+    if random.random() < 0.5:  # a few entries
+        few = torch.randperm(size)[: size // 8]
+        views[1:] = [views[0].scatter(0, few, few.roll(k + 1)) for k in range(order - 1)]
+    return " ".join(tables.register("p-1", view) for view in views)
+
+for _ in range(60):
+    dtype = random.choice(list(TOLERANCE))
+    tolerance = TOLERANCE[dtype]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    order, size, rows = random.choice((1, 2, 3)), random.choice((1, 5, 8, 40, 67, 1000, 5000)), random.choice((1, 3, 7))
+    maps = random.choice((permutations(order, size), " ".join("." * order)))
+    y, grad = torch.randn(order, rows, size).to(dtype), torch.randn(rows, size).to(dtype)
+    target = torch.randint(0, size, (rows,))
+    def run(backend, y, grad):
+        results = []
+        def made(like, dtype):
+            results.append(torch.full(like.shape, float("nan"), dtype=dtype))
+            return results[-1]
+        number = torch.float64 if y.dtype == torch.float64 else wide
+        backend.reduce(y, made(y[0], y.dtype), maps, "sum", 1 / order, None, None)
+        backend.orbit(grad, made(y, y.dtype), maps, 1.0, None, None)
+        for space in ("probs", "log_probs"):
+            lse = torch.empty(order, rows, dtype=number)
+            backend.softmax_mean(y, made(y[0], y.dtype), lse, maps, space)
+            backend.softmax_mean_backward(grad, y, lse, made(y, y.dtype), maps, space)
+        for kind in ("max_prob", "entropy", "margin"):
+            backend.score(y, made(y[..., 0], number), kind)
+        for space in ("logits", "probs", "log_probs"):
+            for smoothing in (0.0, 0.1):
+                loss, slope = made(y[0, :, 0], number), made(y, y.dtype)
+                backend.cross_entropy(y, target, loss, slope, maps, space, -100, smoothing, None)
+        return results
+    for k, (ours, theirs) in enumerate(zip(run(cpu, y, grad), run(reference, y.double(), grad.double()))):
+        scale = max(1.0, float(theirs.abs().max()))
+        compare(f"rows {k}", ours.double() / scale, theirs / scale, tolerance)
 """
 
 

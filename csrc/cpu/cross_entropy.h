@@ -27,8 +27,8 @@ struct Row {
   RowOut<T> grad(int g) const { return RowOut<T>(p, p.out, r, g, streaming); }
 
   // −(1 − ε) log q[t] − ε/V Σ log q, where an ε of 1 leaves an impossible target out.
-  A loss(A log_q, double sum) const {
-    const double at_target = kept == 0 ? 0 : -double(kept) * double(log_q);
+  A loss(double log_q, double sum) const {
+    const double at_target = kept == 0 ? 0 : -double(kept) * log_q;
     return A(p.smoothing == 0 ? at_target : at_target - double(spread) * sum);
   }
 
@@ -57,14 +57,14 @@ struct Row {
       tops[j / kBlock] = online.top;
     });
     const Stats<A> s = online.finish();
-    const A log_q = s.log_p(at_target);
+    const double log_q = log_p(s, at_target);
     if (writes) {
       const A scale = factor * share, uniform = spread * scale;
       for_blocks(n, [&](int64_t j, int64_t length) {
         const A weight = exp_one(tops[j / kBlock] - s.top) * s.inverse * scale;
         for_vectors<L>(length, [&](int64_t i, auto) { store<A, L>(mean + j + i, load<A, L>(mean + j + i) * weight - uniform); });
       });
-      mean[t] = (std::exp(log_q) - spread - kept) * scale;
+      mean[t] = A(std::exp(log_q) - double(spread) - double(kept)) * scale;
       A* const stage = scratch<A>(7, kBlock);
       for (int g = 0; g < p.views; ++g) {
         const RowOut<T> out = grad(g);
@@ -88,16 +88,23 @@ struct Row {
       stats[g] = keeps ? stats_of(y.rows[g], n, kept_exps(g), kept_tops(g)) : stats_of(y.rows[g], n);
     return stats;
   }
-  // log p_g[t].
-  A at_target(const Stats<A>* stats, int g) const { return stats[g].log_p(up(y.rows[g][source_of(p.moves[g], t)])); }
+  // log p_g[t], in double: its rounding would be that of the whole gradient.
+  double at_target(const Stats<A>* stats, int g) const { return log_p(stats[g], up(y.rows[g][source_of(p.moves[g], t)])); }
+  static double log_p(const Stats<A>& s, A x) { return double(x) - double(s.top) + std::log(double(s.inverse)); }
+
+  // The part of view g in the views' mean probability of the target: none where the view does not allow it.
+  A part_of(const Stats<A>* stats, int g, double log_q) const {
+    const double log_p = at_target(stats, g);
+    return log_p == -kInfinity<double> ? A(0) : A(std::exp(log_p - log_q) * double(share));
+  }
 
   // log of the views' mean probability of the target.
-  A mixed(const Stats<A>* stats) const {
-    A most = -kInfinity<A>, sum = 0;
+  double mixed(const Stats<A>* stats) const {
+    double most = -kInfinity<double>, sum = 0;
     for (int g = 0; g < p.views; ++g) most = std::max(most, at_target(stats, g));
-    const A base = most == -kInfinity<A> ? A(0) : most;
+    const double base = most == -kInfinity<double> ? 0.0 : most;
     for (int g = 0; g < p.views; ++g) sum += std::exp(at_target(stats, g) - base);
-    return base + std::log(sum * share);
+    return base + std::log(sum / p.views);
   }
 
   // Each view by itself: log q is the mean of the views' log p, or without smoothing q the mean of their p. The gradient is
@@ -105,17 +112,17 @@ struct Row {
   A of_views() const {
     const Stats<A>* const stats = statistics(p.out.data);
     const bool probs = p.space == kProbs;
-    A log_q = 0;
+    double log_q = 0;
     if (probs)
       log_q = mixed(stats);
     else
-      for (int g = 0; g < p.views; ++g) log_q += at_target(stats, g) * share;
+      for (int g = 0; g < p.views; ++g) log_q += at_target(stats, g) / p.views;
     double sum = 0;
     for (int g = 0; g < p.views; ++g) {
       const Stats<A> s = stats[g];
       if (p.smoothing != 0) sum += total_of(y.rows[g], n) - double(n) * (double(s.top) + double(s.log_sum));
       if (!p.out.data) continue;
-      const A scale = (probs ? std::exp(at_target(stats, g) - log_q) : A(1)) * share * factor, uniform = spread * scale;
+      const A scale = (probs ? part_of(stats, g, log_q) : share) * factor, uniform = spread * scale;
       const A* const exps = kept_exps(g);
       const RowOut<T> out = grad(g);
       for_blocks(n, [&](int64_t j, int64_t length) {
@@ -123,7 +130,7 @@ struct Row {
         for_vectors<L>(length, [&](int64_t i, auto count) { out.put(j, i, load<A, L>(exps + j + i) * weight - uniform, count); });
         out.end(j, length);
       });
-      out.replace(source_of(p.moves[g], t), (std::exp(at_target(stats, g)) - spread - kept) * scale);
+      out.replace(source_of(p.moves[g], t), A(std::exp(at_target(stats, g)) - double(spread) - double(kept)) * scale);
     }
     return loss(log_q, sum * double(share));
   }
@@ -160,7 +167,7 @@ struct Row {
         store<A, L>(log_qs + j + i, log_q);
         const V counts = lane_numbers<A, L>(std::make_index_sequence<L>());
         part += counts < A(int(count)) ? log_q : V{};
-        for (int g = 0; g < views; ++g) parts[g] += counts < A(int(count)) ? log_p[g] / mass * uniform : V{};
+        for (int g = 0; g < views; ++g) parts[g] += counts < A(int(count)) ? log_p[g] / (mass == A(0) ? V{} + A(1) : mass) * uniform : V{};
       });
       sum += double(sum_of<A, L>(part));
       for (int g = 0; g < views; ++g) totals[g] += double(sum_of<A, L>(parts[g]));
@@ -171,13 +178,14 @@ struct Row {
     for (int g = 0; g < views; ++g) {
       const Stats<A> s = stats[g];
       const T* const row = y.rows[g];
-      const A target_share = std::exp(at_target(stats, g) - log_q) * share * kept, part = share, scale = factor;
+      const A target_share = part_of(stats, g, log_q) * kept, part = share, scale = factor;
       const A total = A(totals[g] + double(target_share));
       const int64_t source = source_of(p.moves[g], t);
       const RowOut<T> out = grad(g);
       const auto gradient = [&](V x, V q) {
         const V d = x - s.top;
-        return (exp_lanes<A, L>(d) * s.inverse) * total - exp_lanes<A, L>(d - s.log_sum - q) * part * uniform;
+        const V ratio = exp_lanes<A, L>(d - s.log_sum - q);  // 0/0 where no view allows the word
+        return (exp_lanes<A, L>(d) * s.inverse) * total - (d == -kInfinity<A> ? V{} : ratio) * part * uniform;
       };
       for_blocks(n, [&](int64_t j, int64_t length) {
         const A* const log_q_here = moved_row(log_qs, p.inverse[g], j, length, stage);

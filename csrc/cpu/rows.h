@@ -39,8 +39,6 @@ inline void for_rows(const RowProblem& p, const F& body) {
 template <class A>
 struct Stats {
   A top, log_sum, inverse;
-
-  A log_p(A x) const { return (x - top) - log_sum; }
 };
 
 // Sums of exp(x − top), from blocks whose own largest number may raise the top.
