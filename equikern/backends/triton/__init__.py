@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .dots import orbit_dot
-    from .orbits import orbit
-    from .reductions import reduce
-    from .selection import select
+    from .dispatch import orbit, orbit_dot, reduce, select
 
-__all__ = ["orbit", "orbit_dot", "reduce", "select", "unavailable"]
+__all__ = [
+    "orbit",
+    "orbit_dot",
+    "reduce",
+    "select",
+    "unavailable",
+]
 
-_MODULES = {"orbit": "orbits", "orbit_dot": "dots", "reduce": "reductions", "select": "selection"}
+_MODULES = dict.fromkeys(("orbit", "orbit_dot", "reduce", "select"), "dispatch")
 
 
 def __getattr__(name: str) -> Any:
