@@ -13,17 +13,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from .cross_entropies import cross_entropy
     from .dispatch import orbit, orbit_dot, reduce, select
+    from .scores import score
+    from .softmaxes import softmax_mean, softmax_mean_backward
 
 __all__ = [
+    "cross_entropy",
     "orbit",
     "orbit_dot",
     "reduce",
+    "score",
     "select",
+    "softmax_mean",
+    "softmax_mean_backward",
     "unavailable",
 ]
 
-_MODULES = dict.fromkeys(("orbit", "orbit_dot", "reduce", "select"), "dispatch")
+_MODULES = {
+    **dict.fromkeys(("orbit", "orbit_dot", "reduce", "select"), "dispatch"),
+    **dict.fromkeys(("softmax_mean", "softmax_mean_backward"), "softmaxes"),
+    "score": "scores",
+    "cross_entropy": "cross_entropies",
+}
 
 
 def __getattr__(name: str) -> Any:

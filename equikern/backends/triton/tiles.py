@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -168,12 +167,12 @@ def plan_permuted(
         values,
         {**constants, "ORDER": found.order, "INNER": inner, "UNIT": unit, "PN": pn, "PX": px, "VEC": vec},
         times_two(warps(pn * px, vec), choice.warps, 2 * MOST_WARPS),
-        partial(_variant, kernel, maps, names, moving, fixed_names, fixed, scalars, constants),
+        lambda other: _launch(kernel, maps, names, moving, fixed_names, fixed, scalars, constants, None, other),
     )
     return TilePlan(launch if dots is None else launch.fixed_block(), loops.b * nblocks * xblocks)
 
 
-def _variant(*call: Any) -> Plan:
-    found = plan_permuted(*call[:-1], None, call[-1])
-    assert found is not None
+def _launch(*call: Any) -> Plan:
+    found = plan_permuted(*call)
+    assert found is not None, "the rule's launch is one"
     return found.launch
