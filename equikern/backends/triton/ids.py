@@ -45,7 +45,7 @@ def plan(order: int, size: int, ids: Operand, out: Operand, choice: Choice = RUL
         (ids, out, TABLE),
         {"count": count, "size": size},
         {"ORDER": order, "P": block},
-        times_two(warps(block, 1), choice.warps, 2 * MOST_WARPS),
+        times_two(warps(block, 1, order), choice.warps, 2 * MOST_WARPS),
         lambda other: plan(order, size, ids, out, other),
     )
 

@@ -166,7 +166,7 @@ def plan_permuted(
         [*(o for o, _ in moving), *(o for o, _ in fixed), *partial_sums, TABLE if listed else None, TABLE],
         values,
         {**constants, "ORDER": found.order, "INNER": inner, "UNIT": unit, "PN": pn, "PX": px, "VEC": vec},
-        times_two(warps(pn * px, vec), choice.warps, 2 * MOST_WARPS),
+        times_two(warps(pn * px, vec, found.order), choice.warps, 2 * MOST_WARPS),
         lambda other: _launch(kernel, maps, names, moving, fixed_names, fixed, scalars, constants, None, other),
     )
     return TilePlan(launch if dots is None else launch.fixed_block(), loops.b * nblocks * xblocks)
