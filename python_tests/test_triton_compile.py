@@ -82,6 +82,23 @@ def aligned() -> list[str]:
     return list(ALIGNED)
 
 
+def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
+    """Rows of 50,257 entries of two bytes too; single entries are the row's ends, the listed ones and the target's."""
+    expected = {
+        "softmax-probs": (4, 1),
+        "backward-probs": (6, 2),
+        "loss-logits": (4, 2),
+        "loss-probs": (4, 2),
+        "loss-logs": (4, 2),
+        "score-entropy": (1, 0),
+    }
+    found = hopper()
+    for kind, counts in expected.items():
+        for size in (49152, 50257, 151936):
+            record = found[f"{kind} few2 bf16 {size}"]
+            assert (record["loads"].get("128", 0), record["stores"].get("128", 0)) == counts, record
+
+
 def test_mean_needs_two_mirrorings_and_one_transposition() -> None:
     record = hopper()["mean d4 bf16 224x224"]
     assert record["warps"] == 4

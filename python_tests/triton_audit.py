@@ -25,6 +25,9 @@ from equikern.backends.triton import launch
 from equikern.backends.triton.launch import Plan
 from equikern.backends.triton.layout import Operand
 from machine_code import amd_kernel, cuda_kernels
+from vocabulary_audit import FEW as FEW_OF_VOCABULARY
+from vocabulary_audit import VOCABULARY, dense
+from vocabulary_audit import build as build_vocabulary
 
 D4 = "hw Wh HW wH hW wh Hw WH"
 C4 = "hw Wh HW wH"
@@ -44,15 +47,6 @@ DTYPES = {
     "fp64": torch.float64,
     "u8": torch.uint8,
 }
-
-
-def dense(shape: Iterable[int], dtype: torch.dtype) -> Operand:
-    """A contiguous tensor that starts on 16 bytes."""
-    sizes = tuple(shape)
-    strides = [1]
-    for size in reversed(sizes[1:]):
-        strides.insert(0, strides[0] * size)
-    return Operand(sizes, tuple(strides[: len(sizes)]), dtype, True)
 
 
 def channels_last(shape: Iterable[int], dtype: torch.dtype) -> Operand:
@@ -101,6 +95,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def build(case: str) -> Plan:
     """The plan of a case such as ``"mean d4 bf16 224x224 cl"``: kernel, group, dtype, size, channels-last."""
     kind, group, kernel_dtype, size, *rest = case.split(" ")
+    if case in VOCABULARY or case in FEW_OF_VOCABULARY:
+        return build_vocabulary(kind, group, DTYPES[kernel_dtype], int(size))
     maps = {"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "cube": CUBE, "still": STILL}[group]
     describe: Describe = channels_last if rest else dense
     dtype = DTYPES[kernel_dtype]
@@ -163,7 +159,7 @@ OTHERS = [
     "mean octants fp32 8x16x16",
 ]
 
-CASES = ALIGNED + OTHERS
+CASES = ALIGNED + OTHERS + VOCABULARY
 FEW = ["mean d4 bf16 224x224", "weighted d4 fp32 224x224 cl", "orbit c4 fp16 224x224", "dot d4 fp32 224x224"]
 FEW += [
     "select d4 bf16 37x37",
@@ -171,6 +167,7 @@ FEW += [
     "dot c4 bf16 7x7",
     "take octants u8 8x16x16",
     "logodd c4 fp32 37x37",
+    *FEW_OF_VOCABULARY,
 ]
 
 

@@ -1,25 +1,46 @@
 """CUDA C++ kernels of csrc/cuda: orbit, sums over the views, orbit_dot and select of tensors whose rows have no gaps.
 
 ``choice.py`` says which calls Triton serves instead; ``use_backend("cuda")`` overrides it. What has no CUDA kernel
-(other reductions, other strides, more views) always runs on Triton's.
+(other reductions, other strides, more views, permutations of a dim, whatever takes a softmax) always runs on Triton's.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import choice, triton
 
-__all__ = ["orbit", "orbit_dot", "reduce", "select", "unavailable"]
+if TYPE_CHECKING:
+    from .triton import cross_entropy, score, softmax_mean, softmax_mean_backward
+
+__all__ = [
+    "cross_entropy",
+    "orbit",
+    "orbit_dot",
+    "reduce",
+    "score",
+    "select",
+    "softmax_mean",
+    "softmax_mean_backward",
+    "unavailable",
+]
+
+_ONLY_TRITON = ("cross_entropy", "score", "softmax_mean", "softmax_mean_backward")
 
 _FLOATS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/dtypes.h
 
 _native: Any = None  # equikern._C, looked up at the first call
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ONLY_TRITON:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(triton, name)
 
 
 @lru_cache(maxsize=256)

@@ -13,14 +13,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .dots import orbit_dot
-    from .orbits import orbit
-    from .reductions import reduce
-    from .selection import select
+    from .cross_entropies import cross_entropy
+    from .dispatch import orbit, orbit_dot, reduce, select
+    from .scores import score
+    from .softmaxes import softmax_mean, softmax_mean_backward
 
-__all__ = ["orbit", "orbit_dot", "reduce", "select", "unavailable"]
+__all__ = [
+    "cross_entropy",
+    "orbit",
+    "orbit_dot",
+    "reduce",
+    "score",
+    "select",
+    "softmax_mean",
+    "softmax_mean_backward",
+    "unavailable",
+]
 
-_MODULES = {"orbit": "orbits", "orbit_dot": "dots", "reduce": "reductions", "select": "selection"}
+_MODULES = {
+    **dict.fromkeys(("orbit", "orbit_dot", "reduce", "select"), "dispatch"),
+    **dict.fromkeys(("softmax_mean", "softmax_mean_backward"), "softmaxes"),
+    "score": "scores",
+    "cross_entropy": "cross_entropies",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,15 +18,20 @@ from .layout import Layout, Operand, Views
 __all__ = [
     "Plan",
     "accumulator",
+    "ceil_div",
     "column_block",
     "forms",
     "gather_block",
+    "make_plan",
     "next_power_of_two",
     "plan_gather",
     "plan_tiles",
     "run",
     "tile_block",
+    "times_two",
     "use_tiles",
+    "vector_length",
+    "warps",
 ]
 
 # The numbers that tune: a program handles ELEMENTS values of one view: 16 bytes a thread at 128 threads of bf16.
@@ -69,7 +74,11 @@ class Plan:
 
     def with_units(self, value: int) -> Plan:
         """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
-        return replace(self, scalars=(value, *self.scalars[1:]), variant=None)
+        return replace(self, scalars=(value, *self.scalars[1:])).fixed_block()
+
+    def fixed_block(self) -> Plan:
+        """The same for a kernel whose sums follow its block: no other is tried."""
+        return replace(self, variant=None)
 
 
 def make_plan(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Operand", "Views", "as_words", "normalize", "operand", "parse_maps"]
+__all__ = ["Layout", "Operand", "Views", "as_words", "merge", "normalize", "operand", "parse_maps"]
 
 _AXES = "dhw"
 
@@ -116,7 +116,8 @@ class Layout:
         return self.b * self.d * self.h * self.w
 
 
-def _merge(dims: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
+def merge(dims: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Join neighbouring dims (size, strides of every tensor) that all tensors walk through as one; drop size 1."""
     merged: list[tuple[int, tuple[int, ...]]] = []
     for size, strides in dims:
         if size == 1:
@@ -157,8 +158,8 @@ def normalize(
 
     tensors = [*moving, *fixed]
     table = [(shape[k], tuple(lead_strides(o, group, k) for o, group in tensors)) for k in range(lead)]
-    head = _merge(table[:split]) if split else []
-    tail = _merge(table[split or 0 :])
+    head = merge(table[:split]) if split else []
+    tail = merge(table[split or 0 :])
     if split is not None and len(head) > 1:
         return None
     c: tuple[int, tuple[int, ...]] = (1, (0,) * len(tensors))

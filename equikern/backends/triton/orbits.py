@@ -159,14 +159,15 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
         return
     # More leading dims than loops: only then is anything copied.
     if weights is not None and index is not None:
-        weights, index = _same_lead(weights, index)
+        weights, index = same_lead(weights, index)
     dense = torch.empty_like(out, memory_format=torch.contiguous_format)
     orbit(x.contiguous(), dense, maps, scale, weights, index)
     out.copy_(dense)
 
 
-def _same_lead(weights: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def same_lead(weights: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and an index broadcast to the same leading dims, so that copies have as few loops as the longer one."""
     shape = weights.shape[1:] if weights.dim() > index.dim() else index.shape
-    weights = weights.reshape(*weights.shape, *(1,) * (len(shape) + 1 - weights.dim()))
-    index = index.reshape(*index.shape, *(1,) * (len(shape) - index.dim()))
+    weights = weights.reshape((*weights.shape, *(1,) * (len(shape) + 1 - weights.dim())))
+    index = index.reshape((*index.shape, *(1,) * (len(shape) - index.dim())))
     return weights.expand(weights.shape[0], *shape).contiguous(), index.expand(shape).contiguous()

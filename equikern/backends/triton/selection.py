@@ -179,7 +179,7 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
         return
     if out.numel() == 0:
         if scores is not None:
-            _index_alone(scores, index, minimum)
+            index_alone(scores, index, minimum)
         return
     y, out = as_words(y, out)
     found = plan(maps, minimum, operand(y), operand(out), None if scores is None else operand(scores), operand(index))
@@ -192,7 +192,7 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     out.copy_(dense)
 
 
-def _index_alone(scores: Tensor, index: Tensor, minimum: bool) -> None:
+def index_alone(scores: Tensor, index: Tensor, minimum: bool) -> None:
     """Choose for items that have no entries."""
     blank = scores.new_zeros(()).expand(scores.shape)
     select(blank, torch.empty_like(scores[0]), index, " ".join(["."] * scores.shape[0]), scores, minimum)

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["choose", "environment", "problem", "same_launch", "seconds"]
 
-_BLOCKS = ("TI", "TJ", "P", "CB")  # what a choice changes, directly or by the shape within one bucket
-_SIZES = ("nb", "H", "W", "R", "C", "n0", "n1", "n2")
+_BLOCKS = ("TI", "TJ", "P", "CB", "PN", "PX")  # what a choice changes, directly or by the shape within one bucket
+_SIZES = ("nb", "H", "W", "R", "C", "n0", "n1", "n2", "M", "X", "count")
+_TUNED = {
+    **dict.fromkeys(("orbits", "reductions", "selection", "ids"), ("plan",)),
+    "permuted": ("orbit_plan", "reduce_plan", "select_plan"),
+}
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -108,10 +112,11 @@ def choose(
 
 def _forget() -> None:
     winners.cache_clear()
-    for name in ("orbits", "reductions", "selection"):
+    for name, plans in _TUNED.items():
         module = sys.modules.get(f"{__package__}.{name}")
         if module is not None:
-            module.plan.cache_clear()
+            for plan in plans:
+                getattr(module, plan).cache_clear()
 
 
 when_switched(_forget)

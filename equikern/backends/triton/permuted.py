@@ -1,0 +1,447 @@
+"""The operators on permutations of one dim: ``orbit``, ``reduce``, ``orbit_dot`` and ``select`` by a table of sources.
+
+A vocabulary's permutation moves a few dozen of 50,000 entries. Then ``orbit``, ``reduce`` and ``select`` are two
+launches: the kernel for views that move nothing, and one over the moved entries alone, which writes those again. A
+single kernel would have to go row by row and look every entry up. The first of the two sees the rows as one run, so it
+moves 16 bytes at a time also where a row is 50,257 entries long, and it touches the same bytes as a plain mean; the
+second reads and writes a 32-byte sector for each moved entry, 3 % more for 100 of 50,000. Where most entries move, the
+same kernels gather all of them. ``orbit_dot`` always does: its sums cannot be written again.
+
+Profilers see the kernels under names such as ``equikern_reduce_permuted_sum_bf16``.
+"""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...tables import Table, table
+from . import orbits, reductions, selection
+from .compat import jit_kernel
+from .device import combine, finish, prepare
+from .launch import accumulator, next_power_of_two, run
+from .layout import Operand, as_words, operand
+from .tiles import TilePlan, plan_permuted
+
+__all__ = ["orbit", "orbit_dot", "reduce", "select"]
+
+
+@triton.jit
+def tile_position(
+    positions, nblocks, xblocks, nb, M, X, INNER: tl.constexpr, PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """This program's (a, b), its entries of the list and the positions they stand for, its rows, both masks,
+    and how many entries the list has.
+
+    The permuted dim is the tile's columns if INNER, otherwise its rows; the sizes of columns count vectors.
+    """
+    pid = tl.program_id(0)
+    item = pid // nblocks // xblocks
+    k = pid % nblocks * PN + tl.arange(0, PN)
+    x = (pid // nblocks % xblocks).to(tl.int64) * PX + tl.arange(0, PX)
+    if INNER:
+        k = k[None, :]
+        x = x[:, None]
+        listed = k < (M * VEC).to(tl.int32)
+        within = x < X
+    else:
+        k = k[:, None]
+        x = x[None, :]
+        listed = k < M.to(tl.int32)
+        within = x < X * VEC
+    place = k
+    if positions is not None:
+        place = tl.load(positions + k, mask=listed, other=0)
+    row = M * VEC if INNER else M
+    return (item // nb).to(tl.int64), (item % nb).to(tl.int64), k, place, x, listed, within, row
+
+
+@triton.jit
+def entry(place, x, sn, sx, INNER: tl.constexpr, UNIT: tl.constexpr, VEC: tl.constexpr):
+    """Offset of a position and a row; the strides of columns are 1 if UNIT, those of rows count vectors."""
+    if INNER:
+        if UNIT:
+            return x * (sx * VEC) + place
+        else:
+            return x * (sx * VEC) + place * sn
+    else:
+        if UNIT:
+            return place * (sn * VEC) + x
+        else:
+            return place * (sn * VEC) + x * sx
+
+
+@triton.jit
+def source(sources, row, k, listed, SIGNED: tl.constexpr):
+    """Where a view reads, and whether with a minus."""
+    src = tl.load(sources + row + k, mask=listed, other=0)
+    minus = src < 0
+    if SIGNED:
+        src = tl.where(minus, ~src, src)
+    return src, minus
+
+
+@triton.jit
+def signed_bits(v, minus, SIGN: tl.constexpr):
+    """Minus a value of which only the bits are known: those of a float ("float"), of an integer, or never asked for."""
+    if SIGN == "float":
+        top = tl.full([], 1, v.dtype) << (v.dtype.primitive_bitwidth - 1)
+        return tl.where(minus, v ^ top, v)
+    elif SIGN == "integer":
+        return tl.where(minus, (0 - v).to(v.dtype), v)
+    else:
+        return v
+
+
+@jit_kernel
+def orbit_permuted(
+    x, out, weights, index, positions, sources, scale: tl.float64,
+    nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
+    xg: tl.int64, xa: tl.int64, xb: tl.int64, xx: tl.int64, xn: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64, wx: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64, kx: tl.int64,
+    ORDER: tl.constexpr, EXACT: tl.constexpr, SIGN: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr,
+    PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Every view's entries at some positions, gathered from x."""
+    a, b, k, place, r, listed, within, row = tile_position(
+        positions, nblocks, xblocks, nb, M, X, INNER, PN, PX, VEC,
+    )  # fmt: skip
+    mask = listed & within
+    x += a * (xa * VEC) + b * (xb * VEC)
+    put = out + a * (oa * VEC) + b * (ob * VEC) + entry(place, r, on, ox, INNER, UNIT, VEC)
+    if index is not None:
+        chosen = tl.load(index + a * ka + b * kb + r * kx, mask=within, other=0)
+    for g in tl.static_range(ORDER):
+        src, minus = source(sources, g * row, k, listed, SIGN != "none")
+        v = tl.load(x + entry(src, r, xn, xx, INNER, UNIT, VEC), mask=mask, other=0)
+        if EXACT:
+            v = signed_bits(v, minus, SIGN)
+        else:
+            factor = tl.full([], scale, ACC)
+            if weights is not None:
+                factor = factor * tl.load(weights + g * wg + a * wa + b * wb + r * wx, mask=within, other=0)
+            v = v.to(ACC)
+            if SIGN != "none":
+                v = tl.where(minus, -1.0 * v, v)
+            v = (v * factor).to(out.dtype.element_ty)
+        if index is not None:
+            v = tl.where(chosen == g, v, tl.zeros_like(v))
+        tl.store(put + g * (og * VEC), v, mask=mask)
+
+
+@jit_kernel
+def reduce_permuted(
+    y, out, out2, weights, positions, sources, scale: tl.float64,
+    nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
+    pg: tl.int64, pa: tl.int64, pb: tl.int64, px: tl.int64, pn: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64, wx: tl.int64,
+    ORDER: tl.constexpr, OP: tl.constexpr, SIGN: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr,
+    PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Reduce the views at some positions, in the order of ``reduce_points``: to the same bits."""
+    a, b, k, place, r, listed, within, row = tile_position(
+        positions, nblocks, xblocks, nb, M, X, INNER, PN, PX, VEC,
+    )  # fmt: skip
+    mask = listed & within
+    y += a * (ya * VEC) + b * (yb * VEC)
+    for g in tl.static_range(ORDER):
+        src, minus = source(sources, g * row, k, listed, SIGN != "none")
+        v = tl.load(y + g * (yg * VEC) + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
+        if SIGN != "none":
+            v = tl.where(minus, -1.0 * v, v)
+        v = prepare(v, OP)
+        if weights is not None:
+            v = v * tl.load(weights + g * wg + a * wa + b * wb + r * wx, mask=within, other=0)
+        if g == 0:
+            s = v
+            m = tl.zeros_like(v)
+        else:
+            s, m = combine(s, m, g, v, 0.0, 1, OP)
+    if OP == "std":
+        s = m
+    put = a * (oa * VEC) + b * (ob * VEC) + entry(place, r, on, ox, INNER, UNIT, VEC)
+    tl.store(out + put, finish(s, scale, ORDER, OP).to(out.dtype.element_ty), mask=mask)
+    if out2 is not None:
+        put = a * (pa * VEC) + b * (pb * VEC) + entry(place, r, pn, px, INNER, UNIT, VEC)
+        tl.store(out2 + put, finish(m, scale, ORDER, "std").to(out2.dtype.element_ty), mask=mask)
+
+
+@jit_kernel
+def dot_permuted(
+    x, y, out, weights, partial, positions, sources, units: tl.int32,
+    nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
+    na: tl.int64,
+    xg: tl.int64, xa: tl.int64, xb: tl.int64, xx: tl.int64, xn: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
+    wg: tl.int64, wa: tl.int64, wb: tl.int64, wx: tl.int64,
+    ORDER: tl.constexpr, GP: tl.constexpr, SIGN: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr,
+    PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Every view of x against y; the tile's |G| sums go to their own places in ``partial``."""
+    a, b, k, place, r, listed, within, row = tile_position(
+        positions, nblocks, xblocks, nb, M, X, INNER, PN, PX, VEC,
+    )  # fmt: skip
+    mask = listed & within
+    x += a * (xa * VEC) + b * (xb * VEC)
+    at = y + a * (ya * VEC) + b * (yb * VEC) + entry(place, r, yn, yx, INNER, UNIT, VEC)
+    views = tl.arange(0, GP)[None, :]
+    totals = tl.zeros([PX if INNER else PN, GP], ACC)
+    for g in tl.static_range(ORDER):
+        src, minus = source(sources, g * row, k, listed, SIGN != "none")
+        v = tl.load(x + entry(src, r, xn, xx, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
+        if SIGN != "none":
+            v = tl.where(minus, -1.0 * v, v)
+        product = v * tl.load(at + g * (yg * VEC), mask=mask, other=0).to(ACC)
+        totals = tl.where(views == g, tl.sum(product, 1)[:, None], totals)
+        if out is not None:
+            if weights is not None:
+                v = v * tl.load(weights + g * wg + a * wa)
+            put = a * (oa * VEC) + b * (ob * VEC) + g * (og * VEC) + entry(place, r, on, ox, INNER, UNIT, VEC)
+            tl.store(out + put, v.to(out.dtype.element_ty), mask=mask)
+    view = tl.arange(0, GP)
+    tl.store(partial + (view * na + a) * units + tl.program_id(0) % units, tl.sum(totals, 0), mask=view < ORDER)
+
+
+@jit_kernel
+def select_permuted(
+    y, out, index, positions, sources,
+    nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
+    kg: tl.int64, ka: tl.int64, kb: tl.int64, kx: tl.int64,
+    ORDER: tl.constexpr, SIGN: tl.constexpr, MINIMUM: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr,
+    PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The chosen views' entries at some positions; no other view is read."""
+    a, b, k, place, r, listed, within, row = tile_position(
+        positions, nblocks, xblocks, nb, M, X, INNER, PN, PX, VEC,
+    )  # fmt: skip
+    mask = listed & within
+    chosen = tl.load(index + a * ka + b * kb + r * kx, mask=within, other=0)
+    chosen = tl.minimum(tl.maximum(chosen, 0), ORDER - 1)
+    src, minus = source(sources, chosen * row, k, mask, SIGN != "none")
+    y += a * (ya * VEC) + b * (yb * VEC)
+    v = tl.load(y + chosen * (yg * VEC) + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0)
+    put = a * (oa * VEC) + b * (ob * VEC) + entry(place, r, on, ox, INNER, UNIT, VEC)
+    tl.store(out + put, signed_bits(v, minus, SIGN), mask=mask)
+
+
+_PLAIN_SIGN = {False: "none", True: "float"}
+
+
+def _accumulator(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
+
+
+@lru_cache(maxsize=1024)
+def orbit_plan(
+    maps: str, scale: float, sign: str, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
+) -> TilePlan | None:
+    """The gathering launch of ``orbit``, or None if the tensors must be copied first."""
+    constants = {"EXACT": scale == 1.0 and weights is None, "SIGN": sign, "ACC": _accumulator(x.dtype)}
+    moving, fixed = [(x, False), (out, True)], [(weights, True), (index, False)]
+    return plan_permuted(orbit_permuted, maps, "xo", moving, "wk", fixed, {"scale": scale}, constants)
+
+
+@lru_cache(maxsize=1024)
+def reduce_plan(
+    maps: str, op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, weights: Operand | None
+) -> TilePlan | None:
+    """The gathering launch of ``reduce``, or None if the tensors must be copied first."""
+    constants = {"OP": op, "SIGN": _PLAIN_SIGN[_table(maps).signed], "ACC": _accumulator(y.dtype)}
+    moving, fixed = [(y, True), (out, False), (out2, False)], [(weights, True)]
+    return plan_permuted(reduce_permuted, maps, "yop", moving, "w", fixed, {"scale": scale}, constants)
+
+
+@lru_cache(maxsize=1024)
+def dot_plan(
+    maps: str, x: Operand, y: Operand, out: Operand | None, weights: Operand | None, dots: Operand
+) -> TilePlan | None:
+    """The launch of ``orbit_dot``, or None if the tensors must be copied first."""
+    constants = {
+        "SIGN": _PLAIN_SIGN[_table(maps).signed],
+        "ACC": _accumulator(y.dtype),
+        "GP": next_power_of_two(y.shape[0]),
+    }
+    moving, fixed = [(x, False), (y, True), (out, True)], [(weights, True)]
+    return plan_permuted(dot_permuted, maps, "xyo", moving, "w", fixed, {}, constants, dots)
+
+
+@lru_cache(maxsize=1024)
+def select_plan(maps: str, sign: str, y: Operand, out: Operand, index: Operand) -> TilePlan | None:
+    """The gathering launch of ``select``, or None if the tensors must be copied first."""
+    constants = {"SIGN": sign, "MINIMUM": True, "ACC": tl.float32}
+    moving, fixed = [(y, True), (out, False)], [(index, False)]
+    return plan_permuted(select_permuted, maps, "yo", moving, "k", fixed, {}, constants)
+
+
+def _table(maps: str) -> Table:
+    found = table(maps)
+    assert found is not None, "the words permute a dim"
+    return found
+
+
+def _still(found: Table) -> str:
+    return " ".join(["."] * found.order)
+
+
+def _given(t: Tensor | None) -> Operand | None:
+    return None if t is None else operand(t)
+
+
+def _lists(found: Table, device: torch.device) -> tuple[Tensor | None, Tensor]:
+    here = found.on(device)
+    return None if found.dense else here.positions, here.sources
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _words(source: Tensor, target: Tensor, found: Table) -> tuple[str, Tensor, Tensor]:
+    """The sign's kind, and the same bits in types kernels can move; for complex numbers with one more dim."""
+    dtype = source.dtype
+    if dtype.is_complex:
+        source, target = (torch.view_as_real(t).movedim(-1, found.dim - 1) for t in (source, target))
+    if not found.signed:
+        return ("none", *as_words(source, target))
+    kind = "float" if dtype.is_complex or dtype.is_floating_point else "integer"
+    bits = _BITS[source.element_size()]
+    return kind, source.view(bits), target.view(bits)
+
+
+def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
+    """Write out[g] = scale · weights[g] · map_g(x), see ``orbits.orbit``, for permutations of a dim.
+
+    Args:
+        x: (*lead, n, *tail), any strides.
+        out: (|G|, *lead, n, *tail), any strides.
+        maps: one word per view, all of one dim.
+        weights: (|G|, *lead[:k-1]), contiguous, or None.
+        index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
+    """
+    if out.numel() == 0:
+        return
+    found = _table(maps)
+    if not found.dense:
+        orbits.orbit(x, out, _still(found), scale, weights, index)
+        if found.positions.numel() == 0:
+            return
+    sign = _PLAIN_SIGN[found.signed]
+    words, into = x, out
+    if scale == 1.0 and weights is None:
+        sign, words, into = _words(x, out, found)
+    plan = orbit_plan(maps, scale, sign, operand(words), operand(into), _given(weights), _given(index))
+    if plan is not None:
+        run(plan.launch, words, into, weights, index, *_lists(found, x.device))
+        return
+    # More leading dims than loops: only then is anything copied.
+    if weights is not None and index is not None:
+        weights, index = orbits.same_lead(weights, index)
+    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
+    orbit(x.contiguous(), dense, maps, scale, weights, index)
+    out.copy_(dense)
+
+
+def reduce(
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+) -> None:
+    """Reduce map_g(y[g]) over the views g, see ``reductions.reduce``, for permutations of a dim.
+
+    Args:
+        y: (|G|, *lead, n, *tail), any strides.
+        out: (*lead, n, *tail), any strides; out2 likewise.
+        maps: one word per view, all of one dim.
+        op, scale, weights, out2: see ``reductions.reduce``.
+    """
+    if op == "weighted_mean" and weights is not None:
+        weights, op = weights / weights.sum(0), "sum"
+    if out.numel() == 0:
+        return
+    found = _table(maps)
+    if not found.dense:
+        reductions.reduce(y, out, _still(found), op, scale, weights, out2)
+        if found.positions.numel() == 0:
+            return
+    plan = reduce_plan(maps, op, scale, operand(y), operand(out), _given(out2), _given(weights))
+    if plan is not None:
+        run(plan.launch, y, out, out2, weights, *_lists(found, y.device))
+        return
+    # More leading dims than loops: only then is anything copied.
+    dense, dense2 = torch.empty_like(out, memory_format=torch.contiguous_format), None
+    if out2 is not None:
+        dense2 = torch.empty_like(out2, memory_format=torch.contiguous_format)
+    reduce(y.contiguous(), dense, maps, op, scale, weights, dense2)
+    out.copy_(dense)
+    if out2 is not None and dense2 is not None:
+        out2.copy_(dense2)
+
+
+def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
+    """Write out[g] = weights[g] · map_g(x) and dots[g, …] = Σ map_g(x) · y[g], see ``dots.orbit_dot``.
+
+    Args:
+        x: (*lead, n, *tail), any strides.
+        y: (|G|, *lead, n, *tail), any strides; out like it, or None.
+        dots: (|G|, *lead[:k-1]), contiguous, float32 or float64; weights likewise, or None.
+        maps: one word per view, all of one dim.
+    """
+    if dots.numel() == 0:
+        return
+    if y.numel() == 0:
+        dots.zero_()
+        return
+    plan = dot_plan(maps, operand(x), operand(y), _given(out), _given(weights), operand(dots))
+    if plan is None:
+        # More leading dims than loops: only then is anything copied.
+        dense = None if out is None else torch.empty_like(out, memory_format=torch.contiguous_format)
+        orbit_dot(x.contiguous(), y.contiguous(), dense, dots, maps, weights)
+        if out is not None and dense is not None:
+            out.copy_(dense)
+        return
+    whole = _table(maps).on(x.device).whole
+    if plan.units == 1:
+        run(plan.launch, x, y, out, weights, dots, None, whole)
+        return
+    partial = dots.new_empty((*dots.shape, plan.units))
+    run(plan.launch, x, y, out, weights, partial, None, whole)
+    torch.sum(partial, -1, out=dots)
+
+
+def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+    """Write out = map_i(y[i]) with i = index or the best score's view, see ``selection.select``.
+
+    Args:
+        y: (|G|, *lead, n, *tail), any strides.
+        out: (*lead, n, *tail), any strides.
+        index: int64, lead[:m], contiguous; written if scores are given.
+        maps: one word per view, all of one dim.
+        scores, minimum: see ``selection.select``.
+    """
+    if index.numel() == 0:
+        return
+    found = _table(maps)
+    if scores is not None and (found.dense or out.numel() == 0):
+        selection.index_alone(scores, index, minimum)
+        scores = None
+    if out.numel() == 0:
+        return
+    if not found.dense:
+        selection.select(y, out, index, _still(found), scores, minimum)
+        if found.positions.numel() == 0:
+            return
+    sign, words, into = _words(y, out, found)
+    plan = select_plan(maps, sign, operand(words), operand(into), operand(index))
+    if plan is not None:
+        run(plan.launch, words, into, index, *_lists(found, y.device))
+        return
+    # More leading dims than loops: only then is anything copied.
+    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
+    select(y.contiguous(), dense, index, maps, None, minimum)
+    out.copy_(dense)

@@ -1,0 +1,350 @@
+"""What the kernels with a softmax share: rows of logits, read in whole vectors wherever they start.
+
+A program takes one long row, or several short ones. Its tile is (rows, lanes, entries): a lane reads 16 bytes at a
+time and keeps a largest logit and a sum of exponentials of its own for every view, joined once at the row's end. So an
+entry costs one exponential, a vector one more, and the row one exchange between threads.
+
+Rows of 50,257 two-byte entries start anywhere within 16 bytes. They are read from the vector that their first entry
+lies in to the one that their last does; what these two hold of the neighbouring rows does not count. Vectors that lie
+wholly within the row are written as such, the few entries before and behind them one by one. That works where the rows
+of all tensors and views start equally far into a vector, as those of contiguous tensors do if there are a multiple of 8
+rows; elsewhere single entries are moved.
+
+The second pass over a row goes backwards, so that it meets first what the cache saw last: the rows in flight may be
+more than the L2 cache holds.
+"""
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+# mypy: disable-error-code="assignment"
+# ruff: noqa: RUF005, B007  (kernels join tuples, they do not unpack them)
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...tables import table
+from . import launch
+from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two
+from .layout import Operand
+from .tiles import TABLE, Given, permuted_loops
+
+__all__ = ["plan_rows"]
+
+THREADS = ((1 << 11, 128), (1 << 15, 256), (1 << 17, 512))  # of a program, by the bytes of a row up to which
+MOST_THREADS = 1024  # where the views of a row are so long that few rows at a time may be in flight
+SHIFTED = 1024  # entries: shorter rows that are no multiple of a vector are moved entry by entry
+LISTED = 64  # moved entries at a time
+
+
+@triton.jit
+def program_rows(rows, nb, nx, R: tl.constexpr):
+    """This program's rows as (a, b, x), and which of them there are."""
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    q = row // nx
+    return q // nb, q % nb, row % nx, row < rows
+
+
+@triton.jit
+def row_start(a, b, x, sa, sb, sx, VEC: tl.constexpr, SHIFT: tl.constexpr):
+    """Offset of the vectors that hold each row, and how far into the first of them it starts."""
+    start = a * sa + b * sb + x * sx
+    if SHIFT:
+        return start // VEC * VEC, (start % VEC).to(tl.int32)
+    else:
+        return start * VEC, (start * 0).to(tl.int32)
+
+
+@triton.jit
+def entries(k, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr):
+    """The entries of a block that starts at k, counted from its first vector, and where their vectors start."""
+    if VEC > 1:
+        first = k + tl.arange(0, J)[None, :, None] * VEC
+        return first + tl.arange(0, E)[None, None, :], first
+    else:
+        c = k + tl.arange(0, J)[None, :, None] + tl.arange(0, E)[None, None, :] * J
+        return c, c
+
+
+@triton.jit
+def offsets(base, c, sn, UNIT: tl.constexpr):
+    """Where entries c of each row lie."""
+    if UNIT:
+        return base[:, None, None] + c
+    else:
+        return base[:, None, None] + c.to(tl.int64) * sn
+
+
+@triton.jit
+def load_block(
+    ptr, base, off, k, V, sn, within, OTHER: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr,
+    SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """A block of every row, OTHER outside of it."""
+    c, first = entries(k, J, E, VEC)
+    mask = within[:, None, None] & (first < V + off[:, None, None])
+    v = tl.load(ptr + offsets(base, c, sn, UNIT), mask=mask, other=OTHER).to(ACC)
+    if SHIFT:
+        v = tl.where((c - off[:, None, None]).to(tl.uint32) < V.to(tl.uint32), v, OTHER)
+    return v
+
+
+@triton.jit
+def sources_block(
+    sources, off, k, V, within, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """The entries of the row that a block of a view consists of."""
+    v = entries(k, J, E, VEC)[0] - off[:, None, None]
+    mask = within[:, None, None] & (v >= 0) & (v < V)
+    return tl.load(sources + v, mask=mask, other=0), mask
+
+
+@triton.jit
+def store_block(
+    ptr, base, off, k, V, sn, within, v, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """Write a block but for the vectors that the row shares with its neighbours, see ``edges``."""
+    c, first = entries(k, J, E, VEC)
+    mask = within[:, None, None] & (first + (VEC if SHIFT else 1) <= V + off[:, None, None])
+    if SHIFT:
+        mask = mask & (first >= off[:, None, None])
+    tl.store(ptr + offsets(base, c, sn, UNIT), v.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def edges(off, V, within, VEC: tl.constexpr):
+    """Positions within the row of what ``store_block`` leaves out: at most VEC − 1 at either end."""
+    i = tl.arange(0, 2 * VEC)[None, :]
+    head = (VEC - off) % VEC
+    tail = (V + off) % VEC
+    place = tl.where(i < VEC, i, V - 2 * VEC + i)
+    left_out = ((i < VEC) & (i < head[:, None])) | ((i >= VEC) & (place >= V - tail[:, None]))
+    return place, within[:, None] & left_out
+
+
+@triton.jit
+def at_places(base, off, place, sn, UNIT: tl.constexpr):
+    """Where positions (rows, count) of each row lie."""
+    return (base + off)[:, None] + place.to(tl.int64) * (1 if UNIT else sn)
+
+
+@triton.jit
+def counted(
+    skip, off, k, V, width, within, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """Which entries of a block no view moves. The table has a row for each start within a vector: wide loads again."""
+    c, first = entries(k, J, E, VEC)
+    mask = within[:, None, None] & (first < V + off[:, None, None])
+    if SHIFT:
+        return tl.load(skip + (off * width * 16)[:, None, None] + c, mask=mask, other=1) == 0
+    else:
+        return tl.load(skip + c, mask=mask, other=1) == 0
+
+
+@triton.jit
+def view_block(
+    y, base, off, sources, k, V, sn, within, OTHER: tl.constexpr, DENSE: tl.constexpr, J: tl.constexpr,
+    E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """A block of a view of every row, as it is where few entries move."""
+    if DENSE:
+        src, mask = sources_block(sources, off, k, V, within, J, E, VEC)
+        return tl.load(y + offsets(base + off, src, sn, UNIT), mask=mask, other=OTHER).to(ACC)
+    else:
+        return load_block(y, base, off, k, V, sn, within, OTHER, J, E, VEC, SHIFT, UNIT, ACC)
+
+
+@triton.jit
+def view_at(y, base, off, yn, src, mask, UNIT: tl.constexpr, ACC: tl.constexpr):
+    """Some entries of every row."""
+    return tl.load(y + at_places(base, off, src, yn, UNIT), mask=mask, other=0).to(ACC)
+
+
+@triton.jit
+def listed_sources(sources, place, listed):
+    """Where a view reads some positions, sources being where they begin in its table; None if nothing moves."""
+    if sources is not None:
+        return tl.load(sources, mask=listed, other=0)
+    else:
+        return place
+
+
+@triton.jit
+def lowest(ACC: tl.constexpr):
+    """The least finite number: a largest logit to start from, of which none has to ask whether it is −∞."""
+    if ACC == tl.float64:  # noqa: SIM300
+        return tl.full([], -1.7976931348623157e308, ACC)
+    else:
+        return tl.full([], -3.4028234663852886e38, ACC)
+
+
+@triton.jit
+def softened(v, top, total):
+    """A lane's largest logit and sum of exponentials after one more vector."""
+    higher = tl.maximum(top, tl.max(v, 2))
+    return higher, total * tl.exp(top - higher) + tl.sum(tl.exp(v - higher[:, :, None]), 2)
+
+
+@triton.jit
+def joined(top, total):
+    """Those of the row from those of its lanes."""
+    highest = tl.max(top, 1)
+    return highest, tl.sum(total * tl.exp(top - highest[:, None]), 1)
+
+
+@triton.jit
+def statistics(
+    y, yg, base, off, V, sn, within, ORDER: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
+    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Per view, every row's largest logit and its sum of exponentials of the differences to it.
+
+    All views are read side by side, as the second pass reads them.
+    """
+    tops = ()
+    totals = ()
+    for g in tl.static_range(ORDER):
+        tops = tops + (tl.zeros([R, J], ACC) + lowest(ACC),)
+        totals = totals + (tl.zeros([R, J], ACC),)
+    for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
+        higher = ()
+        sums = ()
+        for g in tl.static_range(ORDER):
+            v = load_block(
+                y + g * (yg * VEC), base, off, k, V, sn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC,
+            )  # fmt: skip
+            top, total = softened(v, tops[g], totals[g])
+            higher = higher + (top,)
+            sums = sums + (total,)
+        tops = higher
+        totals = sums
+    highest = ()
+    sums = ()
+    for g in tl.static_range(ORDER):
+        top, total = joined(tops[g], totals[g])
+        highest = highest + (top,)
+        sums = sums + (total,)
+    return highest, sums
+
+
+def plan_rows(
+    kernel: Any,
+    maps: str,
+    names: str,
+    moving: Sequence[Given],
+    fixed_names: str,
+    fixed: Sequence[Given],
+    others: Sequence[Operand | None],
+    scalars: Mapping[str, int | float],
+    constants: Mapping[str, Any],
+) -> Plan | None:
+    """Plan a kernel over rows of logits, or None if the tensors must be copied first.
+
+    Args:
+        names: one letter per tensor of ``moving``, (…, V); its strides are the scalars ``<letter>g``, ``<letter>a`` …
+        fixed_names: likewise for ``fixed``, which have one entry a row.
+        others: the pointers behind them: what ``tables`` gives, say.
+    """
+    loops = permuted_loops(-1, moving, fixed, None)
+    if loops is None:
+        return None
+    rows, v = loops.a * loops.b * loops.x, loops.n
+    first = moving[0][0]
+    assert first is not None
+    itemsize = first.dtype.itemsize
+    unit = all(s[4] == 1 for s in loops.moving) or v == 1
+    vec, shift = _vectors([o for o, _ in moving if o is not None], loops.moving, v) if unit else (1, False)
+    e = 16 // itemsize
+    order = maps.count(" ") + 1
+    threads = MOST_THREADS
+    if order * v * itemsize <= THREADS[-1][0] * 2:
+        threads = next((count for most, count in THREADS if v * itemsize <= most), THREADS[-1][1])
+    j = min(next_power_of_two(ceil_div(v, e)), threads)
+    r = max(1, min(next_power_of_two(rows), threads // j))
+    values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": _listed(maps), **scalars}
+    if "width" in kernel.arg_names:
+        values["width"] = _width(v) // 16  # whose rows are therefore known to be aligned
+    for name, s in zip(names, loops.moving, strict=True):
+        values[f"{name}g"] = s[0] // vec
+        values.update(zip((f"{name}{axis}" for axis in "abx"), (k if shift else k // vec for k in s[1:4]), strict=True))
+        values[f"{name}n"] = s[4]
+    for name, f in zip(fixed_names, loops.fixed, strict=True):
+        values.update(zip((f"{name}{axis}" for axis in "gabx"), f, strict=True))
+    found = table(maps)
+    plan = make_plan(
+        kernel,
+        ceil_div(rows, r),
+        [*(o for o, _ in moving), *(o for o, _ in fixed), *others],
+        values,
+        {
+            **constants,
+            "ORDER": order,
+            "DENSE": found is not None and found.dense,
+            "R": r,
+            "J": j,
+            "E": e,
+            "VEC": vec,
+            "SHIFT": shift,
+            "UNIT": unit,
+            "KM": min(LISTED, next_power_of_two(_listed(maps))),
+            "ACC": tl.float64 if accumulator(first.dtype) == torch.float64 else tl.float32,
+        },
+        max(1, min(r * j, threads) // launch.LANES),
+        lambda choice: plan,
+    )
+    return plan.fixed_block()  # sums follow the block
+
+
+def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: int) -> tuple[int, bool]:
+    """How many entries an access moves, and whether rows start within a vector."""
+    vec = 16 // operands[0].dtype.itemsize
+    alike = all((s - t) % vec == 0 for row in strides for s, t in zip(row[1:4], strides[0][1:4], strict=True))
+    if not alike or not all(o.aligned for o in operands) or any(row[0] % vec for row in strides):
+        return 1, False
+    if any(s % vec for s in strides[0][1:4]) or v % vec:
+        return (vec, True) if v >= SHIFTED else (1, False)
+    return vec, False
+
+
+def _listed(maps: str) -> int:
+    found = table(maps)
+    return 0 if found is None or found.dense else len(found.positions)
+
+
+def _width(v: int) -> int:
+    return ceil_div(v + 16, 16) * 16
+
+
+def described(maps: str) -> tuple[Operand | None, ...]:
+    """The operands that ``lists`` gives for words such as these."""
+    listed, moves = _listed(maps) > 0, table(maps) is not None
+    return TABLE if listed else None, TABLE if moves else None
+
+
+def lists(maps: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Positions and sources of the entries that some view moves: None where none does, positions also where all do."""
+    found = table(maps)
+    if found is None:
+        return None, None
+    here = found.on(device)
+    return here.positions if _listed(maps) else None, here.sources
+
+
+SKIP = Operand((), (), torch.int8, True)
+
+
+@lru_cache(maxsize=64)
+def skipped(maps: str, device: torch.device) -> Tensor | None:
+    """A table for each start of a row within a vector: 1 where ``counted`` leaves out; None where nothing is listed."""
+    if not _listed(maps):
+        return None
+    found = table(maps)
+    assert found is not None
+    skip = torch.zeros((8, _width(found.size)), dtype=torch.int8, device="cpu")
+    for off in range(8):
+        skip[off, found.positions.long() + off] = 1
+    return skip.to(device)

@@ -1,0 +1,97 @@
+"""The cases of ``triton_audit.py`` that permute a vocabulary: gathers, token ids, and the kernels with a softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import torch
+from equikern import permutation
+from equikern.backends.triton.launch import Plan
+from equikern.backends.triton.layout import Operand
+
+ROWS = (4, 16)
+
+
+@lru_cache(maxsize=8)
+def maps_of(group: str, size: int) -> str:
+    """The inverse words of a cyclic group that moves 40 entries ("few2"), or all but a few ("all3")."""
+    order = int(group[-1])
+    moved = min(40, size) if group.startswith("few") else size
+    generator = torch.arange(size)
+    cycles = torch.arange(moved // order * order).view(-1, order)
+    generator[cycles.flatten()] = cycles.roll(-1, 1).flatten()
+    rows = [torch.arange(size)]
+    for _ in range(order - 1):
+        rows.append(generator[rows[-1]])
+    return permutation(torch.stack(rows)).inverse_maps
+
+
+def dense(shape: Iterable[int], dtype: torch.dtype) -> Operand:
+    """A contiguous tensor that starts on 16 bytes."""
+    sizes = tuple(shape)
+    strides = [1]
+    for size in reversed(sizes[1:]):
+        strides.insert(0, strides[0] * size)
+    return Operand(sizes, tuple(strides[: len(sizes)]), dtype, True)
+
+
+def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
+    """The plan of a case such as ``"softmax-probs few2 bf16 50257"``."""
+    from equikern.backends.triton import cross_entropies, ids, permuted, scores, softmaxes
+
+    maps, order = maps_of(group, size), int(group[-1])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, y = dense((*ROWS, size), dtype), dense((order, *ROWS, size), dtype)
+    each, views = dense(ROWS, wide), dense((order, *ROWS), wide)
+    kind, _, option = kind.partition("-")
+    space = {"logs": "log_probs", "smooth": "probs"}.get(option, option)
+    target = dense(ROWS, torch.int64)
+    found = {
+        "permute": lambda: permuted.orbit_plan.__wrapped__(maps, 1.0, "none", x, y, None, None),
+        "gather": lambda: permuted.reduce_plan.__wrapped__(maps, "sum", 0.5, y, x, None, None),
+        "products": lambda: permuted.dot_plan.__wrapped__(maps, x, y, y, dense((order,), wide), dense((order,), wide)),
+        "choose": lambda: permuted.select_plan.__wrapped__(maps, "none", y, x, target),
+        "ids": lambda: ids.plan.__wrapped__(order, size, target, dense((order, *ROWS), torch.int64)),
+        "softmax": lambda: softmaxes.mean_plan.__wrapped__(maps, space, y, x, views),
+        "backward": lambda: softmaxes.backward_plan.__wrapped__(maps, space, y, x, y, views),
+        "score": lambda: scores.plan.__wrapped__(option, y, views),
+        "loss": lambda: cross_entropies.plan.__wrapped__(
+            maps, space, -100, 0.1 if option == "smooth" else 0.0, y, y, target, each, dense((), wide)
+        ),
+    }[kind]()
+    assert found is not None, f"{kind}: would be copied first"
+    return found.launch if isinstance(found, tuple) else found
+
+
+KERNELS = ("softmax-probs", "backward-probs", "loss-logits", "loss-probs", "loss-logs", "score-entropy")
+# Here every access to a row's whole vectors must be 16 bytes wide, wherever the rows start.
+WIDE = [f"{kind} few2 bf16 {size}" for kind in KERNELS for size in (49152, 50257, 151936)]
+VOCABULARY = [
+    *WIDE,
+    "softmax-logs few3 fp32 50257",
+    "softmax-probs all3 fp16 50257",
+    "softmax-probs few2 fp64 1000",
+    "softmax-probs few5 bf16 50257",
+    "backward-logs few3 bf16 50257",
+    "backward-probs all3 fp32 1000",
+    "score-max_prob few2 bf16 50257",
+    "score-margin few2 fp32 50257",
+    "loss-logits few3 fp32 50257",
+    "loss-logits all3 bf16 1000",
+    "loss-smooth few2 bf16 50257",
+    "loss-smooth all2 fp32 1000",
+    "loss-logs few2 fp64 1000",
+    "loss-probs few3 fp16 8",
+    "permute few2 bf16 50257",
+    "permute all3 bf16 50256",
+    "gather few2 bf16 50257",
+    "gather all3 fp32 1000",
+    "products few2 bf16 50256",
+    "choose few3 fp16 50257",
+    "ids few2 bf16 50257",
+]
+FEW = ["softmax-probs few3 bf16 50257", "backward-probs few2 bf16 50257", "loss-logits few2 bf16 50257"]
+FEW += ["loss-smooth few2 bf16 50257", "loss-logs few3 fp32 1000", "score-margin few2 bf16 50257"]
+FEW += ["gather few3 fp32 1000", "products few2 bf16 1000", "choose all3 fp16 1000", "permute few2 fp64 1000"]
+FEW += ["ids few2 bf16 1000"]
