@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--quick", action="store_true", help="few shapes in float32, without torch.compile")
     arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
     arguments.add_argument(
+        "--only", choices=("images", "logits"), help="the operators on images, or those on logits (default: both)"
+    )
+    arguments.add_argument(
         "--time-limit", metavar="SECONDS", help="start nothing after so long, and say what was left out"
     )
     arguments.add_argument(
@@ -83,7 +86,8 @@ def run(arguments: list[str]) -> int:
     if device not in machine.devices():
         print(f"--device {device}: there is none that torch can use", file=sys.stderr)
         return 2
-    path = options.output / machine.slug(machine.name(device), "quick" if options.quick else "")
+    suffix = "-".join(part for part in (options.only, "quick" if options.quick else "") if part)
+    path = options.output / machine.slug(machine.name(device), suffix)
     if path.exists() and not options.force:
         print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
         return 2
@@ -96,6 +100,7 @@ def run(arguments: list[str]) -> int:
         f"--rootdir={BENCH.parent}",
         f"--device={device}",
         *(["--quick"] if options.quick else []),
+        *([f"--only={options.only}"] if options.only else []),
         *([f"--time-limit={options.time_limit}"] if options.time_limit else []),
     ]
     status = int(pytest.main(call, plugins=[Progress()]))

@@ -13,14 +13,18 @@ KINDS = {"cpu": "CPU", "cuda": "GPU"}
 OTHERS = ("triton", "cuda", "eager", "compile", "ttach", "toolbelt")
 
 
-def newest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The newest complete results of each kind of device that was measured."""
-    found: dict[str, dict[str, Any]] = {}
+def _family(row: dict[str, Any]) -> str:
+    return "images" if len(row["shape"]) == 4 else "logits"
+
+
+def newest(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The newest complete results of each kind of device that was measured, for images and for logits."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text())
         if not results["settings"]["complete"]:
             continue
-        for kind in {row["device"] for row in results["kernels"]}:
+        for kind in {(row["device"], _family(row)) for row in results["kernels"]}:
             if kind not in found or found[kind]["machine"]["time"] < results["machine"]["time"]:
                 found[kind] = results
     return found
@@ -32,14 +36,14 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def figures(kind: str, results: dict[str, Any]) -> list[str]:
+def figures(kind: str, family: str, results: dict[str, Any]) -> list[str]:
     """One table: for every operator, direction and state of the caches the median and the range over the rest."""
     machine = results["machine"]
-    rows = [row for row in results["kernels"] if row["device"] == kind]
+    rows = [row for row in results["kernels"] if (row["device"], _family(row)) == (kind, family)]
     name = machine["gpu"] if kind == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
     others = [o for o in OTHERS if any(row["over_equikern"].get(o) for row in rows)]
     lines = [
-        f"{KINDS[kind]}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
+        f"{KINDS[kind]}, {family}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
         "Median (range) over shapes, groups and dtypes:",
         "",
         f"| operator | | cache | % of copy bandwidth | {' | '.join(f'times faster than {o}' for o in others)} |",
@@ -52,7 +56,7 @@ def figures(kind: str, results: dict[str, Any]) -> list[str]:
         cells = [_spread([r["percent_of_copy"] for r in members if r["percent_of_copy"]], 0)]
         cells += [_spread([r["over_equikern"][o] for r in members if r["over_equikern"].get(o)], 1) for o in others]
         lines.append(f"| {operator} | {direction} | {state} | {' | '.join(cells)} |")
-    for row in results.get("losses", []):
+    for row in results.get("losses", []) if family == "logits" else []:
         order, count, features, words = row["size"]
         peaks = row["peak_over_logits"]
         lines += [
@@ -69,9 +73,8 @@ def section(folder: Path) -> str:
     found = newest(folder)
     parts = []
     for kind, title in KINDS.items():
-        if kind in found:
-            parts.append("\n".join(figures(kind, found[kind])))
-        else:
+        parts += ["\n".join(figures(kind, f, found[kind, f])) for f in ("images", "logits") if (kind, f) in found]
+        if (kind, "images") not in found:
             parts.append(f"{title}: no results yet.")
     return "\n\n".join(parts)
 

@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where to write the results (default: bench/results/<machine>-<commit>.json after a complete run)",
     )
     group.addoption("--quick", action="store_true", help="few shapes in float32, without torch.compile")
+    group.addoption(
+        "--only", choices=("images", "logits"), default=None, help="the operators on images, or those on logits"
+    )
     group.addoption("--device", choices=machine.devices(), default=machine.devices()[0], help="what to measure")
     group.addoption(
         "--time-limit",
@@ -90,6 +93,12 @@ def _provider(item: pytest.Item) -> str | None:
     return name
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Calls are of operators on images, the loss from the hidden state is of logits."""
+    other = {"images": "test_linear_loss.py", "logits": "test_calls.py"}.get(config.option.only)
+    return True if collection_path.name == other else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.quick:
         left_out = [i for i in items if not _quick(i)]
@@ -134,6 +143,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def _write(config: pytest.Config, path: Path, complete: bool, exit_status: int | None) -> None:
     settings = {
         "complete": complete,
+        "only": config.option.only,
         "compile": config.option.compile_mode,
         "fresh_pages": config.option.fresh_pages,
         "seconds": round(time.perf_counter() - config.stash[_START]),
@@ -204,7 +214,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         exitstatus == pytest.ExitCode.OK
         and not (config.stash[_DESELECTED] or left_out)
         and ledger.rows
-        and ledger.calls
+        and (ledger.calls or config.option.only == "logits")
     )
     if path is None and complete:
         path = RESULTS / machine.slug(machine.name(config.option.device))

@@ -52,8 +52,8 @@ def check(case: Case, provider: str, result: Tensor | Tensors) -> float:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    device = metafunc.config.option.device
-    cases = [*all_cases(device), *word_cases(device)]
+    device, only = metafunc.config.option.device, metafunc.config.option.only
+    cases = [*(all_cases(device) if only != "logits" else ()), *(word_cases(device) if only != "images" else ())]
     found = [pytest.param(case, name, id=f"{case.id}-{name}") for case in cases for name in case.providers]
     metafunc.parametrize(("case", "provider"), found)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 GROUPS = {"swap2": 2, "cycle3": 3}
 MOVED = 20  # cycles of words
 SHAPES = {
-    "cpu": ((256, 49_152), (8, 262_144), (16_384, 8)),
+    "cpu": ((128, 49_152), (8, 262_144), (16_384, 8)),
     "cuda": ((2048, 50_257), (1024, 151_936), (256, 49_152), (262_144, 8)),
 }
 DTYPES = (torch.float32, torch.bfloat16)

@@ -171,6 +171,7 @@ def _forward(
             _add_product(sum_weight, grad, flat)
         if bias_gradient:
             sum_bias += grad.sum(0, dtype=wide)
+        del logits, grad  # before the next ones are made
     if sum_weight is not grad_weight:
         grad_weight.copy_(sum_weight)
     grad_bias.copy_(sum_bias)
