@@ -124,6 +124,11 @@ class Case:
         return tuple(p for p in PROVIDERS[self.device] if p in few and does.get(p, True))
 
     @property
+    def tolerance(self) -> float:
+        """The largest relative error of a right result."""
+        return TOLERANCE[self.dtype]
+
+    @property
     def quick(self) -> bool:
         return self.shape in QUICK[self.device] and self.dtype == torch.float32
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FUSED, MERGE_SHAPE, TOLERANCE, Case, all_cases, error
+from cases import FUSED, MERGE_SHAPE, Case, all_cases, error
 from memory import peak
 from operators import Tensors
 from providers import Compiler, bind, in_our_order, missing, poison, serve
@@ -46,7 +46,7 @@ def check(case: Case, provider: str, result: Tensor | Tensors) -> float:
     if provider == "toolbelt":
         results = tuple(in_our_order(got, want) for got, want in zip(results, wanted, strict=True))
     worst = max(error(got, want) for got, want in zip(results, wanted, strict=True))
-    limit = TOLERANCE[case.dtype]
+    limit = case.tolerance
     assert worst <= limit, f"relative error {worst:.1e} against float64, expected at most {limit:.0e}: not timed"
     return worst
 

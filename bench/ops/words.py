@@ -151,6 +151,11 @@ class WordCase(Case):
         return tuple(p for p in PROVIDERS[self.device] if p in (*FUSED, "eager", "compile"))
 
     @property
+    def tolerance(self) -> float:
+        """Ten times as loose: a softmax in float32 over 262,144 words is off by more than 1e-5 in eager torch."""
+        return 10 * super().tolerance
+
+    @property
     def quick(self) -> bool:
         return self.shape == SHAPES[self.device][0] and self.dtype == torch.float32 and self.group == "swap2"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..actions import Action
+from ..backends import kernels
 from ..permutations import PermutationAction
 from . import autograd, checks, library, softmax
 from .cross_entropy import checked, counted, in_torch, is_one, reduced
@@ -118,7 +119,7 @@ def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Action:
 def chunk_rows(order: int, rows: int, logits_bytes: int, device: str) -> int:
     """Rows of one chunk: its logits (``logits_bytes`` a row and view) and their gradient within the limits above."""
     most = _MOST_BYTES.get(device, _MOST_BYTES["cpu"]) // max(1, 2 * order * logits_bytes)
-    return max(1, min(rows // 24, most))
+    return max(1, min(rows // 18, most))
 
 
 def _forward(
@@ -152,26 +153,34 @@ def _forward(
     gradient = hidden_gradient or weight_gradient or bias_gradient
     step = chunk_rows(order, rows.shape[1], size * hidden.element_size(), hidden.device.type)
     each = scale is not None and scale.dim() > 0
+    # The chunks share their memory: fresh pages would cost more than the loss itself.
+    memory = hidden.new_empty((2 if gradient else 1, order * min(step, rows.shape[1]), size))
     for start in range(0, rows.shape[1], step):
         part = rows[:, start : start + step]
         flat = part.reshape(-1, part.shape[-1])
-        logits = torch.nn.functional.linear(flat, weight, bias).view(order, -1, size)
+        logits = memory[0, : len(flat)]
+        if bias is None:
+            torch.mm(flat, weight.T, out=logits)
+        else:
+            torch.addmm(bias, flat, weight.T, out=logits)
         some = slice(start, start + step)
-        losses[some], grad = library.cross_entropy(
-            logits, targets[some], maps, space, ignore_index, smoothing, None if each else scale, gradient
+        views = logits.view(order, -1, size)
+        slopes = memory[1, : len(flat)].view(views.shape) if gradient else None
+        factor = None if each else scale
+        kernels(hidden).cross_entropy(
+            views, targets[some], losses[some], slopes, maps, space, ignore_index, smoothing, factor
         )
-        if not gradient:
+        if slopes is None:
             continue
         if each:
-            grad.mul_(cast(Tensor, scale).flatten()[some, None])
-        grad = grad.view(-1, size)
+            slopes.mul_(cast(Tensor, scale).flatten()[some, None])
+        grad = slopes.view(-1, size)
         if hidden_gradient:
             into[:, some] = (grad @ weight).view(part.shape)
         if weight_gradient:
             _add_product(sum_weight, grad, flat)
         if bias_gradient:
             sum_bias += grad.sum(0, dtype=wide)
-        del logits, grad  # before the next ones are made
     if sum_weight is not grad_weight:
         grad_weight.copy_(sum_weight)
     grad_bias.copy_(sum_bias)
