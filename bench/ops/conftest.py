@@ -16,7 +16,7 @@ from providers import Compiler
 
 _LEDGER = pytest.StashKey[report.Ledger]()
 _START = pytest.StashKey[float]()
-_TODO = pytest.StashKey[dict[str, None]]()  # what has not been measured yet, in order
+_PENDING = pytest.StashKey[dict[str, None]]()  # what has not been measured yet, in order
 _WRITTEN = pytest.StashKey[float]()  # when the results file was last written
 _DESELECTED = pytest.StashKey[bool]()
 _MACHINE = pytest.StashKey[dict[str, object]]()
@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_START] = time.perf_counter()
     config.stash[_DESELECTED] = False
     config.stash[_MACHINE] = machine.describe(config.option.threads, config.option.device)
-    config.stash[_TODO] = {}
+    config.stash[_PENDING] = {}
     config.stash[_WRITTEN] = time.perf_counter()
 
 
@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    session.config.stash[_TODO] = dict.fromkeys(item.name for item in session.items)
+    session.config.stash[_PENDING] = dict.fromkeys(item.name for item in session.items)
     gc.collect()
     gc.freeze()  # what there is now stays; the collections between measurements need not look at it
 
@@ -134,7 +134,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     config = item.config
     if call.when == "call":
-        config.stash[_TODO].pop(item.name, None)
+        config.stash[_PENDING].pop(item.name, None)
         if config.option.results and time.perf_counter() - config.stash[_WRITTEN] > 10:
             _write(config, config.option.results, complete=False, exit_status=None)  # in case this run is killed
     return report
@@ -148,7 +148,7 @@ def _write(config: pytest.Config, path: Path, complete: bool, exit_status: int |
         "fresh_pages": config.option.fresh_pages,
         "seconds": round(time.perf_counter() - config.stash[_START]),
         "exit_status": exit_status,
-        "left_out": list(config.stash[_TODO]),
+        "left_out": list(config.stash[_PENDING]),
     }
     config.stash[_LEDGER].write(path, config.stash[_MACHINE], settings)
     config.stash[_WRITTEN] = time.perf_counter()
@@ -181,7 +181,7 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    ledger, info, left_out = config.stash[_LEDGER], config.stash[_MACHINE], list(config.stash[_TODO])
+    ledger, info, left_out = config.stash[_LEDGER], config.stash[_MACHINE], list(config.stash[_PENDING])
     if config.option.collectonly or not (ledger.rows or ledger.calls or ledger.losses or left_out):
         return
     cache = info["last_level_cache"]

@@ -154,6 +154,7 @@ def _nothing(*_: Any) -> None:
 
 
 def register(schema: str, call: Any, fake: Any) -> Any:
+    """Define an operator from its schema, with what it runs on every device and what it says on fake tensors."""
     library.define(schema)  # type: ignore[no-untyped-call]
     name = schema.partition("(")[0]
     library.impl(name, call, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
