@@ -81,6 +81,7 @@ VOCABULARY = [
     "loss-logits all3 bf16 1000",
     "loss-smooth few2 bf16 50257",
     "loss-smooth all2 fp32 1000",
+    "loss-smooth all3 fp32 1000",
     "loss-logs few2 fp64 1000",
     "loss-probs few3 fp16 8",
     "permute few2 bf16 50257",

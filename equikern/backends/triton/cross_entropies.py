@@ -185,7 +185,7 @@ def cross_entropy_mean_rows(
         for i in range(blocks):
             k = (blocks - 1 - i) * (J * E)
             z = mean_block(
-                y, yg, base, off, sources, k, V, yn, good, 0.0, ORDER, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
+                y, yg, base, off, sources, k, V, yn, good, None, ORDER, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
             )  # fmt: skip
             v = entries(k, J, E, VEC)[0] - off[:, None, None]
             d = slope(
@@ -301,7 +301,7 @@ def cross_entropy_views_rows(
                 for i in range(blocks):
                     k = i * (J * E)
                     v = load_block(
-                        y + g * (yg * VEC), base, off, k, V, yn, good, 0.0, J, E, VEC, SHIFT, UNIT, ACC,
+                        y + g * (yg * VEC), base, off, k, V, yn, good, None, J, E, VEC, SHIFT, UNIT, ACC,
                     )  # fmt: skip
                     place = entries(k, J, E, VEC)[0] - off[:, None, None]
                     sums += tl.sum(tl.where((place >= 0) & (place < V), v - pivot[:, None, None], 0.0), 2)
@@ -337,7 +337,7 @@ def cross_entropy_views_rows(
                 place = entries(k, J, E, VEC)[0] - off[:, None, None]
                 for g in tl.static_range(ORDER):
                     v = load_block(
-                        y + g * (yg * VEC), base, off, k, V, yn, good, 0.0, J, E, VEC, SHIFT, UNIT, ACC,
+                        y + g * (yg * VEC), base, off, k, V, yn, good, None, J, E, VEC, SHIFT, UNIT, ACC,
                     )  # fmt: skip
                     p_factor = factor * weights[g] / totals[g]
                     d = slope(

@@ -32,9 +32,10 @@ def mixture(chances, ORDER: tl.constexpr, ACC: tl.constexpr):
     total = tl.zeros_like(best)
     for g in tl.static_range(ORDER):
         total += tl.exp(chances[g] - best)
+    divisor = tl.where(total == 0.0, 1.0, total)  # where every view says 0, so are the parts
     parts = ()
     for g in tl.static_range(ORDER):
-        parts = parts + (tl.where(total == 0.0, 0.0, tl.exp(chances[g] - best) / total),)
+        parts = parts + (tl.exp(chances[g] - best) / divisor,)
     return best + tl.log(total * tl.full([], 1.0 / ORDER, ACC)), parts
 
 
@@ -48,7 +49,7 @@ def chances_block(
     for g in tl.static_range(ORDER):
         at = sources + g * V if DENSE else None
         v = view_block(
-            y + g * (yg * VEC), base, off, at, k, V, yn, good, 0.0, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
+            y + g * (yg * VEC), base, off, at, k, V, yn, good, None, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
         )  # fmt: skip
         chances = chances + ((v - tops[g][:, None, None]) - logs[g][:, None, None],)
     return chances

@@ -83,11 +83,11 @@ def load_block(
     ptr, base, off, k, V, sn, within, OTHER: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr,
     SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """A block of every row, OTHER outside of it."""
+    """A block of every row, OTHER outside of it; anything at all where OTHER is None, which spares the comparisons."""
     c, first = entries(k, J, E, VEC)
     mask = within[:, None, None] & (first < V + off[:, None, None])
-    v = tl.load(ptr + offsets(base, c, sn, UNIT), mask=mask, other=OTHER).to(ACC)
-    if SHIFT:
+    v = tl.load(ptr + offsets(base, c, sn, UNIT), mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
+    if SHIFT and OTHER is not None:
         v = tl.where((c - off[:, None, None]).to(tl.uint32) < V.to(tl.uint32), v, OTHER)
     return v
 
@@ -153,7 +153,7 @@ def view_block(
     """A block of a view of every row, as it is where few entries move."""
     if DENSE:
         src, mask = sources_block(sources, off, k, V, within, J, E, VEC)
-        return tl.load(y + offsets(base + off, src, sn, UNIT), mask=mask, other=OTHER).to(ACC)
+        return tl.load(y + offsets(base + off, src, sn, UNIT), mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
     else:
         return load_block(y, base, off, k, V, sn, within, OTHER, J, E, VEC, SHIFT, UNIT, ACC)
 

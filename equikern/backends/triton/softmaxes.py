@@ -93,7 +93,7 @@ def softmax_mean_rows(
         for g in tl.static_range(ORDER):
             at = sources + g * V if DENSE else None
             v = view_block(
-                y + g * (yg * VEC), base, off, at, k, V, yn, within, 0.0, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
+                y + g * (yg * VEC), base, off, at, k, V, yn, within, None, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
             )  # fmt: skip
             p = chance(v, tops[g][:, None, None], factors[g][:, None, None], LOG)
             if g == 0:
@@ -191,7 +191,7 @@ def softmax_mean_backward_rows(
         totals = totals + (total,)
     for i in range(blocks):
         k = (blocks - 1 - i) * (J * E)
-        d = load_block(grad, come, off, k, V, dn, within, 0.0, J, E, VEC, SHIFT, UNIT, ACC)
+        d = load_block(grad, come, off, k, V, dn, within, None, J, E, VEC, SHIFT, UNIT, ACC)
         for g in tl.static_range(ORDER):
             view = y + g * (yg * VEC)
             into = out + g * (og * VEC)
@@ -203,7 +203,7 @@ def softmax_mean_backward_rows(
                 w = slope(v, norm, d, row_total, LOG, ORDER).to(out.dtype.element_ty)
                 tl.store(into + offsets(put + off, src, on, UNIT), w, mask=mask)
             else:
-                v = load_block(view, base, off, k, V, yn, within, 0.0, J, E, VEC, SHIFT, UNIT, ACC)
+                v = load_block(view, base, off, k, V, yn, within, None, J, E, VEC, SHIFT, UNIT, ACC)
                 w = slope(v, norm, d, row_total, LOG, ORDER)
                 store_block(into, put, off, k, V, on, within, w, J, E, VEC, SHIFT, UNIT)
     if SHIFT and not DENSE:
