@@ -116,9 +116,9 @@ def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if "error" in new:
         return [f"does not compile: {new['error']}"]
     found = [
-        f"{name} {old[name]} → {new[name]}"
-        for name in ("spills", "stack", "local", "barriers", "atomics")
-        if new[name] > old[name]
+        f"{name} {old.get(name, 0)} → {new[name]}"
+        for name in ("spills", "parked", "stack", "local", "barriers", "atomics")
+        if new.get(name, 0) > old.get(name, 0)
     ]
     for name in ("loads", "stores"):
         for width in (8, 16, 32, 64, 96, 128):

@@ -211,7 +211,9 @@ def amd_kernel(assembly: str, shared: int) -> dict[str, Any]:
         "stores": _ordered(widths["store"]),
         "barriers": len(re.findall(r"\bs_barrier\b", assembly)),
         "shuffles": len(re.findall(r"\b(?:ds_bpermute_b32|ds_permute_b32|ds_swizzle_b32)\b|_dpp\b", assembly)),
-        "spills": numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"],
+        "spills": numbers["vgpr_spill_count"],
+        # Uniform values, such as arguments, parked in the lanes of a vector register: no memory is touched.
+        "parked": numbers["sgpr_spill_count"],
         "atomics": len(re.findall(r"\b(?:global|buffer|flat)_atomic_\w+", assembly)),
     }
 
