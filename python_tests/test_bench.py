@@ -238,7 +238,7 @@ def test_the_newest_complete_results_reach_the_readme(results: Path, tmp_path: P
         run["machine"] |= {"time": when, "cpu": f"machine {name}"}
         (tmp_path / f"{name}.json").write_text(json.dumps(run))
     section = readme.section(tmp_path)
-    assert "CPU: machine b" in section
+    assert "CPU, images: machine b" in section
     assert "| mean | forward | cold |" in section
     target = tmp_path / "README.md"
     shutil.copy(README, target)

@@ -48,13 +48,14 @@ def plans_vectors(plan: Any) -> bool:
 
 
 def test_triton_keeps_its_plans_promise() -> None:
-    """In all releases and for all targets; but channels-last, which CUDA C++ leaves to Triton anyway."""
+    """In all releases and for all targets; but channels-last and permutations, which CUDA C++ leaves to Triton."""
     import triton_audit
+    from vocabulary_audit import VOCABULARY
 
     for target in TARGETS:
         for table in tables(target, "triton"):
             for case, record in table.items():
-                if not case.endswith(" cl"):
+                if not case.endswith(" cl") and case not in VOCABULARY:
                     assert moves_vectors(record) == plans_vectors(triton_audit.build(case)), (target, case)
 
 

@@ -69,8 +69,9 @@ def calls(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...], last: bool = False) 
     lead = tuple(draw(st.lists(st.sampled_from((1, 2, 3, 9)), max_size=2)))
     tail = tuple(draw(st.sampled_from((1, 2, 5, 17, 40))) for _ in range(-dim - 1))
     moved = draw(st.sampled_from((0, 2, 5, size)))
-    spec = Spec((order, *lead, size, *tail), dtype, draw(st.sampled_from(LAYOUTS)), draw(st.integers(0, 2**16)))
-    return Call(spec, dim, min(moved, size), not last and dtype not in UNSIGNED and draw(st.booleans()))
+    layout, seed = draw(st.sampled_from(LAYOUTS)), draw(st.integers(0, 2**16))
+    signs = not last and dtype not in UNSIGNED and draw(st.booleans())
+    return Call(Spec((order, *lead, size, *tail), dtype, layout, seed, signs), dim, min(moved, size), signs)
 
 
 def weights_for(call: Call, k: int) -> Tensor:
