@@ -20,7 +20,7 @@ from torch import Tensor
 settings.register_profile(
     "equikern",
     deadline=None,  # two shared cores: a slow example is no error
-    max_examples=40,
+    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") else 40,  # the sanitizers are slow
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
