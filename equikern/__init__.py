@@ -4,6 +4,7 @@ from .actions import Action, GridAction, GroupAction, grid, trivial
 from .backends import active_backend, use_backend
 from .buildinfo import BuildInfo, build_info
 from .groups import Group, cyclic_group, dihedral_group, product_group
+from .matrices import MatrixAction, MatrixSamples, matrix
 from .nn import EquiTune, EquiZero, LambdaEquiTune, train_backbone, train_weights, weight_network
 from .ops import (
     linear_orbit_cross_entropy,
@@ -30,6 +31,8 @@ __all__ = [
     "Group",
     "GroupAction",
     "LambdaEquiTune",
+    "MatrixAction",
+    "MatrixSamples",
     "PermutationAction",
     "TokenAction",
     "active_backend",
@@ -38,6 +41,7 @@ __all__ = [
     "dihedral_group",
     "grid",
     "linear_orbit_cross_entropy",
+    "matrix",
     "orbit",
     "orbit_cross_entropy",
     "orbit_mean",

@@ -4,8 +4,8 @@ A view of the trailing spatial dims is a signed axis permutation, written as a w
 naming the input axis it reads, upper case where that axis is read backwards. ``hw`` is the identity, ``hW`` the
 horizontal flip and ``Wh`` the quarter turn of ``torch.rot90``. A word ``.`` moves nothing (no spatial dims).
 Permutations of one dim and maps of token ids have words too, which name an entry of a register (``tables.py``; their
-actions are in ``permutations.py``). The kernels take all the words of an action as one string, so that an operator's
-schema needs no objects.
+actions are in ``permutations.py``), and so have matrices on the last dim (``matrix_tables.py``, ``matrices.py``). The
+kernels take all the words of an action as one string, so that an operator's schema needs no objects.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import tables
+from . import matrix_tables, tables
 from .groups import Group
 
 __all__ = ["Action", "GridAction", "GroupAction", "grid", "trivial"]
@@ -29,6 +29,8 @@ def apply_word(x: Tensor, word: str) -> Tensor:
         return x
     if tables.permutes(word):
         return _permuted(x, word)
+    if matrix_tables.multiplies(word):
+        return _multiplied(x, word)
     lead = x.dim() - len(word)
     turned = x.permute(*range(lead), *(lead + _AXES.index(letter.lower()) for letter in word))
     reverse = [lead + axis for axis, letter in enumerate(word) if letter.isupper()]
@@ -48,6 +50,13 @@ def _permuted(x: Tensor, word: str) -> Tensor:
     return torch.where(minus.reshape(-1, *(1,) * (-dim - 1)), -moved, moved) if bool(minus.any()) else moved
 
 
+def _multiplied(x: Tensor, word: str) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = matrix_tables.table(word).on(x.device, wide)[0]
+    # Not matmul, which autocast and TF32 would round.
+    return (x.to(wide).unsqueeze(-2) * rows).sum(-1).to(x.dtype)
+
+
 def transposes(word: str) -> bool:
     """Whether the view swaps height and width."""
     return word[0] in "wW"
@@ -65,6 +74,11 @@ def compose(outer: str, inner: str) -> str:
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
+    multiply = [word for word in words if matrix_tables.is_registered(word)]
+    if multiply:
+        if len(multiply) < len(words) or len({len(matrix_tables.entry(word)) for word in words}) > 1:
+            raise ValueError(f"{name}: expected matrices of one size throughout, got {words!r}")
+        return
     permute = [word for word in words if tables.is_registered(word)]
     if permute:
         if len(permute) < len(words) or len({(word.partition(":")[0], tables.entry(word).size) for word in words}) > 1:
@@ -83,10 +97,13 @@ class Action:
     Attributes:
         name: what error messages call the action.
         order: |G|, the size of the group axis.
-        dims: how many trailing dims the action moves: 2 for a grid, 1 for a permutation of the last dim (3 for one of
-            the third last, which moves all that is behind it), 0 for the trivial action and for token ids.
+        dims: how many trailing dims the action moves: 2 for a grid, 1 for matrices and for a permutation of the last
+            dim (3 for one of the third last, which moves all that is behind it), 0 for the trivial action and for
+            token ids.
         words, inverse_words: the |G| words of g, and those of g⁻¹ in the order of g.
-        maps, inverse_maps: the same as one string each, separated by spaces.
+        adjoint_words, inverse_adjoint_words: those of the adjoints of g and of g⁻¹, which the gradients need: g⁻¹ and
+            g themselves, but for matrices that are not orthogonal.
+        maps, inverse_maps, adjoint_maps, inverse_adjoint_maps: the same as one string each, separated by spaces.
         square: whether some view swaps height and width, so that the image must be square.
     """
 
@@ -99,12 +116,20 @@ class Action:
         self.order = len(words)
         self.words = tuple(words)
         self.inverse_words = tuple(inverse_words)
+        self.adjoint_words, self.inverse_adjoint_words = self.inverse_words, self.words
         if tables.permutes(words[0]):
             self.dims = -tables.moved_dim(words[0])
+        elif matrix_tables.multiplies(words[0]):
+            _check_words("inverse_words", [words[0], *inverse_words])
+            self.dims = 1
+            self.adjoint_words = tuple(map(matrix_tables.adjoint, words))
+            self.inverse_adjoint_words = tuple(map(matrix_tables.adjoint, inverse_words))
         else:
             self.dims = 0 if words[0] == "." else len(words[0])
         self.maps = " ".join(words)
         self.inverse_maps = " ".join(inverse_words)
+        self.adjoint_maps = " ".join(self.adjoint_words)
+        self.inverse_adjoint_maps = " ".join(self.inverse_adjoint_words)
         self.square = any(map(transposes, words))
 
     @property

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from equikern import (
     Action,
     GridAction,
+    MatrixAction,
     PermutationAction,
     cyclic_group,
     dihedral_group,
     grid,
+    matrix,
     permutation,
     product_group,
     trivial,
@@ -24,17 +26,18 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """An action, and each element's map and inverse map in plain torch."""
+    """An action, and each element's map and inverse map in plain torch; their adjoints where those are others."""
 
     name: str
     action: Action
     forward: tuple[Map, ...]
     inverse: tuple[Map, ...]
+    adjoints: tuple[tuple[Map, ...], tuple[Map, ...]] = field(default=((), ()))  # of inverse and of forward
 
     @property
     def size(self) -> int | None:
-        """The entries of the permuted dim, or None for a grid, whose images have any size."""
-        return self.action.size if isinstance(self.action, PermutationAction) else None
+        """The entries of the dim that is acted on, or None for a grid, whose images have any size."""
+        return self.action.size if isinstance(self.action, (PermutationAction, MatrixAction)) else None
 
     def shape(self, *lead: int, side: int) -> tuple[int, ...]:
         """The shape of one view with these leading dims; a grid's image is side × side."""
@@ -43,7 +46,7 @@ class Case:
         return (*lead, self.size, *(side,) * (self.action.dims - 1))
 
     def moved_alike(self, y: Tensor) -> Tensor:
-        """An orbit y with the signs that make its views, transformed back, have y's own."""
+        """An orbit y with the signs (and factors) that make its views, transformed back, have y's own."""
         return y * self.orbit(torch.ones_like(y[0])) if self.signed else y
 
     @property
@@ -53,7 +56,13 @@ class Case:
 
     @property
     def signed(self) -> bool:
-        return isinstance(self.action, PermutationAction) and self.action.signs is not None
+        """Whether entries change and not only move."""
+        return self.multiplies or (isinstance(self.action, PermutationAction) and self.action.signs is not None)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the action is for floats alone."""
+        return isinstance(self.action, MatrixAction)
 
     @property
     def order(self) -> int:
@@ -66,6 +75,14 @@ class Case:
     def undone(self, y: Tensor) -> Tensor:
         """Every view transformed back, differentiable."""
         return torch.stack([g(view) for g, view in zip(self.inverse, y, strict=True)])
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The adjoint of the sum of ``undone``: what an incoming gradient becomes in every view."""
+        return torch.stack([g(x) for g in self.adjoints[0] or self.forward])
+
+    def gathered(self, y: Tensor) -> Tensor:
+        """The terms of the adjoint of ``orbit``: every view's incoming gradient pulled back."""
+        return torch.stack([g(view) for g, view in zip(self.adjoints[1] or self.inverse, y, strict=True)])
 
     def __repr__(self) -> str:
         return self.name
@@ -119,6 +136,26 @@ def _permuted(action: PermutationAction) -> list[tuple[Map, Map]]:
     return [element(perm, sign) for perm, sign in zip(action.perm, signs, strict=True)]
 
 
+def _times(mats: Tensor) -> tuple[Map, ...]:
+    def element(rows: Tensor) -> Map:
+        return lambda x: (x.unsqueeze(-2) * rows.to(x.dtype)).sum(-1)
+
+    return tuple(map(element, mats))
+
+
+def monomial(perm: list[int], factors: list[float], order: int) -> Case:
+    """Powers of a permutation's matrix in other units of length: not orthogonal, yet exact in every dtype."""
+    units = torch.diag(torch.tensor(factors, dtype=torch.float64))
+    turn = units @ torch.eye(len(perm), dtype=torch.float64)[perm] @ units.inverse()
+    if order == 2 * len(perm):  # an even order: with a sign
+        turn[0] *= -1
+    mats = torch.stack([torch.linalg.matrix_power(turn, g) for g in range(order)])
+    back = mats[-torch.arange(order) % order]
+    action = matrix(mats)
+    adjoints = _times(back.mT), _times(mats.mT)
+    return Case(f"matrix{len(perm)}", action, _times(mats), _times(back), adjoints)
+
+
 def powers(perm: list[int], order: int) -> list[list[int]]:
     """The rows of a cyclic group's action, perm being the generator's."""
     rows = [list(range(len(perm)))]
@@ -161,8 +198,11 @@ CASES: dict[str, Case] = {
         _case("dense5", _DENSE5, _permuted(_DENSE5)),
         _case("signed", _SIGNED, _permuted(_SIGNED)),
         _case("channels", _CHANNELS, _permuted(_CHANNELS)),
+        monomial([1, 0], [2.0, 1.0], 4),
+        monomial([1, 2, 0], [1.0, 2.0, 0.25], 3),
     )
 }
 NAMED = ("trivial", "c2", "c4", "d4", "hflip", "vflip", "flips")
-# What the slower tests go through: abelian, not abelian, no turns, no dims, few entries moved, signs, a dim in front.
-SOME = ("c4", "d4", "flips", "nothing", "cycle3", "signed", "channels")
+# What the slower tests go through: abelian, not abelian, no turns, no dims, few entries moved, signs, a dim in front,
+# factors.
+SOME = ("c4", "d4", "flips", "nothing", "cycle3", "signed", "channels", "matrix2", "matrix3")

@@ -81,7 +81,7 @@ class Spec:
     signed: bool = False
 
     def bits(self) -> Tensor:
-        if self.signed and self.dtype.is_floating_point:  # torch may quiet a signalling NaN where it changes the sign
+        if self.signed and self.dtype.is_floating_point:  # a NaN need not keep its bits in arithmetic
             return self.values()
         return laid_out(random_bits(self.shape, self.dtype, self.seed), self.layout)
 
@@ -110,7 +110,9 @@ def images(draw: st.DrawFn, case: Case, dtypes: tuple[torch.dtype, ...]) -> Spec
     for _ in range(draw(st.integers(0, 3))):
         room = _LARGEST // max(1, case.order * torch.Size((*moved, *lead)).numel())
         lead = (*lead, draw(st.integers(0, max(1, min(9, room)))))
-    if case.signed:
+    if case.multiplies:
+        dtypes = FLOATS
+    elif case.signed:
         dtypes = tuple(dtype for dtype in dtypes if dtype not in (torch.bool, torch.uint8))
     return Spec((*lead, *moved), draw(st.sampled_from(dtypes)), draw(layouts), draw(st.integers(0, 2**16)), case.signed)
 

@@ -18,7 +18,7 @@ WORDS = ["".join(w) for a, b in (("h", "w"), ("w", "h")) for w in product((a, a.
 
 def numbered(case: Case) -> Tensor:
     shape = case.shape(2, side=5)
-    return torch.arange(prod(shape)).reshape(shape)
+    return torch.arange(prod(shape), dtype=torch.float32 if case.multiplies else torch.int64).reshape(shape)
 
 
 @EVERY

@@ -60,7 +60,7 @@ def test_mean(case: Case, data: st.DataObject) -> None:
 
     incoming = spec.like(ours.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
     (grad,) = torch.autograd.grad(ours, y, incoming)
-    exact = case.orbit(incoming.double()) / case.order
+    exact = case.spread(incoming.double()) / case.order
     assert_rounded_once(grad, exact, exact.abs(), 1)
 
 

@@ -61,7 +61,7 @@ def test_orbit_gradient(case: Case, data: st.DataObject) -> None:
     incoming = spec.like(views.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
     (ours,) = torch.autograd.grad(views, x, incoming)
     assert ours.dtype == x.dtype
-    terms = case.undone(incoming.double())
+    terms = case.gathered(incoming.double())
     assert_rounded_once(ours, terms.sum(0), terms.abs().sum(0), case.order)
 
 
@@ -85,7 +85,7 @@ def test_symmetrize(case: Case, data: st.DataObject) -> None:
 
     incoming = spec.like(x.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
     (grad,) = torch.autograd.grad(ours, x, incoming)
-    terms = case.undone(incoming.double().expand(case.order, *x.shape))
+    terms = case.spread(incoming.double())
     assert_rounded_once(grad, terms.mean(0), terms.abs().mean(0), case.order)
 
 

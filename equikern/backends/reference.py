@@ -2,8 +2,9 @@
 
 Shapes: x is (*lead, H, W), y is (|G|, *lead, H, W); weights, scores and dots are (|G|, *lead[:k−1]) and index is
 lead[:m], each broadcasting over what follows. The output tensors are written in place and may have any strides.
-Where the words permute a dim, that dim stands for H and W; where they map token ids, nothing does. The kernels with a
-softmax take logits (|G|, *lead, V) and words that permute the last dim or nothing.
+Where the words permute a dim, that dim stands for H and W; where they are matrices, the last dim does, in the
+accumulator's dtype and rounded once; where they map token ids, nothing does. The kernels with a softmax take logits
+(|G|, *lead, V) and words that permute the last dim or nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..actions import apply_word
+from ..matrix_tables import multiplies
 from ..tables import table
 
 LOGODD_EPS = 1e-6
@@ -40,11 +42,11 @@ def _views(y: Tensor, maps: str) -> Tensor:
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """``out[g] = scale · weights[g] · map_g(x)``; views other than index are zero when an index is given."""
-    exact = scale == 1.0 and weights is None
+    exact = scale == 1.0 and weights is None and not multiplies(maps)
     for g, word in enumerate(maps.split(" ")):
-        view = apply_word(x, word)
+        view = apply_word(x if exact else x.to(accumulator(x.dtype)), word)
         if not exact:
-            view = view.to(accumulator(x.dtype)) * scale
+            view = view * scale
             if weights is not None:
                 view = view * _broadcast(weights[g], view.dim())
         if index is not None:
@@ -61,7 +63,7 @@ def reduce(
     """
     if op == "weighted_mean" and weights is not None:
         weights, op = weights / weights.sum(0), "sum"
-    v = _views(y, maps).to(accumulator(y.dtype))
+    v = _views(y.to(accumulator(y.dtype)), maps)
     if v.numel() == 0:
         return  # nothing to write, and std would warn of it
     if op == "sum":
@@ -90,7 +92,8 @@ def reduce(
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``: a weighted mean's two gradients."""
-    v = torch.stack([apply_word(x, word) for word in maps.split(" ")]).to(accumulator(y.dtype))
+    wide = x.to(accumulator(y.dtype))
+    v = torch.stack([apply_word(wide, word) for word in maps.split(" ")])
     if out is not None:
         out.copy_(v if weights is None else v * _broadcast(weights, v.dim()))
     product = v * y
@@ -101,10 +104,12 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
     if scores is not None:
         index.copy_(best_view(scores, minimum))
-    # Gathered as integers: gather of float16 turns a signalling NaN into a quiet one.
-    v = _views(y, maps).view(_SAME_SIZE[y.element_size()])
+    products = multiplies(maps)
+    # Moved as integers: gather of float16 turns a signalling NaN into a quiet one.
+    v = _views(y.to(accumulator(y.dtype)), maps) if products else _views(y, maps).view(_SAME_SIZE[y.element_size()])
     chosen = _broadcast(index, v.dim() - 1).unsqueeze(0).clamp(0, v.shape[0] - 1)
-    out.copy_(v.gather(0, chosen.expand(1, *v.shape[1:])).squeeze(0).view(y.dtype))
+    best = v.gather(0, chosen.expand(1, *v.shape[1:])).squeeze(0)
+    out.copy_(best if products else best.view(y.dtype))
 
 
 def best_view(scores: Tensor, minimum: bool) -> Tensor:

@@ -70,9 +70,9 @@ class OrbitModule(nn.Module):
     def _run(self, x: Tensor, elements: Sequence[int]) -> Any:
         """The backbone's output for some elements' views, with the group axis split off again."""
         maps = " ".join(self.inp.words[g] for g in elements)
-        inverse = " ".join(self.inp.inverse_words[g] for g in elements)
+        adjoint = " ".join(self.inp.adjoint_words[g] for g in elements)
         x, _ = checks.image("x", x, _without_square(self.inp), checks.EXACT)
-        views = autograd.orbit(x, maps, inverse)
+        views = autograd.orbit(x, maps, adjoint)
         return _split_batch(self._call(views.flatten(0, 1)), len(elements), x.shape[0])
 
     def _call(self, views: Tensor) -> Any:

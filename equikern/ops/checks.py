@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..actions import Action
+from ..matrices import MatrixAction, MatrixSamples
 from ..permutations import PermutationAction, TokenAction
 from . import autograd
 
@@ -44,6 +45,13 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int) -> None:
                 f"{action.name!r} permutes, got shape {tuple(t.shape)}"
             )
         return
+    if isinstance(action, (MatrixAction, MatrixSamples)):
+        if t.dim() < 1 + skip or t.shape[-1] != action.size:
+            raise ValueError(
+                f"{name}: expected a tensor ({group}…, {action.size}), whose last dim {action.name!r} multiplies by "
+                f"{action.size}×{action.size} matrices, got shape {tuple(t.shape)}"
+            )
+        return
     if t.dim() < action.dims + skip:
         raise ValueError(
             f"{name}: expected at least {action.dims + skip} dims ({group}…, H, W) for {action.name!r}, "
@@ -64,6 +72,8 @@ def image(name: str, x: object, action: object, dtypes: frozenset[torch.dtype]) 
         if dtypes is FLOATS:
             raise TypeError(f"action: expected one on numbers, got {action!r} on token ids; its logits acts on logits")
         dtypes = _IDS
+    elif isinstance(action, (MatrixAction, MatrixSamples)):
+        dtypes = FLOATS
     elif isinstance(action, PermutationAction) and action.signs is not None and x.dtype in _UNSIGNED:
         raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {x.dtype}")
     if x.dtype not in dtypes:
@@ -82,7 +92,9 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
     action = _action(action)
     if isinstance(action, TokenAction):
         raise TypeError(f"action: expected one on outputs, got {action!r} on token ids; its logits acts on logits")
-    if isinstance(action, PermutationAction) and action.signs is not None and y.dtype in _UNSIGNED:
+    if isinstance(action, (MatrixAction, MatrixSamples)):
+        dtypes = FLOATS
+    elif isinstance(action, PermutationAction) and action.signs is not None and y.dtype in _UNSIGNED:
         raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {y.dtype}")
     if y.dtype not in dtypes:
         raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {y.dtype}")

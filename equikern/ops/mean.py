@@ -59,7 +59,7 @@ def orbit_mean(
         out = checks.output("out", out, tuple(y.shape[1:]), y)
         library.reduce_out(y, action.inverse_maps, "sum", 1.0 / action.order, None, out)
         return out
-    return autograd.total(y, action.maps, action.inverse_maps, 1.0 / action.order)
+    return autograd.total(y, action.inverse_adjoint_maps, action.inverse_maps, 1.0 / action.order)
 
 
 def orbit_weighted_mean(
@@ -111,8 +111,8 @@ def orbit_weighted_mean(
         library.reduce_out(y, action.inverse_maps, op, 1.0, weights, out)
         return out
     if normalize == "sum":
-        return autograd.weighted_mean(y, weights, action.maps, action.inverse_maps)
-    return autograd.total(y, action.maps, action.inverse_maps, 1.0, weights)
+        return autograd.weighted_mean(y, weights, action.inverse_adjoint_maps, action.inverse_maps)
+    return autograd.total(y, action.inverse_adjoint_maps, action.inverse_maps, 1.0, weights)
 
 
 def _softmax(weights: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
         out = checks.output("out", out, (action.order, *x.shape), x)
         library.orbit_out(x, action.maps, out)
         return out
-    return autograd.orbit(x, action.maps, action.inverse_maps)
+    return autograd.orbit(x, action.maps, action.adjoint_maps)
 
 
 def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
@@ -76,4 +76,4 @@ def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
         same = x.expand(action.order, *x.shape)
         library.reduce_out(same, action.inverse_maps, "sum", 1.0 / action.order, None, out)
         return out
-    return autograd.symmetrize(x, action.maps, action.inverse_maps)
+    return autograd.symmetrize(x, action.inverse_adjoint_maps, action.inverse_maps)

@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..backends.reference import LOGODD_EPS
+from ..matrix_tables import multiplies
 from ..permutations import PermutationAction
 from . import autograd, checks, library
 
@@ -72,7 +73,9 @@ def orbit_reduce(
     signed = isinstance(action, PermutationAction) and action.signs is not None
     if signed and out is None and op != "sum" and autograd.needs_grad(y):
         y, action = _without_signs(y, action)  # the derivatives below are those of values that only move
-    maps, inverse = action.maps, action.inverse_maps
+    if multiplies(action.maps) and out is None and op != "sum" and autograd.needs_grad(y):
+        return _of_products(y, action, op)
+    maps, inverse = action.inverse_adjoint_maps, action.inverse_maps
     if out is not None:
         return _into(y, action, op, out)
     if op == "sum":
@@ -90,6 +93,20 @@ def _without_signs(y: Tensor, action: Action) -> tuple[Tensor, Action]:
     signs, twin = cast(PermutationAction, action).unsigned()
     signs = signs.to(y.device, y.dtype)
     return y * signs.reshape(action.order, *(1,) * (y.dim() - signs.dim()), *signs.shape[1:]), twin
+
+
+def _of_products(y: Tensor, action: Action, op: str) -> Tensor | tuple[Tensor, Tensor]:
+    """Differentiable in two steps: every view transformed back, in wide precision, then the reduction of what lies
+    there. The derivatives below need to know values that the kernel keeps to itself where it does not only move them.
+    """
+    wide = y.to(library.accumulator(y))
+    pairs = zip(action.inverse_adjoint_words, action.inverse_words, strict=True)
+    views = torch.stack([autograd.total(view.unsqueeze(0), *pair) for view, pair in zip(wide, pairs, strict=True)])
+    still = " ".join(["."] * action.order)
+    if op == "mean_std":
+        mean, std = _MeanStd.apply(views, still, still)  # type: ignore[no-untyped-call]
+        return mean.to(y.dtype), std.to(y.dtype)
+    return cast(Tensor, _Reduce.apply(views, op, still, still)).to(y.dtype)  # type: ignore[no-untyped-call]
 
 
 def _into(y: Tensor, action: Action, op: str, out: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:

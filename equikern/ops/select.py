@@ -70,7 +70,7 @@ def orbit_select(
         index = library.select_out(y, scores, action.inverse_maps, minimum, result)
     elif gradient is not None and autograd.needs_grad(y):
         result, index = _Select.apply(  # type: ignore[no-untyped-call]
-            y, scores, action.maps, action.inverse_maps, minimum, gradient
+            y, scores, action.inverse_adjoint_maps, action.inverse_maps, minimum, gradient
         )
     else:
         result, index = library.select(y.detach(), scores, action.inverse_maps, minimum)
