@@ -4,6 +4,7 @@
 
 namespace equikern {
 
+void bind_matrices(py::module_& m);
 #ifdef EQUIKERN_WITH_CUDA
 void bind_cuda(py::module_& m);
 #endif
@@ -217,6 +218,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("softmax_mean_backward", &equikern::softmax_mean_backward);
   m.def("score", &equikern::score);
   m.def("cross_entropy", &equikern::cross_entropy);
+  bind_matrices(m);
   m.def("cpu_isa", [] { return kernels().name; });
   m.def("cpu_features", &isas);
   m.def("build_config", &build_config);

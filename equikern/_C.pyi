@@ -129,6 +129,68 @@ def cross_entropy(
     factor: float,
     threads: int,
 ) -> None: ...
+def matrix_orbit(
+    x: int,
+    shape: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    mats: int,
+    order: int,
+    dtype: int,
+    scale: float,
+    weights: int,
+    index: int,
+    keep: int,
+    threads: int,
+) -> None: ...
+def matrix_reduce(
+    y: int,
+    shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    out2: int,
+    out2_strides: tuple[int, ...],
+    mats: int,
+    dtype: int,
+    op: int,
+    scale: float,
+    weights: int,
+    keep: int,
+    threads: int,
+) -> None: ...
+def matrix_orbit_dot(
+    x: int,
+    shape: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    y: int,
+    y_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    dots: int,
+    mats: int,
+    order: int,
+    dtype: int,
+    weights: int,
+    keep: int,
+    threads: int,
+) -> None: ...
+def matrix_select(
+    y: int,
+    shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    index: int,
+    mats: int,
+    dtype: int,
+    scores: int,
+    scores_double: bool,
+    minimum: bool,
+    keep: int,
+    threads: int,
+) -> None: ...
 def cpu_isa() -> str: ...
 def cpu_features() -> list[str]: ...
 def build_config() -> dict[str, str | int | bool | None]: ...

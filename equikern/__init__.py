@@ -5,7 +5,17 @@ from .backends import active_backend, use_backend
 from .buildinfo import BuildInfo, build_info
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .matrices import MatrixAction, MatrixSamples, matrix
-from .nn import EquiTune, EquiZero, LambdaEquiTune, train_backbone, train_weights, weight_network
+from .nn import (
+    CanonicalLambdaEquiTune,
+    EquiTune,
+    EquiZero,
+    LambdaEquiTune,
+    principal_frame,
+    train_backbone,
+    train_weights,
+    vector_frame,
+    weight_network,
+)
 from .ops import (
     linear_orbit_cross_entropy,
     orbit,
@@ -25,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Action",
     "BuildInfo",
+    "CanonicalLambdaEquiTune",
     "EquiTune",
     "EquiZero",
     "GridAction",
@@ -50,6 +61,7 @@ __all__ = [
     "orbit_select",
     "orbit_weighted_mean",
     "permutation",
+    "principal_frame",
     "product_action",
     "product_group",
     "symmetrize",
@@ -59,6 +71,7 @@ __all__ = [
     "trivial",
     "tuned",
     "use_backend",
+    "vector_frame",
     "warmup",
     "weight_network",
 ]

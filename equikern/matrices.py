@@ -49,6 +49,10 @@ class MatrixSamples(Action):
 
     Attributes:
         mats: (n, d, d) float64 tensor on the CPU.
+
+    Example:
+        >>> matrix([[[0.6, -0.8], [0.8, 0.6]]], closed=False)
+        MatrixSamples('matrix samples', order 1)
     """
 
     def __init__(self, mats: Tensor, name: str = "matrix samples") -> None:

@@ -7,7 +7,9 @@ import struct
 import torch
 from torch import Tensor
 
+from ..matrix_tables import multiplies
 from ..tables import entry, moved_dim, permutes, table
+from . import cpu_matrices
 
 try:
     from equikern import _C
@@ -91,6 +93,8 @@ def _token_map(maps: str) -> tuple[bytes, bytes, Tensor]:
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``."""
+    if multiplies(maps):
+        return cpu_matrices.orbit(x, out, maps, scale, weights, index)
     if maps[0] == "t":
         views, tokens, whole = _token_map(maps)
         _C.tokens(
@@ -113,6 +117,8 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
+    if multiplies(maps):
+        return cpu_matrices.reduce(y, out, maps, op, scale, weights, out2)
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_out2, out2_strides = (0, ()) if out2 is None else (out2.data_ptr(), out2.stride())
@@ -124,6 +130,8 @@ def reduce(
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
+    if multiplies(maps):
+        return cpu_matrices.orbit_dot(x, y, out, dots, maps, weights)
     codes, dims = _parsed(maps)
     at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
     _C.orbit_dot(
@@ -134,6 +142,8 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``."""
+    if multiplies(maps):
+        return cpu_matrices.select(y, out, index, maps, scores, minimum)
     codes, dims = _parsed(maps)
     at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
     _C.select(

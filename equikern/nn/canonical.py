@@ -1,0 +1,314 @@
+"""``CanonicalLambdaEquiTune``: λ-equitune for continuous groups of rotations, through a canonical pose and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..actions import Action
+from ..matrices import MatrixAction, MatrixSamples, matrix
+from ..ops import checks, orbit, orbit_mean, orbit_weighted_mean
+
+__all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
+
+_ORTHOGONAL = 1e-3  # how far hᵀh may be from the identity
+
+
+class CanonicalLambdaEquiTune(nn.Module):
+    """Make a backbone on coordinates equivariant to all rotations (canonical-λ-equitune, arXiv 2305.09900).
+
+    With h an equivariant map from inputs to rotations, ``h(g x) = g h(x)``, and ``z = h(x)⁻¹ x`` the input in its
+    canonical pose, which no rotation changes,
+
+    ============= =======================================
+    invariant     ``Σ_θ λ(θz) M(θz) / Σ_θ λ(θz)``
+    equivariant   ``h(x) · Σ_θ λ(θz) M(θz) / Σ_θ λ(θz)``
+    ============= =======================================
+
+    over a finite set Θ of rotations. The backbone sees the |Θ| poses of a batch as one batch of |Θ|·B samples. Θ =
+    {identity} is plain canonicalisation, a constant λ the mean over Θ.
+
+    Args:
+        backbone: a module, or any callable, from (B, \\*, d) to a tensor (B, …).
+        canonical: h, from x (B, \\*, d) to orthogonal matrices (B, d, d): ``vector_frame``, ``principal_frame`` or a
+            callable of one's own, a network included. The output is as equivariant as h is.
+        theta: Θ, matrices (|Θ|, d, d) or an action made by ``matrix``. They need not form a group.
+        weight_net: λ, a module from poses (N, \\*, d) to one number for each, (N, 1) or (N,); None for a constant.
+        out: ``"invariant"``, or ``"equivariant"`` for outputs (B, …, d) whose last dim turns with x.
+        normalize: ``"softmax"``: λ is the exponential of what weight_net says, so positive; ``"sum"``: what it says,
+            which must then be positive; None: the same without division by the sum.
+        undo: for ``"equivariant"``, turn every pose's output back before the mean, ``θ⁻¹ M(θz)`` in place of
+            ``M(θz)``: both are equivariant, and a backbone that is so already then stays as it is.
+
+    Shapes:
+        x (B, \\*, d), such as (B, points, d) or (B, d) → what the backbone gives for one batch.
+
+    Raises:
+        TypeError: a backbone, canonical or weight_net that cannot be called, matrices that are none.
+        ValueError: an unknown out or normalize, undo for an invariant output; in the forward, an x of another size or
+            without a batch dim, an h, weights or an output of the wrong shape, an h that is not orthogonal (looked at
+            on the CPU alone: elsewhere it would cost a wait for the device).
+
+    Example:
+        >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(10, 3))
+        >>> quarters = [[[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]]
+        >>> model = CanonicalLambdaEquiTune(backbone, vector_frame, quarters)
+        >>> x = torch.randn(4, 5, 2)
+        >>> turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+        >>> bool((model(x @ turn.T) - model(x)).abs().max() < 1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[Tensor], Tensor],
+        canonical: Callable[[Tensor], Tensor],
+        theta: Action | Tensor | Sequence[Sequence[Sequence[float]]],
+        weight_net: Callable[[Tensor], Tensor] | None = None,
+        out: Literal["invariant", "equivariant"] = "invariant",
+        normalize: Literal["sum", "softmax"] | None = "softmax",
+        undo: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, given in (("backbone", backbone), ("canonical", canonical), ("weight_net", weight_net)):
+            if not callable(given) and not (name == "weight_net" and given is None):
+                raise TypeError(f"{name}: expected a module or a callable, got {type(given).__name__}")
+        checks.choice("out", out, ("invariant", "equivariant"))
+        checks.choice("normalize", normalize, ("sum", "softmax", None))
+        if undo and out == "invariant":
+            raise ValueError("undo: expected False for an invariant output, which nothing turns")
+        self.backbone = backbone
+        self.canonical = canonical
+        self.theta = _samples(theta)
+        self.weight_net = weight_net
+        self.out = out
+        self.normalize: Literal["sum", "softmax"] | None = normalize
+        self.undo = undo
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output for a batch x (B, \\*, d); see the class."""
+        poses, h = self._poses(x)
+        y = self._outputs(poses, len(x))
+        if self.out == "equivariant" and (y.dim() < 3 or y.shape[-1] != self.theta.size):
+            raise ValueError(
+                f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
+            )
+        still = Action("still", ["."] * self.theta.order, ["."] * self.theta.order)
+        action = self.theta if self.undo else still
+        raw = self._raw(poses, len(x))
+        merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
+        return merged if self.out == "invariant" else _turned(h, merged)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each pose of each sample counts: (|Θ|, B), in the order of theta's matrices.
+
+        Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
+        """
+        poses, _ = self._poses(x)
+        raw = self._raw(poses, len(x))
+        if raw is None:
+            return torch.full((self.theta.order, len(x)), 1 / self.theta.order, device=x.device)
+        if self.normalize == "softmax":
+            return raw.softmax(0)
+        return raw / raw.sum(0) if self.normalize == "sum" else raw
+
+    def canonicalized(self, x: Tensor) -> Tensor:
+        """z = h(x)⁻¹ x, like x in shape: what every rotation of x gives alike."""
+        return _turned(self._frame(x).mT, x)
+
+    def _frame(self, x: Tensor) -> Tensor:
+        d = self.theta.size
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+        if x.dim() < 2 or x.shape[-1] != d:
+            raise ValueError(f"x: expected a batch (B, …, {d}) of coordinates, got shape {tuple(x.shape)}")
+        h = self.canonical(x)
+        if not isinstance(h, Tensor) or h.shape != (len(x), d, d):
+            got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            raise ValueError(f"canonical: expected a matrix for each sample, {(len(x), d, d)}, got {got}")
+        if h.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_orthogonal(h.detach())
+        return h
+
+    def _poses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """θz for all θ as one batch (|Θ|·B, \\*, d), and h(x)."""
+        h = self._frame(x)
+        return orbit(_turned(h.mT, x), self.theta).flatten(0, 1), h
+
+    def _outputs(self, poses: Tensor, batch: int) -> Tensor:
+        y = self.backbone(poses)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"backbone: expected it to return a tensor, got {type(y).__name__}")
+        if y.dim() == 0 or len(y) != len(poses):
+            raise ValueError(
+                f"backbone: expected an output whose first dim is the batch {len(poses)} ({self.theta.order} poses of "
+                f"{batch}), got shape {tuple(y.shape)}"
+            )
+        return y.reshape(self.theta.order, batch, *y.shape[1:])
+
+    def _raw(self, poses: Tensor, batch: int) -> Tensor | None:
+        """What weight_net says of every pose, (|Θ|, B)."""
+        if self.weight_net is None:
+            return None
+        raw = self.weight_net(poses)
+        if raw.shape not in ((len(poses), 1), (len(poses),)):
+            raise ValueError(
+                f"weight_net: expected one number for each of {len(poses)} poses, ({len(poses)}, 1), got "
+                f"{tuple(raw.shape)}"
+            )
+        return raw.reshape(self.theta.order, batch)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows beside the backbone."""
+        name = getattr(self.canonical, "__name__", type(self.canonical).__name__)
+        return f"canonical={name}, theta={self.theta!r}, out={self.out!r}, normalize={self.normalize!r}"
+
+
+def vector_frame(x: Tensor, points: int | Sequence[int] | None = None, centred: bool = False) -> Tensor:
+    """The rotation that the directions of chosen points give: an equivariant map from coordinates to SO(2) or SO(3).
+
+    In the plane its first column is the direction of one point, so it is the rotation by that point's angle. In space
+    its columns are those of two points, made orthonormal (Gram–Schmidt), and their cross product.
+
+    Undefined, and the identity instead, which does not turn with x: where the point lies in the origin, or the two
+    points on one line with it. Near there small changes of x turn the frame far.
+
+    Args:
+        x: (B, points, d) with d 2 or 3, or (B, 2), whose one point is taken.
+        points: which ones: a number in the plane, two in space; by default the first.
+        centred: directions from the points' centroid, in place of the origin.
+
+    Returns:
+        (B, d, d) rotations, float32 (float64 for float64), differentiable: ``vector_frame(x @ g.T) = g @
+        vector_frame(x)`` for rotations g.
+
+    Raises:
+        TypeError: x is not a floating-point tensor.
+        ValueError: another shape, or points that x does not have.
+
+    Example:
+        >>> vector_frame(torch.tensor([[0.0, 2.0]])).tolist() == [[[0.0, -1.0], [1.0, 0.0]]]
+        True
+    """
+    x = _coordinates(x)
+    d = x.shape[-1]
+    if x.dim() == 2 and d == 2:
+        x = x.unsqueeze(1)
+    if x.dim() != 3:
+        raise ValueError(f"x: expected (B, points, {d}), got shape {tuple(x.shape)}")
+    chosen = tuple(range(d - 1)) if points is None else (points,) if isinstance(points, int) else tuple(points)
+    if len(chosen) != d - 1 or not all(-x.shape[1] <= k < x.shape[1] for k in chosen):
+        raise ValueError(f"points: expected {d - 1} of the {x.shape[1]} points of x, got {points!r}")
+    if centred:
+        x = x - x.mean(1, keepdim=True)
+    vectors = [x[:, k] for k in chosen]
+    with torch.no_grad():
+        undefined = _undefined(vectors).unsqueeze(-1)
+    axes = torch.eye(d, dtype=x.dtype, device=x.device)
+    # Put in before the divisions, so that their gradients stay finite.
+    vectors = [torch.where(undefined, axis, v) for axis, v in zip(axes, vectors, strict=False)]
+    first = vectors[0] / vectors[0].norm(dim=-1, keepdim=True)
+    if d == 2:
+        return _with_last((first,))
+    rest = vectors[1] - (vectors[1] * first).sum(-1, keepdim=True) * first
+    return _with_last((first, rest / rest.norm(dim=-1, keepdim=True)))
+
+
+def principal_frame(x: Tensor) -> Tensor:
+    """The rotation to the principal axes of a point set: an equivariant map from coordinates to SO(2) or SO(3).
+
+    Its columns are the directions from the centroid in which the points spread most, and next most in space, each
+    pointing where the sum of the cubed coordinates along it is positive; the last column makes it a rotation. The order
+    of the points does not matter.
+
+    Undefined, and then some rotation that need not turn with x: where two spreads are equal, or the cubes along one of
+    these directions add up to zero, as for symmetric point sets. Gradients are infinite where spreads are equal.
+
+    Args:
+        x: (B, points, d), d 2 or 3.
+
+    Returns:
+        (B, d, d) rotations, float32 (float64 for float64): ``principal_frame(x @ g.T) = g @ principal_frame(x)`` for
+        rotations g.
+
+    Raises:
+        TypeError: x is not a floating-point tensor.
+        ValueError: another shape.
+
+    Example:
+        >>> principal_frame(torch.tensor([[[0.0, 0.0], [0.0, 1.0], [0.0, 5.0]]]))[0, :, 0].tolist()
+        [0.0, 1.0]
+    """
+    x = _coordinates(x)
+    if x.dim() != 3 or x.shape[1] == 0:
+        raise ValueError(f"x: expected (B, points, {x.shape[-1]}) with one point or more, got shape {tuple(x.shape)}")
+    centred = x - x.mean(1, keepdim=True)
+    _, directions = torch.linalg.eigh((centred.unsqueeze(-1) * centred.unsqueeze(-2)).sum(1))
+    found = []
+    for k in range(x.shape[-1] - 1):
+        axis = directions[..., -1 - k]  # eigh's order rises
+        cubes = (centred * axis.unsqueeze(1)).sum(-1).pow(3).sum(-1, keepdim=True)
+        found.append(torch.where(cubes < 0, -axis, axis))
+    return _with_last(tuple(found))
+
+
+def _with_last(columns: tuple[Tensor, ...]) -> Tensor:
+    """The rotation whose first columns are given."""
+    if len(columns) == 1:
+        a, b = columns[0].unbind(-1)
+        last = torch.stack((-b, a), -1)
+    else:
+        last = torch.linalg.cross(*columns)
+    return torch.stack((*columns, last), -1)
+
+
+def _undefined(vectors: list[Tensor]) -> Tensor:
+    """Samples whose directions span no frame."""
+    lengths = [v.norm(dim=-1) for v in vectors]
+    short = lengths[0] == 0
+    if len(vectors) == 2:
+        cross = torch.linalg.cross(*vectors).norm(dim=-1)
+        short |= cross <= 8 * torch.finfo(cross.dtype).eps * lengths[0] * lengths[1]
+    return short
+
+
+def _coordinates(x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in checks.FLOATS:
+        raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.dim() < 2 or x.shape[-1] not in (2, 3):
+        raise ValueError(f"x: expected (B, points, 2) or (B, points, 3), got shape {tuple(x.shape)}")
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _samples(theta: Any) -> MatrixAction | MatrixSamples:
+    if isinstance(theta, (MatrixAction, MatrixSamples)):
+        return theta
+    if isinstance(theta, Action):
+        raise TypeError(f"theta: expected matrices or an action made by matrix(…), got {theta!r}")
+    try:
+        return matrix(theta, closed=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"theta{str(error).removeprefix('mats')}") from None
+
+
+def _check_orthogonal(h: Tensor) -> None:
+    wide = h.double()
+    off = (wide.mT @ wide - torch.eye(h.shape[-1], dtype=wide.dtype)).abs().amax((1, 2))
+    wrong = ~(off <= _ORTHOGONAL)  # NaN too
+    if bool(wrong.any()):
+        b = int(wrong.nonzero()[0])
+        raise ValueError(f"canonical: expected orthogonal matrices, got {h[b].tolist()} for sample {b}")
+
+
+def _turned(h: Tensor, x: Tensor) -> Tensor:
+    """``h[b] @ x[b, …]`` along the last dim of x (B, \\*, d), in x's dtype.
+
+    Not matmul, which autocast and TF32 would round.
+    """
+    rows = h.reshape(len(h), *(1,) * (x.dim() - 2), *h.shape[1:])
+    return (x.unsqueeze(-2).to(torch.promote_types(x.dtype, h.dtype)) * rows).sum(-1).to(x.dtype)
