@@ -268,7 +268,7 @@ def _with_last(columns: tuple[Tensor, ...]) -> Tensor:
 def _undefined(vectors: list[Tensor]) -> Tensor:
     """Samples whose directions span no frame."""
     lengths = [v.norm(dim=-1) for v in vectors]
-    short = lengths[0] == 0
+    short: Tensor = lengths[0] == 0
     if len(vectors) == 2:
         cross = torch.linalg.cross(*vectors).norm(dim=-1)
         short |= cross <= 8 * torch.finfo(cross.dtype).eps * lengths[0] * lengths[1]

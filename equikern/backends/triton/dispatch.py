@@ -1,19 +1,22 @@
-"""The operators by what their words say: views of a grid, permutations of a dim, or maps of token ids."""
+"""The operators by what their words say: views of a grid, permutations of a dim, matrices, or maps of token ids."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ...matrix_tables import multiplies
 from ...tables import permutes
 from . import dots as products
-from . import ids, orbits, permuted, reductions, selection
+from . import ids, matrices, orbits, permuted, reductions, selection
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``; token ids have no weights, scale or index."""
-    if not permutes(maps):
+    if multiplies(maps):
+        matrices.orbit(x, out, maps, scale, weights, index)
+    elif not permutes(maps):
         orbits.orbit(x, out, maps, scale, weights, index)
     elif maps[0] == "t":
         ids.orbit(x, out, maps)
@@ -25,14 +28,17 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
-    (permuted if permutes(maps) else reductions).reduce(y, out, maps, op, scale, weights, out2)
+    (matrices if multiplies(maps) else permuted if permutes(maps) else reductions).reduce(y, out, maps, op, scale, weights, out2)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
-    (permuted if permutes(maps) else products).orbit_dot(x, y, out, dots, maps, weights)
+    (matrices if multiplies(maps) else permuted if permutes(maps) else products).orbit_dot(x, y, out, dots, maps, weights)
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``."""
-    (permuted if permutes(maps) else selection).select(y, out, index, maps, scores, minimum)
+    if multiplies(maps) and out.numel():  # what is chosen of empty outputs needs no matrices
+        matrices.select(y, out, index, maps, scores, minimum)
+    else:
+        (permuted if permutes(maps) else selection).select(y, out, index, maps, scores, minimum)

@@ -1,0 +1,244 @@
+"""An SO(2)-invariant regression: a plain MLP, the same with canonical inputs, and canonical-λ-equitune.
+
+``python bench/papers/canonical`` trains each of them on ``sin‖x1‖ − ‖x2‖³/2 + x1·x2/(‖x1‖‖x2‖)`` of two planar vectors,
+for each seed on data of its own, and measures the squared error on as many fresh points, and how much a prediction
+changes when both vectors are turned. Settings, versions and every figure go to a JSON file, with a plot beside it;
+``--readme`` writes them into the README. ``--quick`` takes one seed, fewer epochs and one size of Θ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import equikern
+import torch
+from equikern import CanonicalLambdaEquiTune, vector_frame
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent
+START, END = "<!-- figures: written by the command below -->", "<!-- end of the figures -->"
+HIDDEN = 100
+RATE = 1e-3
+PAPER = {"plain": "0.91", "canonical": "0.41"}
+
+
+class Residual(nn.Module):
+    """x + relu(linear(x))."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, size) → (N, size)."""
+        return x + self.linear(x).relu()
+
+
+def backbone() -> nn.Sequential:
+    """Five layers, three of them residual: two vectors (N, 2, 2) → one number (N, 1)."""
+    blocks = [Residual(HIDDEN) for _ in range(3)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, HIDDEN), nn.ReLU(), *blocks, nn.Linear(HIDDEN, 1))
+
+
+def weight_net() -> nn.Sequential:
+    """λ, three layers: (N, 2, 2) → (N, 1)."""
+    hidden = nn.Linear(4, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(HIDDEN, 1))
+
+
+def turns(angles: Tensor) -> Tensor:
+    """The rotations by angles (n,): (n, 2, 2)."""
+    c, s = angles.cos(), angles.sin()
+    return torch.stack((c, -s, s, c), -1).reshape(-1, 2, 2)
+
+
+def system(name: str) -> nn.Module:
+    """A model by its name in the tables; the number behind canonical-λ is that of Θ's evenly spread angles."""
+    if name == "plain":
+        return backbone()
+    count = 1 if name == "canonical" else int(name.rpartition(" ")[2])
+    theta = turns(2 * math.pi * torch.arange(count, dtype=torch.float64) / count)
+    return CanonicalLambdaEquiTune(backbone(), vector_frame, theta, weight_net() if count > 1 else None)
+
+
+def data(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Standard normal vectors (count, 2, 2), and the function's values (count, 1)."""
+    x = torch.randn(count, 2, 2, generator=generator)
+    a, b = x.norm(dim=-1).unbind(1)
+    return x, (a.sin() - b**3 / 2 + (x[:, 0] * x[:, 1]).sum(-1) / (a * b)).unsqueeze(1)
+
+
+@torch.no_grad()
+def error(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Mean squared error."""
+    return float((model(x) - y).square().mean())
+
+
+@torch.no_grad()
+def change(model: nn.Module, x: Tensor, generator: torch.Generator) -> float:
+    """Root mean square of how much predictions change when every input is turned by an angle of its own."""
+    g = turns(2 * math.pi * torch.rand(len(x), generator=generator))
+    return float((model(x @ g.mT) - model(x)).square().mean().sqrt())
+
+
+def train(name: str, seed: int, options: argparse.Namespace, advance: Any) -> dict[str, Any]:
+    """One model from scratch: its errors after each epoch, and what a turn changes at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = data(options.samples, generator)
+    unseen = data(options.samples, generator)
+    torch.manual_seed(seed)
+    model = system(name)
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    errors = []
+    for _ in range(options.epochs):
+        for some in torch.randperm(len(x), generator=generator).split(options.batch):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x[some]), y[some]).backward()
+            optimizer.step()
+        errors.append(error(model, *unseen))
+        advance()
+    return {
+        "seed": seed,
+        "train error": error(model, x, y),
+        "test error": errors[-1],
+        "change under a turn": change(model, unseen[0], generator),
+        "test error by epoch": errors,
+    }
+
+
+def picture(record: dict[str, Any], path: Path) -> None:
+    """Test errors by epoch, the mean over the seeds and each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for k, (name, runs) in enumerate(record["systems"].items()):
+        curves = torch.tensor([run["test error by epoch"] for run in runs])
+        epochs = range(1, curves.shape[1] + 1)
+        for curve in curves:
+            axes.plot(epochs, curve, color=f"C{k}", alpha=0.25, linewidth=0.8)
+        axes.plot(epochs, curves.mean(0), color=f"C{k}", label=name)
+    axes.set(xlabel="epoch", ylabel="squared error on unseen points", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table: system, paper, test error and its spread, training error, change under a turn."""
+
+    def cell(runs: list[dict[str, Any]], key: str) -> str:
+        values = [run[key] for run in runs]
+        spread = f" ({statistics.stdev(values):.2g})" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.2g}{spread}"
+
+    keys = ("test error", "train error", "change under a turn")
+    return [
+        (name, PAPER.get(name, "0.11–0.37"), *(cell(runs, key) for key in keys))
+        for name, runs in record["systems"].items()
+    ]
+
+
+HEADS = ("system", "paper", "test error (sd)", "training error (sd)", "change under a turn (sd)")
+
+
+def figures(record: dict[str, Any]) -> str:
+    """What the README says of a run."""
+    s = record["settings"]
+    lines = [
+        f"{len(s['seeds'])} seeds, {s['epochs']} epochs, {s['samples']:,} training and test points each, batches of "
+        f"{s['batch']}, Adam with rate {s['rate']}:",
+        "",
+        "| " + " | ".join(HEADS) + " |",
+        "|---|---:|---:|---:|---:|",
+        *("| " + " | ".join(row) + " |" for row in rows(record)),
+    ]
+    return "\n".join(lines)
+
+
+def with_figures(text: str, record: dict[str, Any]) -> str:
+    """A README with the figures of a run between its markers."""
+    head, _, rest = text.partition(START)
+    return f"{head}{START}\n{figures(record)}\n{END}{rest.partition(END)[2]}"
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, 15 epochs, |Θ| = 4: less than 2 minutes")
+    parser.add_argument("--seeds", type=int, help="how many (5)")
+    parser.add_argument("--epochs", type=int, help="passes over the training points (100)")
+    parser.add_argument("--samples", type=int, default=10_000, help="training points, and test points (%(default)s)")
+    parser.add_argument("--batch", type=int, default=500, help="points of a step (%(default)s)")
+    parser.add_argument("--theta", type=int, nargs="+", help="sizes of Θ (2 4 8)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
+    parser.add_argument("--output", type=Path, default=FOLDER / "results", help="folder of the JSON file and the plot")
+    parser.add_argument("--readme", action="store_true", help="only write the figures of results/ into the README")
+    options = parser.parse_args(arguments)
+    options.seeds = options.seeds or (1 if options.quick else 5)
+    options.epochs = options.epochs or (15 if options.quick else 100)
+    options.theta = options.theta or ([4] if options.quick else [2, 4, 8])
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, print, write."""
+    options = parsed(arguments)
+    console = Console()
+    if options.readme:
+        readme = FOLDER / "README.md"
+        record = json.loads((FOLDER / "results/canonical.json").read_text())
+        readme.write_text(with_figures(readme.read_text(), record))
+        return
+    torch.set_num_threads(options.threads)
+    names = ["plain", "canonical", *(f"canonical-λ, |Θ| = {count}" for count in options.theta)]
+    record = {
+        "settings": {
+            "seeds": [],
+            "epochs": options.epochs,
+            "samples": options.samples,
+            "batch": options.batch,
+            "hidden": HIDDEN,
+            "rate": RATE,
+        },
+        "versions": {
+            "equikern": equikern.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "backend": equikern.active_backend(),
+        },
+        "systems": {name: [] for name in names},
+    }
+    stem = options.output / ("canonical-quick" if options.quick else "canonical")
+    options.output.mkdir(parents=True, exist_ok=True)
+    with Progress(console=console) as progress:
+        for seed in range(options.seeds):
+            for name in names:
+                task = progress.add_task(f"{name}, seed {seed}", total=options.epochs)
+                run = train(name, seed, options, lambda task=task: progress.advance(task))
+                record["systems"][name].append(run)  # type: ignore[index]
+                progress.remove_task(task)
+            record["settings"]["seeds"].append(seed)  # type: ignore[index]
+            # After every seed: a run that is stopped leaves what it has.
+            stem.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            picture(record, stem.with_suffix(".png"))
+    table = Table(*HEADS)
+    for row in rows(record):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"written: {stem}.json and .png")
+
+
+if __name__ == "__main__":
+    main()
