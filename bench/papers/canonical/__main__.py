@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent
-START, END = "<!-- figures: written by the command below -->", "<!-- end of the figures -->"
+START, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 HIDDEN = 100
 RATE = 1e-3
 PAPER = {"plain": "0.91", "canonical": "0.41"}

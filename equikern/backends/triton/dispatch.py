@@ -28,12 +28,16 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
-    (matrices if multiplies(maps) else permuted if permutes(maps) else reductions).reduce(y, out, maps, op, scale, weights, out2)
+    (matrices if multiplies(maps) else permuted if permutes(maps) else reductions).reduce(
+        y, out, maps, op, scale, weights, out2
+    )
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
-    (matrices if multiplies(maps) else permuted if permutes(maps) else products).orbit_dot(x, y, out, dots, maps, weights)
+    (matrices if multiplies(maps) else permuted if permutes(maps) else products).orbit_dot(
+        x, y, out, dots, maps, weights
+    )
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:

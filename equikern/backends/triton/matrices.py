@@ -22,18 +22,24 @@ from .selection import best
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
-PRODUCTS = 1024  # terms of matrix products that a program has in registers
+PRODUCTS = 2048  # terms of matrix products that a program has in registers
+VECTORS = 256  # most of one program
 LOOPS = 8  # blocks of vectors of one partial dot
 WARPS = 4
 
 
 @triton.jit
-def times(v, mats, g, D: tl.constexpr, DP: tl.constexpr):
-    """Matrix g times each of the vectors v [P, DP]."""
-    row = tl.arange(0, DP)[:, None]
-    col = tl.arange(0, DP)[None, :]
-    m = tl.load(mats + (g * D * D + row * D + col), mask=(row < D) & (col < D), other=0)
-    return tl.sum(v[:, None, :] * m[None, :, :], 2)
+def times(v, mats, g, DP: tl.constexpr, P: tl.constexpr):
+    """Matrix g times each of the vectors v [DP, P]. g is a number, or P of them.
+
+    The vectors are the fastest axis, so that a thread has whole ones and sums without its neighbours. It loads the
+    matrix's entries itself: they are the same for all threads and stay in the cache.
+    """
+    row = tl.arange(0, DP)[:, None, None]
+    col = tl.arange(0, DP)[None, :, None]
+    at = g * (DP * DP) + tl.zeros([P], tl.int32)
+    m = tl.load(mats + (at[None, None, :] + (row * DP + col)))
+    return tl.sum(m * v[None, :, :], 1)
 
 
 @jit_kernel
@@ -44,21 +50,21 @@ def matrix_orbit(
 ):  # fmt: skip
     """Read P vectors once, write them times every matrix."""
     r = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    j = tl.arange(0, DP)[None, :]
+    j = tl.arange(0, DP)[:, None]
     inside = r < vectors
-    mask = inside[:, None] & (j < D)
-    a = (r // nb)[:, None]
-    b = (r % nb)[:, None]
+    mask = inside[None, :] & (j < D)
+    a = (r // nb)[None, :]
+    b = (r % nb)[None, :]
     v = tl.load(x + a * xa + b * xb + j * xe, mask=mask, other=0).to(ACC)
     out += a * oa + b * ob + j * oe
     if index is not None:
         chosen = tl.load(index + r // per, mask=inside, other=0)
     for g in tl.static_range(COUNT):
-        view = times(v, mats, g, D, DP) * tl.full([], scale, ACC)
+        view = times(v, mats, g, DP, P) * tl.full([], scale, ACC)
         if weights is not None:
-            view = view * tl.load(weights + g * columns + r // per, mask=inside, other=0)[:, None]
+            view = view * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if index is not None:
-            view = tl.where((chosen == g)[:, None], view, tl.zeros_like(view))
+            view = tl.where((chosen == g)[None, :], view, tl.zeros_like(view))
         tl.store(out + g * og, view.to(out.dtype.element_ty), mask=mask)
 
 
@@ -71,16 +77,16 @@ def matrix_reduce(
 ):  # fmt: skip
     """Every view of P vectors times its matrix, joined as they come."""
     r = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    j = tl.arange(0, DP)[None, :]
+    j = tl.arange(0, DP)[:, None]
     inside = r < vectors
-    mask = inside[:, None] & (j < D)
-    a = (r // nb)[:, None]
-    b = (r % nb)[:, None]
+    mask = inside[None, :] & (j < D)
+    a = (r // nb)[None, :]
+    b = (r % nb)[None, :]
     y += a * ya + b * yb + j * ye
     for g in tl.static_range(COUNT):
-        v = prepare(times(tl.load(y + g * yg, mask=mask, other=0).to(ACC), mats, g, D, DP), OP)
+        v = prepare(times(tl.load(y + g * yg, mask=mask, other=0).to(ACC), mats, g, DP, P), OP)
         if weights is not None:
-            v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[:, None]
+            v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if g == 0:
             s = v
             m = tl.zeros_like(v)
@@ -105,7 +111,7 @@ def matrix_dot(
     """One unit of a weight's vectors, STEPS blocks of P; EACH: every vector has a weight, and a dot, of its own."""
     pid = tl.program_id(0).to(tl.int64)
     column = pid // units
-    j = tl.arange(0, DP)[None, :]
+    j = tl.arange(0, DP)[:, None]
     for g in tl.static_range(COUNT):
         total = tl.zeros([P], ACC)
         if weights is not None and not EACH:
@@ -118,13 +124,13 @@ def matrix_dot(
             else:
                 r = column * per + k
                 inside = k < per
-            mask = inside[:, None] & (j < D)
-            a = (r // nb)[:, None]
-            b = (r % nb)[:, None]
-            v = times(tl.load(x + a * xa + b * xb + j * xe, mask=mask, other=0).to(ACC), mats, g, D, DP)
+            mask = inside[None, :] & (j < D)
+            a = (r // nb)[None, :]
+            b = (r % nb)[None, :]
+            v = times(tl.load(x + a * xa + b * xb + j * xe, mask=mask, other=0).to(ACC), mats, g, DP, P)
             other = tl.load(y + g * yg + a * ya + b * yb + j * ye, mask=mask, other=0).to(ACC)
             # What lies behind a vector's end may be 0 · ∞.
-            products = tl.sum(tl.where(mask, v * other, tl.zeros_like(v)), 1)
+            products = tl.sum(tl.where(mask, v * other, tl.zeros_like(v)), 0)
             if EACH:
                 tl.store(dots + g * columns + k, products, mask=inside)
             else:
@@ -132,7 +138,7 @@ def matrix_dot(
             if out is not None:
                 if weights is not None:
                     if EACH:  # noqa: SIM108
-                        v = v * tl.load(weights + g * columns + k, mask=inside, other=0)[:, None]
+                        v = v * tl.load(weights + g * columns + k, mask=inside, other=0)[None, :]
                     else:
                         v = v * factor
                 tl.store(out + g * og + a * oa + b * ob + j * oe, v.to(out.dtype.element_ty), mask=mask)
@@ -148,24 +154,19 @@ def matrix_select(
 ):  # fmt: skip
     """P vectors of the view that each chose, times that view's matrix."""
     r = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    j = tl.arange(0, DP)[None, :]
+    j = tl.arange(0, DP)[:, None]
     inside = r < vectors
-    mask = inside[:, None] & (j < D)
-    a = (r // nb)[:, None]
-    b = (r % nb)[:, None]
+    mask = inside[None, :] & (j < D)
+    a = (r // nb)[None, :]
+    b = (r % nb)[None, :]
     if scores is not None:
         chosen = best(scores + r // per, columns, inside, COUNT, MINIMUM)
         tl.store(index + r // per, chosen, mask=inside & (r % per == 0))  # a column's first vector says so
     else:
         chosen = tl.load(index + r // per, mask=inside, other=0)
         chosen = tl.minimum(tl.maximum(chosen, 0), COUNT - 1)
-    v = tl.load(y + chosen[:, None] * yg + a * ya + b * yb + j * ye, mask=mask, other=0).to(ACC)
-    row = tl.arange(0, DP)[None, :, None]
-    col = tl.arange(0, DP)[None, None, :]
-    at = mats + chosen[:, None, None] * (D * D) + (row * D + col)
-    # No masked entry of a matrix may be anything but zero: it meets the zeros behind a vector's end.
-    m = tl.load(at, mask=(row < D) & (col < D) & inside[:, None, None], other=0)
-    view = tl.sum(v[:, None, :] * m, 2)
+    v = tl.load(y + chosen[None, :] * yg + a * ya + b * yb + j * ye, mask=mask, other=0).to(ACC)
+    view = times(v, mats, chosen, DP, P)
     tl.store(out + a * oa + b * ob + j * oe, view.to(out.dtype.element_ty), mask=mask)
 
 
@@ -204,7 +205,7 @@ def _plan(
 def _constants(size: int, count: int, dtype: torch.dtype) -> dict[str, object]:
     padded = next_power_of_two(size)
     acc = tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
-    return {"COUNT": count, "D": size, "DP": padded, "P": max(1, PRODUCTS // padded**2), "ACC": acc}
+    return {"COUNT": count, "D": size, "DP": padded, "P": max(1, min(VECTORS, PRODUCTS // padded**2)), "ACC": acc}
 
 
 def _counts(shape: tuple[int, ...], keep: int) -> dict[str, int]:
@@ -279,8 +280,18 @@ def plan_select(
     return _plan(matrix_select, programs, (y, out, mats, scores, index), scalars, constants)
 
 
+@lru_cache(maxsize=1024)
+def _padded(maps: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    found = table(maps)
+    padded = next_power_of_two(found.size)
+    mats = torch.zeros((found.order, padded, padded), dtype=dtype, device=device)
+    mats[:, : found.size, : found.size] = found.values
+    return mats
+
+
 def _matrices(maps: str, t: Tensor) -> Tensor:
-    return table(maps).on(t.device, accumulator(t.dtype))
+    """The matrices in the accumulator's dtype, with zeros up to a power of two rows, so that no load is masked."""
+    return _padded(maps, t.device, accumulator(t.dtype))
 
 
 def _known(t: Tensor | None) -> Operand | None:
