@@ -162,7 +162,7 @@ def figures(record: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(HEADS) + " |",
         "|---|---:|---:|---:|---:|",
-        *("| " + " | ".join(row) + " |" for row in rows(record)),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(record)),
     ]
     return "\n".join(lines)
 

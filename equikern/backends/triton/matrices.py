@@ -23,7 +23,7 @@ from .selection import best
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
 PRODUCTS = 2048  # terms of matrix products that a program has in registers
-VECTORS = 256  # most of one program
+VECTORS = 128  # most of one program
 LOOPS = 8  # blocks of vectors of one partial dot
 WARPS = 4
 
