@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,12 @@ def test_demo_on_two_images(tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_example_runs() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    example = readme.split("```python\n")[1].split("```")[0]
-    exec(compile(example, "README.md", "exec"), {})
+def test_the_readme_examples_run() -> None:
+    """Those on your own model, one after another in one namespace, as they stand."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## On your own model\n")[1].split("\n## ")[0]
+    examples = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    assert len(examples) > 2
+    names: dict[str, object] = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)

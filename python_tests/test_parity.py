@@ -1,7 +1,12 @@
-"""Parity with ttach, the library for test-time augmentation: its D4 and flip wrappers around convolutional models."""
+"""Parity with ttach and pytorch-toolbelt, the libraries for test-time augmentation: the README's table of both."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import pytest
@@ -61,6 +66,19 @@ class Classifier(nn.Module):
         x = self.stem(x)
         y: Tensor = self.head((x + self.block(x)).relu()).softmax(-1)
         return y
+
+
+@pytest.fixture(scope="module")
+def toolbelt() -> ModuleType:
+    """pytorch-toolbelt's functions alone, loaded as the benchmarks do."""
+    if importlib.util.find_spec("pytorch_toolbelt") is None:
+        pytest.skip("pytorch-toolbelt is not installed: pip install --no-deps pytorch-toolbelt")
+    sys.path.insert(0, str(Path(__file__).parent.parent / "bench" / "ops"))
+    try:
+        module: ModuleType = importlib.import_module("providers").toolbelt()
+    finally:
+        sys.path.pop(0)
+    return module
 
 
 def ready(model: nn.Module, x: Tensor) -> nn.Module:
@@ -126,6 +144,47 @@ def test_every_view_by_itself(mode: Any) -> None:
         merger.append(transform.deaugment_mask(view))
     ours = orbit_mean(y, d4) if mode == "mean" else orbit_reduce(y, d4, mode)
     torch.testing.assert_close(ours, merger.result)
+
+
+TOOLBELT = pytest.mark.parametrize(("prefix", "name"), [("d4", "d4"), ("d2", "flips"), ("fliplr", "hflip")])
+
+
+@TOOLBELT
+@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd"])
+def test_toolbelt_wrapper(
+    prefix: str, name: str, reduction: str, toolbelt: ModuleType, segmenter: nn.Module, images: Tensor
+) -> None:
+    """Images to masks, with every reduction that both have."""
+    deaugment = getattr(toolbelt, f"{prefix}_image_deaugment")
+    augment = getattr(toolbelt, f"{prefix}_image_augment")
+    expected = toolbelt.GeneralizedTTA(segmenter, augment, lambda y: deaugment(y, reduction=reduction))(images)
+    ours = EquiTune(segmenter, name, name, reduce=reduction)(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@TOOLBELT
+def test_toolbelt_labels(prefix: str, name: str, toolbelt: ModuleType, classifier: nn.Module, images: Tensor) -> None:
+    """Images to labels: the same views in another order.
+
+    d4's mean is that of the views themselves: pytorch-toolbelt 0.8.0 takes its seventh twice and its sixth never.
+    """
+    y = classifier(getattr(toolbelt, f"{prefix}_image_augment")(images))
+    theirs = y.unflatten(0, (-1, len(images)))
+    model = EquiTune(classifier, name, "trivial")
+    deaugmented = theirs.mean(0) if prefix == "d4" else getattr(toolbelt, f"{prefix}_labels_deaugment")(y)
+    torch.testing.assert_close(model(images), deaugmented, rtol=1e-4, atol=1e-5)
+    ours = model.views(images)
+    assert theirs.shape == ours.shape
+    torch.testing.assert_close(ours.sort(0).values, theirs.sort(0).values, rtol=1e-4, atol=1e-5)
+
+
+def test_toolbelt_image2(toolbelt: ModuleType, segmenter: nn.Module, classifier: nn.Module, images: Tensor) -> None:
+    """The functions that do all in one call."""
+    for name, action in (("d4", "d4"), ("fliplr", "hflip")):
+        masks = getattr(toolbelt, f"{name}_image2mask")(segmenter, images)
+        torch.testing.assert_close(EquiTune(segmenter, action, action)(images), masks, rtol=1e-4, atol=1e-5)
+    labels = toolbelt.fliplr_image2label(classifier, images)
+    torch.testing.assert_close(EquiTune(classifier, "hflip", "trivial")(images), labels, rtol=1e-4, atol=1e-5)
 
 
 def test_pretrained_classifier() -> None:
