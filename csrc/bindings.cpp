@@ -155,6 +155,20 @@ void score(uintptr_t logits, const py::tuple& shape, const py::tuple& strides, u
   b.run(kernels().score);
 }
 
+void score_select(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides,
+                  uintptr_t index, const std::string& moves, int dtype, int kind, bool minimum, int threads) {
+  const Ints sizes = read(shape);
+  if (empty(sizes)) return;
+  Builder b(sample_of(sizes), -1, moves, dtype, threads);
+  b.add(b.p.in, y, read(y_strides), true);
+  b.add(b.p.out, out, read(out_strides), false);
+  b.finish(0);
+  b.p.index = reinterpret_cast<int64_t*>(pointer(index));
+  b.p.kind = kind;
+  b.p.minimum = minimum;
+  b.run(kernels().score_select);
+}
+
 void cross_entropy(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t target, uintptr_t loss, uintptr_t grad,
                    const py::tuple& grad_strides, const std::string& moves, const std::string& inverse, int dtype, int space,
                    int64_t ignore_index, double smoothing, double factor, int threads) {
@@ -217,6 +231,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("softmax_mean", &equikern::softmax_mean);
   m.def("softmax_mean_backward", &equikern::softmax_mean_backward);
   m.def("score", &equikern::score);
+  m.def("score_select", &equikern::score_select);
   m.def("cross_entropy", &equikern::cross_entropy);
   bind_matrices(m);
   m.def("cpu_isa", [] { return kernels().name; });

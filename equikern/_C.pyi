@@ -112,6 +112,19 @@ def softmax_mean_backward(
 def score(
     logits: int, shape: tuple[int, ...], strides: tuple[int, ...], out: int, dtype: int, kind: int, threads: int
 ) -> None: ...
+def score_select(
+    y: int,
+    shape: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out: int,
+    out_strides: tuple[int, ...],
+    index: int,
+    moves: bytes,
+    dtype: int,
+    kind: int,
+    minimum: bool,
+    threads: int,
+) -> None: ...
 def cross_entropy(
     y: int,
     shape: tuple[int, ...],

@@ -113,6 +113,11 @@ class Ranged:
         with self._range(f"score({kind})", logits, ".", moved(logits, out)):
             self._kernels.score(logits, out, kind)
 
+    def score_select(self, y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
+        """``score_select`` in a range that shows the kind and y's shape."""
+        with self._range(f"score_select({kind})", y, maps, moved(y, out, index)):
+            self._kernels.score_select(y, out, index, maps, kind, minimum)
+
     def cross_entropy(
         self,
         y: Tensor,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .actions import GroupAction, grid
 from .groups import cyclic_group
-from .nn import EquiTune
-from .ops import checks, orbit, orbit_score, orbit_select
+from .nn import EquiTune, EquiZero
+from .ops import checks
 from .permutations import PermutationAction, permutation
 
 if TYPE_CHECKING:
@@ -92,22 +92,6 @@ def gridworld(moves: Sequence[str] = TURN) -> Symmetry:
     return Symmetry(grid("c4"), permutation(turned, group=cyclic_group(4)))
 
 
-class _EquiZero(nn.Module):
-    """Of all views' softmax-normalised Q-values the largest decides: its view is kept and transformed back."""
-
-    def __init__(self, backbone: Callable[[Tensor], Tensor], inp: GroupAction, out: GroupAction) -> None:
-        super().__init__()
-        self.backbone, self.inp, self.out = backbone, inp, out
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < self.inp.dims + 1:
-            raise ValueError(f"x: expected a batch (B, …) for {self.inp.name!r}, got shape {tuple(x.shape)}")
-        y = self.backbone(orbit(x, self.inp).flatten(0, 1)).reshape(self.inp.order, x.shape[0], -1)
-        chosen = orbit_select(y, orbit_score(y, "max_prob"), self.out)
-        assert isinstance(chosen, Tensor)
-        return chosen
-
-
 class EquivariantDQN:
     """What ``act_through`` returns: a DQN whose Q-networks answer equivariantly until ``remove``.
 
@@ -126,9 +110,11 @@ class EquivariantDQN:
         # A bound method as backbone: the wrapper holds no parameters, so that state dicts and saved files stay as
         # they are, and what it calls is the network's own forward, not the one that is put in its place below.
         self._plain: list[Callable[[Tensor], Tensor]] = [net.forward for net in self._nets]
-        wrapper = EquiTune if system == "equitune" else _EquiZero
-        wrapped = [wrapper(plain, symmetry.inp, symmetry.out) for plain in self._plain]
-        self.net: nn.Module = wrapped[0]
+        wrapped: list[nn.Module] = [
+            EquiTune(plain, *symmetry) if system == "equitune" else EquiZero(plain, *symmetry, loss="max_q")
+            for plain in self._plain
+        ]
+        self.net = wrapped[0]
         for net, through in zip(self._nets, wrapped, strict=True):
             vars(net)["forward"] = through.forward  # shadows the class's method, as long as it is there
 

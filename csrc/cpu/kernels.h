@@ -67,6 +67,7 @@ bool tokens(const Problem& p, int64_t size, int64_t* outside) {
 void softmax_mean(const RowProblem& p);
 void softmax_mean_backward(const RowProblem& p);
 void score(const RowProblem& p);
+void score_select(const RowProblem& p);
 void cross_entropy(const RowProblem& p);
 
 }  // namespace EQK_ISA

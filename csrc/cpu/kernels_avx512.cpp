@@ -5,5 +5,5 @@
 namespace equikern {
 extern const Kernels kernels_avx512;
 const Kernels kernels_avx512{"avx512", avx512::orbit, avx512::reduce, avx512::orbit_dot, avx512::select, avx512::tokens, avx512::softmax_mean,
-    avx512::softmax_mean_backward, avx512::score, avx512::cross_entropy};
+    avx512::softmax_mean_backward, avx512::score, avx512::score_select, avx512::cross_entropy};
 }  // namespace equikern

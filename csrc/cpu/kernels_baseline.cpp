@@ -5,5 +5,5 @@
 namespace equikern {
 extern const Kernels kernels_baseline;
 const Kernels kernels_baseline{"baseline", baseline::orbit, baseline::reduce, baseline::orbit_dot, baseline::select, baseline::tokens, baseline::softmax_mean,
-    baseline::softmax_mean_backward, baseline::score, baseline::cross_entropy};
+    baseline::softmax_mean_backward, baseline::score, baseline::score_select, baseline::cross_entropy};
 }  // namespace equikern

@@ -1,8 +1,6 @@
 // Orbits and selections: views are moved, perhaps times a number.
 #pragma once
 
-#include <cmath>
-
 #include "units.h"
 
 namespace equikern {
@@ -107,8 +105,7 @@ void choose_views(const Problem& p) {
     S least = scores[c];
     for (int g = 1; g < p.views; ++g) {
       const S s = scores[g * p.weight_columns + c];
-      // NaN never wins: it is replaced by anything that is not NaN, and replaces nothing.
-      if ((p.minimum ? s < least : s > least) || (std::isnan(least) && !std::isnan(s))) best = g, least = s;
+      if (is_better(s, least, p.minimum)) best = g, least = s;
     }
     p.index[c] = best;
   }

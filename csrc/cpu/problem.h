@@ -63,7 +63,7 @@ struct Problem {
 enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd, kWeightedMean };
 
 enum Space : int { kLogits = 0, kProbs, kLogProbs };
-enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin };
+enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin, kLargest };
 
 // A call on rows of W logits, H being 1: views that permute them or leave them in place.
 struct RowProblem : Problem {
@@ -85,6 +85,7 @@ struct Kernels {
   void (*softmax_mean)(const RowProblem&);
   void (*softmax_mean_backward)(const RowProblem&);
   void (*score)(const RowProblem&);
+  void (*score_select)(const RowProblem&);
   void (*cross_entropy)(const RowProblem&);
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cross_entropy.h"
+#include "score.h"
 #include "softmax.h"
 
 namespace equikern {
@@ -31,6 +32,15 @@ void score(const RowProblem& p) {
     case Dtype::kFloat64: return score_typed<double>(p);
     case Dtype::kFloat16: return score_typed<Half>(p);
     default: return score_typed<BFloat16>(p);
+  }
+}
+
+void score_select(const RowProblem& p) {
+  switch (p.dtype) {
+    case Dtype::kFloat32: return score_select_typed<float>(p);
+    case Dtype::kFloat64: return score_select_typed<double>(p);
+    case Dtype::kFloat16: return score_select_typed<Half>(p);
+    default: return score_select_typed<BFloat16>(p);
   }
 }
 

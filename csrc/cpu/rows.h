@@ -16,22 +16,25 @@ inline void for_blocks(int64_t n, const F& body) {
   for (int64_t j = 0; j < n; j += kBlock) body(j, std::min(kBlock, n - j));
 }
 
-// body(row) for all rows, each by one thread, so that no sum depends on their number.
+// body(0 … count − 1), each by one thread, so that no sum depends on their number.
 template <class F>
-inline void for_rows(const RowProblem& p, const F& body) {
-  const int64_t rows = p.planes();
-  const int threads = rows * p.W * p.views < 32768 ? 1 : int(std::min<int64_t>(p.threads, rows));
+inline void for_each(int64_t count, int64_t work, int most_threads, const F& body) {
+  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(most_threads, count));
   if (threads <= 1) {
-    for (int64_t r = 0; r < rows; ++r) body(r);
+    for (int64_t n = 0; n < count; ++n) body(n);
     stream_fence();
     return;
   }
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; ++r) body(r);
+    for (int64_t n = 0; n < count; ++n) body(n);
     stream_fence();
   }
+}
+template <class F>
+inline void for_rows(const RowProblem& p, const F& body) {
+  for_each(p.planes(), p.planes() * p.W * p.views, p.threads, body);
 }
 
 // What a softmax needs to know of a row: log p = (x − top) − log_sum, p = exp(x − top) · inverse. NaN if the row has one,

@@ -1,5 +1,5 @@
-// Means of softmaxes with their gradient, and scores of rows of logits. Every row is read from memory once: its views stay in
-// L2 between the pass that finds the largest numbers and sums of exponentials and the pass that writes.
+// Means of softmaxes with their gradient. Every row is read from memory once: its views stay in L2 between the pass that
+// finds the largest numbers and sums of exponentials and the pass that writes.
 #pragma once
 
 #include "rows.h"
@@ -98,54 +98,6 @@ void softmax_mean_backward_typed(const RowProblem& p) {
         out.end(j, length);
       });
     }
-  });
-}
-
-// The largest and second largest of the numbers, equal ones counted apart.
-template <class T>
-inline void two_largest(const T* row, int64_t n, Acc<T>& first, Acc<T>& second) {
-  typedef Acc<T> A;
-  constexpr int L = kLanesOf<T>;
-  typedef Vec<A, L> V;
-  V a = V{} - kInfinity<A>, b = a;
-  for_vectors<L>(n, [&](int64_t i, auto count) {
-    const V x = lift<T, L>(row + i, count, -kInfinity<A>), low = x > a ? a : x;
-    a = x > a ? x : a;
-    b = low > b ? low : b;
-  });
-  first = second = -kInfinity<A>;
-  for (int l = 0; l < 2 * L; ++l) {
-    const A x = l < L ? a[l] : b[l - L];
-    if (x > first)
-      second = first, first = x;
-    else if (x > second)
-      second = x;
-  }
-}
-
-template <class T>
-void score_typed(const RowProblem& p) {
-  typedef Acc<T> A;
-  constexpr int L = kLanesOf<T>;
-  const int64_t n = p.W;
-  for_rows(p, [&](int64_t r) {
-    const RowViews<T> y(p, r);
-    const T* const row = y.rows[0];
-    A& out = static_cast<A*>(p.numbers)[r];
-    if (p.kind == kEntropy) {
-      const Online<A, L> online = sums_of<true>(row, n);
-      const Stats<A> s = online.finish();
-      out = s.log_sum - sum_of<A, L>(online.moment) * s.inverse + (s.top - s.top);  // NaN where all are −∞
-      return;
-    }
-    const Stats<A> s = stats_of(row, n);
-    if (p.kind == kMaxProb) {
-      out = -s.inverse + (s.top - s.top);
-      return;
-    }
-    A first, second;
-    two_largest(row, n, first, second);
-    out = (exp_one(second - s.top) - exp_one(first - s.top)) * s.inverse;
   });
 }
 

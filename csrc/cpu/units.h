@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -223,6 +224,13 @@ inline Region region_of(const Problem& p, unsigned code, const Unit& t) {
   const int64_t a0 = code & kReverseH ? p.H - t.r1 : t.r0, a1 = a0 + t.r1 - t.r0;
   const int64_t b0 = code & kReverseW ? p.W - t.c1 : t.c0, b1 = b0 + t.c1 - t.c0;
   return code & kTranspose ? Region{t.planes, b0, b1, a0, a1} : Region{t.planes, a0, a1, b0, b1};
+}
+
+// Whether a view's score takes the place of the best so far, on which later ones must improve. NaN never wins: it is
+// replaced by anything that is not NaN, and replaces nothing.
+template <class S>
+inline bool is_better(S score, S best, bool minimum) {
+  return (minimum ? score < best : score > best) || (std::isnan(best) && !std::isnan(score));
 }
 
 template <int kSize>

@@ -26,7 +26,7 @@ _OPS = {
     op: k for k, op in enumerate("sum max min gmean hmean tsharpen logodd std mean_std weighted_mean".split())
 }  # enum Op
 _SPACES = {"logits": 0, "probs": 1, "log_probs": 2}  # enum Space
-_KINDS = {"max_prob": 0, "entropy": 1, "margin": 2}  # enum ScoreKind
+_KINDS = {"max_prob": 0, "entropy": 1, "margin": 2, "max": 3}  # enum ScoreKind
 _codes: dict[str, tuple[bytes, int]] = {}
 _inverses: dict[str, tuple[bytes, list[Tensor]]] = {}
 _token_maps: dict[str, tuple[bytes, bytes, Tensor]] = {}
@@ -175,6 +175,15 @@ def score(logits: Tensor, out: Tensor, kind: str) -> None:
     _C.score(
         logits.data_ptr(), logits.shape, logits.stride(), out.data_ptr(), _FLOATS[logits.dtype], _KINDS[kind],
         torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def score_select(y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
+    """See ``reference.score_select``."""
+    moves, _ = _along_rows(maps)
+    _C.score_select(
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), moves, _FLOATS[y.dtype],
+        _KINDS[kind], minimum, torch.get_num_threads(),
     )  # fmt: skip
 
 

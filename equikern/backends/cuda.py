@@ -16,7 +16,7 @@ from torch import Tensor
 from . import choice, triton
 
 if TYPE_CHECKING:
-    from .triton import cross_entropy, score, softmax_mean, softmax_mean_backward
+    from .triton import cross_entropy, score, score_select, softmax_mean, softmax_mean_backward
 
 __all__ = [
     "cross_entropy",
@@ -24,13 +24,14 @@ __all__ = [
     "orbit_dot",
     "reduce",
     "score",
+    "score_select",
     "select",
     "softmax_mean",
     "softmax_mean_backward",
     "unavailable",
 ]
 
-_ONLY_TRITON = ("cross_entropy", "score", "softmax_mean", "softmax_mean_backward")
+_ONLY_TRITON = ("cross_entropy", "score", "score_select", "softmax_mean", "softmax_mean_backward")
 
 _FLOATS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/dtypes.h
 

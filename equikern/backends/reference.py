@@ -161,7 +161,11 @@ def _spread(x: Tensor, maps: str) -> Tensor:
 
 
 def score(logits: Tensor, out: Tensor, kind: str) -> None:
-    """``out[…]``: the loss of each row of logits (…, V): −largest probability, entropy, or second largest − largest."""
+    """``out[…]``: the loss of each row of logits (…, V): −largest probability ("max_prob"), "entropy", second largest −
+    largest ("margin"), or −largest logit ("max")."""
+    if kind == "max":
+        out.copy_(-logits.amax(-1))
+        return
     log_p = logits.to(out.dtype).log_softmax(-1)
     if kind == "max_prob":
         out.copy_(-log_p.amax(-1).exp())
@@ -171,6 +175,14 @@ def score(logits: Tensor, out: Tensor, kind: str) -> None:
     else:
         best = log_p.topk(min(2, log_p.shape[-1]), -1).values.exp()
         out.copy_(best[..., 1:].sum(-1) - best[..., 0])  # one class alone: minus its probability
+
+
+def score_select(y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
+    """``select`` by what ``score`` says of the rows of y (|G|, *lead, V): one choice, written to index, for each of
+    lead."""
+    scores = torch.empty(y.shape[:-1], dtype=accumulator(y.dtype), device=y.device)
+    score(y, scores, kind)
+    select(y, out, index, maps, scores, minimum)
 
 
 def cross_entropy(

@@ -11,12 +11,19 @@ from torch import Tensor
 from ..actions import Action
 from ..backends.reference import best_view
 from ..ops import checks, orbit_score, orbit_select
+from ..ops.score import Kind
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, per_view
 
 __all__ = ["EquiZero"]
 
-LOSSES = ("max_prob", "entropy", "margin", "similarity", "max_q")
 Loss = Literal["max_prob", "entropy", "margin", "similarity", "max_q"]
+LOSSES: dict[Loss, Kind] = {  # and what orbit_score calls them
+    "max_prob": "max_prob",
+    "entropy": "entropy",
+    "margin": "margin",
+    "similarity": "max",
+    "max_q": "max_prob",
+}
 
 
 class EquiZero(OrbitModule):
@@ -68,7 +75,7 @@ class EquiZero(OrbitModule):
     ) -> None:
         super().__init__(backbone, inp, out, views_per_forward)
         if not callable(loss):
-            checks.choice("loss", loss, LOSSES)
+            checks.choice("loss", loss, tuple(LOSSES))
         checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
         if isinstance(classes, bool) or not isinstance(classes, int):
             raise TypeError(f"classes: expected a whole number, got {type(classes).__name__}")
@@ -82,8 +89,12 @@ class EquiZero(OrbitModule):
     def forward(self, x: Tensor) -> Any:
         """The chosen views' outputs for a batch x (B, \\*, H, W); see the class."""
         outputs, buckets = self._outputs(x)
-        scores = self._scores(outputs)
-        if len(buckets) > 1:  # views lie in another order than the group's: let ties still go to the lowest element
+        scores: Tensor | Kind | None = self._kind_of_rows(outputs)
+        if scores is None:
+            scores = self._scores(outputs)
+        if len(buckets) > 1 and isinstance(
+            scores, Tensor
+        ):  # views lie in another order than the group's: let ties still go to the lowest element
             best = best_view(in_group_order(scores, buckets), True)
             elements = torch.tensor([g for bucket in buckets for g in bucket], device=best.device)
             scores = (elements[:, None] != best).to(scores.dtype)
@@ -103,6 +114,18 @@ class EquiZero(OrbitModule):
     def chosen(self, x: Tensor) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""
         return best_view(self.scores(x), True)
+
+    def _kind_of_rows(self, outputs: list[list[Any]]) -> Kind | None:
+        """What ``orbit_select`` scores rows by, in the pass that chooses, if it can: where the backbone's only output
+        carries a named loss, has a row of classes for each sample, and holds all views.
+        """
+        if callable(self.loss) or [len(bucket) for bucket in outputs] != [1]:
+            return None
+        y, actions = self._scored(outputs[0][0]), _leaves(self.out)
+        alone = len(_leaves(outputs[0][0])) == len(actions) == 1
+        if not alone or y.dim() != 3 or self.classes != -1 or not checks.keeps_rows(actions[0]):
+            return None
+        return LOSSES[self.loss]
 
     def _scores(self, outputs: list[list[Any]]) -> Tensor:
         return per_view([[self._losses(part) for part in bucket] for bucket in outputs]).detach()
@@ -124,10 +147,7 @@ class EquiZero(OrbitModule):
             raise ValueError(
                 f"classes: expected outputs (n, B, …) with a dim {self.classes} behind the batch, got {tuple(y.shape)}"
             )
-        if self.loss == "similarity":
-            losses = -y.amax(self.classes)
-        else:
-            losses = orbit_score(y, "max_prob" if self.loss == "max_q" else self.loss, dim=self.classes)
+        losses = orbit_score(y, LOSSES[self.loss], dim=self.classes)
         return losses.flatten(2).mean(2) if losses.dim() > 2 else losses
 
     def _scored(self, part: Any) -> Tensor:
@@ -150,6 +170,14 @@ class EquiZero(OrbitModule):
 
 def _first(part: Any) -> Tensor:
     """The first tensor of an output, however deep."""
-    while not isinstance(part, Tensor):
-        part = next(iter(part.values() if isinstance(part, Mapping) else part))
-    return part
+    first = _leaves(part)[0]
+    assert isinstance(first, Tensor)
+    return first
+
+
+def _leaves(part: Any) -> list[Any]:
+    """What the containers of an output hold, or those of its actions."""
+    if not isinstance(part, (Mapping, tuple, list)):
+        return [part]
+    values = part.values() if isinstance(part, Mapping) else part
+    return [leaf for value in values for leaf in _leaves(value)]

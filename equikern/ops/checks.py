@@ -151,6 +151,27 @@ def logits(name: str, y: object, action: object) -> tuple[Tensor, Action]:
     return y, action
 
 
+def keeps_rows(action: Action) -> bool:
+    """Whether the action leaves rows of logits, on the last dim, in place or permutes their entries, without signs."""
+    if isinstance(action, PermutationAction):
+        return action.dim == -1 and action.signs is None
+    return action.dims == 0
+
+
+def scored_views(name: str, y: object, action: object, kind: str) -> tuple[Tensor, Action]:
+    """Views whose rows are scored where they are chosen."""
+    y, action = views(name, y, action)
+    if not keeps_rows(action):
+        raise ValueError(
+            "action: expected a permutation of the last dim without signs, or the trivial action, where the scores "
+            f"are those of y's own rows, got {action!r}; for others give orbit_select the scores of "
+            f"orbit_score(y, {kind!r}, dim=…)"
+        )
+    if y.dim() < 2 or y.shape[-1] == 0:
+        raise ValueError(f"{name}: expected views (|G|, …, n) of one or more logits, got shape {tuple(y.shape)}")
+    return y, action
+
+
 def rows(name: str, t: object, dim: object) -> Tensor:
     """Logits with the classes or words, one or more, moved from dim to the last one."""
     t = _tensor(name, t)

@@ -239,6 +239,23 @@ def _score(logits: Tensor, kind: str) -> Tensor:
     return out
 
 
+def _score_select(y: Tensor, kind: str, maps: str, minimum: bool) -> tuple[Tensor, Tensor]:
+    out, index = _score_select_empty(y, maps)
+    kernels(y).score_select(y, out, index, maps, kind, minimum)
+    return out, index
+
+
+def _score_select_empty(y: Tensor, maps: str) -> tuple[Tensor, Tensor]:
+    return _view_empty(y, maps), torch.empty(y.shape[1:-1], dtype=torch.int64, device=y.device)
+
+
+def _score_select_out(y: Tensor, kind: str, maps: str, minimum: bool, out: Tensor) -> Tensor:
+    index = torch.empty(y.shape[1:-1], dtype=torch.int64, device=y.device)
+    kernels(y).score_select(y, out, index, maps, kind, minimum)
+    _written(out)
+    return index
+
+
 def _cross_entropy_empty(y: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
     loss = torch.empty(y.shape[1:-1], dtype=accumulator(y), device=y.device)
     return loss, y.new_empty(y.shape if gradient else (0,))
@@ -274,6 +291,16 @@ softmax_mean_backward = register(
     lambda grad, y, lse, maps, space: y.new_empty(y.shape),
 )
 score = register("score(Tensor logits, str kind) -> Tensor", _score, lambda logits, kind: _score_empty(logits))
+score_select = register(
+    "score_select(Tensor y, str kind, str maps, bool minimum) -> (Tensor, Tensor)",
+    _score_select,
+    lambda y, kind, maps, minimum: _score_select_empty(y, maps),
+)
+score_select_out = register(
+    "score_select_out(Tensor y, str kind, str maps, bool minimum, Tensor(a!) out) -> Tensor",
+    _score_select_out,
+    lambda y, kind, maps, minimum, out: torch.empty(y.shape[1:-1], dtype=torch.int64, device=y.device),
+)
 cross_entropy = register(
     "cross_entropy(Tensor y, Tensor target, str maps, str space, int ignore_index, float smoothing, Tensor? scale, "
     "bool gradient) -> (Tensor, Tensor)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from . import autograd, checks, library
 
 __all__ = ["orbit_score"]
 
-KINDS = ("max_prob", "entropy", "margin")
+KINDS = ("max_prob", "entropy", "margin", "max")
+Kind: TypeAlias = Literal["max_prob", "entropy", "margin", "max"]
 
 
-def orbit_score(logits: Tensor, kind: Literal["max_prob", "entropy", "margin"], *, dim: int = -1) -> Tensor:
+def orbit_score(logits: Tensor, kind: Kind, *, dim: int = -1) -> Tensor:
     """How unsure a model is of each row of logits, as losses: ``orbit_select`` takes the view with the smallest.
 
-    With p the softmax of a row, in one pass over it:
+    With p the softmax of a row y, in one pass over it:
 
     ======== =================================== ==========================================
     kind     loss                                smallest where
@@ -26,9 +27,11 @@ def orbit_score(logits: Tensor, kind: Literal["max_prob", "entropy", "margin"], 
     max_prob −max_v p_v                          the largest probability is largest
     entropy  −Σ_v p_v log p_v                    the distribution is narrowest
     margin   −(p_1st − p_2nd), p_2nd 0 if alone  the first is furthest ahead of the second
+    max      −max_v y_v                          the largest logit, or similarity, is largest
     ======== =================================== ==========================================
 
-    For a sequence, average over its positions (padding left out) before choosing.
+    For a sequence, average over its positions (padding left out) before choosing. Where every row is chosen by its own
+    score, ``orbit_select`` takes the kind in place of scores and does both in one pass.
 
     Args:
         logits: (|G|, \\*lead, n) or any other shape with n ≥ 1 logits on ``dim``; float16, bfloat16, float32 or
@@ -68,6 +71,10 @@ class _Score(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
+        if ctx.kind == "max":
+            best = logits.argmax(-1, keepdim=True)
+            slope = torch.zeros_like(logits, dtype=grad.dtype).scatter_(-1, best, -1.0)
+            return (grad.unsqueeze(-1) * slope).to(logits.dtype), None
         log_p = logits.to(library.accumulator(logits)).log_softmax(-1)
         p = log_p.exp()
         if ctx.kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)

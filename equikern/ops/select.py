@@ -1,4 +1,4 @@
-"""``orbit_select``: equizero's reduction, the best view transformed back."""
+"""``orbit_select``: equizero's reduction, the best view transformed back, by given scores or by its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch.autograd import Function
 
 from ..actions import Action
 from . import autograd, checks, library
+from .score import KINDS, Kind
 
 __all__ = ["orbit_select"]
 
 
 def orbit_select(
     y: Tensor,
-    scores: Tensor,
+    scores: Tensor | Kind,
     action: Action,
     mode: Literal["min", "max"] = "min",
     gradient: Literal["mean", "identity", "selected"] | None = "mean",
@@ -34,7 +35,10 @@ def orbit_select(
             take no gradient). Square where the action turns by 90°; a permutation's n entries on the dim that it
             permutes, whatever is behind it.
         scores: ℓ of shape y.shape[:k], k ≥ 1: one choice for every entry of y.shape[1:k]; any float dtype. Ties go to
-            the lowest element, NaN never wins, and where all are NaN the identity is chosen.
+            the lowest element, NaN never wins, and where all are NaN the identity is chosen. Or the kind of a loss:
+            ``orbit_select(y, "entropy", action)`` is ``orbit_select(y, orbit_score(y, "entropy"), action)`` bit for
+            bit, in one pass over y: one choice for every row of logits, of shape y.shape[1:-1], under an action that
+            permutes their dim, the last one, or moves nothing.
         action: how the group acts on one output.
         mode: ``"min"`` (a loss) or ``"max"`` (a similarity).
         gradient: ``"mean"``: S is the mean of all views (equitune, the authors' choice); ``"identity"``: S = y[0];
@@ -47,9 +51,11 @@ def orbit_select(
         pair (result, index), index int64 of shape y.shape[1:k].
 
     Raises:
-        TypeError: y or scores is not a dense tensor of a supported dtype, or action is not an action.
-        ValueError: scores that are not y.shape[:k] or on another device, dim 0 not |G|, wrong rank, not square under
-            a 90° rotation, an unknown mode or gradient, or an out that does not fit.
+        TypeError: y or scores is not a dense tensor of a supported dtype (a float one where y's rows are scored), or
+            action is not an action.
+        ValueError: scores that are not y.shape[:k] or on another device, an unknown kind, a kind where the action
+            moves anything but the last dim or changes signs, dim 0 not |G|, wrong rank, no logits, not square under a
+            90° rotation, an unknown mode or gradient, or an out that does not fit.
 
     Example:
         >>> import torch
@@ -57,24 +63,42 @@ def orbit_select(
         >>> y = torch.tensor([[[1.0, 2.0]], [[5.0, 3.0]]])
         >>> orbit_select(y, torch.tensor([0.7, 0.2]), grid("hflip")).tolist()
         [[3.0, 5.0]]
+        >>> from equikern import permutation
+        >>> swap = permutation([[0, 1, 2], [1, 0, 2]])
+        >>> orbit_select(torch.tensor([[0.0, 1.0, 0.0], [5.0, 0.0, 1.0]]), "max_prob", swap).tolist()
+        [0.0, 5.0, 1.0]
     """
-    y, action = checks.views("y", y, action, checks.EXACT)
+    if isinstance(scores, str):
+        checks.choice("scores", scores, KINDS)
+        y, action = checks.scored_views("y", y, action, scores)
+    else:
+        y, action = checks.views("y", y, action, checks.EXACT)
     checks.choice("mode", mode, ("min", "max"))
     checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
-    scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
-    if scores.requires_grad:
-        scores = scores.detach()  # choosing has no gradient
+    if not isinstance(scores, str):
+        scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
+        if scores.requires_grad:
+            scores = scores.detach()  # choosing has no gradient
     minimum = mode == "min"
     if out is not None:
-        result = checks.output("out", out, tuple(y.shape[1:]), y, scores)
-        index = library.select_out(y, scores, action.inverse_maps, minimum, result)
+        result = checks.output("out", out, tuple(y.shape[1:]), y, None if isinstance(scores, str) else scores)
+        if isinstance(scores, str):
+            index = library.score_select_out(y, scores, action.inverse_maps, minimum, result)
+        else:
+            index = library.select_out(y, scores, action.inverse_maps, minimum, result)
     elif gradient is not None and autograd.needs_grad(y):
         result, index = _Select.apply(  # type: ignore[no-untyped-call]
             y, scores, action.inverse_adjoint_maps, action.inverse_maps, minimum, gradient
         )
     else:
-        result, index = library.select(y.detach(), scores, action.inverse_maps, minimum)
+        result, index = _select(y.detach(), scores, action.inverse_maps, minimum)
     return (result, index) if return_index else result
+
+
+def _select(y: Tensor, scores: Tensor | Kind, inverse: str, minimum: bool) -> tuple[Tensor, Tensor]:
+    if isinstance(scores, str):
+        return cast(tuple[Tensor, Tensor], library.score_select(y, scores, inverse, minimum))
+    return cast(tuple[Tensor, Tensor], library.select(y, scores, inverse, minimum))
 
 
 def _score_dtype(scores: Tensor) -> torch.dtype:
@@ -85,13 +109,13 @@ def _score_dtype(scores: Tensor) -> torch.dtype:
 class _Select(Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, scores: Tensor, maps: str, inverse: str, minimum: bool, gradient: str
+        ctx: Any, y: Tensor, scores: Tensor | Kind, maps: str, inverse: str, minimum: bool, gradient: str
     ) -> tuple[Tensor, Tensor]:
-        result, index = library.select(y, scores, inverse, minimum)
+        result, index = _select(y, scores, inverse, minimum)
         ctx.mark_non_differentiable(index)
         ctx.save_for_backward(index)
         ctx.call = maps, inverse, gradient, library.is_channels_last(y, 1)
-        return cast(Tensor, result), cast(Tensor, index)
+        return result, index
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from .cross_entropies import cross_entropy
     from .dispatch import orbit, orbit_dot, reduce, select
-    from .scores import score
+    from .scores import score, score_select
     from .softmaxes import softmax_mean, softmax_mean_backward
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "orbit_dot",
     "reduce",
     "score",
+    "score_select",
     "select",
     "softmax_mean",
     "softmax_mean_backward",
@@ -33,7 +34,7 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("orbit", "orbit_dot", "reduce", "select"), "dispatch"),
     **dict.fromkeys(("softmax_mean", "softmax_mean_backward"), "softmaxes"),
-    "score": "scores",
+    **dict.fromkeys(("score", "score_select"), "scores"),
     "cross_entropy": "cross_entropies",
 }
 

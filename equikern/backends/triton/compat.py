@@ -54,10 +54,10 @@ def _launch_metadata(grid: Any, metadata: Any, args: Mapping[str, Any]) -> dict[
     """What Triton's profiler (proton) shows of a launch; with ``EQUIKERN_NVTX=1``."""
     tensors = {name: value for name, value in args.items() if isinstance(value, torch.Tensor)}
     shape = "x".join(map(str, next(iter(tensors.values())).shape))
-    # A selection reads one of the views, as many entries as it writes. Tables of sources stay in the cache.
-    read = [
-        tensors["out"] if name == "y" and "MINIMUM" in args else t for name, t in tensors.items() if name not in _TABLES
-    ]
+    # A selection by given scores reads one of the views, as many entries as it writes; tables of sources stay in the
+    # cache.
+    one = "MINIMUM" in args and "OP" not in args
+    read = [tensors["out"] if name == "y" and one else t for name, t in tensors.items() if name not in _TABLES]
     count = moved(*read)
     if "N" in args and args.get("positions") is not None:  # some entries of the permuted dim alone
         count = count * args["M"] // args["N"]

@@ -51,7 +51,12 @@ def program_rows(rows, nb, nx, R: tl.constexpr):
 @triton.jit
 def row_start(a, b, x, sa, sb, sx, VEC: tl.constexpr, SHIFT: tl.constexpr):
     """Offset of the vectors that hold each row, and how far into the first of them it starts."""
-    start = a * sa + b * sb + x * sx
+    return vector_start(a * sa + b * sb + x * sx, VEC, SHIFT)
+
+
+@triton.jit
+def vector_start(start, VEC: tl.constexpr, SHIFT: tl.constexpr):
+    """The same from where rows start, counted in entries where they may lie anywhere, else in vectors."""
     if SHIFT:
         return start // VEC * VEC, (start % VEC).to(tl.int32)
     else:
@@ -265,7 +270,14 @@ def plan_rows(
         threads = next((count for most, count in THREADS if v * itemsize <= most), THREADS[-1][1])
     j = min(next_power_of_two(ceil_div(v, e)), threads)
     r = max(1, min(next_power_of_two(rows), threads // j))
-    values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": _listed(maps), **scalars}
+    values: dict[str, int | float] = {
+        "rows": rows,
+        "nb": loops.b,
+        "nx": loops.x,
+        "V": v,
+        "M": listed_count(maps),
+        **scalars,
+    }
     if "width" in kernel.arg_names:
         values["width"] = _width(v) // 16  # whose rows are therefore known to be aligned
     for name, s in zip(names, loops.moving, strict=True):
@@ -290,7 +302,7 @@ def plan_rows(
             "VEC": vec,
             "SHIFT": shift,
             "UNIT": unit,
-            "KM": min(LISTED, next_power_of_two(_listed(maps))),
+            "KM": min(LISTED, next_power_of_two(listed_count(maps))),
             "ACC": tl.float64 if accumulator(first.dtype) == torch.float64 else tl.float32,
         },
         max(1, min(r * j, threads) // launch.LANES),
@@ -310,7 +322,8 @@ def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: i
     return vec, False
 
 
-def _listed(maps: str) -> int:
+def listed_count(maps: str) -> int:
+    """How many entries are listed: none where all are."""
     found = table(maps)
     return 0 if found is None or found.dense else len(found.positions)
 
@@ -321,7 +334,7 @@ def _width(v: int) -> int:
 
 def described(maps: str) -> tuple[Operand | None, ...]:
     """The operands that ``lists`` gives for words such as these."""
-    listed, moves = _listed(maps) > 0, table(maps) is not None
+    listed, moves = listed_count(maps) > 0, table(maps) is not None
     return TABLE if listed else None, TABLE if moves else None
 
 
@@ -331,7 +344,7 @@ def lists(maps: str, device: torch.device) -> tuple[Tensor | None, Tensor | None
     if found is None:
         return None, None
     here = found.on(device)
-    return here.positions if _listed(maps) else None, here.sources
+    return here.positions if listed_count(maps) else None, here.sources
 
 
 SKIP = Operand((), (), torch.int8, True)
@@ -340,7 +353,7 @@ SKIP = Operand((), (), torch.int8, True)
 @lru_cache(maxsize=64)
 def skipped(maps: str, device: torch.device) -> Tensor | None:
     """A table for each start of a row within a vector: 1 where ``counted`` leaves out; None where nothing is listed."""
-    if not _listed(maps):
+    if not listed_count(maps):
         return None
     found = table(maps)
     assert found is not None

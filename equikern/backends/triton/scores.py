@@ -1,4 +1,7 @@
-"""``score``: how unsure a model is of each row of logits, in one pass over it.
+"""``score``: how unsure a model is of each row of logits, in one pass; ``score_select``: the surest view of each row.
+
+The second scores all views of a row in one program and then writes the best, of which the cache still has the most. Its
+blocks are those of the first, whose sums follow them: both find the same scores, to the bit.
 
 Profilers see the kernels under names such as ``equikern_score_rows_entropy_bf16``.
 """
@@ -6,15 +9,96 @@ Profilers see the kernels under names such as ``equikern_score_rows_entropy_bf16
 
 from functools import lru_cache
 
+import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...tables import table
+from . import dispatch
 from .compat import jit_kernel
-from .launch import Plan, run
+from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
 from .layout import Operand, operand
-from .rows import load_block, lowest, plan_rows, program_rows, row_start, softened
+from .rows import (
+    LISTED,
+    at_places,
+    described,
+    edges,
+    listed_count,
+    listed_sources,
+    lists,
+    load_block,
+    lowest,
+    plan_rows,
+    program_rows,
+    row_start,
+    softened,
+    store_block,
+    vector_start,
+    view_at,
+    view_block,
+)
+from .tiles import permuted_loops
 
-__all__ = ["plan", "score"]
+__all__ = ["plan", "score", "score_select", "select_plan"]
+
+# From here on every multiprocessor has a program or more. Fewer long rows leave it to ``score`` to look at their views
+# side by side.
+PROGRAMS = 128
+
+
+@triton.jit
+def row_losses(
+    y, base, off, V, yn, within, OP: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
+    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Per lane the largest logit m, Σ exp(v − m), and what the kind asks for: Σ (v − m) exp(v − m) or the second."""
+    least = lowest(ACC)
+    top = tl.zeros([R, J], ACC) + (float("-inf") if OP == "max" else least)
+    total = tl.zeros([R, J], ACC)
+    third = tl.zeros([R, J], ACC)
+    if OP == "margin":
+        third += least
+    for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
+        v = load_block(y, base, off, k, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
+        if OP == "max":
+            top = tl.maximum(top, tl.max(v, 2))
+            total += tl.sum((v != v).to(ACC), 2)
+        else:
+            higher, sums = softened(v, top, total)
+            if OP == "entropy":
+                d = v - higher[:, :, None]
+                # −∞ adds nothing: 0 · −∞ would be NaN.
+                terms = tl.where(v == float("-inf"), 0.0, d * tl.exp(d))
+                drop = top - higher
+                third = tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)) + tl.sum(terms, 2)
+            elif OP == "margin":
+                # The second of the lane's first two and of the vector's: equal largest ones count twice.
+                best = tl.max(v, 2)[:, :, None]
+                twice = tl.sum((v == best).to(tl.int32), 2) > 1
+                after = tl.max(tl.where(v == best, least, v), 2)
+                best = tl.max(v, 2)
+                third = tl.maximum(tl.maximum(third, tl.minimum(top, best)), tl.where(twice, best, after))
+            top = higher
+            total = sums
+    highest = tl.max(top, 1)
+    if OP == "max":  # tl.max leaves NaN out
+        return tl.where(tl.sum(total, 1) > 0.0, float("nan"), -highest)
+    else:
+        drop = top - highest[:, None]
+        total_ = tl.sum(total * tl.exp(drop), 1)
+        inverse = tl.where(total_ == 0.0, float("nan"), 1.0 / total_)  # no logit above −∞: no distribution
+        if OP == "max_prob":
+            result = -inverse
+        elif OP == "entropy":
+            moment = tl.sum(tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)), 1)
+            result = tl.log(total_) - moment * inverse
+        else:
+            first = top == highest[:, None]
+            shared = tl.sum(first.to(tl.int32), 1) > 1
+            second = tl.where(shared, highest, tl.max(tl.where(first, third, top), 1))
+            result = (tl.exp(second - highest) - 1.0) * inverse
+        return result
 
 
 @jit_kernel
@@ -24,58 +108,122 @@ def score_rows(
     OP: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
     UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Per lane the largest logit m, Σ exp(v − m), and what the kind asks for: Σ (v − m) exp(v − m) or the second."""
+    """The loss of each row."""
     a, b, x, within = program_rows(rows, nb, nx, R)
     base, off = row_start(a, b, x, ya, yb, yx, VEC, SHIFT)
-    least = lowest(ACC)
-    top = tl.zeros([R, J], ACC) + least
-    total = tl.zeros([R, J], ACC)
-    third = tl.zeros([R, J], ACC)
-    if OP == "margin":
-        third += least
-    for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
-        v = load_block(y, base, off, k, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
-        higher, sums = softened(v, top, total)
-        if OP == "entropy":
-            d = v - higher[:, :, None]
-            # −∞ adds nothing: 0 · −∞ would be NaN.
-            terms = tl.where(v == float("-inf"), 0.0, d * tl.exp(d))
-            drop = top - higher
-            third = tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)) + tl.sum(terms, 2)
-        elif OP == "margin":
-            # The second of the lane's first two and of the vector's: equal largest ones count twice.
-            best = tl.max(v, 2)[:, :, None]
-            twice = tl.sum((v == best).to(tl.int32), 2) > 1
-            after = tl.max(tl.where(v == best, least, v), 2)
-            best = tl.max(v, 2)
-            third = tl.maximum(tl.maximum(third, tl.minimum(top, best)), tl.where(twice, best, after))
-        top = higher
-        total = sums
-    highest = tl.max(top, 1)
-    drop = top - highest[:, None]
-    total_ = tl.sum(total * tl.exp(drop), 1)
-    inverse = tl.where(total_ == 0.0, float("nan"), 1.0 / total_)  # no logit above −∞: no distribution
-    if OP == "max_prob":
-        result = -inverse
-    elif OP == "entropy":
-        moment = tl.sum(tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)), 1)
-        result = tl.log(total_) - moment * inverse
-    else:
-        first = top == highest[:, None]
-        shared = tl.sum(first.to(tl.int32), 1) > 1
-        second = tl.where(shared, highest, tl.max(tl.where(first, third, top), 1))
-        result = (tl.exp(second - highest) - 1.0) * inverse
+    result = row_losses(y, base, off, V, yn, within, OP, R, J, E, VEC, SHIFT, UNIT, ACC)
     tl.store(out + a * oa + b * ob + x * ox, result, mask=within)
+
+
+@jit_kernel
+def score_select_rows(
+    y, out, index, positions, sources, rows: tl.int64, nb: tl.int64, nx: tl.int64, V: tl.int32, M: tl.int32,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
+    oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64, ka: tl.int64, kb: tl.int64, kx: tl.int64,
+    OP: tl.constexpr, MINIMUM: tl.constexpr, ORDER: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
+    J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
+    OUT_VEC: tl.constexpr, OUT_SHIFT: tl.constexpr, OUT_UNIT: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Score every view of a row, then move the best one's bits into the result, the listed entries last."""
+    a, b, x, within = program_rows(rows, nb, nx, R)
+    winner = tl.zeros([R], tl.int64)
+    best = tl.zeros([R], ACC) + float("nan")
+    for g in range(ORDER):
+        base, off = vector_start(g * yg + a * ya + b * yb + x * yx, VEC, SHIFT)
+        loss = row_losses(y, base, off, V, yn, within, OP, R, J, E, VEC, SHIFT, UNIT, ACC)
+        better = loss < best if MINIMUM else loss > best
+        better = better | ((best != best) & (loss == loss))
+        winner = tl.where(better, g, winner)
+        best = tl.where(better, loss, best)
+    tl.store(index + a * ka + b * kb + x * kx, winner, mask=within)
+    come, away = vector_start(winner * yg + a * ya + b * yb + x * yx, VEC, SHIFT)
+    if OUT_VEC == 1:  # entry by entry: the result's rows start elsewhere within a vector, or have gaps
+        come = come + away
+        away = away * 0
+    put, _ = row_start(a, b, x, oa, ob, ox, OUT_VEC, OUT_SHIFT)
+    table = sources + winner[:, None, None] * V if DENSE else None
+    for k in range(0, V + (OUT_VEC - 1 if OUT_SHIFT else 0), J * E):
+        v = view_block(
+            y, come, away, table, k, V, yn, within, None, DENSE, J, E, OUT_VEC, OUT_SHIFT, UNIT, y.dtype.element_ty,
+        )  # fmt: skip
+        store_block(out, put, away, k, V, on, within, v, J, E, OUT_VEC, OUT_SHIFT, OUT_UNIT)
+    if OUT_SHIFT:
+        edge, at_edge = edges(away, V, within, OUT_VEC)
+        here = sources + winner[:, None] * V + edge if DENSE else None
+        w = view_at(y, come, away, yn, listed_sources(here, edge, at_edge), at_edge, UNIT, y.dtype.element_ty)
+        tl.store(out + at_places(put, away, edge, on, OUT_UNIT), w, mask=at_edge)
+    if positions is not None:
+        tl.debug_barrier()
+        for i in range(0, M, KM):
+            some = i + tl.arange(0, KM)[None, :]
+            listed = some < M
+            wanted = within[:, None] & listed
+            moved = tl.load(positions + some, mask=listed, other=0)
+            src = tl.load(sources + winner[:, None] * M + some, mask=wanted, other=0)
+            u = view_at(y, come, away, yn, src, wanted, UNIT, y.dtype.element_ty)
+            tl.store(out + at_places(put, away, moved, on, OUT_UNIT), u, mask=wanted)
 
 
 @lru_cache(maxsize=1024)
 def plan(kind: str, logits: Operand, out: Operand) -> Plan | None:
-    """The launch for operands such as these, or None if the logits must be copied first."""
+    """The launch of ``score``, or None if the logits must be copied first."""
     return plan_rows(score_rows, ".", "y", [(logits, False)], "o", [(out, False)], (), {}, {"OP": kind})
 
 
+@lru_cache(maxsize=1024)
+def select_plan(maps: str, kind: str, minimum: bool, y: Operand, out: Operand, index: Operand) -> Plan | None:
+    """The launch of ``score_select``, or None where ``score`` and ``select`` are to be called one after the other."""
+    alone = plan(kind, y, _dense(y.shape[:-1], accumulator(y.dtype)))
+    loops = permuted_loops(-1, [(y, True), (out, False)], [(index, False)], None)
+    if alone is None or loops is None:
+        return None
+    block = alone.constants
+    rows, v = loops.a * loops.b * loops.x, loops.n
+    programs = ceil_div(rows, block["R"])
+    if programs < PROGRAMS and v > block["J"] * block["E"]:
+        return None
+    (yg, *from_y, yn), (_, *into, on) = loops.moving
+    vec, shift, unit = block["VEC"], block["SHIFT"], on == 1 or v == 1
+    # Whether the result's rows start as far into a vector as those of every view.
+    alike = yg % vec == 0 and all((s - t) % vec == 0 for s, t in zip(into, from_y, strict=True))
+    out_vec = vec if unit and alike and out.aligned else 1
+    out_shift = shift and out_vec > 1
+    found, count = table(maps), listed_count(maps)
+    values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": count}
+    values.update(zip(("yg", "ya", "yb", "yx"), (s if shift else s // vec for s in (yg, *from_y)), strict=True))
+    values.update(zip(("oa", "ob", "ox"), (s if out_shift else s // out_vec for s in into), strict=True))
+    values.update(zip(("ka", "kb", "kx"), loops.fixed[0][1:], strict=True))
+    launch = make_plan(
+        score_select_rows,
+        programs,
+        [y, out, index, *described(maps)],
+        {**values, "yn": yn, "on": on},
+        {
+            **block,
+            "MINIMUM": minimum,
+            "ORDER": y.shape[0],
+            "DENSE": found is not None and found.dense,
+            "OUT_VEC": out_vec,
+            "OUT_SHIFT": out_shift,
+            "OUT_UNIT": unit,
+            "KM": min(LISTED, next_power_of_two(count)),
+        },
+        alone.num_warps,
+        lambda choice: launch,
+    )
+    return launch.fixed_block()
+
+
+def _dense(shape: tuple[int, ...], dtype: torch.dtype) -> Operand:
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return Operand(shape, tuple(strides), dtype, True)
+
+
 def score(logits: Tensor, out: Tensor, kind: str) -> None:
-    """Write each row's −largest probability ("max_prob"), "entropy", or second largest − largest ("margin").
+    """Write each row's −largest probability ("max_prob"), "entropy", second largest − largest ("margin") or −largest
+    logit ("max").
 
     Args:
         logits: (*lead, V), any strides.
@@ -89,3 +237,25 @@ def score(logits: Tensor, out: Tensor, kind: str) -> None:
         run(found, logits, out)
     else:  # more leading dims than loops: only then is anything copied
         score(logits.contiguous(), out, kind)
+
+
+def score_select(y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
+    """Write out = map_i(y[i]) with i = index, of every row the view with the best score, as ``score`` has it.
+
+    Args:
+        y: (|G|, *lead, V), any strides.
+        out: (*lead, V), any strides.
+        index: int64, (*lead), contiguous.
+        maps: one word per view, permutations of the last dim or ".".
+        kind: see ``score``.
+        minimum: the least score is the best, otherwise the greatest; NaN never wins, ties go to the lowest index.
+    """
+    if y.numel() == 0:
+        return
+    found = select_plan(maps, kind, minimum, operand(y), operand(out), operand(index))
+    if found is not None:
+        run(found, y, out, index, *lists(maps, y.device))
+        return
+    scores = torch.empty(y.shape[:-1], dtype=accumulator(y.dtype), device=y.device)
+    score(y, scores, kind)
+    dispatch.select(y, out, index, maps, scores, minimum)
