@@ -191,6 +191,42 @@ WEIGHTS: dict[str, Case] = {
     ),
 }
 
+LOGITS: dict[str, Case] = {
+    "unknown kind": (
+        lambda: orbit_select(y(3), "best", NOTHING),  # type: ignore[arg-type]
+        *(ValueError, "scores", "'max_prob', 'entropy', 'margin', 'max'", "'best'"),
+    ),
+    "a kind for a grid": (
+        lambda: orbit_select(y(), "max", C4),
+        *(ValueError, "action", "a permutation of the last dim without signs, or the trivial action", "'c4'"),
+    ),
+    "a kind for integers": (
+        lambda: orbit_select(y(3, dtype=torch.int64), "entropy", NOTHING),
+        *(TypeError, "y", "float16.*float64", "int64"),
+    ),
+    "a kind without logits": (
+        lambda: orbit_select(x(3), "max", NOTHING),
+        *(ValueError, "y", r"views \(\|G\|, …, n\) of one or more logits", r"\(3,\)"),
+    ),
+    "a kind for no classes": (
+        lambda: orbit_select(x(3, 2, 0), "max", NOTHING),
+        *(ValueError, "y", "one or more logits", r"\(3, 2, 0\)"),
+    ),
+    "a kind for other views": (
+        lambda: orbit_select(x(4, 2, 5), "max", NOTHING),
+        *(ValueError, "y", "3 views on dim 0", "4"),
+    ),
+    "a kind for a list": (lambda: orbit_select([[1.0]], "max", NOTHING), TypeError, "y", "torch.Tensor", "list"),  # type: ignore[arg-type]
+    "a kind and a bad mode": (
+        lambda: orbit_select(y(3), "max", NOTHING, "best"),  # type: ignore[arg-type]
+        *(ValueError, "mode", "'min', 'max'", "'best'"),
+    ),
+    "a kind and a bad gradient": (
+        lambda: orbit_select(y(3), "max", NOTHING, gradient="straight"),  # type: ignore[arg-type]
+        *(ValueError, "gradient", "'mean'", "'straight'"),
+    ),
+}
+
 CHOICES: dict[str, Case] = {
     "action as a string": (lambda: orbit(x(), "c4"), TypeError, "action", "an action", 'str; write grid\\("c4"\\)'),  # type: ignore[arg-type]
     "action as a group": (lambda: orbit(x(), C4.group), TypeError, "action", "an action", "Group"),  # type: ignore[arg-type]
@@ -225,7 +261,7 @@ CHOICES: dict[str, Case] = {
     ),
 }
 
-ALL: dict[str, Case] = {**TENSORS, **DTYPES, **SHAPES, **WEIGHTS, **CHOICES}
+ALL: dict[str, Case] = {**TENSORS, **DTYPES, **SHAPES, **WEIGHTS, **LOGITS, **CHOICES}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bad_input import assert_error
-from equikern import grid, orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
+from equikern import grid, orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize, trivial
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
@@ -23,6 +23,7 @@ RUNS: dict[str, tuple[Callable[[Any], object], tuple[int, ...]]] = {
     "orbit_mean": (lambda out: orbit_mean(Y, C4, out=out), ONE),
     "orbit_weighted_mean": (lambda out: orbit_weighted_mean(Y, W, C4, out=out), ONE),
     "orbit_select": (lambda out: orbit_select(Y, W, C4, out=out), ONE),
+    "orbit_select by y's rows": (lambda out: orbit_select(Y, "max", trivial(C4.group), out=out), ONE),
     "orbit_reduce": (lambda out: orbit_reduce(Y, C4, "max", out=out), ONE),
 }
 EVERY = pytest.mark.parametrize("name", RUNS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from equikern import tables
 from equikern.backends import cpu, reference, unavailable
+from equikern.ops.score import KINDS as SCORES
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import EXACT, FLOATS, LAYOUTS, Spec, bits, generator, laid_out
@@ -270,12 +271,26 @@ def test_softmax_mean(case: Logits, space: str, layout: str, grad_layout: str) -
     agree(slope / scale, expected_slope / scale, case)
 
 
-@given(logits(), st.sampled_from(("max_prob", "entropy", "margin")))
+@given(logits(), st.sampled_from(SCORES))
 def test_score(case: Logits, kind: str) -> None:
     out, expected = torch.empty(case.y.shape[:-1], dtype=wide_of(case.y)), torch.empty(case.y.shape[:-1]).double()
     cpu.score(case.y, out, kind)
     reference.score(case.exact, expected, kind)
     agree(out, expected, case)
+
+
+@given(logits(), st.sampled_from(SCORES), st.booleans(), st.sampled_from(LAYOUTS), st.integers(1, 4))
+def test_score_select(case: Logits, kind: str, minimum: bool, layout: str, threads: int) -> None:
+    scores = torch.empty(case.y.shape[:-1], dtype=wide_of(case.y))
+    index, expected_index = (torch.full(case.y.shape[1:-1], 99) for _ in range(2))
+    out, expected = output_like(case.y[0], layout), output_like(case.y[0], layout)
+    torch.set_num_threads(threads)
+    cpu.score_select(case.y, out, index, case.maps, kind, minimum)
+    torch.set_num_threads(1)
+    cpu.score(case.y, scores, kind)
+    cpu.select(case.y, expected, expected_index, case.maps, scores, minimum)
+    assert torch.equal(index, expected_index)
+    assert torch.equal(bits(out), bits(expected))
 
 
 @given(

@@ -9,6 +9,7 @@ import torch
 from equikern import EquiTune, EquiZero, grid, orbit_score, permutation, tokens
 from oracles import NAMED
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LOSSES = ("max_prob", "entropy", "margin", "similarity", "max_q")
 SHAPES = pytest.mark.parametrize("shape", [(12, 12), (12, 16)])
@@ -111,6 +112,52 @@ def test_a_callable_sees_every_output(dense: nn.Module) -> None:
     assert torch.equal(model.chosen(x), EquiTune(backbone, "c4", out).views(x)["more"][0].sum(-1).argmin(0))
     keyed = EquiZero(backbone, "c4", out, "max_prob", classes=-3, scored="maps")
     assert keyed(x)["more"][1].shape == (3, 5)
+
+
+class Operators(TorchDispatchMode):
+    """Takes down which of equikern's operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith("equikern."):
+            self.names.append(name.split(".")[1])
+        return func(*args, **(kwargs or {}))
+
+
+def operators(model: EquiZero, x: Tensor) -> list[str]:
+    with Operators() as seen, torch.no_grad():
+        model(x)
+    return seen.names
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rows_of_the_output_are_scored_where_they_are_chosen(
+    dense: nn.Module, classifier: nn.Module, loss: Any
+) -> None:
+    """One operator for a row of classes a sample; two where they are averaged, or several outputs need the choice."""
+    x, one, two = images(8, 8), ["orbit", "score_select"], ["orbit", "score", "select"]
+
+    def keyed(x: Tensor) -> dict[str, Tensor]:
+        return {"logits": classifier(x)}
+
+    def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+        return dense(x), classifier(x)
+
+    flipped = permutation([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4]], group=grid("hflip").group)
+    negated = permutation([[0, 1, 2, 3, 4]] * 2, [[1] * 5, [-1] * 5], group=grid("hflip").group)
+    assert operators(EquiZero(classifier, "d4", "trivial", loss), x) == one
+    assert operators(EquiZero(classifier, "hflip", flipped, loss), x) == one
+    assert operators(EquiZero(keyed, "c4", {"logits": "trivial"}, loss, scored="logits"), x) == one
+    assert operators(EquiZero(classifier, "hflip", negated, loss), x) == two
+    assert operators(EquiZero(dense, "c4", "c4", loss, classes=-3), x) == two
+    assert operators(EquiZero(pair, "c4", ("c4", "trivial"), loss, scored=1), x) == [*two, "select"]
+    assert operators(EquiZero(classifier, "c4", "trivial", loss, views_per_forward=3), x)[-1] == "select"
+    assert operators(EquiZero(classifier, "c4", "trivial", loss), images(8, 12))[-1] == "select"
+    assert operators(EquiZero(classifier, "c4", "trivial", lambda y: -y.amax(-1)), x) == ["orbit", "select"]
 
 
 @pytest.mark.parametrize("gradient", ["mean", "identity", "selected", None])

@@ -93,8 +93,16 @@ for _ in range(60):
             lse = torch.empty(order, rows, dtype=number)
             backend.softmax_mean(y, made(y[0], y.dtype), lse, maps, space)
             backend.softmax_mean_backward(grad, y, lse, made(y, y.dtype), maps, space)
-        for kind in ("max_prob", "entropy", "margin"):
-            backend.score(y, made(y[..., 0], number), kind)
+        for kind in ("max_prob", "entropy", "margin", "max"):
+            scores = made(y[..., 0], number)
+            backend.score(y, scores, kind)
+            if backend is cpu:
+                chosen, theirs = torch.full((2, rows), 99)
+                ours, view = torch.zeros(2, rows, size, dtype=y.dtype)
+                cpu.score_select(y, ours, chosen, maps, kind, True)
+                reference.select(y, view, theirs, maps, scores, True)
+                compare("chosen", chosen, theirs, 0.0)
+                compare("score_select", ours, view, 0.0)
         for space in ("logits", "probs", "log_probs"):
             for smoothing in (0.0, 0.1):
                 loss, slope = made(y[0, :, 0], number), made(y, y.dtype)

@@ -16,13 +16,14 @@ RUN = Path(__file__).parent.parent / "bench" / "profile" / "run.py"
 
 CALLS = """
 import json, torch, equikern
-from equikern import grid, orbit, orbit_mean, orbit_select, orbit_weighted_mean
+from equikern import grid, trivial, orbit, orbit_mean, orbit_select, orbit_weighted_mean
 from torch.profiler import profile
 x, c4 = torch.randn(2, 3, 8, 8, requires_grad=True), grid("c4")
 weights = torch.ones(4, 2, requires_grad=True)
 with profile() as seen:
     orbit_weighted_mean(orbit(x, c4), weights, c4).sum().backward()
     orbit_select(orbit(x.detach(), c4), torch.rand(4, 2), c4)
+    orbit_select(orbit(x.detach(), c4)[..., 0], "max", trivial(c4.group))
 print(json.dumps([e.name for e in sorted(seen.events(), key=lambda e: e.time_range.start) if "equikern." in e.name]))
 """
 
@@ -47,6 +48,8 @@ def test_every_kernel_has_a_range() -> None:
         f"equikern.reference.reduce(sum) 4x2x3x8x8 float32 views [hw wH HW Wh] {5 * view} bytes",
         f"equikern.reference.orbit 2x3x8x8 float32 views [hw Wh HW wH] {5 * view} bytes",
         f"equikern.reference.select 4x2x3x8x8 float32 views [hw wH HW Wh] {2 * view + 32 + 16} bytes",
+        f"equikern.reference.orbit 2x3x8x8 float32 views [hw Wh HW wH] {5 * view} bytes",
+        f"equikern.reference.score_select(max) 4x2x3x8 float32 views [. . . .] {5 * view // 8 + 6 * 8} bytes",
     ]
 
 

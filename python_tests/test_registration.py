@@ -88,6 +88,9 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (logits[0], logits, logits.logsumexp(-1), words[1], space) for space in ("probs", "log_probs")
         ],
         "score": [(logits, kind) for kind in KINDS],
+        "score_select": [(logits, kind, w, kind != "margin") for w in words for kind in KINDS]
+        + [(laid_out(y[..., 0], "channels_last"), "max", ". . . . . . . .", True)],
+        "score_select_out": [(laid_out(logits, "sliced"), "entropy", words[1], True, torch.zeros(2, 41))],
         "cross_entropy": [
             (logits, target, words[1], "logits", -100, 0.0, None, True),
             (logits.bfloat16(), target, words[0], "probs", -100, 0.1, torch.tensor(0.5), True),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 pytest.importorskip("stable_baselines3", reason='the extra "rl" is not installed')
 import gymnasium
 import numpy as np
+from equikern import EquiZero
 from equikern.rl import Symmetry, acrobot, act_through, cartpole, gridworld
 from gymnasium.wrappers import FlattenObservation
 from stable_baselines3 import DQN
@@ -204,6 +205,12 @@ def test_wrapping_and_unwrapping(system: System, bench: Any) -> None:
     acting = act_through(model, cartpole(), system)
     torch.testing.assert_close(acting.plain(x), plain, atol=0, rtol=0)
     assert acting.system == system
+    if system == "equizero":
+        assert isinstance(acting.net, EquiZero)
+        assert acting.net.loss == "max_q"
+        q = torch.stack([acting.plain(x), acting.plain(-x).flip(-1)])
+        surest = q.softmax(-1).amax(-1).argmax(0)
+        torch.testing.assert_close(model.q_net(x), q[surest, torch.arange(len(x))])
     assert not torch.equal(model.q_net_target(x), target)
     with pytest.raises(ValueError, match="got one that is wrapped"):
         act_through(model, cartpole(), system)

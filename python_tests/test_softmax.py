@@ -8,6 +8,7 @@ import pytest
 import torch
 from accuracy import assert_within_twice, spacing
 from equikern import cyclic_group, grid, orbit_mean, orbit_score, orbit_select, permutation, trivial
+from equikern.ops.score import KINDS, Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logits import ACTIONS, size_of, undone
@@ -18,7 +19,7 @@ from torch import Tensor
 pytestmark = pytest.mark.usefixtures("backend")
 NAMES = pytest.mark.parametrize("name", ACTIONS)
 SPACE = pytest.mark.parametrize("space", ["probs", "log_probs"])
-KIND = pytest.mark.parametrize("kind", ["max_prob", "entropy", "margin"])
+KIND = pytest.mark.parametrize("kind", KINDS)
 DTYPES = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 INF = float("inf")
 
@@ -146,6 +147,8 @@ def test_what_has_no_softmax_is_refused() -> None:
 def plain_score(y: Tensor, kind: str) -> Tensor:
     """As the docstring has it."""
     p = y.softmax(-1)
+    if kind == "max":
+        return -y.amax(-1)
     if kind == "max_prob":
         return -p.amax(-1)
     if kind == "entropy":
@@ -159,7 +162,7 @@ def plain_score(y: Tensor, kind: str) -> Tensor:
 @KIND
 @settings(max_examples=40)
 @given(data=st.data())
-def test_score_and_gradient(kind: Literal["max_prob", "entropy", "margin"], data: st.DataObject) -> None:
+def test_score_and_gradient(kind: Kind, data: st.DataObject) -> None:
     y = data.draw(some_logits(3, data.draw(st.integers(1, 70)))).requires_grad_()
     ours = orbit_score(y, kind)
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
@@ -175,29 +178,30 @@ def test_score_and_gradient(kind: Literal["max_prob", "entropy", "margin"], data
 
 
 @KIND
-def test_score_of_another_dim(kind: Literal["max_prob", "entropy", "margin"]) -> None:
+def test_score_of_another_dim(kind: Kind) -> None:
     y = random_values((2, 7, 3, 4), torch.float32)
     assert torch.equal(orbit_score(y, kind, dim=1), orbit_score(y.movedim(1, -1).contiguous(), kind))
 
 
 @pytest.mark.parametrize(
-    ("row", "max_prob", "entropy", "margin"),
+    ("row", "max_prob", "entropy", "margin", "most"),
     [
-        ([0.0, 0.0], -0.5, 0.6931472, 0.0),
-        ([5.0, 5.0, -INF], -0.5, 0.6931472, 0.0),
-        ([3.0, -INF, -INF], -1.0, 0.0, -1.0),
-        ([7.0], -1.0, 0.0, -1.0),
-        ([1e4, -1e4, 0.0], -1.0, 0.0, -1.0),
-        ([2.0, float("nan"), 0.0], float("nan"), float("nan"), float("nan")),
-        ([-INF, -INF], float("nan"), float("nan"), float("nan")),
+        ([0.0, 0.0], -0.5, 0.6931472, 0.0, 0.0),
+        ([5.0, 5.0, -INF], -0.5, 0.6931472, 0.0, 5.0),
+        ([3.0, -INF, -INF], -1.0, 0.0, -1.0, 3.0),
+        ([7.0], -1.0, 0.0, -1.0, 7.0),
+        ([8192.0, -8192.0, 0.0], -1.0, 0.0, -1.0, 8192.0),
+        ([2.0, float("nan"), 0.0], float("nan"), float("nan"), float("nan"), float("nan")),
+        ([-INF, -INF], float("nan"), float("nan"), float("nan"), -INF),
+        ([-3.0, INF], float("nan"), float("nan"), float("nan"), INF),
     ],
 )
 @DTYPES
 def test_scores_of_special_rows(
-    row: list[float], max_prob: float, entropy: float, margin: float, dtype: torch.dtype
+    row: list[float], max_prob: float, entropy: float, margin: float, most: float, dtype: torch.dtype
 ) -> None:
     y = torch.tensor(row, dtype=dtype)
-    for kind, expected in (("max_prob", max_prob), ("entropy", entropy), ("margin", margin)):
+    for kind, expected in (("max_prob", max_prob), ("entropy", entropy), ("margin", margin), ("max", -most)):
         ours = orbit_score(y, kind)  # type: ignore[arg-type]
         torch.testing.assert_close(ours, torch.tensor(expected, dtype=ours.dtype), rtol=1e-6, atol=1e-6, equal_nan=True)
 
@@ -205,12 +209,12 @@ def test_scores_of_special_rows(
 def test_the_smallest_score_is_the_surest_view() -> None:
     y = torch.tensor([[1.0, 0.9, 0.8], [4.0, 0.0, 0.0], [2.0, 1.9, 0.0]])
     action = trivial(cyclic_group(3))
-    for kind in ("max_prob", "entropy", "margin"):
+    for kind in KINDS:
         assert torch.equal(orbit_select(y, orbit_score(y, kind), action), y[1])  # type: ignore[arg-type]
 
 
 def test_scores_that_are_refused() -> None:
-    with pytest.raises(ValueError, match="kind: expected one of 'max_prob', 'entropy', 'margin', got 'best'"):
+    with pytest.raises(ValueError, match="kind: expected one of 'max_prob', 'entropy', 'margin', 'max', got 'best'"):
         orbit_score(torch.zeros(2, 3), "best")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"logits: expected float16, .* got torch.int64"):
         orbit_score(torch.zeros(2, 3, dtype=torch.int64), "entropy")

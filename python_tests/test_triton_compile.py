@@ -97,6 +97,20 @@ def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
         for size in (49152, 50257, 151936):
             record = found[f"{kind} few2 bf16 {size}"]
             assert (record["loads"].get("128", 0), record["stores"].get("128", 0)) == counts, record
+    for size in (49152, 50257, 151936):
+        # The chosen view is moved by a loop that the compiler unrolls: one load for each store, and one that scores.
+        record = found[f"scored-entropy few2 bf16 {size}"]
+        assert record["loads"]["128"] == record["stores"]["128"] + 1, record
+
+
+@pytest.mark.parametrize("path", [None, *EXTRA])
+def test_a_row_has_one_score(path: str | None) -> None:
+    """What scores, and what scores and selects, add in the same order: so they agree to the bit."""
+    found = script("score_layouts.py", triton=path)
+    assert len(found) == 4
+    for case, (score, score_select) in found.items():
+        assert len(score) >= 4, case
+        assert score == score_select, case
 
 
 def test_mean_needs_two_mirrorings_and_one_transposition() -> None:

@@ -5,6 +5,7 @@ The interpreter is chosen when Triton is imported, so the tests run in a process
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 import torch
 from equikern import orbit, permutation, tokens, use_backend
 from equikern.backends import reference
+from equikern.ops.score import KINDS
 from oracles import CASES, powers
+from strategies import bits
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -31,13 +34,16 @@ if not INTERPRETED:
 
 else:
     from equikern.backends import triton as kernels
+    from equikern.backends.triton import scores
+    from equikern.backends.triton.layout import operand
 
     NAMES = ["cycle3", "dense5", "signed", "channels"]
     TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5, torch.float64: 1e-10}
 
     # Rows of 1,101 two-byte logits start anywhere within 16 bytes; 8 of them and more are read in whole vectors.
     LONG = permutation([[*range(1101)], [1100, 2, 1, *range(3, 1100), 0]])
-    ROWS = {"cycle3": CASES["cycle3"].action, "dense5": CASES["dense5"].action, "long": LONG}
+    LONGER = permutation([[*range(2101)], [1, 0, *range(2, 2101)]])  # of which a block takes 2,048
+    ROWS = {"cycle3": CASES["cycle3"].action, "dense5": CASES["dense5"].action, "long": LONG, "longer": LONGER}
 
     @pytest.fixture(autouse=True)
     def seed() -> None:
@@ -150,7 +156,7 @@ else:
             same("softmax_mean", [y[0], lse], y, 0, 1, maps, space, tolerance=TOLERANCE[dtype])
             same("softmax_mean_backward", [y], grad, y, lse, 0, maps, space, tolerance=TOLERANCE[dtype])
 
-    @pytest.mark.parametrize("kind", ["max_prob", "entropy", "margin"])
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize(("name", "lead", "dtype"), ROW_CASES)
     def test_score(name: str, lead: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
         y = logits(ROWS[name].order, ROWS[name].size, lead, dtype)
@@ -159,6 +165,42 @@ else:
         same("score", [out], y, 0, kind, tolerance=1e-5)
         same("score", [out], y.transpose(0, -1).contiguous().transpose(0, -1), 0, kind, tolerance=1e-5)
         same("score", [out[..., None]], y[..., None, :1], 0, kind, tolerance=1e-5)
+
+    def test_the_largest_logit_is_nan_or_infinite() -> None:
+        y = torch.tensor([[0.0, math.nan, 1.0], [-math.inf] * 3, [0.0, math.inf, 1.0]])
+        out = torch.empty(3)
+        kernels.score(y, out, "max")
+        torch.testing.assert_close(out, torch.tensor([math.nan, math.inf, -math.inf]), equal_nan=True)
+
+    @pytest.mark.parametrize(("name", "lead", "dtype"), [*ROW_CASES, ("longer", (8,), torch.bfloat16)])
+    def test_score_select(
+        name: str, lead: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To the bit what score and select say one after the other, also into every second entry of a tensor."""
+        monkeypatch.setattr(scores, "PROGRAMS", 1)
+        scores.select_plan.cache_clear()
+        action = ROWS[name]
+        y = logits(action.order, action.size, lead, dtype)
+        turned = y.transpose(0, -1).contiguous().transpose(0, -1)
+        for number, (kind, maps) in enumerate(itertools.product(KINDS, words(name))):
+            minimum, gaps = number % 3 > 0, number % 4 == 1
+            given = turned if number % 4 == 2 and action.size < 1000 else y
+            losses = torch.empty(y.shape[:-1], dtype=reference.accumulator(dtype))
+            index, expected_index = torch.full(lead, 99), torch.full(lead, 99)
+            out, expected = blank(torch.cat([y[0], y[0]], -1))[..., ::2] if gaps else blank(y[0]), blank(y[0])
+            kernels.score(given, losses, kind)
+            reference.select(given, expected, expected_index, maps, losses, minimum)
+            kernels.score_select(given, out, index, maps, kind, minimum)
+            plan = scores.select_plan(maps, kind, minimum, operand(given), operand(out), operand(index))
+            assert plan is not None, "not one launch"
+            assert torch.equal(index, expected_index)
+            assert torch.equal(bits(out), bits(expected))
+        scores.select_plan.cache_clear()
+
+    def test_few_long_rows_are_scored_side_by_side() -> None:
+        y, index = torch.randn(2, 1, 9000), torch.zeros(1, dtype=torch.int64)
+        assert scores.select_plan(". .", "max", True, operand(y), operand(y[0]), operand(index)) is None
+        same("score_select", [y[0], index], y, 0, 1, ". .", "max", True)
 
     @pytest.mark.parametrize("smoothing", [0.0, 0.1])
     @pytest.mark.parametrize("space", ["logits", "probs", "log_probs"])

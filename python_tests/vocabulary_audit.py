@@ -47,6 +47,8 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
     kind, _, option = kind.partition("-")
     space = {"logs": "log_probs", "smooth": "probs"}.get(option, option)
     target = dense(ROWS, torch.int64)
+    # As many rows as one kernel scores and selects.
+    scored = dense((order, 8, 16, size), dtype), dense((8, 16, size), dtype), dense((8, 16), torch.int64)
     found = {
         "permute": lambda: permuted.orbit_plan.__wrapped__(maps, 1.0, "none", x, y, None, None),
         "gather": lambda: permuted.reduce_plan.__wrapped__(maps, "sum", 0.5, y, x, None, None),
@@ -56,6 +58,7 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
         "softmax": lambda: softmaxes.mean_plan.__wrapped__(maps, space, y, x, views),
         "backward": lambda: softmaxes.backward_plan.__wrapped__(maps, space, y, x, y, views),
         "score": lambda: scores.plan.__wrapped__(option, y, views),
+        "scored": lambda: scores.select_plan.__wrapped__(maps, option, True, *scored),
         "loss": lambda: cross_entropies.plan.__wrapped__(
             maps, space, -100, 0.1 if option == "smooth" else 0.0, y, y, target, each, dense((), wide)
         ),
@@ -65,6 +68,7 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
 
 
 KERNELS = ("softmax-probs", "backward-probs", "loss-logits", "loss-probs", "loss-logs", "score-entropy")
+KERNELS += ("scored-entropy",)
 # Here every access to a row's whole vectors must be 16 bytes wide, wherever the rows start.
 WIDE = [f"{kind} few2 bf16 {size}" for kind in KERNELS for size in (49152, 50257, 151936)]
 VOCABULARY = [
@@ -77,6 +81,11 @@ VOCABULARY = [
     "backward-probs all3 fp32 1000",
     "score-max_prob few2 bf16 50257",
     "score-margin few2 fp32 50257",
+    "score-max few2 bf16 50257",
+    "scored-max_prob few2 fp64 1000",
+    "scored-margin few3 fp16 50257",
+    "scored-max all3 fp32 1000",
+    "scored-entropy all3 bf16 50257",
     "loss-logits few3 fp32 50257",
     "loss-logits all3 bf16 1000",
     "loss-smooth few2 bf16 50257",
@@ -94,5 +103,6 @@ VOCABULARY = [
 ]
 FEW = ["softmax-probs few3 bf16 50257", "backward-probs few2 bf16 50257", "loss-logits few2 bf16 50257"]
 FEW += ["loss-smooth few2 bf16 50257", "loss-logs few3 fp32 1000", "score-margin few2 bf16 50257"]
+FEW += ["scored-margin few2 bf16 50257"]
 FEW += ["gather few3 fp32 1000", "products few2 bf16 1000", "choose all3 fp16 1000", "permute few2 fp64 1000"]
 FEW += ["ids few2 bf16 1000"]

@@ -51,6 +51,11 @@ def chain(name: str) -> Callable[..., Tensor]:
         mean_of = undone(y.softmax(-1), perm).mean(0)
         return torch.nn.functional.nll_loss(mean_of.log(), target)
 
+    def select_by_max(order: int, y: Tensor, perm: Tensor) -> Tensor:
+        best = y.amax(-1).argmax(0)
+        chosen = y.gather(0, best[None, :, None].expand(1, -1, y.shape[-1])).squeeze(0)
+        return chosen.gather(-1, perm[best])
+
     def entropy(order: int, y: Tensor) -> Tensor:
         log_p = y.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1)
@@ -62,6 +67,7 @@ def chain(name: str) -> Callable[..., Tensor]:
         "word loss": loss,
         "word loss of probs": loss_of_probs,
         "entropy": entropy,
+        "select by max": select_by_max,
     }
     return chains[name]
 
@@ -120,6 +126,15 @@ WORD_OPERATORS = {
         chain("entropy"),
         {"forward": lambda order: (order, 0)},
         HALF,
+    ),
+    # Of the scores the one of which every precision gives the same choice.
+    "select by max": WordOperator(
+        ("y", "perm"),
+        lambda action, y, perm, out=None: equikern.orbit_select(y, "max", action, out=out),
+        chain("select by max"),
+        {"forward": lambda order: (order, 1)},
+        BOUND,
+        True,
     ),
 }
 

@@ -65,6 +65,12 @@ def row_losses(
             top = tl.maximum(top, tl.max(v, 2))
             total += tl.sum((v != v).to(ACC), 2)
         else:
+            if OP == "margin":
+                # The second of the lane's first two and of the vector's: equal largest ones count twice.
+                best = tl.max(v, 2)
+                twice = tl.sum((v == best[:, :, None]).to(tl.int32), 2) > 1
+                after = tl.max(tl.where(v == best[:, :, None], least, v), 2)
+                third = tl.maximum(tl.maximum(third, tl.minimum(top, best)), tl.where(twice, best, after))
             higher, sums = softened(v, top, total)
             if OP == "entropy":
                 d = v - higher[:, :, None]
@@ -72,13 +78,6 @@ def row_losses(
                 terms = tl.where(v == float("-inf"), 0.0, d * tl.exp(d))
                 drop = top - higher
                 third = tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)) + tl.sum(terms, 2)
-            elif OP == "margin":
-                # The second of the lane's first two and of the vector's: equal largest ones count twice.
-                best = tl.max(v, 2)[:, :, None]
-                twice = tl.sum((v == best).to(tl.int32), 2) > 1
-                after = tl.max(tl.where(v == best, least, v), 2)
-                best = tl.max(v, 2)
-                third = tl.maximum(tl.maximum(third, tl.minimum(top, best)), tl.where(twice, best, after))
             top = higher
             total = sums
     highest = tl.max(top, 1)
@@ -119,14 +118,14 @@ def score_rows(
 def score_select_rows(
     y, out, index, positions, sources, rows: tl.int64, nb: tl.int64, nx: tl.int64, V: tl.int32, M: tl.int32,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
-    oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64, ka: tl.int64, kb: tl.int64, kx: tl.int64,
+    oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     OP: tl.constexpr, MINIMUM: tl.constexpr, ORDER: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
     J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
     OUT_VEC: tl.constexpr, OUT_SHIFT: tl.constexpr, OUT_UNIT: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Score every view of a row, then move the best one's bits into the result, the listed entries last."""
     a, b, x, within = program_rows(rows, nb, nx, R)
-    winner = tl.zeros([R], tl.int64)
+    winner = tl.zeros([R], tl.int32)
     best = tl.zeros([R], ACC) + float("nan")
     for g in range(ORDER):
         base, off = vector_start(g * yg + a * ya + b * yb + x * yx, VEC, SHIFT)
@@ -135,7 +134,8 @@ def score_select_rows(
         better = better | ((best != best) & (loss == loss))
         winner = tl.where(better, g, winner)
         best = tl.where(better, loss, best)
-    tl.store(index + a * ka + b * kb + x * kx, winner, mask=within)
+    winner = winner.to(tl.int64)
+    tl.store(index + (a * nb + b) * nx + x, winner, mask=within)
     come, away = vector_start(winner * yg + a * ya + b * yb + x * yx, VEC, SHIFT)
     if OUT_VEC == 1:  # entry by entry: the result's rows start elsewhere within a vector, or have gaps
         come = come + away
@@ -173,8 +173,8 @@ def plan(kind: str, logits: Operand, out: Operand) -> Plan | None:
 @lru_cache(maxsize=1024)
 def select_plan(maps: str, kind: str, minimum: bool, y: Operand, out: Operand, index: Operand) -> Plan | None:
     """The launch of ``score_select``, or None where ``score`` and ``select`` are to be called one after the other."""
-    alone = plan(kind, y, _dense(y.shape[:-1], accumulator(y.dtype)))
-    loops = permuted_loops(-1, [(y, True), (out, False)], [(index, False)], None)
+    alone = plan.__wrapped__(kind, y, _dense(y.shape[:-1], accumulator(y.dtype)))
+    loops = permuted_loops(-1, [(y, True), (out, False)], (), None)
     if alone is None or loops is None:
         return None
     block = alone.constants
@@ -192,7 +192,6 @@ def select_plan(maps: str, kind: str, minimum: bool, y: Operand, out: Operand, i
     values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": count}
     values.update(zip(("yg", "ya", "yb", "yx"), (s if shift else s // vec for s in (yg, *from_y)), strict=True))
     values.update(zip(("oa", "ob", "ox"), (s if out_shift else s // out_vec for s in into), strict=True))
-    values.update(zip(("ka", "kb", "kx"), loops.fixed[0][1:], strict=True))
     launch = make_plan(
         score_select_rows,
         programs,
