@@ -81,6 +81,7 @@ def results(extra: float, ratio: float) -> dict[str, Any]:
     rounds["λ-equitune"] = [{"total": ratio * (1 + extra), "backbone": ratio}] * 3
     operators = {name: [0.001, 0.002, 0.001] for name in ("orbit of the images", *report.MERGES.values())}
     settings = {"batch": 32, "size": 224, "rounds": 3, "device": "cpu", "complete": True, "views_per_forward": 2}
+    settings["pages_kept"] = True
     machine = {
         "cpu": "a CPU",
         "threads": 2,

@@ -61,8 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.option.benchmark_verbose:
         config.option.benchmark_quiet = True  # its table has no ratios; ours follows
-    if not config.option.fresh_pages:
-        _keep_pages()
+    if not config.option.fresh_pages and not machine.keep_pages():
+        raise pytest.UsageError("this libc's malloc cannot be told to keep its pages: measure with --fresh-pages")
     torch.set_num_threads(config.option.threads)
     config.stash[_LEDGER] = report.Ledger()
     config.stash[_START] = time.perf_counter()
@@ -70,14 +70,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MACHINE] = machine.describe(config.option.threads, config.option.device)
     config.stash[_PENDING] = {}
     config.stash[_WRITTEN] = time.perf_counter()
-
-
-def _keep_pages() -> None:
-    """malloc without mmap and without trimming: what is freed is used again, its pages still there."""
-    m_trim_threshold, m_mmap_max = -1, -4
-    libc = ctypes.CDLL("libc.so.6")
-    if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1)):
-        raise pytest.UsageError("this libc's malloc cannot be told to keep its pages: measure with --fresh-pages")
 
 
 def _quick(item: pytest.Item) -> bool:

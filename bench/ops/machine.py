@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import functools
 import os
@@ -50,6 +51,16 @@ def commit() -> str:
         return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def keep_pages() -> bool:
+    """malloc without mmap and without trimming: what is freed is used again, its pages still there. Whether it can."""
+    m_trim_threshold, m_mmap_max = -1, -4
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
+    except (OSError, AttributeError):
+        return False
 
 
 def driver() -> str | None:

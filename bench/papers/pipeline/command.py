@@ -78,6 +78,7 @@ def run(arguments: list[str]) -> int:
     settings = {**(QUICK if options.quick else FULL), "device": device, "size": SIZE, "complete": not options.quick}
     settings["rounds"] = options.rounds or settings["rounds"]
     settings["views_per_forward"] = options.views_per_forward or (2 if device == "cpu" else None)
+    settings["pages_kept"] = machine.keep_pages()
     results = measured(settings, options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

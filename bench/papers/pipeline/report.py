@@ -87,6 +87,10 @@ def tables(results: dict[str, Any]) -> list[Table]:
     ]
 
 
+def _pages(settings: dict[str, Any]) -> str:
+    return "" if settings["pages_kept"] else ", fresh pages"
+
+
 def newest(folder: Path) -> list[dict[str, Any]]:
     """The newest complete results of each kind of device."""
     found: dict[str, dict[str, Any]] = {}
@@ -109,7 +113,8 @@ def figures(folder: Path) -> str:
             f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, {settings['batch']} images, load "
             f"{machine['load_at_start']:.1f} at the start; torch {machine['torch']}, backend "
             f"{machine['backends'][settings['device']]}, "
-            f"views of a forward: {settings['views_per_forward'] or 'all'}, commit {machine['commit'] or 'unknown'}."
+            f"views of a forward: {settings['views_per_forward'] or 'all'}{_pages(settings)}, commit "
+            f"{machine['commit'] or 'unknown'}."
         )
         parts += map(markdown, tables(results))
     return "\n\n".join(parts) or "No results yet."
