@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import doctest
+import itertools
 import json
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,27 +45,18 @@ def test_examples_in_docstrings(module: Any) -> None:
     assert result.failed == 0
 
 
-class Slow(nn.Module):
-    """Sleeps for so many seconds in its forward."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.seconds)
-        return x.mean((-1, -2))
-
-
-def test_clock_counts_every_forward_of_the_backbone_and_nothing_else() -> None:
-    model = EquiTune(Slow(0.03), "c4", "trivial", views_per_forward=2)
+def test_clock_counts_every_forward_of_the_backbone_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = EquiTune(backbone, "c4", "trivial", views_per_forward=2)
     clocks = {"a": clock.Clock(model.backbone, "cpu")}
-    time.sleep(0.1)
+    ticks = itertools.count()
+    monkeypatch.setattr(clock, "now", lambda _: float(next(ticks)))  # a second passes between two looks at the clock
+    model(torch.zeros(1, 1, 4, 4))  # counts for no round
     advanced: list[int] = []
-    times = clock.one_round({"a": model}, clocks, torch.zeros(1, 1, 4, 4), "cpu", 3, lambda: advanced.append(1))["a"]
-    assert 0.06 <= times["backbone"] < times["total"]
-    assert times["total"] - times["backbone"] < 0.05
-    assert advanced == [1]
+    for shift in range(2):
+        times = clock.one_round({"a": model}, clocks, torch.zeros(1, 1, 4, 4), "cpu", shift, lambda: advanced.append(1))
+        assert times == {"a": {"total": 5.0, "backbone": 2.0}}  # two forwards of two views
+    assert advanced == [1, 1]
 
 
 def test_check_refuses_what_is_not_equivariant() -> None:
