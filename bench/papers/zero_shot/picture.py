@@ -38,7 +38,7 @@ def save(results: dict[str, Any], path: Path) -> None:
                 ax.plot(float(elements.mean()), y, "D", color=color, markersize=8, markeredgecolor="black")
             ax.set_yticks(range(len(systems)), systems[::-1])
             ax.set_title(f"{task}, {group}", fontsize=10)
-            ax.set_xlim(0, 1)
+            ax.set_xlim(0, 1.02)
             ax.grid(axis="x", alpha=0.3)
     for ax in grid[1]:
         ax.set_xlabel("share of right answers")

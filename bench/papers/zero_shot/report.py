@@ -81,10 +81,14 @@ def interval(gains: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # adding zero takes the sign off a rounded −0
+
+
 def _gain(rows: list[Row], plain: list[Row], labels: list[int]) -> str:
     gains = by_image(rows, labels) - by_image(plain, labels)
     low, high = interval(gains)
-    return f"{float(gains.mean()):+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{_signed(float(gains.mean()))} ({_signed(low)} to {_signed(high)})"
 
 
 def _spread(values: list[float]) -> str:
@@ -127,7 +131,13 @@ def image_text_tables(results: dict[str, Any]) -> list[Table]:
             rows.append([system, *cells, share, " ".join(f"{value:.0f}" for value in same), gain])
         count = len(elements) * len(labels)
         title = f"Image-text proxy, {group}: right answers of {count}, {len(labels)} images × {len(elements)} elements"
-        columns = ["system", *wordings, "share of all", f"same answer, of {len(labels)}, by wording", "share − plain (95 %)"]
+        columns = [
+            "system",
+            *wordings,
+            "share of all",
+            f"same answer, of {len(labels)}, by wording",
+            "share − plain (95 %)",
+        ]
         tables.append(Table(title, columns, rows))
     return tables
 
@@ -139,9 +149,9 @@ def order(results: dict[str, Any]) -> Table:
         for group in results["settings"]["groups"]:
             low, middle, high = (float(by_image(of(results, task, group, s), labels).mean()) for s in ladder)
             steps = (middle - low, high - middle)
-            verdict = "holds" if min(steps) > 0 else "equal" if min(steps) == 0 else "does not hold"
+            verdict = "holds" if min(steps) > 1e-9 else "holds with ≤" if min(steps) > -1e-9 else "does not hold"
             shares = [f"{value:.3f}" for value in (low, middle, high)]
-            rows.append([f"{task}, {group}", *shares, f"{steps[0]:+.3f}", f"{steps[1]:+.3f}", verdict])
+            rows.append([f"{task}, {group}", *shares, _signed(steps[0]), _signed(steps[1]), verdict])
     columns = ["", "plain", "equitune", "equizero", "equitune − plain", "equizero − equitune", "the order"]
     return Table("The paper's order, plain < equitune < equizero, by shares of right answers", columns, rows)
 
