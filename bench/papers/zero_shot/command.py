@@ -14,7 +14,7 @@ from .names import WORDINGS, answers, candidates
 
 HERE = Path(__file__).resolve().parent
 FULL: dict[str, Any] = {"images": 20, "groups": ("c4", "flips", "d4"), "seeds": 5, "folds": 5}
-QUICK: dict[str, Any] = {"images": 3, "groups": ("c4",), "seeds": 1, "folds": 3}
+QUICK: dict[str, Any] = {"images": 2, "groups": ("c4",), "seeds": 1, "folds": 2}
 
 
 def parser() -> argparse.ArgumentParser:

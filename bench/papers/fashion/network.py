@@ -1,0 +1,98 @@
+"""The small CNN, its training, and what is measured for each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from equikern import EquiTune, EquiZero, LambdaEquiTune, grid, train_backbone, train_weights
+from torch import Tensor, nn
+
+from .data import CLASSES
+
+C4 = grid("c4")
+BATCH = 128
+FEATURES = "11"  # the submodule behind the second last ReLU
+
+
+def network() -> nn.Sequential:
+    """Three convolutions and two linear layers; its submodule FEATURES gives the 64 numbers that λ reads."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()),
+        *(nn.Linear(288, 64), nn.ReLU(), nn.Linear(64, len(CLASSES))),
+    )
+
+
+def batches(
+    x: Tensor, labels: Tensor, steps: int, size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many random batches, in epochs."""
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(order) < size:
+            order = torch.randperm(len(x), generator=generator)
+        some, order = order[:size], order[size:]
+        yield x[some], labels[some]
+
+
+def fit(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    data: tuple[Tensor, Tensor],
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
+    advance: Callable[[], None],
+    momentum: bool = False,
+) -> None:
+    """Cross-entropy on random batches: Adam with a falling rate, or the papers' SGD with momentum 0.9."""
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(parameters, rate, momentum=0.9) if momentum else torch.optim.Adam(parameters, rate)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    for x, labels in batches(*data, steps, BATCH if not momentum else 32, generator):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+        schedule.step()
+        advance()
+    model.eval()
+
+
+@torch.inference_mode()
+def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> float:
+    """Share of right answers."""
+    right = [(model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), labels.split(500), strict=True)]
+    return sum(right) / len(x)
+
+
+def turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image turned by a random multiple of 90°."""
+    k = torch.randint(4, (len(x),), generator=generator)
+    return torch.stack([C4.act(int(g), image) for g, image in zip(k, x, strict=True)])
+
+
+def one_seed(seed: int, settings: dict[str, int], data: dict[str, Any], advance: Callable[[], None]) -> dict[str, Any]:
+    """Accuracies of every system for a network trained from one seed."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    backbone = network()
+    fit(backbone, list(backbone.parameters()), data["train"], settings["steps"], 2e-3, generator, advance)
+    upright, labels = data["test"]
+    x = turned(upright, generator)
+    found = {"plain, upright": accuracy(backbone, upright, labels), "plain": accuracy(backbone, x, labels)}
+    found["equitune"] = accuracy(EquiTune(backbone, C4, "trivial"), x, labels)
+    found["equizero"] = accuracy(EquiZero(backbone, C4, "trivial", loss="max_prob"), x, labels)
+    weighted = LambdaEquiTune(backbone, C4, "trivial", 64, FEATURES)
+    parameters = train_weights(weighted)
+    fit(weighted, parameters, data["train"], settings["lambda_steps"], 0.1, generator, advance, momentum=True)
+    found["λ-equitune"] = accuracy(weighted, x, labels)
+    trust = weighted.weights(upright[:1000]).mean(1).tolist()  # by the angle that an upright image is turned by
+    parameters = train_backbone(weighted)
+    fit(weighted, parameters, data["train"], settings["tune_steps"], 2e-3, generator, advance, momentum=True)
+    found["λ-equitune, tuned"] = accuracy(weighted, x, labels)
+    return {"seed": seed, "accuracy": found, "trust": trust}
