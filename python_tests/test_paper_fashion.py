@@ -63,16 +63,16 @@ def test_images_and_labels_are_the_files(patterns: Path) -> None:
 def test_turned_turns_every_image_by_itself() -> None:
     x = torch.randn(50, 1, 6, 6)
     found = network.turned(x, torch.Generator().manual_seed(0))
-    k = [next(k for k in range(4) if torch.equal(image, was.rot90(k, (-2, -1)))) for image, was in zip(found, x)]
-    assert set(k) == {0, 1, 2, 3}
+    pairs = zip(found, x, strict=True)
+    turns = [next(k for k in range(4) if torch.equal(image, was.rot90(k, (-2, -1)))) for image, was in pairs]
+    assert set(turns) == {0, 1, 2, 3}
 
 
 def test_batches_go_through_every_image_before_any_comes_again() -> None:
     x, generator = torch.arange(10), torch.Generator().manual_seed(0)
-    drawn = [
-        set(some.tolist()) for some, labels in network.batches(x, -x, 4, 5, generator) if torch.equal(some, -labels)
-    ]
-    assert len(drawn) == 4
+    some = list(network.batches(x, -x, 4, 5, generator))
+    assert all(torch.equal(images, -labels) for images, labels in some)
+    drawn = [set(images.tolist()) for images, _ in some]
     assert drawn[0] | drawn[1] == drawn[2] | drawn[3] == set(range(10))
 
 
@@ -110,9 +110,8 @@ def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_tables_take_the_steps_seed_by_seed(seeds: int) -> None:
     accuracy = dict.fromkeys(report.SYSTEMS, 0.5)
-    runs = [
-        {"seed": s, "accuracy": {**accuracy, "equizero": 0.5 + 0.1 * s}, "trust": [1, 0, 0, 0]} for s in range(seeds)
-    ]
+    found = [{**accuracy, "equizero": 0.5 + 0.1 * seed} for seed in range(seeds)]
+    runs = [{"seed": seed, "accuracy": one, "trust": [1, 0, 0, 0]} for seed, one in enumerate(found)]
     by_system, steps, trusted = report.tables({"settings": SETTINGS, "runs": runs})
     assert by_system.rows[3][1] == ("60.0 ± 10.0" if seeds == 3 else "50.0")
     assert steps.rows[1] == ["equizero − equitune", "+10.0 ± 10.0" if seeds == 3 else "+0.0", f"{seeds - 1} of {seeds}"]

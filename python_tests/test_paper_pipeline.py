@@ -79,7 +79,7 @@ def results(extra: float, ratio: float) -> dict[str, Any]:
     """Three rounds in which the wrappers take extra of the backbone's second, λ-equitune ratio of equitune's time."""
     rounds = {name: [{"total": 1 + extra, "backbone": 1.0}] * 3 for name in NAMES}
     rounds["λ-equitune"] = [{"total": ratio * (1 + extra), "backbone": ratio}] * 3
-    operators = dict.fromkeys(("orbit of the images", *report.MERGES.values()), [0.001, 0.002, 0.001])
+    operators = {name: [0.001, 0.002, 0.001] for name in ("orbit of the images", *report.MERGES.values())}
     settings = {"batch": 32, "size": 224, "rounds": 3, "device": "cpu", "complete": True, "views_per_forward": 2}
     machine = {
         "cpu": "a CPU",
