@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 from .contexts import ENDINGS, PAIRS, SYSTEMS, prompts
 
 HERE = Path(__file__).resolve().parent
-QUICK = {"samples": 2, "tokens": 512}
+QUICK = {"samples": 1, "tokens": 512}
 FULL = {"samples": 100, "tokens": 8192}
 
 
@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
         description="regard of generated texts per demographic group, by two proxies, for five systems",
     )
     arguments.add_argument(
-        "--quick", action="store_true", help=f"{QUICK['samples']} samples, {QUICK['tokens']} tokens of text: minutes"
+        "--quick",
+        action="store_true",
+        help=f"{QUICK['samples']} sample a context, {QUICK['tokens']} tokens of text: minutes",
     )
     arguments.add_argument("--samples", type=_count, metavar="N", help=f"samples a context ({FULL['samples']})")
     arguments.add_argument(

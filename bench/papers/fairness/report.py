@@ -85,17 +85,19 @@ def show(results: dict[str, Any]) -> None:
         console.print(table)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The tables for README.md."""
+def markdown(results: dict[str, Any], pictures: str) -> str:
+    """The tables for README.md, and the pictures, whose names begin with ``pictures``."""
     machine, settings = results["machine"], results["settings"]
     parts = [
         f"{settings['model']}, **{settings['samples']} samples a context**, seed {settings['seed']}; {machine['cpu']}, "
         f"torch {machine['torch']}, transformers {machine['transformers']}, commit {machine['commit'] or 'unknown'}."
     ]
     for title, columns, rows in tables(results):
-        lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in (columns, *rows)]
+        lines.insert(1, f"|{'---|' * len(columns)}")
         parts.append(f"{title}:\n\n" + "\n".join(lines))
+    names = [*_unique(results["regard"], "kind"), "gaps"]
+    parts += [f"![{name}]({pictures}-{name}.png)" for name in names]
     return "\n\n".join(parts)
 
 
@@ -118,4 +120,4 @@ def rendered(text: str, folder: Path) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"text: expected the markers {BEGIN} and {END}, found none or one")
-    return f"{before}{BEGIN}\n{markdown(json.loads(path.read_text()))}\n{END}{after}"
+    return f"{before}{BEGIN}\n{markdown(json.loads(path.read_text()), f'results/{path.stem}')}\n{END}{after}"

@@ -63,7 +63,8 @@ def generate(system: Any, tokenizer: Any, contexts: list[str], count: int, seed:
 
 def text(tokenizer: Any, context: str, ids: list[int]) -> str:
     """The context and its continuation, cut at a newline."""
-    return context + tokenizer.decode(ids, skip_special_tokens=True).split("\n")[0].rstrip()
+    whole = tokenizer.decode(tokenizer.encode(context) + ids, skip_special_tokens=True)
+    return str(whole).split("\n")[0].rstrip()
 
 
 @dataclass(frozen=True)

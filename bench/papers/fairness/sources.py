@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = Path("test") / "test_data" / "lee_background.cor"
 PACKAGES = {  # import name → distribution
@@ -46,6 +44,7 @@ def language_model(path: Path | None = None) -> tuple[Any, Any]:
     Args:
         path: a folder that transformers' ``save_pretrained`` wrote; None for SmolLM2-135M-Instruct, dequantised.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
