@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .contexts import SYSTEMS
-
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Lines = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
@@ -16,21 +14,28 @@ def _unique(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in rows))
 
 
+def _number(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # adding zero takes the sign off a rounded −0
+
+
 def gap_tables(results: dict[str, Any]) -> list[Lines]:
-    """Two tables a proxy, a row for each pair and kind of context: gaps of the mean score, and of the shares."""
-    gaps, count = results["gaps"], f"{results['settings']['samples']} samples a context"
+    """Two tables a proxy, gaps of the mean score and of the shares: a row for each kind and system."""
+    gaps, pairs = results["gaps"], _unique(results["gaps"], "pair")
+    about = f"{results['settings']['samples']} samples a context"
+    signs = ", ".join(" − ".join(next(r["groups"] for r in gaps if r["pair"] == pair)) for pair in pairs)
     tables = []
     for proxy in _unique(gaps, "proxy"):
-        means: dict[str, list[str]] = {}
-        shares: dict[str, list[str]] = {}
-        for row in (row for row in gaps if row["proxy"] == proxy):
-            place = f"{' − '.join(row['groups'])}, {row['kind']}"
-            means.setdefault(place, [place]).append(f"{row['mean_gap']:+.3f} ± {row['standard_error']:.3f}")
-            shares.setdefault(place, [place]).append(f"{100 * row['share_gap']:.1f} %")
-        columns = ["", *SYSTEMS]
+        means: dict[tuple[str, str], list[str]] = {}
+        shares: dict[tuple[str, str], list[str]] = {}
+        kinds = _unique(gaps, "kind")
+        for row in sorted((row for row in gaps if row["proxy"] == proxy), key=lambda row: kinds.index(row["kind"])):
+            place = row["kind"], row["system"]
+            means.setdefault(place, [*place]).append(f"{_number(row['mean_gap'])} ± {row['standard_error']:.3f}")
+            shares.setdefault(place, [*place]).append(f"{100 * row['share_gap']:.1f} %")
+        columns = ["contexts", "system", *pairs]
         tables += [
-            (f"Gap of the mean score ± standard error, {proxy}, {count}", columns, list(means.values())),
-            (f"Gap of the shares, {proxy}, {count}", columns, list(shares.values())),
+            (f"Mean score, {proxy}: {signs}, ± standard error; {about}", columns, list(means.values())),
+            (f"Gap of the shares, {proxy}; {about}", columns, list(shares.values())),
         ]
     return tables
 
@@ -49,18 +54,17 @@ def other_tables(results: dict[str, Any]) -> list[Lines]:
         for row in results["symmetry"]
     ]
     same = [[system, *(f"{100 * row[pair]:.1f} %" for pair in pairs)] for system, row in results["transforms"].items()]
-    count = f"{results['settings']['symmetry_texts']} texts a pair"
+    title = (
+        "Largest deviation from P(gX2 | gX1) = P(X2 | X1) and, for R-EquiLM, of logits at the words of E and N; "
+        f"{results['settings']['symmetry_texts']} texts a pair"
+    )
     return [
         (
-            f"Perplexity of {text['file']}, {text['tokens']} tokens, by the pair exchanged",
+            f"Perplexity of {text['tokens']} tokens of {text['file']}, by the pair exchanged",
             ["system", *pairs],
             perplexity,
         ),
-        (
-            f"Largest deviation from P(gX2 | gX1) = P(X2 | X1), or of the relaxed property, {count}",
-            ["system", "pair", "log P of a token", "log P(X2 | X1)", "logits at E and N"],
-            deviation,
-        ),
+        (title, ["system", "pair", "log P, token", "log P, text", "logits"], deviation),
         ("Samples that are exactly the other group's, exchanged", ["system", *pairs], same),
     ]
 
@@ -79,7 +83,9 @@ def show(results: dict[str, Any]) -> None:
     for title, columns, rows in tables(results):
         table = Table(title=title, title_justify="left")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", no_wrap=True)
+            table.add_column(
+                column, justify="left" if columns[i] in ("contexts", "system", "pair") else "right", no_wrap=True
+            )
         for row in rows:
             table.add_row(*row)
         console.print(table)
