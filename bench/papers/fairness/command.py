@@ -21,7 +21,7 @@ FULL = {"samples": 100, "tokens": 8192}
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     arguments = argparse.ArgumentParser(
-        prog="python -m bench.papers.fairness",
+        prog="python bench/papers/fairness",
         description="regard of generated texts per demographic group, by two proxies, for five systems",
     )
     arguments.add_argument(
