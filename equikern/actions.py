@@ -2,15 +2,20 @@
 
 A view of the trailing spatial dims is a signed axis permutation, written as a word: one letter per output axis,
 naming the input axis it reads, upper case where that axis is read backwards. ``hw`` is the identity, ``hW`` the
-horizontal flip and ``Wh`` the quarter turn of ``torch.rot90``. A word ``.`` moves nothing (no spatial dims).
-Permutations of one dim and maps of token ids have words too, which name an entry of a register (``tables.py``; their
-actions are in ``permutations.py``), and so have matrices on the last dim (``matrix_tables.py``, ``matrices.py``). The
-kernels take all the words of an action as one string, so that an operator's schema needs no objects.
+horizontal flip and ``Wh`` the quarter turn of ``torch.rot90``; volumes have the letters d, h and w. A word ``.`` moves
+nothing (no spatial dims). Permutations of one dim and maps of token ids have words too, which name an entry of a
+register (``tables.py``; their actions are in ``permutations.py``), and so have matrices on the last dim
+(``matrix_tables.py``, ``matrices.py``) and fields, whose words pair one of the channels with one of the grid
+(``field_tables.py``, ``fields.py``). The kernels take all the words of an action as one string, so that an operator's
+schema needs no objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import permutations
+from itertools import product as choices
 
 import torch
 from torch import Tensor
@@ -20,7 +25,7 @@ from .groups import Group
 
 __all__ = ["Action", "GridAction", "GroupAction", "grid", "trivial"]
 
-_AXES = "hw"
+_AXES = {2: "hw", 3: "dhw"}  # by the number of spatial dims
 
 
 def apply_word(x: Tensor, word: str) -> Tensor:
@@ -31,8 +36,8 @@ def apply_word(x: Tensor, word: str) -> Tensor:
         return _permuted(x, word)
     if matrix_tables.multiplies(word):
         return _multiplied(x, word)
-    lead = x.dim() - len(word)
-    turned = x.permute(*range(lead), *(lead + _AXES.index(letter.lower()) for letter in word))
+    lead, axes = x.dim() - len(word), _AXES[len(word)]
+    turned = x.permute(*range(lead), *(lead + axes.index(letter.lower()) for letter in word))
     reverse = [lead + axis for axis, letter in enumerate(word) if letter.isupper()]
     return turned.flip(reverse) if reverse else turned
 
@@ -57,20 +62,34 @@ def _multiplied(x: Tensor, word: str) -> Tensor:
     return (x.to(wide).unsqueeze(-2) * rows).sum(-1).to(x.dtype)
 
 
-def transposes(word: str) -> bool:
-    """Whether the view swaps height and width."""
-    return word[0] in "wW"
+def axis_order(word: str) -> tuple[int, ...] | None:
+    """The dim that each of a view's spatial dims shows, counted from the end; None where all stay in place."""
+    if word == "." or word[0] in "ptm":
+        return None
+    axes = _AXES[len(word)]
+    order = tuple(axes.index(letter.lower()) - len(word) for letter in word)
+    return None if order == tuple(range(-len(word), 0)) else order
+
+
+def view_shape(shape: Sequence[int], word: str) -> tuple[int, ...]:
+    """The shape of a view of a (*lead, H, W) tensor: sides change places where a rectangle is turned."""
+    order = axis_order(word)
+    return tuple(shape) if order is None else (*shape[: -len(order)], *(shape[axis] for axis in order))
 
 
 def compose(outer: str, inner: str) -> str:
-    """The word of ``apply_word(apply_word(x, inner), outer)``."""
+    """The word of ``apply_word(apply_word(x, inner), outer)``, both of grids with as many dims."""
     if outer == ".":
         return "."
+    axes = _AXES[len(outer)]
     letters = []
     for letter in outer:
-        read = inner[_AXES.index(letter.lower())]
+        read = inner[axes.index(letter.lower())]
         letters.append(read.swapcase() if letter.isupper() else read)
     return "".join(letters)
+
+
+_composed = lru_cache(maxsize=8192)(compose)  # for tables of whole groups
 
 
 def _check_words(name: str, words: Sequence[str]) -> None:
@@ -85,8 +104,12 @@ def _check_words(name: str, words: Sequence[str]) -> None:
             raise ValueError(f"{name}: expected permutations of one dim of one size throughout, got {words!r}")
         return
     for g, word in enumerate(words):
-        if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(_AXES)):
-            raise ValueError(f"{name}[{g}]: expected the letters h and w once each, or '.' throughout, got {word!r}")
+        axes = _AXES.get(len(words[0]), _AXES[2])
+        if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(axes)):
+            letters = "d, h and w" if len(axes) == 3 else "h and w"
+            raise ValueError(
+                f"{name}[{g}]: expected the letters {letters} once each, or '.' throughout, got {word!r}"
+            )
 
 
 class Action:
@@ -97,14 +120,14 @@ class Action:
     Attributes:
         name: what error messages call the action.
         order: |G|, the size of the group axis.
-        dims: how many trailing dims the action moves: 2 for a grid, 1 for matrices and for a permutation of the last
-            dim (3 for one of the third last, which moves all that is behind it), 0 for the trivial action and for
-            token ids.
+        dims: how many trailing dims the action moves: 2 or 3 for a grid, 1 for matrices and for a permutation of the
+            last dim (3 for one of the third last, which moves all that is behind it), 0 for the trivial action and
+            for token ids.
         words, inverse_words: the |G| words of g, and those of g⁻¹ in the order of g.
         adjoint_words, inverse_adjoint_words: those of the adjoints of g and of g⁻¹, which the gradients need: g⁻¹ and
             g themselves, but for matrices that are not orthogonal.
         maps, inverse_maps, adjoint_maps, inverse_adjoint_maps: the same as one string each, separated by spaces.
-        square: whether some view swaps height and width, so that the image must be square.
+        square: whether some view swaps height and width (or two sides of a volume), so that the image must be square.
     """
 
     def __init__(self, name: str, words: Sequence[str], inverse_words: Sequence[str]) -> None:
@@ -130,7 +153,7 @@ class Action:
         self.inverse_maps = " ".join(inverse_words)
         self.adjoint_maps = " ".join(self.adjoint_words)
         self.inverse_adjoint_maps = " ".join(self.inverse_adjoint_words)
-        self.square = any(map(transposes, words))
+        self.square = any(axis_order(word) is not None for word in words)
 
     @property
     def table(self) -> tables.Table | None:
@@ -182,7 +205,7 @@ class GroupAction(Action):
 
 
 class GridAction(GroupAction):
-    """A group acting on the trailing (H, W) dims by signed axis permutations, or on nothing (words ``.``).
+    """A group acting on the trailing (H, W) or (D, H, W) dims by signed axis permutations, or on nothing (words ``.``).
 
     Args:
         group: the acting group.
@@ -209,10 +232,11 @@ class GridAction(GroupAction):
         if len(words) != group.order:
             raise ValueError(f"words: expected {group.order}, one per element of {group.name}, got {len(words)}")
         _check_words("words", words)
+        table = group.multiply.tolist()
         for g in range(group.order if words[0] != "." else 0):  # doing nothing is always an action
             for h in range(group.order):
-                product = int(group.multiply[g, h])
-                if compose(words[g], words[h]) != words[product]:
+                product = table[g][h]
+                if _composed(words[g], words[h]) != words[product]:
                     raise ValueError(
                         f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
                         f"{compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
@@ -236,8 +260,27 @@ _WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+def _rotations_of_the_cube() -> tuple[str, ...]:
+    """The signed permutations of d, h and w that keep left and right apart: an even number of swaps and flips."""
+    words = []
+    for order in permutations("dhw"):
+        swaps = sum(order[i] > order[j] for i in range(3) for j in range(i + 1, 3))
+        for flips in choices((False, True), repeat=3):
+            if (swaps + sum(flips)) % 2 == 0:
+                words.append("".join(a.upper() if flip else a for a, flip in zip(order, flips, strict=True)))
+    return tuple(words)
+
+
+_CUBE = _rotations_of_the_cube()
+_WORDS_3D: dict[str, tuple[str, ...]] = {
+    "flips3d": tuple("".join(word) for word in choices("dD", "hH", "wW")),
+    "rot3d": _CUBE,
+    "oct": _CUBE + tuple(compose(r, "dhW") for r in _CUBE),
+}
+
+
 def grid(name: str, dims: int = 2) -> GridAction:
-    """A named group of rotations and flips of the trailing (H, W) dims.
+    """A named group of rotations and flips of the trailing (H, W) dims, or (D, H, W) with ``dims=3``.
 
     ========= ===== ==================================================================
     name      order elements
@@ -249,11 +292,17 @@ def grid(name: str, dims: int = 2) -> GridAction:
     hflip     2     identity, flip of the last dim
     vflip     2     identity, flip of the second last dim
     flips     4     identity, horizontal, vertical, both
+    flips3d   8     dims=3: element 4·a + 2·b + c flips D if a, H if b, W if c
+    rot3d     24    dims=3: the rotations of the cube, in the order of their words
+    oct       48    dims=3: element 24·s + k is rotation k after a flip of W when s = 1
     ========= ===== ==================================================================
+
+    In three dims ``group.names`` are words: the letter in each place is the input axis that this output axis reads,
+    upper case where it reads it backwards. So ``dWh`` is ``torch.rot90(x, 1, (-2, -1))``.
 
     Args:
         name: one of the names above.
-        dims: the number of spatial dims; 2.
+        dims: the number of spatial dims; 2, or 3 for the last three names.
 
     Raises:
         TypeError, ValueError: an unknown name or number of dims.
@@ -264,24 +313,29 @@ def grid(name: str, dims: int = 2) -> GridAction:
         >>> import torch
         >>> grid("c4").act(1, torch.tensor([[1, 2], [3, 4]])).tolist()
         [[2, 4], [1, 3]]
+        >>> grid("flips3d", dims=3).act(4, torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
+        [[[3, 4]], [[1, 2]]]
     """
+    names = ", ".join((*_WORDS, *_WORDS_3D))
     if not isinstance(name, str):
-        raise TypeError(f"name: expected one of {', '.join(_WORDS)}, got {type(name).__name__}")
-    if name not in _WORDS:
-        raise ValueError(f"name: expected one of {', '.join(_WORDS)}, got {name!r}")
-    if dims != 2:
-        raise ValueError(f"dims: expected 2, got {dims!r}")
+        raise TypeError(f"name: expected one of {names}, got {type(name).__name__}")
+    if name not in _named:
+        raise ValueError(f"name: expected one of {names}, got {name!r}")
+    expected = 3 if name in _WORDS_3D else 2
+    if dims != expected:
+        raise ValueError(f"dims: expected {expected} for {name!r}, got {dims!r}")
     return _named[name]
 
 
-def _make(name: str) -> GridAction:
-    words, names = _WORDS[name]
-    table = [[words.index(compose(g, h)) for h in words] for g in words]
+def _make(name: str, words: tuple[str, ...], names: tuple[str, ...]) -> GridAction:
+    index = {word: g for g, word in enumerate(words)}
+    table = [[index[_composed(g, h)] for h in words] for g in words]
     return GridAction(Group(table, names, name), words, name)
 
 
-# Made at import (2 ms in all), so that a compiled function or one traced on fake tensors may ask for them.
-_named = {name: _make(name) for name in _WORDS}
+# Made at import, so that a compiled function or one traced on fake tensors may ask for them.
+_named = {name: _make(name, *words) for name, words in _WORDS.items()}
+_named |= {name: _make(name, words, ("e", *words[1:])) for name, words in _WORDS_3D.items()}
 
 
 def trivial(group: Group) -> GridAction:

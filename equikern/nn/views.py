@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action, GroupAction, apply_word, compose, grid, transposes, trivial
+from ..actions import Action, GroupAction, apply_word, compose, grid, trivial, view_shape
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
@@ -71,7 +71,7 @@ class OrbitModule(nn.Module):
         """The backbone's output for some elements' views, with the group axis split off again."""
         maps = " ".join(self.inp.words[g] for g in elements)
         adjoint = " ".join(self.inp.adjoint_words[g] for g in elements)
-        x, _ = checks.image("x", x, _without_square(self.inp), checks.EXACT)
+        x, _ = checks.image("x", x, self.inp, checks.EXACT, turns=True)  # a rectangle's views come bucket by bucket
         views = autograd.orbit(x, maps, adjoint)
         return _split_batch(self._call(views.flatten(0, 1)), len(elements), x.shape[0])
 
@@ -130,16 +130,12 @@ def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
 
 def _buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:
     """Elements whose views have one shape: all of them, or upright and turned ones where x is a rectangle."""
-    elements = list(range(inp.order))
-    if not inp.square or x.shape[-1] == x.shape[-2]:
-        return [elements]
-    turned = [g for g in elements if transposes(inp.words[g])]
-    return [[g for g in elements if g not in turned], turned]
-
-
-def _without_square(action: Action) -> Action:
-    """The same rank and order, but a rectangle is welcome: its views are made bucket by bucket."""
-    return Action(action.name, ["hw"] * action.order, ["hw"] * action.order) if action.square else action
+    if not inp.square:
+        return [list(range(inp.order))]
+    buckets: dict[tuple[int, ...], list[int]] = {}
+    for g, word in enumerate(inp.words):
+        buckets.setdefault(view_shape(x.shape, word), []).append(g)
+    return list(buckets.values())
 
 
 def _split_batch(output: Any, order: int, batch: int) -> Any:
@@ -205,24 +201,27 @@ def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list
             'the backbone; an output without spatial dims takes "trivial"'
         )
     if len(buckets) == 1:
-        if action.square and first.shape[-1] != first.shape[-2]:
+        if not checks.keeps_shape(first.shape, action):
             raise ValueError(
                 f"backbone: expected square outputs for a square input under {action.name!r}, got "
-                f"{first.shape[-2]}×{first.shape[-1]}"
+                f"{'×'.join(map(str, first.shape[-len(_sides(action.words[0])) :]))}"
             )
         parts = outputs[0]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), action
-    upright = outputs[0]
-    elements = buckets[0] + buckets[1]
-    words = [action.inverse_words[g] for g in elements]
-    if not action.square:
-        _same_shapes([*upright, *outputs[1]])
-        return torch.cat([*upright, *outputs[1]]), Action(action.name, [action.words[g] for g in elements], words)
-    # The turned views are laid beside the upright ones by a transposition, which leaves only flips to undo.
-    turned = [part.transpose(-1, -2) for part in outputs[1]]
-    _same_shapes([*upright, *turned])
-    words = [compose(word, "wh") if transposes(word) else word for word in words]
-    return torch.cat([*upright, *turned]), Action(action.name, words, words)
+    words, inverse_words, gathered = [], [], []
+    for parts, bucket in zip(outputs, buckets, strict=True):
+        # Turned views are laid beside the upright ones by exchanging their sides, which leaves only flips to undo.
+        upright, back = _sides(action.inverse_words[bucket[0]]), _sides(action.words[bucket[0]])
+        words += [compose(upright, action.words[g]) for g in bucket]
+        inverse_words += [compose(action.inverse_words[g], back) for g in bucket]
+        gathered += [apply_word(part, upright) for part in parts]
+    _same_shapes(gathered)
+    return torch.cat(gathered), Action(action.name, words, inverse_words)
+
+
+def _sides(word: str) -> str:
+    """What a view does to the sides of a grid, without its flips; "." where it has no grid."""
+    return "." if word[0] in "ptm" else word.lower()
 
 
 def _same_shapes(parts: list[Tensor]) -> None:

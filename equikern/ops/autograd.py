@@ -41,11 +41,14 @@ def in_forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", -1) >= 0  # torch has no public way to ask
 
 
-def laid_out(grad: Tensor, channels_last: bool) -> Tensor:
-    """A gradient of one view in the forward's layout: poolings send contiguous or expanded ones, whatever they got."""
-    if not channels_last or library.is_channels_last(grad):
+def laid_out(grad: Tensor, channels_last: int) -> Tensor:
+    """A gradient of one view in the forward's layout: poolings send contiguous or expanded ones, whatever they got.
+
+    ``channels_last`` is ``library.channels_dim`` of what the forward got.
+    """
+    if not channels_last or library.channels_dim(grad) == channels_last:
         return grad
-    return grad.movedim(-3, -1).contiguous().movedim(-1, -3)
+    return grad.movedim(channels_last, -1).contiguous().movedim(-1, channels_last)
 
 
 def orbit(x: Tensor, maps: str, adjoint: str, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
@@ -112,7 +115,7 @@ def put(x: Tensor, index: Tensor, maps: str, adjoint: str) -> Tensor:
 class _Orbit(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor | None, maps: str, adjoint: str, scale: float) -> Tensor:
-        ctx.call = maps, adjoint, scale, library.is_channels_last(x)
+        ctx.call = maps, adjoint, scale, library.channels_dim(x)
         if weights is not None:
             ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.orbit(x, maps, scale, weights, None))
@@ -131,7 +134,7 @@ class _Orbit(Function):
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor | None, maps: str, adjoint: str, scale: float) -> Tensor:
-        ctx.call = maps, adjoint, scale, library.is_channels_last(y, 1)
+        ctx.call = maps, adjoint, scale, library.channels_dim(y, 1)
         if weights is not None:
             ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.reduce(y, adjoint, "sum", scale, weights))
@@ -156,7 +159,7 @@ class _Total(Function):
 class _Symmetrize(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, maps: str, adjoint: str) -> Tensor:
-        ctx.call = maps, adjoint, library.is_channels_last(x)
+        ctx.call = maps, adjoint, library.channels_dim(x)
         return _symmetrized(x, adjoint)
 
     @staticmethod
@@ -168,7 +171,7 @@ class _Symmetrize(Function):
 class _WeightedMean(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor, maps: str, adjoint: str) -> Tensor:
-        ctx.call = maps, adjoint, library.is_channels_last(y, 1)
+        ctx.call = maps, adjoint, library.channels_dim(y, 1)
         ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
         return cast(Tensor, library.reduce(y, adjoint, "weighted_mean", 1.0, weights))
 
@@ -231,7 +234,7 @@ class _Take(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, index: Tensor, maps: str, adjoint: str) -> Tensor:
         ctx.save_for_backward(index)
-        ctx.call = maps, adjoint, library.is_channels_last(y, 1)
+        ctx.call = maps, adjoint, library.channels_dim(y, 1)
         return cast(Tensor, library.take(y, index, adjoint))
 
     @staticmethod

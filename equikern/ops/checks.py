@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..actions import Action
+from ..actions import Action, view_shape
 from ..matrices import MatrixAction, MatrixSamples
 from ..permutations import PermutationAction, TokenAction
 from . import autograd
@@ -36,7 +36,7 @@ def _action(action: object) -> Action:
     return action
 
 
-def _spatial(name: str, t: Tensor, action: Action, skip: int) -> None:
+def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = False) -> None:
     group = "|G|, " * skip
     if isinstance(action, PermutationAction):
         if t.dim() < action.dims + skip or t.shape[action.dim] != action.size:
@@ -53,19 +53,35 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int) -> None:
             )
         return
     if t.dim() < action.dims + skip:
+        sides = "D, H, W" if action.dims == 3 else "H, W"
         raise ValueError(
-            f"{name}: expected at least {action.dims + skip} dims ({group}…, H, W) for {action.name!r}, "
+            f"{name}: expected at least {action.dims + skip} dims ({group}…, {sides}) for {action.name!r}, "
             f"got shape {tuple(t.shape)}"
         )
-    if action.square and t.shape[-1] != t.shape[-2]:
+    if turns or keeps_shape(t.shape, action):
+        return
+    if action.dims == 3:
         raise ValueError(
-            f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; '
-            'use "flips" or EquiTune'
+            f'{name}: expected a volume whose sides are alike where "{action.name}" turns them, got '
+            f'{"×".join(map(str, t.shape[-3:]))}; use "flips3d" or EquiTune'
         )
+    raise ValueError(
+        f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; '
+        'use "flips" or EquiTune'
+    )
 
 
-def image(name: str, x: object, action: object, dtypes: frozenset[torch.dtype]) -> tuple[Tensor, Action]:
-    """An input (*lead, H, W) that the action can transform."""
+def keeps_shape(shape: torch.Size, action: Action) -> bool:
+    """Whether all views of such a tensor have its shape: sides that change places are of one length."""
+    if not action.square or len(set(shape[-action.dims :])) == 1:
+        return True
+    return all(view_shape(shape, word) == shape for word in action.words)
+
+
+def image(
+    name: str, x: object, action: object, dtypes: frozenset[torch.dtype], turns: bool = False
+) -> tuple[Tensor, Action]:
+    """An input (*lead, H, W) that the action can transform; with ``turns`` a rectangle may be turned."""
     x = _tensor(name, x)
     action = _action(action)
     if isinstance(action, TokenAction):
@@ -78,7 +94,7 @@ def image(name: str, x: object, action: object, dtypes: frozenset[torch.dtype]) 
         raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {x.dtype}")
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {x.dtype}")
-    _spatial(name, x, action, 0)
+    _spatial(name, x, action, 0, turns)
     if x.numel() > _MOST_BYTES // (action.order * x.element_size()):  # an expanded tensor can claim any size
         raise ValueError(
             f"{name}: expected {action.order} views of fewer than 2**63 bytes together, got shape {tuple(x.shape)}"

@@ -7,38 +7,41 @@ Each allocating operator has a twin ``…_out`` that writes into a tensor of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..actions import transposes
+from ..actions import axis_order
 from ..backends import kernels
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 
 
-def view_shape(shape: Sequence[int], maps: str) -> Sequence[int]:
-    """Shape of one view of a (*lead, H, W) tensor: H and W swap where a rectangle is turned."""
-    if len(shape) >= 2 and shape[-1] != shape[-2] and transposes(maps):
-        return (*shape[:-2], shape[-1], shape[-2])
-    return shape
+def _channels_dim(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """The dim of the channels where a sample (*lead, C, H, W) keeps those of a pixel next to one another, else 0.
+
+    −3 for images, −4 for volumes (*lead, C, D, H, W).
+    """
+    for dim in (-3, -4):
+        if len(shape) < -dim:
+            break
+        if (
+            shape[dim] > 1
+            and strides[dim] == 1
+            and strides[-1] >= shape[dim]
+            and all(strides[d - 1] >= strides[d] for d in range(-1, dim + 1, -1))
+        ):
+            return dim
+    return 0
 
 
-def _channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether a sample (*lead, C, H, W) keeps the pixels' channels next to one another."""
-    return (
-        len(shape) >= 3
-        and shape[-3] > 1
-        and strides[-3] == 1
-        and strides[-1] >= shape[-3]
-        and strides[-2] >= strides[-1]
-    )
-
-
-def is_channels_last(t: Tensor, skip: int = 0) -> bool:
-    """Whether t's samples, behind its first ``skip`` dims, are channels-last."""
-    return t.dim() >= 3 + skip and t.stride(-1) != 1 and _channels_last(t.shape[skip:], t.stride()[skip:])
+def channels_dim(t: Tensor, skip: int = 0) -> int:
+    """The dim of the channels where t's samples, behind its first ``skip`` dims, are channels-last, else 0."""
+    if t.dim() < 3 + skip or t.stride(-1) == 1:
+        return 0
+    return _channels_dim(t.shape[skip:], t.stride()[skip:])
 
 
 def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
@@ -46,10 +49,10 @@ def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
 
     ``skip`` is the number of t's leading dims that do not belong to the sample (its group axis).
     """
-    if t.is_contiguous() or not _channels_last(t.shape[skip:], t.stride()[skip:]):
+    dim = 0 if t.is_contiguous() else _channels_dim(t.shape[skip:], t.stride()[skip:])
+    if not dim:
         return t.new_empty(shape)
-    c, h, w = shape[-3:]
-    return t.new_empty((*shape[:-3], h, w, c)).movedim(-1, -3)
+    return t.new_empty((*shape[:dim], *shape[dim + 1 :], shape[dim])).movedim(-1, dim)
 
 
 def accumulator(t: Tensor) -> torch.dtype:
@@ -57,12 +60,23 @@ def accumulator(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
+@lru_cache(maxsize=1024)
+def _order(maps: str) -> tuple[int, ...] | None:
+    return axis_order(maps.partition(" ")[0])
+
+
+def _view_shape(shape: Sequence[int], maps: str) -> Sequence[int]:
+    """The shape of every view of a tensor: that of the first, as the words of one call give all the same."""
+    order = _order(maps)
+    return shape if order is None else (*shape[: -len(order)], *(shape[axis] for axis in order))
+
+
 def _orbit_empty(x: Tensor, maps: str) -> Tensor:
-    return empty_like_views(x, (maps.count(" ") + 1, *view_shape(x.shape, maps)), 0)
+    return empty_like_views(x, (maps.count(" ") + 1, *_view_shape(x.shape, maps)), 0)
 
 
 def _view_empty(y: Tensor, maps: str) -> Tensor:
-    return empty_like_views(y, view_shape(y.shape[1:], maps), 1)
+    return empty_like_views(y, _view_shape(y.shape[1:], maps), 1)
 
 
 def _orbit(x: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> Tensor:

@@ -135,7 +135,7 @@ class _Reduce(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved_y, saved_result = ctx.saved_tensors
         wide = library.accumulator(saved_y)
-        grad = autograd.laid_out(grad, library.is_channels_last(saved_y, 1))
+        grad = autograd.laid_out(grad, library.channels_dim(saved_y, 1))
         y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
         op, maps, inverse = ctx.op, ctx.maps, ctx.inverse
         order = y.shape[0]
@@ -170,7 +170,7 @@ class _MeanStd(Function):
     def forward(ctx: Any, y: Tensor, maps: str, inverse: str) -> tuple[Tensor, Tensor]:
         mean, std = library.mean_std(y, inverse)
         ctx.save_for_backward(y)
-        ctx.call = maps, inverse, library.is_channels_last(y, 1)
+        ctx.call = maps, inverse, library.channels_dim(y, 1)
         return cast(Tensor, mean), cast(Tensor, std)
 
     @staticmethod

@@ -114,7 +114,7 @@ class _Select(Function):
         result, index = _select(y, scores, inverse, minimum)
         ctx.mark_non_differentiable(index)
         ctx.save_for_backward(index)
-        ctx.call = maps, inverse, gradient, library.is_channels_last(y, 1)
+        ctx.call = maps, inverse, gradient, library.channels_dim(y, 1)
         return result, index
 
     @staticmethod
