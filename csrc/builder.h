@@ -41,9 +41,10 @@ inline Ints read(const py::tuple& t) {
 
 inline char* pointer(uintptr_t address) { return reinterpret_cast<char*>(address); }
 
-// Fills in a problem from the sizes of one sample and each side's strides of it. `spatial` tells what the views do: 2 for
-// grids (lead…, H, W) with a code for each, 0 for views that are all the same, below zero the dim that they permute,
-// counted from the end, with what each moves (Moves) in place of its code.
+// Fills in a problem from the sizes of one sample and each side's strides of it. `spatial` tells what the views do: 2 or 3
+// for grids (lead…, H, W) or (lead…, D, H, W) with a code for each, 0 for views that are all the same, below zero the dim
+// that they permute, counted from the end, with what each moves (Moves) in place of its code. Fields (lead…, channels,
+// H, W) add 256 · n for channels in groups of n, and to the codes n int32 for each view (Problem::channels_of).
 struct Builder {
   RowProblem p;
   int spatial;
@@ -54,10 +55,12 @@ struct Builder {
   int count = 0;
   std::string transposed;     // codes seen from a transposed source
   std::vector<Moves> moves;
+  std::vector<int32_t> channels;
 
-  Builder(const Ints& sample, int spatial_dims, const std::string& codes, int dtype, int threads) : spatial(spatial_dims) {
+  Builder(const Ints& sample, int kind, const std::string& codes, int dtype, int threads) : spatial(kind < 0 ? kind : kind & 255) {
     static const uint8_t identity[kMaxViews] = {};
-    p.views = int(codes.size() / (spatial < 0 ? sizeof(Moves) : 1));
+    const size_t n = kind < 0 ? 0 : size_t(kind >> 8);
+    p.views = int(codes.size() / (spatial < 0 ? sizeof(Moves) : 1 + n * sizeof(int32_t)));
     if (p.views > kMaxViews) throw py::value_error("at most " + std::to_string(kMaxViews) + " views, got " + std::to_string(p.views));
     p.dtype = Dtype(dtype);
     p.codes = reinterpret_cast<const uint8_t*>(codes.data());
@@ -65,6 +68,14 @@ struct Builder {
     before = sample.count - std::abs(spatial);
     lead = sample.part(0, before);
     if (spatial > 0) p.H = sample[sample.count - 2], p.W = sample[sample.count - 1];
+    if (spatial == 3) p.D = sample[before], p.volumes = true;
+    if (n) {
+      channels.resize(p.views * n);
+      std::memcpy(channels.data(), codes.data() + p.views, channels.size() * sizeof(int32_t));
+      p.channels_of = channels.data();
+      p.channels = int64_t(n);
+      for (const int32_t c : channels) p.signs |= c < 0;
+    }
     if (spatial < 0) {
       p.codes = identity;
       moves.resize(p.views);
@@ -87,6 +98,8 @@ struct Builder {
     side.group = group ? s[0] : 0;
     if (spatial > 0) side.row = s[s.count - 2], side.col = s[s.count - 1];
     else side.row = side.col = 1;
+    if (spatial == 3) side.slab = s[s.count - 3];
+    if (p.channels_of && group) side.channel = s[s.count - spatial - 1];
     if (spatial < 0) side.col = s[before + group];
     strides[count] = spatial < 0 ? without(s.part(group, s.count), before) : s.part(group, s.count - spatial);
     sides[count++] = &side;
@@ -97,9 +110,15 @@ struct Builder {
     const bool turned = p.views && (p.codes[0] & 1);
     p.Ho = turned && p.H != p.W ? p.W : p.H;
     p.Wo = turned && p.H != p.W ? p.H : p.W;
+    if (p.volumes) {
+      const int64_t sizes[3] = {p.D, p.H, p.W};
+      const unsigned code = p.views ? p.codes[0] : 4;
+      p.Do = sizes[code & 3], p.Ho = sizes[code >> 2 & 3], p.Wo = sizes[3 - (code & 3) - (code >> 2 & 3)];
+    }
+    if (p.channels_of) split_channels(keep);
     int n = lead.count;
     auto all = [&](auto test) { for (int k = 0; k < count; ++k) if (!test(*sides[k], strides[k])) return false; return true; };
-    if (spatial > 0 && n > keep && lead[n - 1] > 1 &&
+    if (spatial > 0 && !p.channels_of && n > keep && lead[n - 1] > 1 &&
         all([&](const Side& s, const Ints& st) { return st[n - 1] == 1 && s.col >= lead[n - 1]; })) {
       p.V = lead[n - 1];  // channels-last
       --n;
@@ -119,11 +138,13 @@ struct Builder {
       while (n > before && (lead[n - 1] == 1 || all([&](const Side& s, const Ints& st) { return st[n - 1] == s.col * p.W; }))) p.W *= lead[--n];
       p.Wo = p.W;
     }
-    // Outer dims: those of size one vanish, neighbours without gaps merge.
+    // Outer dims: those of size one vanish, neighbours without gaps merge. The channels of a field stay apart.
+    int apart = -1;
     for (int d = 0; d < n; ++d) {
       if (lead[d] == 1) continue;
       const int last = p.dims - 1;
-      if (p.dims && d != keep && all_merge(d, last)) {
+      if (p.channels_of && d == keep) apart = p.dims;
+      if (p.dims && d != keep && last != apart && all_merge(d, last)) {
         p.size[last] *= lead[d];
       } else {
         if (p.dims == kMaxDims) throw py::value_error("more than " + std::to_string(kMaxDims) + " dims that do not merge");
@@ -135,7 +156,22 @@ struct Builder {
     for (int d = 0; d < n; ++d) (d < keep ? columns : per) *= lead[d];
     p.weight_columns = columns;
     p.planes_per_weight = p.planes_per_index = std::max<int64_t>(1, per);
-    if (p.V == 1 && spatial > 0 && p.in.row == 1 && p.in.col != 1) turn_source();
+    p.channel_planes = std::max<int64_t>(1, p.channels > 1 ? per / p.channels : per);
+    if (p.V == 1 && spatial == 2 && p.in.row == 1 && p.in.col != 1) turn_source();
+  }
+
+  // (lead…, fields · n channels) → (lead of the weights, n, lead…, fields): planes of one channel follow one another.
+  void split_channels(int keep) {
+    const int last = lead.count - 1;
+    const auto split = [&](const Ints& from, int64_t channel, int64_t field) {
+      Ints v = from.part(0, keep);
+      v.values[v.count++] = channel;
+      for (int d = keep; d < last; ++d) v.values[v.count++] = from[d];
+      v.values[v.count++] = field;
+      return v;
+    };
+    for (int k = 0; k < count; ++k) strides[k] = split(strides[k], strides[k][last], strides[k][last] * p.channels);
+    lead = split(lead, p.channels, lead[last] / p.channels);
   }
 
   bool all_merge(int d, int last) const {
@@ -155,7 +191,7 @@ struct Builder {
 
   template <class Kernel>
   void run(const Kernel& kernel) {
-    const int64_t work = p.planes() * p.H * p.W * p.V * p.views;
+    const int64_t work = p.planes() * p.D * p.H * p.W * p.V * p.views;
     if (work <= 65536) {  // shorter than handing over the GIL
       kernel(p);
     } else {

@@ -44,6 +44,45 @@ struct Dot {
   }
 };
 
+// One band of a view times its counterpart in y, and times w to the output, if there is one.
+template <class T>
+inline void dot_band(const Problem& p, Dot<T>& dot, const Place<Bits<T>>& out, const Place<Bits<T>>& other, const Source<Bits<T>>& from,
+                     const View<Bits<T>>& view, const Region& r, Acc<T> w, bool streaming) {
+  typedef Bits<T> E;
+  const bool direct = !streaming && out.rows_fit(p);
+  const int64_t elements = elements_of(p, r);
+  const Band<E> y = gathered<E>(p, other, r, other.col == p.V ? nullptr : scratch<E>(2, elements));
+  const Band<E> x = view_band<E>(p, from, view, r, scratch<E>(0, elements), true);
+  const int64_t length = r.pixels() * p.V, plane = r.rows() * length;
+  E* to = !out.data ? nullptr : direct ? out.at_region(r) : scratch<E>(1, elements);
+  const int64_t to_row = direct ? out.row : length, to_plane = direct ? out.plane : plane;
+  // x is dense; one run where y and the output are dense too.
+  const bool flat = is_flat(p, r, y.plane, y.row, to_plane, to_row);
+  const int64_t planes = flat ? 1 : r.planes, rows = flat ? 1 : r.rows(), run = flat ? elements : length;
+  for (int64_t k = 0; k < planes; ++k) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* a = numbers<T>(x.data) + k * plane + i * length;
+      const T* b = numbers<T>(y.data) + k * y.plane + i * y.row;
+      if (to)
+        dot.template run<true>(a, b, numbers<T>(to) + k * to_plane + i * to_row, w, run);
+      else
+        dot.template run<false>(a, b, nullptr, w, run);
+    }
+  }
+  if (to && !direct) put<E>(p, out, dense_band<E>(p, r, to), r, streaming);
+}
+
+// Each unit's dots, added up in the units' order; plane_of(unit) is its first plane.
+template <class T, class F>
+inline void add_dots(const Problem& p, const std::vector<double>& parts, int64_t units, const F& plane_of) {
+  std::vector<double> sums(p.views * p.weight_columns);
+  for (int64_t n = 0; n < units; ++n) {
+    const int64_t column = plane_of(n) / p.planes_per_weight;
+    for (int g = 0; g < p.views; ++g) sums[g * p.weight_columns + column] += parts[n * p.views + g];
+  }
+  for (size_t k = 0; k < sums.size(); ++k) static_cast<Acc<T>*>(p.dots)[k] = Acc<T>(sums[k]);
+}
+
 template <class T>
 void dot_typed(const Problem& p) {
   typedef Bits<T> E;
@@ -58,39 +97,14 @@ void dot_typed(const Problem& p) {
     for (int g = 0; g < p.views; ++g) {
       const Acc<T> w = Acc<T>(weight(p, g, t.plane));
       const Place<E> other(p, p.other, t.plane, g), out(p, p.out, t.plane, g);
-      const bool direct = !streaming && out.rows_fit(p);
       Dot<T> dot;
       for_bands(p, region_of(p, p.codes[g], t), 2 * sizeof(E), [&](const Region& r) {
-        const int64_t elements = elements_of(p, r);
-        const Band<E> y = gathered<E>(p, other, r, p.other.col == p.V ? nullptr : scratch<E>(2, elements));
-        const Band<E> x = view_band<E>(p, from, views[g], r, scratch<E>(0, elements), true);
-        const int64_t length = r.pixels() * p.V, plane = r.rows() * length;
-        E* to = !out.data ? nullptr : direct ? out.at_region(r) : scratch<E>(1, elements);
-        const int64_t to_row = direct ? out.row : length, to_plane = direct ? out.plane : plane;
-        // x is dense; one run where y and the output are dense too.
-        const bool flat = is_flat(p, r, y.plane, y.row, to_plane, to_row);
-        const int64_t planes = flat ? 1 : r.planes, rows = flat ? 1 : r.rows(), run = flat ? elements : length;
-        for (int64_t k = 0; k < planes; ++k) {
-          for (int64_t i = 0; i < rows; ++i) {
-            const T* a = numbers<T>(x.data) + k * plane + i * length;
-            const T* b = numbers<T>(y.data) + k * y.plane + i * y.row;
-            if (to)
-              dot.template run<true>(a, b, numbers<T>(to) + k * to_plane + i * to_row, w, run);
-            else
-              dot.template run<false>(a, b, nullptr, w, run);
-          }
-        }
-        if (to && !direct) put<E>(p, out, dense_band<E>(p, r, to), r, streaming);
+        dot_band<T>(p, dot, out, other, from, views[g], r, w, streaming);
       });
-      parts[n * p.views + g] = dot.total();
+      parts[n * p.views + g] = negates(p, t.plane, g) ? -dot.total() : dot.total();
     }
   });
-  std::vector<double> sums(p.views * p.weight_columns);
-  for (int64_t n = 0; n < u.count; ++n) {
-    const int64_t column = unit_at(u, n, p.H, p.W).plane / p.planes_per_weight;
-    for (int g = 0; g < p.views; ++g) sums[g * p.weight_columns + column] += parts[n * p.views + g];
-  }
-  for (size_t k = 0; k < sums.size(); ++k) static_cast<Acc<T>*>(p.dots)[k] = Acc<T>(sums[k]);
+  add_dots<T>(p, parts, u.count, [&](int64_t n) { return unit_at(u, n, p.H, p.W).plane; });
 }
 
 }  // namespace EQK_ISA

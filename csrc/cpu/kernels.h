@@ -9,7 +9,14 @@
 namespace equikern {
 namespace EQK_ISA {
 
+// Of volumes, see volumes.h.
+void orbit_of_volumes(const Problem& p);
+void reduce_of_volumes(const Problem& p);
+void dot_of_volumes(const Problem& p);
+void select_of_volumes(const Problem& p);
+
 void orbit(const Problem& p) {
+  if (p.volumes) return orbit_of_volumes(p);
   if (p.exact) {
     switch (element_size(p.dtype)) {
       case 1: return orbit_typed<uint8_t, true>(p);
@@ -27,6 +34,7 @@ void orbit(const Problem& p) {
 }
 
 void reduce(const Problem& p) {
+  if (p.volumes) return reduce_of_volumes(p);
   switch (p.dtype) {
     case Dtype::kFloat32: return reduce_typed<float>(p);
     case Dtype::kFloat64: return reduce_typed<double>(p);
@@ -36,6 +44,7 @@ void reduce(const Problem& p) {
 }
 
 void orbit_dot(const Problem& p) {
+  if (p.volumes) return dot_of_volumes(p);
   switch (p.dtype) {
     case Dtype::kFloat32: return dot_typed<float>(p);
     case Dtype::kFloat64: return dot_typed<double>(p);
@@ -46,6 +55,7 @@ void orbit_dot(const Problem& p) {
 
 void select(const Problem& p) {
   if (p.scores) p.scores_double ? choose_views<double>(p) : choose_views<float>(p);
+  if (p.volumes) return select_of_volumes(p);
   switch (element_size(p.dtype)) {
     case 1: return select_typed<uint8_t>(p);
     case 2: return select_typed<uint16_t>(p);

@@ -14,12 +14,35 @@ inline void scale_run(T* to, const T* from, int64_t n, Acc<T> s) {
   for (; k < n; ++k) down(to + k, up(from[k]) * s);
 }
 
+// The region's elements with the other sign, where they are.
+template <class E>
+inline void negate(const Problem& p, E* to, int64_t to_plane, int64_t to_row, const Region& r) {
+  const bool number = p.dtype <= Dtype::kBFloat16;
+  const int64_t n = r.pixels() * p.V;
+  for (int64_t k = 0; k < r.planes; ++k) {
+    for (int64_t i = 0; i < r.rows(); ++i) {
+      E* const row = to + k * to_plane + i * to_row;
+      for (int64_t j = 0; j < n; ++j) row[j] = minus(row[j], number);
+    }
+  }
+}
+
+// A view's region in `stage`, as one dense run, with the other sign.
+template <class E>
+inline Band<E> negated_band(const Problem& p, const Source<E>& from, const View<E>& view, const Region& r, E* stage) {
+  const Band<E> band = dense_band<E>(p, r, stage);
+  copy_views<E>(stage, band.plane, band.row, from, p, view, r);
+  negate<E>(p, stage, band.plane, band.row, r);
+  return band;
+}
+
 // One band of a view to its place: at once, or staged where its rows are not the place's or it is streamed.
 template <class E>
-inline void move_view(const Problem& p, const Place<E>& place, const Source<E>& from, const View<E>& view, const Region& r, bool streaming) {
-  if (place.rows_fit(p) && !streaming) return copy_views<E>(place.at_region(r), place.plane, place.row, from, p, view, r);
+inline void move_view(const Problem& p, const Place<E>& place, const Source<E>& from, const View<E>& view, const Region& r, bool streaming,
+                      bool minus) {
+  if (place.rows_fit(p) && !streaming && !minus) return copy_views<E>(place.at_region(r), place.plane, place.row, from, p, view, r);
   E* stage = scratch<E>(0, elements_of(p, r));
-  put<E>(p, place, view_band<E>(p, from, view, r, stage, streaming), r, streaming);
+  put<E>(p, place, minus ? negated_band<E>(p, from, view, r, stage) : view_band<E>(p, from, view, r, stage, streaming), r, streaming);
 }
 
 template <class E>
@@ -48,6 +71,24 @@ inline Source<Bits<T>> scaled_source(const Problem& p, const Source<Bits<T>>& fr
   return {dense, plane, row, p.V, t.r0, t.c0};
 }
 
+// One band of view g of a plane to its place, times its factor; zeros where another view is `chosen`, which is not below 0.
+template <class T, bool kExact>
+inline void put_view(const Problem& p, const Place<Bits<T>>& place, const Source<Bits<T>>& from, const View<Bits<T>>& view,
+                     const Region& r, bool streaming, int g, int64_t plane, int64_t chosen) {
+  typedef Bits<T> E;
+  if (p.index && chosen != g) return put_zeros<E>(p, place, r, streaming);
+  if constexpr (!kExact) {
+    if (p.weights || p.moves || p.signs || p.volumes) {
+      const int64_t elements = elements_of(p, r);
+      E* stage = scratch<E>(1, elements);
+      const Band<E> band = view_band<E>(p, from, view, r, scratch<E>(0, elements), true);
+      scale_run<T>(numbers<T>(stage), numbers<T>(band.data), elements, Acc<T>(p.scale * weight(p, g, plane)));
+      return put<E>(p, place, dense_band<E>(p, r, stage), r, streaming);
+    }
+  }
+  move_view<E>(p, place, from, view, r, streaming, negates(p, plane, g));
+}
+
 // T: a float type where something is multiplied, unsigned integers where bits are moved.
 template <class T, bool kExact>
 void orbit_typed(const Problem& p) {
@@ -60,22 +101,12 @@ void orbit_typed(const Problem& p) {
     const Unit t = unit_at(u, n, p.H, p.W);
     Source<E> from = source<E>(p, t.plane);
     if constexpr (!kExact)
-      if (!p.weights && !p.moves) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
+      if (!p.weights && !p.moves && !p.signs) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
     const int64_t chosen = p.index ? p.index[t.plane / p.planes_per_index] : -1;
     for (int g = 0; g < p.views; ++g) {
       const Place<E> place(p, p.out, t.plane, g);
       for_bands(p, region_of(p, p.codes[g], t), sizeof(E), [&](const Region& r) {
-        if (p.index && chosen != g) return put_zeros<E>(p, place, r, streaming);
-        if constexpr (!kExact) {
-          if (p.weights || p.moves) {
-            const int64_t elements = elements_of(p, r);
-            E* stage = scratch<E>(1, elements);
-            const Band<E> band = view_band<E>(p, from, views[g], r, scratch<E>(0, elements), true);
-            scale_run<T>(numbers<T>(stage), numbers<T>(band.data), elements, Acc<T>(p.scale * weight(p, g, t.plane)));
-            return put<E>(p, place, dense_band<E>(p, r, stage), r, streaming);
-          }
-        }
-        move_view<E>(p, place, from, views[g], r, streaming);
+        put_view<T, kExact>(p, place, from, views[g], r, streaming, g, t.plane, chosen);
       });
     }
   });
@@ -93,7 +124,8 @@ void select_typed(const Problem& p) {
     const int64_t g = std::min<int64_t>(std::max<int64_t>(p.index[t.plane / p.planes_per_index], 0), p.views - 1);
     const Source<E> from = source<E>(p, t.plane, g);
     const Place<E> place(p, p.out, t.plane, 0);
-    for_bands(p, t.region(), sizeof(E), [&](const Region& r) { move_view<E>(p, place, from, views[g], r, streaming); });
+    const bool minus = negates(p, t.plane, g);
+    for_bands(p, t.region(), sizeof(E), [&](const Region& r) { move_view<E>(p, place, from, views[g], r, streaming, minus); });
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "orbit.h"
 #include "sum.h"
 #include "sum_moved.h"
 #include "sum_small.h"
@@ -131,7 +132,9 @@ void fold_typed(const Problem& p, const Units& u, bool streaming) {
       A* s = scratch<A>(1, elements);
       A* m = kOp == kStd ? scratch<A>(2, elements) : nullptr;
       for (int g = 0; g < p.views; ++g) {
-        const Band<E> band = view_band<E>(p, source<E>(p, t.plane, g), views[g], r, stage, true);
+        const Source<E> from = source<E>(p, t.plane, g);
+        const bool minus = kOp != kSum && negates(p, t.plane, g);  // the weights of a sum have the signs
+        const Band<E> band = minus ? negated_band<E>(p, from, views[g], r, stage) : view_band<E>(p, from, views[g], r, stage, true);
         join_run<T, kOp>(s, m, numbers<T>(band.data), elements, g, A(weight(p, g, t.plane)));
       }
       E* second = pair ? stage + elements : nullptr;

@@ -102,7 +102,7 @@ struct Fold {
     const int64_t row = p.in.row;
     for (int g = 0; g < p.views; ++g) {
       const unsigned code = p.codes[g];
-      const T* from = planes + g * p.in.group;
+      const T* from = planes + view_offset(p, p.in, plane, g);
       const bool turn = code & kTranspose, mirror = code & kReverseW;
       const int64_t l0 = turn ? t.c0 : t.r0, e0 = turn ? t.r0 : t.c0, e1 = turn ? t.r1 : t.c1;
       from += (code & kReverseH ? p.H - 1 - l0 : l0) * row + (mirror ? p.W - e1 : e0);
@@ -193,7 +193,7 @@ void sum_planes(const Problem& p, const Units& u, bool streaming) {
   for_units(p, u, p.planes() * p.Ho * p.Wo * p.views, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
     for (int64_t k = 0; k < t.planes; ++k)
-      p.weights ? sum_block<T, C, true>(p, t, t.plane + k, streaming) : sum_block<T, C, false>(p, t, t.plane + k, streaming);
+      p.weights || p.signs ? sum_block<T, C, true>(p, t, t.plane + k, streaming) : sum_block<T, C, false>(p, t, t.plane + k, streaming);
   });
 }
 

@@ -18,9 +18,9 @@ struct SmallSum {
   const Problem& p;
   const SmallViews<E>& small;
 
-  // `planes` planes whose views begin at from + g·group, to places `to_plane` apart.
+  // `planes` planes whose views begin at from + offsets[g], to places `to_plane` apart.
   template <bool kWeighted>
-  void run(T* to, int64_t to_plane, const E* from, int64_t from_plane, int64_t planes, const A* weights) const {
+  void run(T* to, int64_t to_plane, const E* from, int64_t from_plane, int64_t planes, const A* weights, const int64_t* offsets) const {
     const SmallShape<E> shape = small.all[0].shape;
     const int64_t elements = small.all[0].elements;
     const A scale = A(p.scale);
@@ -30,7 +30,7 @@ struct SmallSum {
       for (int g = 0; g < views; ++g) {
         const SmallView<E>& view = small.all[g];
         __m512i r[kUsed], v[kUsed];
-        shape.template load<kUsed>(from + g * p.in.group, r);
+        shape.template load<kUsed>(from + offsets[g], r);
         if (view.identity) {
 #pragma GCC unroll 4
           for (int k = 0; k < kUsed; ++k) v[k] = r[k];
@@ -59,17 +59,20 @@ struct SmallSum {
 
   void unit(const Unit& t, bool streaming) const {
     const Place<E> place(p, p.out, t.plane, 0);
-    const Source<E> from = source<E>(p, t.plane);
+    const E* const from = at<E>(p, p.in, t.plane);
+    const int64_t from_plane = next_plane(p, p.in);
     const int64_t elements = p.Ho * p.Wo;
     const bool direct = !streaming && place.col == 1 && place.row == p.Wo;
     T* to = numbers<T>(direct ? place.data : scratch<E>(0, t.planes * elements));
     const int64_t to_plane = direct ? place.plane : elements;
     A weights[kMaxViews];
-    for (int g = 0; p.weights && g < p.views; ++g) weights[g] = A(weight(p, g, t.plane));
-    if (p.weights)
-      run<true>(to, to_plane, from.data, from.plane, t.planes, weights);
+    int64_t offsets[kMaxViews];
+    for (int g = 0; g < p.views; ++g) offsets[g] = view_offset(p, p.in, t.plane, g);
+    for (int g = 0; (p.weights || p.signs) && g < p.views; ++g) weights[g] = A(weight(p, g, t.plane));
+    if (p.weights || p.signs)
+      run<true>(to, to_plane, from, from_plane, t.planes, weights, offsets);
     else
-      run<false>(to, to_plane, from.data, from.plane, t.planes, weights);
+      run<false>(to, to_plane, from, from_plane, t.planes, weights, offsets);
     if (!direct) put<E>(p, place, dense_band<E>(p, t.region(), reinterpret_cast<E*>(to)), t.region(), streaming);
   }
 };

@@ -43,7 +43,8 @@ struct Units {
     run = p.dims ? std::max<int64_t>(1, p.size[p.dims - 1]) : 1;
     const bool own = (p.weights || p.dots || p.scores) && p.planes_per_weight % run != 0;
     const bool owned = p.index && p.planes_per_index % run != 0;
-    chunk = own || owned || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / 4 / plane, run, planes / 8}));
+    const bool mixed = p.channels_of && p.channel_planes % run != 0;
+    chunk = own || owned || mixed || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / 4 / plane, run, planes / 8}));
     chunks = (run + chunk - 1) / chunk;
     rows = std::max<int64_t>(1, h), cols = std::max<int64_t>(1, w);
     if (plane > kPlane) {
@@ -88,26 +89,43 @@ inline E* at(const Problem& p, const Side& side, int64_t plane) {
 
 inline int64_t next_plane(const Problem& p, const Side& side) { return p.dims ? side.outer[p.dims - 1] : 0; }
 
-template <class E>
-inline Source<E> source(const Problem& p, int64_t plane, int64_t g = 0) {
-  return {at<E>(p, p.in, plane) + g * p.in.group, next_plane(p, p.in), p.in.row, p.in.col};
+// The entry of channels_of for a plane of a field.
+inline int32_t channel_of(const Problem& p, int64_t plane, int64_t g) {
+  return p.channels_of[g * p.channels + plane / p.channel_planes % p.channels];
+}
+inline bool negates(const Problem& p, int64_t plane, int64_t g) { return p.signs && channel_of(p, plane, g) < 0; }
+
+// From a plane's place among those of view 0 to its place in view g.
+inline int64_t view_offset(const Problem& p, const Side& side, int64_t plane, int64_t g) {
+  if (!side.channel) return g * side.group;
+  const int64_t there = channel_of(p, plane, g), here = plane / p.channel_planes % p.channels;
+  return g * side.group + ((there < 0 ? ~there : there) - here) * side.channel;
 }
 
-// body(unit number) for all units, on the problem's threads if that pays.
+template <class E>
+inline Source<E> source(const Problem& p, int64_t plane, int64_t g = 0) {
+  return {at<E>(p, p.in, plane) + view_offset(p, p.in, plane, g), next_plane(p, p.in), p.in.row, p.in.col};
+}
+
+// body(unit number) for so many units, on the problem's threads if that pays.
 template <class F>
-inline void for_units(const Problem& p, const Units& u, int64_t work, const F& body) {
-  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(p.threads, u.count));
+inline void for_units(const Problem& p, int64_t count, int64_t work, const F& body) {
+  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(p.threads, count));
   if (threads <= 1) {
-    for (int64_t n = 0; n < u.count; ++n) body(n);
+    for (int64_t n = 0; n < count; ++n) body(n);
     stream_fence();
     return;
   }
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t n = 0; n < u.count; ++n) body(n);
+    for (int64_t n = 0; n < count; ++n) body(n);
     stream_fence();
   }
+}
+template <class F>
+inline void for_units(const Problem& p, const Units& u, int64_t work, const F& body) {
+  for_units(p, u.count, work, body);
 }
 
 // Scratch of the calling thread; slots are disjoint. Freed with the thread.
@@ -123,10 +141,12 @@ inline E* scratch(int slot, int64_t elements) {
   return reinterpret_cast<E*>((reinterpret_cast<uintptr_t>(memory[slot].get()) + 63) & ~uintptr_t(63));
 }
 
+// A view's weight, with the sign of its channel where views have signs.
 inline double weight(const Problem& p, int g, int64_t plane) {
-  if (!p.weights) return 1.0;
+  const double sign = negates(p, plane, g) ? -1.0 : 1.0;
+  if (!p.weights) return sign;
   const int64_t k = g * p.weight_columns + plane / p.planes_per_weight;
-  return p.dtype == Dtype::kFloat64 ? static_cast<const double*>(p.weights)[k] : static_cast<const float*>(p.weights)[k];
+  return sign * (p.dtype == Dtype::kFloat64 ? static_cast<const double*>(p.weights)[k] : static_cast<const float*>(p.weights)[k]);
 }
 
 inline int64_t elements_of(const Problem& p, const Region& r) { return r.planes * r.rows() * r.pixels() * p.V; }
@@ -143,7 +163,8 @@ struct Place {
   int64_t plane, row, col;
 
   Place(const Problem& p, const Side& side, int64_t first_plane, int64_t g)
-      : data(side.data ? at<E>(p, side, first_plane) + g * side.group : nullptr), plane(next_plane(p, side)), row(side.row), col(side.col) {}
+      : Place(side.data ? at<E>(p, side, first_plane) + view_offset(p, side, first_plane, g) : nullptr, next_plane(p, side), side.row, side.col) {}
+  Place(E* first, int64_t to_plane, int64_t to_row, int64_t to_col) : data(first), plane(to_plane), row(to_row), col(to_col) {}
   E* at_region(const Region& r) const { return data + r.i0 * row + r.j0 * col; }
   bool rows_fit(const Problem& p) const { return col == p.V; }
 };
