@@ -18,10 +18,13 @@ template <class T>
 struct Lines {
   const T* at[kMostSummed];
   int64_t step[kMostSummed];
+  int64_t ahead[kMostSummed];  // what is fetched meanwhile, in elements from what is read; 0 leaves it to the caller's jump
   Acc<T> weight[kMostSummed];
   int count = 0;
 
-  void add(const T* first, int64_t line_step, Acc<T> w) { at[count] = first, step[count] = line_step, weight[count++] = w; }
+  void add(const T* first, int64_t line_step, Acc<T> w, int64_t fetched = 0) {
+    at[count] = first, step[count] = line_step, ahead[count] = fetched, weight[count++] = w;
+  }
 };
 
 // Where group k of kLanes elements begins in a row of n; the last one overlaps its neighbour.
@@ -52,13 +55,13 @@ inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int
   for (int k = 0; k < nf; ++k) {
     forward_step[k] = f.step[k], forward_weight[k] = f.weight[k];
     forward[k] = f.at[k] + first * f.step[k];
-    forward_ahead[k] = jump ? jump : rows_ahead * f.step[k];
+    forward_ahead[k] = f.ahead[k] ? f.ahead[k] : jump ? jump : rows_ahead * f.step[k];
   }
 #pragma GCC unroll 2
   for (int k = 0; k < nb; ++k) {
     backward_step[k] = b.step[k], backward_weight[k] = b.weight[k];
     backward[k] = b.at[k] + first * b.step[k] + n - C::kLanes;
-    backward_ahead[k] = jump ? jump : rows_ahead * b.step[k];
+    backward_ahead[k] = b.ahead[k] ? b.ahead[k] : jump ? jump : rows_ahead * b.step[k];
   }
   for (int64_t line = first; line < last; ++line) {
     for (int64_t group = 0, next = 0; next < n; ++group) {

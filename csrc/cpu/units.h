@@ -192,7 +192,7 @@ inline void put(const Problem& p, const Place<E>& place, const Band<E>& band, co
     return for_runs(p, r, place.plane, place.row, band.plane, band.row, [&](int64_t a, int64_t b, int64_t n) {
       char* dst = reinterpret_cast<char*>(to + a);
       const char* src = reinterpret_cast<const char*>(band.data + b);
-      streaming ? stream(dst, src, n * sizeof(E)) : void(std::memcpy(dst, src, n * sizeof(E)));
+      streaming ? stream(dst, src, n * sizeof(E)) : copy_bytes(dst, src, n * sizeof(E));
     });
   }
   for (int64_t k = 0; k < r.planes; ++k)

@@ -302,6 +302,34 @@ EQK_INLINE C times(const C& a, typename C::A s) {
   for (int k = 0; k < C::kParts; ++k) r.v[k] = a.v[k] * s;
   return r;
 }
+// Numbers in the order of memory, whatever the chunk's own is.
+template <class V, int L, int kFirst, int kStep, size_t... I>
+EQK_INLINE V picked(V a, V b, std::index_sequence<I...>) {
+  if constexpr (kStep == 0) return __builtin_shufflevector(a, b, (kFirst + int(I) / 2 + int(I) % 2 * L)...);
+  return __builtin_shufflevector(a, b, (kFirst + int(I) * kStep)...);
+}
+template <class C>
+EQK_INLINE C fetch_in_order(const typename C::A* p) {
+  constexpr int L = C::kLanes / C::kParts;
+  typedef typename C::V V;
+  if constexpr (C::kParts == 1) {
+    return {{load<typename C::A, L>(p)}};
+  } else {
+    const V low = load<typename C::A, L>(p), high = load<typename C::A, L>(p + L);
+    return {{picked<V, L, 0, 2>(low, high, std::make_index_sequence<L>()), picked<V, L, 1, 2>(low, high, std::make_index_sequence<L>())}};
+  }
+}
+template <class C>
+EQK_INLINE void keep_in_order(typename C::A* p, const C& c) {
+  constexpr int L = C::kLanes / C::kParts;
+  typedef typename C::V V;
+  if constexpr (C::kParts == 1) {
+    store<typename C::A, L>(p, c.v[0]);
+  } else {
+    store<typename C::A, L>(p, picked<V, L, 0, 0>(c.v[0], c.v[1], std::make_index_sequence<L>()));
+    store<typename C::A, L>(p + L, picked<V, L, L / 2, 0>(c.v[0], c.v[1], std::make_index_sequence<L>()));
+  }
+}
 // Numbers in a chunk's own order, for scratch memory.
 template <class C>
 EQK_INLINE C fetch(const typename C::A* p) {
@@ -328,7 +356,7 @@ inline void stream(char* to, const char* from, int64_t bytes) {
 #if defined(__SSE2__)
   int64_t head = (64 - (reinterpret_cast<uintptr_t>(to) & 63)) & 63;
   if (bytes >= 128) {
-    std::memcpy(to, from, head);
+    if (head) std::memcpy(to, from, head);
     int64_t k = head;
     for (; k + 64 <= bytes; k += 64) {
 #if defined(__AVX512F__)
@@ -341,7 +369,7 @@ inline void stream(char* to, const char* from, int64_t bytes) {
         _mm_stream_si128(reinterpret_cast<__m128i*>(to + k + b), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k + b)));
 #endif
     }
-    std::memcpy(to + k, from + k, bytes - k);
+    if (k < bytes) std::memcpy(to + k, from + k, bytes - k);
     return;
   }
 #endif

@@ -10,7 +10,10 @@
 namespace equikern {
 namespace EQK_ISA {
 
-constexpr int64_t kSide = 32;  // of a box; its rows are whole cache lines
+// The side of a box: its rows are whole cache lines, two of them where no sums of float32 have to fit into L2 beside it.
+constexpr int64_t kSumSide = 32;
+template <class E>
+constexpr int64_t kSide = sizeof(E) < 4 ? 64 : 32;
 constexpr unsigned kAxis = 3;
 
 // A part of a volume, or of a view of it.
@@ -79,11 +82,10 @@ struct Turns {
 struct Boxes {
   int64_t side[3], parts[3], size[3], count;
 
-  Boxes(const Problem& p, const Turns& turns, const int64_t* of) {
+  Boxes(const Problem& p, const Turns& turns, const int64_t* of, int64_t edge) {
     int64_t elements = p.V;
     for (int k = 0; k < 3; ++k) size[k] = of[k], elements *= of[k];
-    int64_t edge = kSide;
-    while (edge > 8 && edge * edge * edge * p.V > kPlane) edge /= 2;
+    while (edge > 8 && edge * edge * p.V > 4096) edge /= 2;
     for (int k = 0; k < 3; ++k) side[k] = elements <= kPlane ? std::max<int64_t>(1, size[k]) : edge;
     if (elements > kPlane && !turns.moves) {
       side[2] = std::min<int64_t>(size[2], 32768);
@@ -144,9 +146,10 @@ struct Planes {
   Place<E> place(const Volume<E>& to) const {
     return Place<E>(to.data ? to.data + first * to.step[turn.along] : nullptr, to.step[turn.along], to.step[turn.down], to.step[2]);
   }
-  // body(plane number, its region) for bands of single planes that fit into L1.
+  // body(plane number, its region) for bands of single planes that fit into L1, or for all planes at once where these do.
   template <class F>
   void for_each(int64_t bytes, const F& body) const {
+    if (elements_of(p, region) * bytes <= kBand) return body(0, region);
     for (int64_t k = 0; k < region.planes; ++k)
       for_bands(p, Region{1, region.i0, region.i1, region.j0, region.j1}, bytes, [&](const Region& r) { body(k, r); });
   }
@@ -176,7 +179,7 @@ template <class T, bool kExact>
 void volume_orbit(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size);
+  const Boxes boxes(p, turns, turns.size, kSide<E>);
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -197,7 +200,7 @@ void volume_select(const Problem& call) {
   const int64_t* const index = p.index;
   p.index = nullptr;  // it chooses views to read, not to write
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size);
+  const Boxes boxes(p, turns, turns.out_size, kSide<E>);
   const int64_t work = turns.elements(p);
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -212,7 +215,7 @@ template <class T>
 void volume_dot(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size);
+  const Boxes boxes(p, turns, turns.size, kSide<E>);
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
   std::vector<double> parts(boxes.count * p.views);
@@ -279,13 +282,118 @@ void volume_fold(const Problem& p, const Turns& turns, const Boxes& boxes, bool 
   });
 }
 
+// The views that show the same axes on theirs, whose rows are summed before they are turned.
+struct TurnClass {
+  const Turn* turn = nullptr;
+  std::vector<int> views;
+};
+
+// to (+)= the plane of sums, whose rows are those of the source: `lines` rows of n.
+template <class A, bool kAdd>
+inline void join_plane(A* to, int64_t to_row, const A* from, int64_t from_row, int64_t rows, int64_t n) {
+  for (int64_t i = 0; i < rows; ++i, to += to_row, from += from_row)
+    for (int64_t j = 0; j < n; ++j) to[j] = kAdd ? to[j] + from[j] : from[j];
+}
+
+template <class C, bool kWeighted, class T, class Put>
+inline void sum_rows(const Lines<T>& f, const Lines<T>& b, int64_t lines, int64_t n, const Put& put) {
+  if (f.count == 4 && b.count == 4) return sum_counted<C, 4, 4, kWeighted>(f, b, 0, lines, n, 0, put);
+  sum_lines<C, kWeighted>(f, b, 0, lines, n, 0, put);
+}
+
+// The weighted sum of all views of one box of the result, in `sums`, dense. Fold first and turn once, as in sum.h: the
+// rows of the views of a class are summed, forwards and backwards, plane by plane, and these sums are turned.
+template <class T, class C, bool kWeighted>
+void sum_box(const Problem& p, const Turns& turns, const std::vector<TurnClass>& classes, int64_t n, const Box& out, Acc<T>* sums) {
+  typedef Acc<T> A;
+  const int64_t step[3] = {out.size(1) * out.size(2), out.size(2), 1};
+  bool begun = false;
+  for (const TurnClass& some : classes) {
+    const Turn& turn = *some.turn;
+    const bool turned = turn.code & kTranspose;
+    const int64_t planes = out.size(turn.along), row = out.size(turn.place_of(2)), lines = out.size(turn.place_of(turn.rows));
+    A* const plane = scratch<A>(2, lines * row);
+    A* const across = turned ? scratch<A>(3, lines * row) : nullptr;
+    for (int64_t k = 0; k < planes; ++k) {
+      Lines<T> forward, backward;
+      for (const int g : some.views) {
+        const Turn& view = turns.all[g];
+        const Volume<T> y(p, p.in, n, g);
+        const Box in = view.source(out, turns.size);
+        const bool back = view.back[view.third], up = view.back[view.rows];
+        const int64_t first = back ? in.hi[view.third] - 1 - k : in.lo[view.third] + k, line = up ? in.hi[view.rows] - 1 : in.lo[view.rows];
+        const T* const at = y.data + first * y.step[view.third] + line * y.step[view.rows] + in.lo[2];
+        const int64_t next = back ? -y.step[view.third] : y.step[view.third];
+        (view.back[2] ? backward : forward).add(at, up ? -y.step[view.rows] : y.step[view.rows], A(weight(p, g, n)), next);
+      }
+      A* const to = sums + k * step[turn.along];
+      A* const kept = !turned && !begun ? to : plane;
+      const int64_t kept_row = !turned && !begun ? step[turn.down] : row;
+      sum_rows<C, kWeighted>(forward, backward, lines, row,
+                             [=](int64_t line, int64_t, int64_t j, const C& sum) { keep_in_order<C>(kept + line * kept_row + j, sum); });
+      if (turned) {
+        transpose<Bits<A>>(reinterpret_cast<Bits<A>*>(across), lines, reinterpret_cast<const Bits<A>*>(plane), row, row, lines);
+        begun ? join_plane<A, true>(to, step[turn.down], across, lines, row, lines)
+              : join_plane<A, false>(to, step[turn.down], across, lines, row, lines);
+      } else if (begun) {
+        join_plane<A, true>(to, step[turn.down], plane, row, lines, row);
+      }
+    }
+    begun = true;
+  }
+}
+
+template <class T, class C>
+void volume_sum_chunks(const Problem& p, const Turns& turns, const Boxes& boxes, bool streaming) {
+  typedef Acc<T> A;
+  typedef Bits<T> E;
+  std::vector<TurnClass> classes(16);
+  for (int g = 0; g < p.views; ++g) {
+    TurnClass& own = classes[p.codes[g] & 15];
+    own.turn = &turns.all[g];
+    own.views.push_back(g);
+  }
+  classes.erase(std::remove_if(classes.begin(), classes.end(), [](const TurnClass& c) { return !c.turn; }), classes.end());
+  for_units(p, boxes.count, p.views * turns.elements(p), [&](int64_t unit) {
+    const int64_t n = boxes.volume(unit);
+    const Box out = boxes.at(unit);
+    const int64_t elements = out.size(0) * out.size(1) * out.size(2);
+    A* const sums = scratch<A>(1, elements + C::kLanes);
+    if (p.weights || p.signs)
+      sum_box<T, C, true>(p, turns, classes, n, out, sums);
+    else
+      sum_box<T, C, false>(p, turns, classes, n, out, sums);
+    T* const to = numbers<T>(scratch<E>(0, elements));
+    const A scale = A(p.scale);
+    int64_t k = 0;
+    for (; k + C::kLanes <= elements; k += C::kLanes) times(fetch_in_order<C>(sums + k), scale).to(to + k);
+    for (; k < elements; ++k) down(to + k, sums[k] * scale);
+    put_box<E>(p, p.out, n, out, reinterpret_cast<const E*>(to), streaming);
+  });
+}
+
+// Whether the sum is done here: contiguous rows, in every box at least as long as the shortest chunk.
+template <class T>
+bool volume_sum(const Problem& p, const Turns& turns, const Boxes& boxes, bool streaming) {
+  if (p.V != 1 || p.in.col != 1 || p.views > kMostSummed) return false;
+  int64_t n = INT64_MAX;
+  for (const Turn& turn : turns.all) n = std::min(n, boxes.least(turn.place_of(2)));
+  constexpr int L = kLanesOf<T>;
+  if (n >= Chunk<T, L>::kLanes) return volume_sum_chunks<T, Chunk<T, L>>(p, turns, boxes, streaming), true;
+  if constexpr (L >= 8)
+    if (n >= Chunk<T, L / 4>::kLanes) return volume_sum_chunks<T, Chunk<T, L / 4>>(p, turns, boxes, streaming), true;
+  return false;
+}
+
 template <class T>
 void volume_reduce(const Problem& p) {
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size);
+  const Boxes boxes(p, turns, turns.out_size, kSumSide);
   const bool streaming = past_caches((p.views + 1) * turns.elements(p) * int64_t(sizeof(T)));
   switch (p.op) {
-    case kSum: return volume_fold<T, kSum>(p, turns, boxes, streaming);
+    case kSum:
+      if (!volume_sum<T>(p, turns, boxes, streaming)) volume_fold<T, kSum>(p, turns, boxes, streaming);
+      return;
     case kMax: return volume_fold<T, kMax>(p, turns, boxes, streaming);
     case kMin: return volume_fold<T, kMin>(p, turns, boxes, streaming);
     case kGmean: return volume_fold<T, kGmean>(p, turns, boxes, streaming);

@@ -49,9 +49,20 @@ def _parsed(maps: str) -> tuple[bytes, int]:
         if permutes(maps):
             found = _codes[maps] = (b"".join(map(_moves, words)), moved_dim(words[0]))
             return found
-        codes = bytes(0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words)
-        found = _codes[maps] = (codes, 0 if words[0] == "." else 2)
+        spatial = 0 if words[0] == "." else len(words[0])
+        found = _codes[maps] = (bytes(map(_volume_code if spatial == 3 else _image_code, words)), spatial)
     return found
+
+
+def _image_code(word: str) -> int:
+    """See ``csrc/grid_index.h``."""
+    return 0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word)
+
+
+def _volume_code(word: str) -> int:
+    """See ``csrc/cpu/volumes.h``."""
+    axes = ["dhw".index(letter.lower()) for letter in word]
+    return axes[0] + 4 * axes[1] + 16 * ("D" in word) + 32 * ("H" in word) + 64 * ("W" in word)
 
 
 def _moves(word: str) -> bytes:
