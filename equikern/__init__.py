@@ -3,6 +3,7 @@
 from .actions import Action, GridAction, GroupAction, grid, trivial
 from .backends import active_backend, use_backend
 from .buildinfo import BuildInfo, build_info
+from .fields import FieldAction, field, regular
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .matrices import MatrixAction, MatrixSamples, matrix
 from .nn import (
@@ -38,6 +39,7 @@ __all__ = [
     "CanonicalLambdaEquiTune",
     "EquiTune",
     "EquiZero",
+    "FieldAction",
     "GridAction",
     "Group",
     "GroupAction",
@@ -50,6 +52,7 @@ __all__ = [
     "build_info",
     "cyclic_group",
     "dihedral_group",
+    "field",
     "grid",
     "linear_orbit_cross_entropy",
     "matrix",
@@ -64,6 +67,7 @@ __all__ = [
     "principal_frame",
     "product_action",
     "product_group",
+    "regular",
     "symmetrize",
     "tokens",
     "train_backbone",

@@ -20,7 +20,7 @@ from itertools import product as choices
 import torch
 from torch import Tensor
 
-from . import matrix_tables, tables
+from . import field_tables, matrix_tables, tables
 from .groups import Group
 
 __all__ = ["Action", "GridAction", "GroupAction", "grid", "trivial"]
@@ -36,6 +36,9 @@ def apply_word(x: Tensor, word: str) -> Tensor:
         return _permuted(x, word)
     if matrix_tables.multiplies(word):
         return _multiplied(x, word)
+    if field_tables.is_field(word):
+        channels, word = field_tables.parts(word)
+        return _mixed(apply_word(x, word), channels, -len(word) - 1)
     lead, axes = x.dim() - len(word), _AXES[len(word)]
     turned = x.permute(*range(lead), *(lead + axes.index(letter.lower()) for letter in word))
     reverse = [lead + axis for axis, letter in enumerate(word) if letter.isupper()]
@@ -62,10 +65,22 @@ def _multiplied(x: Tensor, word: str) -> Tensor:
     return (x.to(wide).unsqueeze(-2) * rows).sum(-1).to(x.dtype)
 
 
+def _mixed(x: Tensor, channels: str, dim: int) -> Tensor:
+    size = field_tables.size(field_tables.word(channels, ""))
+    fields = x.unflatten(dim, (x.shape[dim] // size, size))  # type: ignore[no-untyped-call]
+    if matrix_tables.multiplies(channels):
+        mixed = _multiplied(fields.movedim(dim, -1), channels).movedim(-1, dim)
+    else:
+        mixed = _permuted(fields, channels)
+    return mixed.flatten(dim - 1, dim)
+
+
 def axis_order(word: str) -> tuple[int, ...] | None:
     """The dim that each of a view's spatial dims shows, counted from the end; None where all stay in place."""
     if word == "." or word[0] in "ptm":
         return None
+    if field_tables.is_field(word):
+        _, word = field_tables.parts(word)
     axes = _AXES[len(word)]
     order = tuple(axes.index(letter.lower()) - len(word) for letter in word)
     return None if order == tuple(range(-len(word), 0)) else order
@@ -78,9 +93,14 @@ def view_shape(shape: Sequence[int], word: str) -> tuple[int, ...]:
 
 
 def compose(outer: str, inner: str) -> str:
-    """The word of ``apply_word(apply_word(x, inner), outer)``, both of grids with as many dims."""
+    """The word of ``apply_word(apply_word(x, inner), outer)``, both of grids or fields with as many dims."""
     if outer == ".":
         return "."
+    if field_tables.is_field(outer) or field_tables.is_field(inner):
+        last, outer = field_tables.parts(outer) if field_tables.is_field(outer) else ("", outer)
+        first, inner = field_tables.parts(inner) if field_tables.is_field(inner) else ("", inner)
+        channels = field_tables.after(last, first) if first and last else first or last
+        return field_tables.word(channels, compose(outer, inner))
     axes = _AXES[len(outer)]
     letters = []
     for letter in outer:
@@ -98,6 +118,13 @@ def _check_words(name: str, words: Sequence[str]) -> None:
         if len(multiply) < len(words) or len({len(matrix_tables.entry(word)) for word in words}) > 1:
             raise ValueError(f"{name}: expected matrices of one size throughout, got {words!r}")
         return
+    fields = [word for word in words if word[:2] == "f:" and field_tables.is_registered(word)]
+    if fields:
+        if len(fields) < len(words) or len({(word[2], field_tables.size(word)) for word in words}) > 1:
+            raise ValueError(f"{name}: expected fields of one number of channels throughout, got {words!r}")
+        words = [field_tables.parts(word)[1] for word in words]
+        if "." in words:
+            raise ValueError(f"{name}: expected fields on a grid, got {words!r}")
     permute = [word for word in words if tables.is_registered(word)]
     if permute:
         if len(permute) < len(words) or len({(word.partition(":")[0], tables.entry(word).size) for word in words}) > 1:
@@ -121,8 +148,9 @@ class Action:
         name: what error messages call the action.
         order: |G|, the size of the group axis.
         dims: how many trailing dims the action moves: 2 or 3 for a grid, 1 for matrices and for a permutation of the
-            last dim (3 for one of the third last, which moves all that is behind it), 0 for the trivial action and
-            for token ids.
+            last dim (3 for one of the third last, which moves all that is behind it), one more than its grid for a
+            field, 0 for the trivial action and for token ids.
+        sides: how many of them are a grid's.
         words, inverse_words: the |G| words of g, and those of g⁻¹ in the order of g.
         adjoint_words, inverse_adjoint_words: those of the adjoints of g and of g⁻¹, which the gradients need: g⁻¹ and
             g themselves, but for matrices that are not orthogonal.
@@ -140,6 +168,7 @@ class Action:
         self.words = tuple(words)
         self.inverse_words = tuple(inverse_words)
         self.adjoint_words, self.inverse_adjoint_words = self.inverse_words, self.words
+        self.sides = 0
         if tables.permutes(words[0]):
             self.dims = -tables.moved_dim(words[0])
         elif matrix_tables.multiplies(words[0]):
@@ -147,8 +176,14 @@ class Action:
             self.dims = 1
             self.adjoint_words = tuple(map(matrix_tables.adjoint, words))
             self.inverse_adjoint_words = tuple(map(matrix_tables.adjoint, inverse_words))
+        elif field_tables.is_field(words[0]):
+            self.sides = len(field_tables.parts(words[0])[1])
+            self.dims = self.sides + 1
+            pairs = list(zip(words, inverse_words, strict=True))
+            self.adjoint_words = tuple(field_tables.adjoint(word, back) for word, back in pairs)
+            self.inverse_adjoint_words = tuple(field_tables.adjoint(back, word) for word, back in pairs)
         else:
-            self.dims = 0 if words[0] == "." else len(words[0])
+            self.dims = self.sides = 0 if words[0] == "." else len(words[0])
         self.maps = " ".join(words)
         self.inverse_maps = " ".join(inverse_words)
         self.adjoint_maps = " ".join(self.adjoint_words)

@@ -50,7 +50,7 @@ class PermutationAction(GroupAction):
 
     def along(self, dim: int) -> PermutationAction:
         """The same permutations of another dim, counted from the end."""
-        return self if dim == self.dim else PermutationAction(self.group, self.perm, self.signs, _dim(dim), self.name)
+        return self if dim == self.dim else PermutationAction(self.group, self.perm, self.signs, dim_from_end(dim), self.name)
 
     def unsigned(self) -> tuple[Tensor, PermutationAction]:
         """Factors ±1 (|G|, n, 1, …) and an action without signs that together do what this one does to an orbit.
@@ -128,7 +128,7 @@ def permutation(
     factors = None if signs is None else _signs(signs, rows)
     if factors is not None and bool((factors > 0).all()):
         factors = None
-    return PermutationAction(_checked("perm", rows, factors, group), rows, factors, _dim(dim))
+    return PermutationAction(_checked("perm", rows, factors, group), rows, factors, dim_from_end(dim))
 
 
 def tokens(perm: Table, *, group: Group | None = None) -> TokenAction:
@@ -234,7 +234,7 @@ def _after(g: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, 
     return g[0][h[0]], g[1][h[0]] * h[1]
 
 
-def _dim(dim: object) -> int:
+def dim_from_end(dim: object) -> int:
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
     if dim >= 0:

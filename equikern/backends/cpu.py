@@ -7,6 +7,7 @@ import struct
 import torch
 from torch import Tensor
 
+from ..field_tables import grids, is_field, sources, targets
 from ..matrix_tables import multiplies
 from ..tables import entry, moved_dim, permutes, table
 from . import cpu_matrices
@@ -28,6 +29,7 @@ _OPS = {
 _SPACES = {"logits": 0, "probs": 1, "log_probs": 2}  # enum Space
 _KINDS = {"max_prob": 0, "entropy": 1, "margin": 2, "max": 3}  # enum ScoreKind
 _codes: dict[str, tuple[bytes, int]] = {}
+_spread_codes: dict[str, tuple[bytes, int]] = {}
 _inverses: dict[str, tuple[bytes, list[Tensor]]] = {}
 _token_maps: dict[str, tuple[bytes, bytes, Tensor]] = {}
 
@@ -41,16 +43,25 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def _parsed(maps: str) -> tuple[bytes, int]:
-    """What the native module calls codes and spatial: what each view does, and to which dims."""
-    found = _codes.get(maps)
+def _parsed(maps: str, spreads: bool = False) -> tuple[bytes, int]:
+    """What the native module calls codes and spatial: what each view does, and to which dims.
+
+    ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
+    """
+    known = _spread_codes if spreads else _codes
+    found = known.get(maps)
     if found is None:
         words = maps.split(" ")
+        if is_field(maps):
+            channels = (targets if spreads else sources)(maps)
+            codes, spatial = _parsed(grids(maps))
+            found = known[maps] = (codes + channels.numpy().tobytes(), spatial + 256 * channels.shape[1])
+            return found
         if permutes(maps):
-            found = _codes[maps] = (b"".join(map(_moves, words)), moved_dim(words[0]))
+            found = known[maps] = (b"".join(map(_moves, words)), moved_dim(words[0]))
             return found
         spatial = 0 if words[0] == "." else len(words[0])
-        found = _codes[maps] = (bytes(map(_volume_code if spatial == 3 else _image_code, words)), spatial)
+        found = known[maps] = (bytes(map(_volume_code if spatial == 3 else _image_code, words)), spatial)
     return found
 
 
@@ -113,7 +124,7 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
             whole.shape[1], torch.get_num_threads(),
         )  # fmt: skip
         return
-    codes, dims = _parsed(maps)
+    codes, dims = _parsed(maps, spreads=True)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_index = 0
     if index is not None:
@@ -143,7 +154,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     """See ``reference.orbit_dot``."""
     if multiplies(maps):
         return cpu_matrices.orbit_dot(x, y, out, dots, maps, weights)
-    codes, dims = _parsed(maps)
+    codes, dims = _parsed(maps, spreads=True)
     at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
     _C.orbit_dot(
         x.data_ptr(), x.shape, x.stride(), y.data_ptr(), y.stride(), at_out, out_strides, dots.data_ptr(), codes, dims,

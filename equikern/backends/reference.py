@@ -3,7 +3,8 @@
 Shapes: x is (*lead, H, W), y is (|G|, *lead, H, W); weights, scores and dots are (|G|, *lead[:k−1]) and index is
 lead[:m], each broadcasting over what follows. The output tensors are written in place and may have any strides.
 Where the words permute a dim, that dim stands for H and W; where they are matrices, the last dim does, in the
-accumulator's dtype and rounded once; where they map token ids, nothing does. The kernels with a softmax take logits
+accumulator's dtype and rounded once; where they are fields (``field_tables.py``), the channels and the grid behind them
+do; where they map token ids, nothing does. The kernels with a softmax take logits
 (|G|, *lead, V) and words that permute the last dim or nothing.
 """
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..actions import apply_word
-from ..matrix_tables import multiplies
+from ..field_tables import computes
 from ..tables import table
 
 LOGODD_EPS = 1e-6
@@ -42,7 +43,7 @@ def _views(y: Tensor, maps: str) -> Tensor:
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """``out[g] = scale · weights[g] · map_g(x)``; views other than index are zero when an index is given."""
-    exact = scale == 1.0 and weights is None and not multiplies(maps)
+    exact = scale == 1.0 and weights is None and not computes(maps)
     for g, word in enumerate(maps.split(" ")):
         view = apply_word(x if exact else x.to(accumulator(x.dtype)), word)
         if not exact:
@@ -104,7 +105,7 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
     if scores is not None:
         index.copy_(best_view(scores, minimum))
-    products = multiplies(maps)
+    products = computes(maps)
     # Moved as integers: gather of float16 turns a signalling NaN into a quiet one.
     v = _views(y.to(accumulator(y.dtype)), maps) if products else _views(y, maps).view(_SAME_SIZE[y.element_size()])
     chosen = _broadcast(index, v.dim() - 1).unsqueeze(0).clamp(0, v.shape[0] - 1)

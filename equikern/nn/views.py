@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction, apply_word, compose, grid, trivial, view_shape
+from ..field_tables import is_field, parts
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
@@ -221,6 +222,8 @@ def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list
 
 def _sides(word: str) -> str:
     """What a view does to the sides of a grid, without its flips; "." where it has no grid."""
+    if is_field(word):
+        _, word = parts(word)
     return "." if word[0] in "ptm" else word.lower()
 
 

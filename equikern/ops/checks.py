@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..actions import Action, view_shape
+from ..fields import FieldAction
 from ..matrices import MatrixAction, MatrixSamples
 from ..permutations import PermutationAction, TokenAction
 from . import autograd
@@ -36,6 +37,16 @@ def _action(action: object) -> Action:
     return action
 
 
+def _values(name: str, t: Tensor, action: Action, dtypes: frozenset[torch.dtype]) -> None:
+    """That t has a dtype which the action can transform."""
+    if isinstance(action, (MatrixAction, MatrixSamples)) or (isinstance(action, FieldAction) and action.mixes):
+        dtypes = FLOATS
+    elif isinstance(action, (PermutationAction, FieldAction)) and action.signs is not None and t.dtype in _UNSIGNED:
+        raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {t.dtype}")
+    if t.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {t.dtype}")
+
+
 def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = False) -> None:
     group = "|G|, " * skip
     if isinstance(action, PermutationAction):
@@ -53,14 +64,19 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
             )
         return
     if t.dim() < action.dims + skip:
-        sides = "D, H, W" if action.dims == 3 else "H, W"
+        sides = "C, " * (action.dims - action.sides) + ("D, H, W" if action.sides == 3 else "H, W")
         raise ValueError(
             f"{name}: expected at least {action.dims + skip} dims ({group}…, {sides}) for {action.name!r}, "
             f"got shape {tuple(t.shape)}"
         )
+    if isinstance(action, FieldAction) and t.shape[-action.dims] % action.size:
+        raise ValueError(
+            f"{name}: expected a multiple of {action.size} channels on dim {-action.dims} for {action.name!r}, got "
+            f"{t.shape[-action.dims]} in shape {tuple(t.shape)}"
+        )
     if turns or keeps_shape(t.shape, action):
         return
-    if action.dims == 3:
+    if action.sides == 3:
         raise ValueError(
             f'{name}: expected a volume whose sides are alike where "{action.name}" turns them, got '
             f'{"×".join(map(str, t.shape[-3:]))}; use "flips3d" or EquiTune'
@@ -73,7 +89,7 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
 
 def keeps_shape(shape: torch.Size, action: Action) -> bool:
     """Whether all views of such a tensor have its shape: sides that change places are of one length."""
-    if not action.square or len(set(shape[-action.dims :])) == 1:
+    if not action.square or len(set(shape[-action.sides :])) == 1:
         return True
     return all(view_shape(shape, word) == shape for word in action.words)
 
@@ -88,12 +104,7 @@ def image(
         if dtypes is FLOATS:
             raise TypeError(f"action: expected one on numbers, got {action!r} on token ids; its logits acts on logits")
         dtypes = _IDS
-    elif isinstance(action, (MatrixAction, MatrixSamples)):
-        dtypes = FLOATS
-    elif isinstance(action, PermutationAction) and action.signs is not None and x.dtype in _UNSIGNED:
-        raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {x.dtype}")
-    if x.dtype not in dtypes:
-        raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {x.dtype}")
+    _values(name, x, action, dtypes)
     _spatial(name, x, action, 0, turns)
     if x.numel() > _MOST_BYTES // (action.order * x.element_size()):  # an expanded tensor can claim any size
         raise ValueError(
@@ -108,12 +119,7 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
     action = _action(action)
     if isinstance(action, TokenAction):
         raise TypeError(f"action: expected one on outputs, got {action!r} on token ids; its logits acts on logits")
-    if isinstance(action, (MatrixAction, MatrixSamples)):
-        dtypes = FLOATS
-    elif isinstance(action, PermutationAction) and action.signs is not None and y.dtype in _UNSIGNED:
-        raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {y.dtype}")
-    if y.dtype not in dtypes:
-        raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {y.dtype}")
+    _values(name, y, action, dtypes)
     _spatial(name, y, action, 1)
     if y.shape[0] != action.order:
         raise ValueError(
