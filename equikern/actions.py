@@ -134,9 +134,7 @@ def _check_words(name: str, words: Sequence[str]) -> None:
         axes = _AXES.get(len(words[0]), _AXES[2])
         if (word == ".") != (words[0] == ".") or (word != "." and sorted(word.lower()) != sorted(axes)):
             letters = "d, h and w" if len(axes) == 3 else "h and w"
-            raise ValueError(
-                f"{name}[{g}]: expected the letters {letters} once each, or '.' throughout, got {word!r}"
-            )
+            raise ValueError(f"{name}[{g}]: expected the letters {letters} once each, or '.' throughout, got {word!r}")
 
 
 class Action:

@@ -89,7 +89,8 @@ def after(outer: str, inner: str) -> str:
     if outer[0] == "m":
         return matrix_tables.register(matrix_tables.entry(outer) @ matrix_tables.entry(inner))
     first, second = (tables.table(word) for word in (inner, outer))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     via = second.whole[0].long()
     shown = first.whole[0].long()[torch.where(via < 0, ~via, via)]
     return tables.register(f"p{first.dim}", torch.where(via < 0, ~shown, shown))

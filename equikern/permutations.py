@@ -50,7 +50,11 @@ class PermutationAction(GroupAction):
 
     def along(self, dim: int) -> PermutationAction:
         """The same permutations of another dim, counted from the end."""
-        return self if dim == self.dim else PermutationAction(self.group, self.perm, self.signs, dim_from_end(dim), self.name)
+        return (
+            self
+            if dim == self.dim
+            else PermutationAction(self.group, self.perm, self.signs, dim_from_end(dim), self.name)
+        )
 
     def unsigned(self) -> tuple[Tensor, PermutationAction]:
         """Factors ±1 (|G|, n, 1, …) and an action without signs that together do what this one does to an orbit.

@@ -82,8 +82,7 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
             f'{"×".join(map(str, t.shape[-3:]))}; use "flips3d" or EquiTune'
         )
     raise ValueError(
-        f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; '
-        'use "flips" or EquiTune'
+        f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; use "flips" or EquiTune'
     )
 
 

@@ -64,7 +64,7 @@ def _launch_metadata(grid: Any, metadata: Any, args: Mapping[str, Any]) -> dict[
     return {"name": f"{metadata.name} {shape}", "bytes": count}
 
 
-_TABLES = ("positions", "sources", "whole", "skip")
+_TABLES = ("positions", "sources", "whole", "skip", "channels")
 
 
 _POINTERS = {

@@ -159,6 +159,25 @@ def map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD: tl.constexpr, DIMS: tl.
 
 
 @triton.jit
+def channel_of(channels, g, b, step, COUNT: tl.constexpr):
+    """How far view g's part of channel b % COUNT is from b's own, in elements, and whether it comes with a minus."""
+    here = b % COUNT
+    there = tl.load(channels + (g * COUNT + here))
+    minus = there < 0
+    there = tl.where(minus, -1 - there, there)
+    return (there - here).to(tl.int64) * step, minus
+
+
+@triton.jit
+def signed(v, minus):
+    """v or its negative."""
+    if v.dtype.is_floating():
+        return tl.where(minus, (-1.0 * v).to(v.dtype), v)
+    else:
+        return tl.where(minus, (0 - v).to(v.dtype), v)
+
+
+@triton.jit
 def prepare(v, OP: tl.constexpr):
     """A reduction's function of one value before the sum."""
     if OP == "gmean":

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from ...field_tables import is_field
 from ...matrix_tables import multiplies
 from ...tables import permutes
 from . import dots as products
-from . import ids, matrices, orbits, permuted, reductions, selection
+from . import fields, ids, matrices, orbits, permuted, reductions, selection
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
 
+def _module(maps: str, of_grids: Any) -> Any:
+    if is_field(maps):
+        return fields
+    return matrices if multiplies(maps) else permuted if permutes(maps) else of_grids
+
+
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``; token ids have no weights, scale or index."""
-    if multiplies(maps):
+    if is_field(maps):
+        fields.orbit(x, out, maps, scale, weights, index)
+    elif multiplies(maps):
         matrices.orbit(x, out, maps, scale, weights, index)
     elif not permutes(maps):
         orbits.orbit(x, out, maps, scale, weights, index)
@@ -28,21 +39,15 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
-    (matrices if multiplies(maps) else permuted if permutes(maps) else reductions).reduce(
-        y, out, maps, op, scale, weights, out2
-    )
+    _module(maps, reductions).reduce(y, out, maps, op, scale, weights, out2)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
-    (matrices if multiplies(maps) else permuted if permutes(maps) else products).orbit_dot(
-        x, y, out, dots, maps, weights
-    )
+    _module(maps, products).orbit_dot(x, y, out, dots, maps, weights)
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``."""
-    if multiplies(maps) and out.numel():  # what is chosen of empty outputs needs no matrices
-        matrices.select(y, out, index, maps, scores, minimum)
-    else:
-        (permuted if permutes(maps) else selection).select(y, out, index, maps, scores, minimum)
+    module = _module(maps, selection) if out.numel() else selection  # what is chosen of empty outputs needs no more
+    module.select(y, out, index, maps, scores, minimum)

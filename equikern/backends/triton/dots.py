@@ -10,10 +10,23 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ...field_tables import is_field
 from .compat import jit_kernel
-from .device import arrangements, columns, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
+from .device import (
+    arrangements,
+    channel_of,
+    columns,
+    form,
+    narrow,
+    placed_tile,
+    point_offset,
+    row_numbers,
+    signed,
+    tile,
+    unravel,
+)
 from .launch import Plan, accumulator, forms, next_power_of_two, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, normalize, operand, parse_maps
+from .layout import CHANNELS, Operand, channels_table, normalize, operand, parse_maps
 from .orbits import orbit
 
 __all__ = ["orbit_dot", "plan"]
@@ -21,14 +34,14 @@ __all__ = ["orbit_dot", "plan"]
 
 @jit_kernel
 def dot_tiles(
-    x, y, out, weights, partial, units: tl.int32, tiles: tl.int32, across: tl.int32, nb: tl.int32, na: tl.int64,
-    H: tl.int64, W: tl.int64,
+    x, y, out, weights, partial, channels, units: tl.int32, tiles: tl.int32, across: tl.int32, nb: tl.int32,
+    na: tl.int64, H: tl.int64, W: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
-    CODES: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
-    UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr, GP: tl.constexpr,
+    CODES: tl.constexpr, COUNT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr,
+    VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """One block of x against every view of y; the block's |G| sums go to their own places in ``partial``."""
     pid = tl.program_id(0)
@@ -47,13 +60,20 @@ def dot_tiles(
     totals = tl.zeros([TI, GP], ACC)
     for g in tl.static_range(len(CODES)):
         v = form(plain, flipped, turned, both, CODES[g]).to(ACC)
-        ptrs, mask = placed_tile(y + g * (yg * VEC), i0, j0, h, w, yh * VEC, yw, CODES[g], TI, TJ, UNIT)
+        beside = y + g * (yg * VEC)
+        if channels is not None:
+            step, minus = channel_of(channels, len(CODES) + g, b, 1, COUNT)
+            v = signed(v, minus)
+            beside += step * (yb * VEC)
+        ptrs, mask = placed_tile(beside, i0, j0, h, w, yh * VEC, yw, CODES[g], TI, TJ, UNIT)
         product = v * tl.load(ptrs, mask=mask, other=0).to(ACC)
         totals = tl.where(views == g, tl.sum(product, 1)[:, None], totals)
         if out is not None:
             if weights is not None:
                 v = v * tl.load(weights + g * wg + a * wa + b * wb)
             at = out + a * (oa * VEC) + b * (ob * VEC) + g * (og * VEC)
+            if channels is not None:
+                at += step * (ob * VEC)
             ptrs, mask = placed_tile(at, i0, j0, h, w, oh * VEC, ow, CODES[g], TI, TJ, UNIT)
             tl.store(ptrs, v.to(out.dtype.element_ty), mask=mask)
     view = tl.arange(0, GP)
@@ -62,16 +82,16 @@ def dot_tiles(
 
 @jit_kernel
 def dot_points(
-    x, y, out, weights, partial, units: tl.int32, row_blocks: tl.int32, column_blocks: tl.int32, na: tl.int64,
+    x, y, out, weights, partial, channels, units: tl.int32, row_blocks: tl.int32, column_blocks: tl.int32, na: tl.int64,
     R: tl.int64, C: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64, xs: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
-    WORDS: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
-    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, PARTS: tl.constexpr, ACC: tl.constexpr,
-    GP: tl.constexpr,
+    WORDS: tl.constexpr, COUNT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
+    VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, PARTS: tl.constexpr,
+    ACC: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """As ``orbit_points``: vectors follow x's order, single entries that of the views."""
     pid = tl.program_id(0)
@@ -99,7 +119,12 @@ def dot_points(
     for g in tl.static_range(len(WORDS)):
         if CB == 1:
             offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
+            if channels is not None:
+                step, minus = channel_of(channels, g, b, xb, COUNT)
+                offset += step
             v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
+            if channels is not None:
+                v = signed(v, minus)
         put = point_offset(
             r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC,
             WORDS[g] if CB > 1 else 136, DIMS, DENSE[1], CB > 1, CB,
@@ -137,7 +162,7 @@ def plan(
         "ACC": tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32,
         "GP": next_power_of_two(len(views.words)),
     }
-    operands = (x, y, out, weights, dots)
+    operands = (x, y, out, weights, dots, CHANNELS if views.channels else None)
     scalars = {"na": layout.a, "units": 0}
     if use_tiles(layout, views):
         found = plan_tiles(
@@ -168,7 +193,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     if y.numel() == 0:
         dots.zero_()
         return
-    if y.numel() == dots.numel():
+    if y.numel() == dots.numel() and not is_field(maps):
         _pointwise(x, y, out, dots, maps, weights)
         return
     found = plan(
@@ -187,11 +212,12 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
             out.copy_(dense)
         return
     launch, units = found
+    channels = channels_table(maps, x.device)
     if units == 1:
-        run(launch, x, y, out, weights, dots)
+        run(launch, x, y, out, weights, dots, channels)
         return
     partial = dots.new_empty((*dots.shape, units))
-    run(launch, x, y, out, weights, partial)
+    run(launch, x, y, out, weights, partial, channels)
     torch.sum(partial, -1, out=dots)
 
 

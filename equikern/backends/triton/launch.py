@@ -276,6 +276,7 @@ def plan_tiles(
         {
             **constants,
             "CODES": views.codes,
+            "COUNT": views.channels,
             "TI": ti,
             "TJ": tj,
             "VEC": vec,
@@ -345,6 +346,7 @@ def plan_gather(
         {
             **constants,
             "WORDS": views.words,
+            "COUNT": views.channels,
             "DIMS": 0 if not views.moves else (2 if views.planar else 3),
             "P": points,
             "CB": entries,

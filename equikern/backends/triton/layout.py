@@ -7,14 +7,27 @@ the channels of a channels-last pixel, or a run of entries that no view moves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Operand", "Views", "as_words", "merge", "normalize", "operand", "parse_maps"]
+from ... import field_tables
+
+__all__ = [
+    "CHANNELS",
+    "Layout",
+    "Operand",
+    "Views",
+    "as_words",
+    "channels_table",
+    "merge",
+    "normalize",
+    "operand",
+    "parse_maps",
+]
 
 _AXES = "dhw"
 
@@ -44,6 +57,23 @@ def as_words(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (source, target) if integer is None else (source.view(integer), target.view(integer))
 
 
+CHANNELS = Operand((), (), torch.int32, True)  # the table of a field's channels
+
+
+def channels_table(maps: str, device: torch.device) -> Tensor | None:
+    """(2, |G|, n) int32: what each channel of each view shows, and where it shows each one; None without fields."""
+    if not field_tables.is_field(maps):
+        return None
+    key = maps, device
+    found = _channels.get(key)
+    if found is None:
+        found = _channels[key] = torch.stack((field_tables.sources(maps), field_tables.targets(maps))).to(device)
+    return found
+
+
+_channels: dict[tuple[str, torch.device], Tensor] = {}
+
+
 def operand(t: Tensor) -> Operand:
     """The operand a tensor is; aligned if it starts on 16 bytes."""
     return Operand(tuple(t.shape), t.stride(), t.dtype, t.data_ptr() % 16 == 0)
@@ -59,6 +89,7 @@ class Views:
         codes: per view bit 0 transposed, bit 1 input rows reversed, bit 2 input columns reversed; of h and w alone.
         planar: no view moves the axis d.
         moves: some view is not the identity.
+        channels: of one field, whose views permute them, or 0.
     """
 
     dims: int
@@ -66,11 +97,15 @@ class Views:
     codes: tuple[int, ...]
     planar: bool
     moves: bool
+    channels: int = 0
 
 
 @lru_cache(maxsize=256)
 def parse_maps(maps: str) -> Views:
     """Read a maps string, one word per view: the input axis each output axis reads, a capital if reversed."""
+    if field_tables.is_field(maps):
+        grid = parse_maps(field_tables.grids(maps))
+        return replace(grid, channels=field_tables.size(maps.partition(" ")[0]), planar=grid.dims == 2, moves=True)
     names = maps.split(" ")
     dims = 0 if names[0] == "." else len(names[0])
     if dims > 3:
@@ -141,8 +176,11 @@ def normalize(
         moving: tensors with leading and spatial dims, each with whether a group axis comes first; the first of them
             is on the views' input side, so its spatial dims count.
         fixed: contiguous tensors over the first of the leading dims (weights, scores, indices), likewise.
-        split: make A exactly the first ``split`` leading dims, the ones a sum runs within.
+        split: make A exactly the first ``split`` leading dims, the ones a sum runs within. Of fields A is the first
+            leading dim and B the channels.
     """
+    if views.channels:
+        split = 1
     # An axis no view moves is one more leading dim.
     dims = 0 if not views.moves else 2 if views.planar else 3
     dims = min(dims, views.dims)
@@ -164,7 +202,7 @@ def normalize(
         return None
     c: tuple[int, tuple[int, ...]] = (1, (0,) * len(tensors))
     n = len(moving)
-    if tail and all(s == 1 for s in tail[-1][1][:n]) and not any(tail[-1][1][n:]):
+    if tail and not views.channels and all(s == 1 for s in tail[-1][1][:n]) and not any(tail[-1][1][n:]):
         columns = [o.stride[-1] for o, _ in moving] if dims else []
         if all(s != 1 for s in columns) or spatial[2] == 1:
             c = tail.pop()

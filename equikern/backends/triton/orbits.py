@@ -11,22 +11,34 @@ import triton.language as tl
 from torch import Tensor
 
 from .compat import jit_kernel
-from .device import arrangements, columns, form, narrow, placed_tile, point_offset, row_numbers, tile, unravel
+from .device import (
+    arrangements,
+    channel_of,
+    columns,
+    form,
+    narrow,
+    placed_tile,
+    point_offset,
+    row_numbers,
+    signed,
+    tile,
+    unravel,
+)
 from .launch import Plan, accumulator, forms, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, normalize, operand, parse_maps
+from .layout import CHANNELS, Operand, as_words, channels_table, normalize, operand, parse_maps
 
 __all__ = ["orbit", "plan"]
 
 
 @jit_kernel
 def orbit_tiles(
-    x, out, weights, index, scale: tl.float64,
+    x, out, weights, index, channels, scale: tl.float64,
     tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
-    CODES: tl.constexpr, EXACT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr,
-    VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
+    CODES: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
+    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
 ):  # fmt: skip
     """Load a block once, mirror and transpose it once each, store it where every view keeps it."""
     pid = tl.program_id(0)
@@ -44,6 +56,11 @@ def orbit_tiles(
         chosen = tl.load(index + a * ka + b * kb)
     for g in tl.static_range(len(CODES)):
         v = form(plain, flipped, turned, both, CODES[g])
+        at = out + g * (og * VEC)
+        if channels is not None:
+            step, minus = channel_of(channels, len(CODES) + g, b, ob * VEC, COUNT)
+            v = signed(v, minus)
+            at += step
         if not EXACT:
             factor = tl.full([], scale, ACC)
             if weights is not None:
@@ -51,19 +68,19 @@ def orbit_tiles(
             v = (v.to(ACC) * factor).to(out.dtype.element_ty)
         if index is not None:
             v = tl.where(chosen == g, v, tl.zeros_like(v))
-        ptrs, mask = placed_tile(out + g * (og * VEC), i0, j0, h, w, oh * VEC, ow, CODES[g], TI, TJ, UNIT)
+        ptrs, mask = placed_tile(at, i0, j0, h, w, oh * VEC, ow, CODES[g], TI, TJ, UNIT)
         tl.store(ptrs, v, mask=mask)
 
 
 @jit_kernel
 def orbit_points(
-    x, out, weights, index, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
-    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    x, out, weights, index, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64,
+    C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64, xs: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
-    WORDS: tl.constexpr, EXACT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
-    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr,
+    CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Vectors of C entries are read once and put where every view has them; single entries are fetched view by view,
     since their stores are the scattered side and would be the slower one."""
@@ -98,13 +115,18 @@ def orbit_points(
             )  # fmt: skip
         else:
             offset = point_offset(r, b, q0, q1, q2, n0, n1, n2, xb, x0, x1, x2, xs, WORDS[g], DIMS, DENSE[0], False, CB)
+            if channels is not None:
+                step, minus = channel_of(channels, g, b, xb, COUNT)
+                offset += step
             v = tl.load(x + offset + c, mask=mask, other=0)
         value = v
+        if channels is not None:
+            value = signed(v, minus)
         if not EXACT:
             factor = tl.full([], scale, ACC)
             if weights is not None:
                 factor = factor * tl.load(weights + g * wg + a * wa + b * wb, mask=within, other=0)
-            value = (v.to(ACC) * factor).to(out.dtype.element_ty)
+            value = (value.to(ACC) * factor).to(out.dtype.element_ty)
         if index is not None:
             value = tl.where(chosen == g, value, tl.zeros_like(value))
         tl.store(out + g * (og * (VEC * VEC_R)) + put + c, value, mask=mask)
@@ -123,7 +145,7 @@ def plan(
         "EXACT": scale == 1.0 and weights is None,
         "ACC": tl.float64 if accumulator(x.dtype) == torch.float64 else tl.float32,
     }
-    operands = (x, out, weights, index)
+    operands = (x, out, weights, index, CHANNELS if views.channels else None)
     scalars = {"scale": scale}
     if use_tiles(layout, views):
         return plan_tiles(
@@ -155,7 +177,7 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
         None if index is None else operand(index),
     )
     if found is not None:
-        run(found, x, out, weights, index)
+        run(found, x, out, weights, index, channels_table(maps, x.device))
         return
     # More leading dims than loops: only then is anything copied.
     if weights is not None and index is not None:

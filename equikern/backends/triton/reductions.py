@@ -12,9 +12,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .compat import jit_kernel
-from .device import columns, combine, finish, narrow, point_offset, prepare, row_numbers, tile, unravel, view_tile
+from .device import (
+    channel_of,
+    columns,
+    combine,
+    finish,
+    narrow,
+    point_offset,
+    prepare,
+    row_numbers,
+    signed,
+    tile,
+    unravel,
+    view_tile,
+)
 from .launch import Plan, accumulator, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, Views, normalize, operand, parse_maps
+from .layout import CHANNELS, Operand, Views, channels_table, normalize, operand, parse_maps
 
 __all__ = ["OPS", "plan", "reduce"]
 
@@ -23,13 +36,21 @@ OPS = ("sum", "max", "min", "gmean", "hmean", "tsharpen", "logodd", "std", "mean
 
 @triton.jit
 def _class_of_views(
-    y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, MEMBERS: tl.constexpr, OP: tl.constexpr,
-    TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES: tl.constexpr, COUNT: tl.constexpr,
+    MEMBERS: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce the views whose blocks must later be arranged in the same way."""
     for k in tl.static_range(len(MEMBERS)):
-        ptrs, mask = view_tile(y + MEMBERS[k] * yg, i0, j0, h, w, yh, yw, CODES[MEMBERS[k]], TI, TJ, UNIT)
-        v = prepare(tl.load(ptrs, mask=mask, other=0).to(ACC), OP)
+        at = y + MEMBERS[k] * yg
+        if channels is not None:
+            step, minus = channel_of(channels, MEMBERS[k], b, yb, COUNT)
+            at += step
+        ptrs, mask = view_tile(at, i0, j0, h, w, yh, yw, CODES[MEMBERS[k]], TI, TJ, UNIT)
+        v = tl.load(ptrs, mask=mask, other=0).to(ACC)
+        if channels is not None:
+            v = signed(v, minus)
+        v = prepare(v, OP)
         if weights is not None:
             v = v * tl.load(weights + MEMBERS[k] * wg)
         if k == 0:
@@ -42,32 +63,39 @@ def _class_of_views(
 
 @triton.jit
 def _mirrored(
-    y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr,
-    OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES: tl.constexpr, COUNT: tl.constexpr,
+    PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes that differ in the direction of the columns: one mirroring in registers serves all their views."""
     if len(FLIPPED) == 0:
-        return _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, PLAIN, OP, TI, TJ, UNIT, ACC)
+        return _class_of_views(
+            y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES, COUNT, PLAIN, OP, TI, TJ, UNIT, ACC,
+        )  # fmt: skip
     else:
-        t, n = _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, FLIPPED, OP, TI, TJ, UNIT, ACC)
+        t, n = _class_of_views(
+            y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES, COUNT, FLIPPED, OP, TI, TJ, UNIT, ACC,
+        )  # fmt: skip
         t = tl.flip(t, 1)
         n = tl.flip(n, 1) if OP == "std" or OP == "mean_std" else t
         if len(PLAIN) == 0:
             return t, n
         else:
-            s, m = _class_of_views(y, weights, yg, wg, i0, j0, h, w, yh, yw, CODES, PLAIN, OP, TI, TJ, UNIT, ACC)
+            s, m = _class_of_views(
+                y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES, COUNT, PLAIN, OP, TI, TJ, UNIT, ACC,
+            )  # fmt: skip
             return combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
 
 
 @jit_kernel
 def reduce_tiles(
-    y, out, out2, weights, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
-    yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
+    y, out, out2, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
+    H: tl.int64, W: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
-    CODES: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr, BOTH: tl.constexpr,
-    OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
+    CODES: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr,
+    BOTH: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
     UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile."""
@@ -84,12 +112,13 @@ def reduce_tiles(
         weights += a * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _mirrored(
-            y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, STRAIGHT, MIRRORED, OP, TI, TJ, UNIT,
-            ACC,
+            y, weights, channels, yg * VEC, wg, b, yb * VEC, i0, j0, h, w, yh * VEC, yw, CODES, COUNT, STRAIGHT,
+            MIRRORED, OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _mirrored(
-            y, weights, yg * VEC, wg, i0, j0, h, w, yh * VEC, yw, CODES, TURNED, BOTH, OP, TI, TJ, UNIT, ACC,
+            y, weights, channels, yg * VEC, wg, b, yb * VEC, i0, j0, h, w, yh * VEC, yw, CODES, COUNT, TURNED, BOTH,
+            OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
         t = tl.trans(t)
         n = tl.trans(n) if OP == "std" or OP == "mean_std" else t
@@ -116,16 +145,22 @@ def reduce_tiles(
 
 @triton.jit
 def _class_at_points(
-    y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-    WORDS: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr, CB: tl.constexpr,
-    OP: tl.constexpr, ACC: tl.constexpr,
+    y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    WORDS: tl.constexpr, COUNT: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr,
+    CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce the views of one class."""
     for k in tl.static_range(len(MEMBERS)):
         offset = point_offset(
             r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys, WORDS[MEMBERS[k]], DIMS, DENSE, False, CB,
         )  # fmt: skip
-        v = prepare(tl.load(y + MEMBERS[k] * yg + offset, mask=mask, other=0).to(ACC), OP)
+        if channels is not None:
+            step, minus = channel_of(channels, MEMBERS[k], b, yb, COUNT)
+            offset += step
+        v = tl.load(y + MEMBERS[k] * yg + offset, mask=mask, other=0).to(ACC)
+        if channels is not None:
+            v = signed(v, minus)
+        v = prepare(v, OP)
         if weights is not None:
             v = v * tl.load(weights + MEMBERS[k] * wg, mask=within, other=0)
         if k == 0:
@@ -138,20 +173,20 @@ def _class_at_points(
 
 @triton.jit
 def _pair_at_points(
-    y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-    WORDS: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr,
-    CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
+    y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    WORDS: tl.constexpr, COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, DIMS: tl.constexpr,
+    DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes, joined as ``_mirrored`` joins them."""
     if len(FLIPPED) > 0:
         t, n = _class_at_points(
-            y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-            WORDS, FLIPPED, DIMS, DENSE, CB, OP, ACC,
+            y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            WORDS, COUNT, FLIPPED, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
     if len(PLAIN) > 0:
         s, m = _class_at_points(
-            y, weights, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-            WORDS, PLAIN, DIMS, DENSE, CB, OP, ACC,
+            y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            WORDS, COUNT, PLAIN, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
         if len(FLIPPED) > 0:
             s, m = combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
@@ -162,14 +197,14 @@ def _pair_at_points(
 
 @jit_kernel
 def reduce_points(
-    y, out, out2, weights, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
-    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    y, out, out2, weights, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64,
+    C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     pa: tl.int64, pb: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64, ps: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
-    WORDS: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr, BOTH: tl.constexpr,
-    DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
+    WORDS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr,
+    BOTH: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
     VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce P points of the result, each of CB entries, in the order of ``reduce_tiles``: to the same bits."""
@@ -188,13 +223,13 @@ def reduce_points(
         weights += (pid // column_blocks // row_blocks) * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _pair_at_points(
-            y + c, weights, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC,
-            y1 * VEC, y2 * VEC, ys * VEC, WORDS, STRAIGHT, MIRRORED, DIMS, DENSE[0], CB, OP, ACC,
+            y + c, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC,
+            y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS, COUNT, STRAIGHT, MIRRORED, DIMS, DENSE[0], CB, OP, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _pair_at_points(
-            y + c, weights, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC,
-            y1 * VEC, y2 * VEC, ys * VEC, WORDS, TURNED, BOTH, DIMS, DENSE[0], CB, OP, ACC,
+            y + c, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC,
+            y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS, COUNT, TURNED, BOTH, DIMS, DENSE[0], CB, OP, ACC,
         )  # fmt: skip
         if len(STRAIGHT) + len(MIRRORED) > 0:
             s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
@@ -241,7 +276,7 @@ def plan(
         return None
     acc = tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32
     constants = {"OP": op, "ACC": acc, **_classes(views)}
-    operands = (y, out, out2, weights)
+    operands = (y, out, out2, weights, CHANNELS if views.channels else None)
     if use_tiles(layout, views):
         return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, constants, True)
     return plan_gather(reduce_points, layout, views, operands, "yop", "w", {"scale": scale}, constants)
@@ -277,7 +312,7 @@ def reduce(
         None if weights is None else operand(weights),
     )
     if found is not None:
-        run(found, y, out, out2, weights)
+        run(found, y, out, out2, weights, channels_table(maps, y.device))
         return
     # More leading dims than loops: only then is anything copied.
     dense, dense2 = torch.empty_like(out, memory_format=torch.contiguous_format), None

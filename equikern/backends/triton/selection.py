@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .compat import jit_kernel
-from .device import columns, narrow, point_offset, row_numbers, tile, unravel
+from .device import channel_of, columns, narrow, point_offset, row_numbers, signed, tile, unravel
 from .launch import Plan, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, normalize, operand, parse_maps
+from .layout import CHANNELS, Operand, as_words, channels_table, normalize, operand, parse_maps
 
 __all__ = ["plan", "select"]
 
@@ -51,12 +51,12 @@ def turned_if(flag, v):
 
 @jit_kernel
 def select_tiles(
-    y, out, scores, index, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    y, out, scores, index, channels, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
-    CODES: tl.constexpr, MINIMUM: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr,
-    VEC_H: tl.constexpr, UNIT: tl.constexpr, TURNS: tl.constexpr, MIRRORS: tl.constexpr,
+    CODES: tl.constexpr, COUNT: tl.constexpr, MINIMUM: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
+    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, TURNS: tl.constexpr, MIRRORS: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result. The view is known at run time only: its code steers addresses, one mirroring, one
     transposition."""
@@ -82,6 +82,9 @@ def select_tiles(
         r0 = tl.where((code & 1) != 0, j0, i0)
         c0 = tl.where((code & 1) != 0, i0, j0)
     y += a * (ya * VEC) + b * (yb * VEC) + chosen * (yg * VEC)
+    if channels is not None:
+        shift, minus = channel_of(channels, chosen, b, yb * VEC, COUNT)
+        y += shift
     row = r0 + tl.arange(0, TI)[:, None]
     row = tl.where((code & 2) != 0, h - 1 - row, row)
     first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
@@ -91,6 +94,8 @@ def select_tiles(
     step = 1 if UNIT else yw
     ptrs = y + first * step + (row * (yh * VEC) + col * step)
     v = tl.load(ptrs, mask=mask, other=0)
+    if channels is not None:
+        v = signed(v, minus)
     if MIRRORS:
         v = mirrored_if((code & 4) != 0, v)
     rows = h
@@ -106,13 +111,13 @@ def select_tiles(
 
 @jit_kernel
 def select_points(
-    y, out, scores, index, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
+    y, out, scores, index, channels, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
-    WORDS: tl.constexpr, MINIMUM: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
-    VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
+    WORDS: tl.constexpr, COUNT: tl.constexpr, MINIMUM: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr,
+    CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
 ):  # fmt: skip
     """P points of the result, each read from the view its item chose."""
     pid = tl.program_id(0)
@@ -141,7 +146,12 @@ def select_points(
         )  # fmt: skip
         offset = tl.where(chosen == g, at, offset)
     offset += chosen * (yg * (VEC * VEC_R))
+    if channels is not None:
+        shift, minus = channel_of(channels, chosen, b, yb * VEC, COUNT)
+        offset += shift
     v = tl.load(y + a * (ya * (VEC * VEC_R)) + offset + c, mask=mask, other=0)
+    if channels is not None:
+        v = signed(v, minus)
     put = point_offset(
         r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1],
         False, CB,
@@ -156,7 +166,7 @@ def plan(maps: str, minimum: bool, y: Operand, out: Operand, scores: Operand | N
     layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])
     if layout is None:
         return None
-    operands = (y, out, scores, index)
+    operands = (y, out, scores, index, CHANNELS if views.channels else None)
     constants = {"MINIMUM": minimum}
     if use_tiles(layout, views):
         kinds = {"TURNS": any(c & 1 for c in views.codes), "MIRRORS": any(c & 4 for c in views.codes)}
@@ -184,7 +194,7 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     y, out = as_words(y, out)
     found = plan(maps, minimum, operand(y), operand(out), None if scores is None else operand(scores), operand(index))
     if found is not None:
-        run(found, y, out, scores, index)
+        run(found, y, out, scores, index, channels_table(maps, y.device))
         return
     # More leading dims than loops: only then is anything copied.
     dense = torch.empty_like(out, memory_format=torch.contiguous_format)
