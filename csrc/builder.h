@@ -44,7 +44,10 @@ inline char* pointer(uintptr_t address) { return reinterpret_cast<char*>(address
 // Fills in a problem from the sizes of one sample and each side's strides of it. `spatial` tells what the views do: 2 or 3
 // for grids (lead…, H, W) or (lead…, D, H, W) with a code for each, 0 for views that are all the same, below zero the dim
 // that they permute, counted from the end, with what each moves (Moves) in place of its code. Fields (lead…, channels,
-// H, W) add 256 · n for channels in groups of n, and to the codes n int32 for each view (Problem::channels_of).
+// H, W) add 256 · n for channels in groups of n, and to the codes n int32 for each view (Problem::channels_of). Those of
+// volumes add kMixes, too, where matrices mix the channels, and to the codes the address of the matrices (Problem::mats).
+constexpr int kMixes = 1 << 24;
+
 struct Builder {
   RowProblem p;
   int spatial;
@@ -59,8 +62,9 @@ struct Builder {
 
   Builder(const Ints& sample, int kind, const std::string& codes, int dtype, int threads) : spatial(kind < 0 ? kind : kind & 255) {
     static const uint8_t identity[kMaxViews] = {};
-    const size_t n = kind < 0 ? 0 : size_t(kind >> 8);
-    p.views = int(codes.size() / (spatial < 0 ? sizeof(Moves) : 1 + n * sizeof(int32_t)));
+    const size_t n = kind < 0 ? 0 : size_t((kind & (kMixes - 1)) >> 8);
+    const bool mixes = kind >= 0 && kind & kMixes;
+    p.views = mixes ? int(codes.size() - sizeof p.mats) : int(codes.size() / (spatial < 0 ? sizeof(Moves) : 1 + n * sizeof(int32_t)));
     if (p.views > kMaxViews) throw py::value_error("at most " + std::to_string(kMaxViews) + " views, got " + std::to_string(p.views));
     p.dtype = Dtype(dtype);
     p.codes = reinterpret_cast<const uint8_t*>(codes.data());
@@ -69,11 +73,12 @@ struct Builder {
     lead = sample.part(0, before);
     if (spatial > 0) p.H = sample[sample.count - 2], p.W = sample[sample.count - 1];
     if (spatial == 3) p.D = sample[before], p.volumes = true;
-    if (n) {
+    p.channels = std::max<int64_t>(1, int64_t(n));
+    if (mixes) std::memcpy(&p.mats, codes.data() + p.views, sizeof p.mats);
+    if (n && !mixes) {
       channels.resize(p.views * n);
       std::memcpy(channels.data(), codes.data() + p.views, channels.size() * sizeof(int32_t));
       p.channels_of = channels.data();
-      p.channels = int64_t(n);
       for (const int32_t c : channels) p.signs |= c < 0;
     }
     if (spatial < 0) {
@@ -99,7 +104,7 @@ struct Builder {
     if (spatial > 0) side.row = s[s.count - 2], side.col = s[s.count - 1];
     else side.row = side.col = 1;
     if (spatial == 3) side.slab = s[s.count - 3];
-    if (p.channels_of && group) side.channel = s[s.count - spatial - 1];
+    if (p.mats || (p.channels_of && group)) side.channel = s[s.count - spatial - 1];
     if (spatial < 0) side.col = s[before + group];
     strides[count] = spatial < 0 ? without(s.part(group, s.count), before) : s.part(group, s.count - spatial);
     sides[count++] = &side;
@@ -116,9 +121,14 @@ struct Builder {
       p.Do = sizes[code & 3], p.Ho = sizes[code >> 2 & 3], p.Wo = sizes[3 - (code & 3) - (code >> 2 & 3)];
     }
     if (p.channels_of) split_channels(keep);
+    if (p.mats) {  // a plane stands for all channels of a field
+      const int last = lead.count - 1;
+      lead.values[last] /= p.channels;
+      for (int k = 0; k < count; ++k) strides[k].values[last] *= p.channels;
+    }
     int n = lead.count;
     auto all = [&](auto test) { for (int k = 0; k < count; ++k) if (!test(*sides[k], strides[k])) return false; return true; };
-    if (spatial > 0 && !p.channels_of && n > keep && lead[n - 1] > 1 &&
+    if (spatial > 0 && !p.channels_of && !p.mats && n > keep && lead[n - 1] > 1 &&
         all([&](const Side& s, const Ints& st) { return st[n - 1] == 1 && s.col >= lead[n - 1]; })) {
       p.V = lead[n - 1];  // channels-last
       --n;
@@ -191,7 +201,7 @@ struct Builder {
 
   template <class Kernel>
   void run(const Kernel& kernel) {
-    const int64_t work = p.planes() * p.D * p.H * p.W * p.V * p.views;
+    const int64_t work = p.planes() * (p.mats ? p.channels : 1) * p.D * p.H * p.W * p.V * p.views;
     if (work <= 65536) {  // shorter than handing over the GIL
       kernel(p);
     } else {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from equikern import (
     Action,
+    FieldAction,
     GridAction,
     MatrixAction,
     PermutationAction,
@@ -18,6 +19,9 @@ from equikern import (
     permutation,
     product_group,
     trivial,
+)
+from equikern import (
+    field as make_field,
 )
 from torch import Tensor
 
@@ -39,10 +43,20 @@ class Case:
         """The entries of the dim that is acted on, or None for a grid, whose images have any size."""
         return self.action.size if isinstance(self.action, (PermutationAction, MatrixAction)) else None
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of one field, in front of its grid; nothing where there are no fields."""
+        return (self.action.size,) if isinstance(self.action, FieldAction) else ()
+
+    @property
+    def sides(self) -> int:
+        """The dims of a grid."""
+        return self.action.sides or 2
+
     def shape(self, *lead: int, side: int) -> tuple[int, ...]:
         """The shape of one view with these leading dims; a grid's image is side × side."""
         if self.size is None:
-            return (*lead, side, side)
+            return (*lead, *self.channels, *(side,) * self.sides)
         return (*lead, self.size, *(side,) * (self.action.dims - 1))
 
     def moved_alike(self, y: Tensor) -> Tensor:
@@ -52,17 +66,20 @@ class Case:
     @property
     def many(self) -> tuple[int, ...]:
         """A shape of one view with entries enough to see how far plain torch can be off."""
-        return (7, 19, 19) if self.size is None else self.shape(171, side=4)
+        if self.size is None:
+            return (7, 19, 19) if self.action.dims in (0, 2) else self.shape(3, side=9)
+        return self.shape(171, side=4)
 
     @property
     def signed(self) -> bool:
         """Whether entries change and not only move."""
-        return self.multiplies or (isinstance(self.action, PermutationAction) and self.action.signs is not None)
+        moves = isinstance(self.action, (PermutationAction, FieldAction))
+        return self.multiplies or (moves and self.action.signs is not None)
 
     @property
     def multiplies(self) -> bool:
         """Whether the action is for floats alone."""
-        return isinstance(self.action, MatrixAction)
+        return isinstance(self.action, MatrixAction) or (isinstance(self.action, FieldAction) and self.action.mixes)
 
     @property
     def order(self) -> int:
@@ -156,6 +173,54 @@ def monomial(perm: list[int], factors: list[float], order: int) -> Case:
     return Case(f"matrix{len(perm)}", action, _times(mats), _times(back), adjoints)
 
 
+def _diagonal(k: int) -> tuple[Map, Map]:
+    """The k-th power of a third of a turn of the cube about its diagonal followed by a point reflection, and back."""
+
+    def forward(x: Tensor) -> Tensor:
+        for _ in range(k):
+            x = x.movedim(-3, -1).flip((-3, -2, -1))
+        return x
+
+    def inverse(x: Tensor) -> Tensor:
+        for _ in range(k):
+            x = x.movedim(-1, -3).flip((-3, -2, -1))
+        return x
+
+    return forward, inverse
+
+
+def _flow(k: int) -> tuple[Map, Map]:
+    """Vectors (dx, dy) turned with their image k times: what points to the right points upwards then."""
+
+    def turned(x: Tensor, times: int) -> Tensor:
+        x = torch.rot90(x, times, (-2, -1))
+        for _ in range(times % 4):
+            dx, dy = x[..., 0::2, :, :], x[..., 1::2, :, :]
+            x = torch.stack((dy, -dx), -3).flatten(-4, -3)
+        return x
+
+    return lambda x: turned(x, k), lambda x: turned(x, -k)
+
+
+def _mixed(channels: Case) -> Case:
+    """A field on C4 whose channels a group of matrices multiplies."""
+    assert isinstance(channels.action, MatrixAction)
+
+    def both(maps: tuple[Map, ...], sign: int) -> tuple[Map, ...]:
+        def element(k: int) -> Map:
+            def act(x: Tensor) -> Tensor:
+                fields = torch.rot90(x, sign * k, (-2, -1)).unflatten(-3, (-1, channels.action.size)).movedim(-3, -1)
+                return maps[k](fields).movedim(-1, -3).flatten(-4, -3)
+
+            return act
+
+        return tuple(map(element, range(4)))
+
+    adjoints = both(channels.adjoints[0], 1), both(channels.adjoints[1], -1)
+    action = make_field(grid("c4"), channels.action)
+    return Case("mixed", action, both(channels.forward, 1), both(channels.inverse, -1), adjoints)
+
+
 def powers(perm: list[int], order: int) -> list[list[int]]:
     """The rows of a cyclic group's action, perm being the generator's."""
     rows = [list(range(len(perm)))]
@@ -200,9 +265,30 @@ CASES: dict[str, Case] = {
         _case("channels", _CHANNELS, _permuted(_CHANNELS)),
         monomial([1, 0], [2.0, 1.0], 4),
         monomial([1, 2, 0], [1.0, 2.0, 0.25], 3),
+        # Volumes whose axes all change places; a field that moves planes, and one that is computed.
+        _case(
+            "diagonal",
+            GridAction(cyclic_group(6), ["dhw", "HWD", "wdh", "DHW", "hwd", "WDH"], "diagonal"),
+            [_diagonal(k) for k in range(6)],
+        ),
+        _case("flow", make_field(grid("c4"), "vector"), [_flow(k) for k in range(4)]),
+        _mixed(monomial([1, 0], [2.0, 1.0], 4)),
     )
 }
 NAMED = ("trivial", "c2", "c4", "d4", "hflip", "vflip", "flips")
 # What the slower tests go through: abelian, not abelian, no turns, no dims, few entries moved, signs, a dim in front,
 # factors.
-SOME = ("c4", "d4", "flips", "nothing", "cycle3", "signed", "channels", "matrix2", "matrix3")
+SOME = (
+    "c4",
+    "d4",
+    "flips",
+    "nothing",
+    "cycle3",
+    "signed",
+    "channels",
+    "matrix2",
+    "matrix3",
+    "diagonal",
+    "flow",
+    "mixed",
+)

@@ -102,8 +102,10 @@ def images(draw: st.DrawFn, case: Case, dtypes: tuple[torch.dtype, ...]) -> Spec
     For a permutation the permuted dim stands for H and W, with whatever is behind it.
     """
     if case.size is None:
-        height = draw(st.integers(0, 67))
-        moved = (height, height if case.action.square else draw(st.integers(0, 67)))
+        most = 67 if case.sides == 2 else 21
+        height = draw(st.integers(0, most))
+        more = (height if case.action.square else draw(st.integers(0, most)) for _ in range(case.sides - 1))
+        moved = (*(n * draw(st.integers(0, 2)) for n in case.channels), height, *more)
     else:
         moved = (case.size, *(draw(st.integers(0, 21)) for _ in range(case.action.dims - 1)))
     lead: tuple[int, ...] = ()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import FUSED, MERGE_SHAPE, Case, all_cases, error
+from fields import field_cases
 from memory import peak
 from operators import Tensors
 from providers import Compiler, bind, in_our_order, missing, poison, serve
@@ -53,7 +54,8 @@ def check(case: Case, provider: str, result: Tensor | Tensors) -> float:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, only = metafunc.config.option.device, metafunc.config.option.only
-    cases = [*(all_cases(device) if only != "logits" else ()), *(word_cases(device) if only != "images" else ())]
+    images = [*all_cases(device), *field_cases(device)] if only != "logits" else []
+    cases = [*images, *(word_cases(device) if only != "images" else ())]
     found = [pytest.param(case, name, id=f"{case.id}-{name}") for case in cases for name in case.providers]
     metafunc.parametrize(("case", "provider"), found)
 

@@ -6,9 +6,7 @@
 namespace equikern {
 
 // The planes are the vectors; their entries lie `col` apart.
-struct MatrixProblem : Problem {
-  const void* mats = nullptr;  // (views, W, W), float or double
-};
+struct MatrixProblem : Problem {};  // whose mats are (views, W, W)
 
 struct MatrixKernels {
   const char* name;

@@ -14,7 +14,7 @@ constexpr int kMaxViews = 1024;
 struct Side {
   char* data = nullptr;
   int64_t group = 0;               // between views
-  int64_t channel = 0;             // between the channels of a field, on the sides that have views
+  int64_t channel = 0;             // between the channels of a field, where they are permuted on the sides that have views
   int64_t outer[kMaxDims] = {};    // of the outer dims
   int64_t slab = 0, row = 0, col = 0;  // slab: between the planes of a volume
 };
@@ -31,7 +31,7 @@ struct Moves {
 struct Problem {
   Dtype dtype;
   int views = 0;
-  const uint8_t* codes = nullptr;  // one element code per view, see grid_index.h; of volumes, see volumes.h
+  const uint8_t* codes = nullptr;  // one element code per view, see grid_index.h; of volumes, see boxes.h
   const Moves* moves = nullptr;    // or for each view what it moves: entries of a row, or whole rows
   bool move_rows = false;
   // Fields: plane n has channel c = n / channel_planes % channels, whose view g has channels_of[g·channels + c] on the
@@ -39,6 +39,7 @@ struct Problem {
   const int32_t* channels_of = nullptr;
   int64_t channels = 1, channel_planes = 1;
   bool signs = false;              // whether there is a minus among them
+  const void* mats = nullptr;      // or fields whose channels are multiplied by (views, channels, channels): one plane a field
   bool volumes = false;            // planes are volumes D×H×W, whose views may permute all three
   int64_t D = 1, Do = 1;
   int64_t H = 1, W = 1;            // the plane that is looked at

@@ -97,7 +97,7 @@ inline bool negates(const Problem& p, int64_t plane, int64_t g) { return p.signs
 
 // From a plane's place among those of view 0 to its place in view g.
 inline int64_t view_offset(const Problem& p, const Side& side, int64_t plane, int64_t g) {
-  if (!side.channel) return g * side.group;
+  if (!p.channels_of || !side.channel) return g * side.group;
   const int64_t there = channel_of(p, plane, g), here = plane / p.channel_planes % p.channels;
   return g * side.group + ((there < 0 ? ~there : there) - here) * side.channel;
 }

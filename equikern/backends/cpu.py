@@ -7,10 +7,10 @@ import struct
 import torch
 from torch import Tensor
 
-from ..field_tables import grids, is_field, sources, targets
+from ..field_tables import grids, is_field, mixes, sources, targets
 from ..matrix_tables import multiplies
 from ..tables import entry, moved_dim, permutes, table
-from . import cpu_matrices
+from . import cpu_fields, cpu_matrices
 
 try:
     from equikern import _C
@@ -61,19 +61,13 @@ def _parsed(maps: str, spreads: bool = False) -> tuple[bytes, int]:
             found = known[maps] = (b"".join(map(_moves, words)), moved_dim(words[0]))
             return found
         spatial = 0 if words[0] == "." else len(words[0])
-        found = known[maps] = (bytes(map(_volume_code if spatial == 3 else _image_code, words)), spatial)
+        found = known[maps] = (bytes(map(cpu_fields.volume_code if spatial == 3 else _image_code, words)), spatial)
     return found
 
 
 def _image_code(word: str) -> int:
     """See ``csrc/grid_index.h``."""
     return 0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word)
-
-
-def _volume_code(word: str) -> int:
-    """See ``csrc/cpu/volumes.h``."""
-    axes = ["dhw".index(letter.lower()) for letter in word]
-    return axes[0] + 4 * axes[1] + 16 * ("D" in word) + 32 * ("H" in word) + 64 * ("W" in word)
 
 
 def _moves(word: str) -> bytes:
@@ -117,6 +111,8 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
     """See ``reference.orbit``."""
     if multiplies(maps):
         return cpu_matrices.orbit(x, out, maps, scale, weights, index)
+    if mixes(maps):
+        return cpu_fields.orbit(x, out, maps, scale, weights, index)
     if maps[0] == "t":
         views, tokens, whole = _token_map(maps)
         _C.tokens(
@@ -141,6 +137,8 @@ def reduce(
     """See ``reference.reduce``."""
     if multiplies(maps):
         return cpu_matrices.reduce(y, out, maps, op, scale, weights, out2)
+    if mixes(maps):
+        return cpu_fields.reduce(y, out, maps, op, scale, weights, out2)
     codes, dims = _parsed(maps)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_out2, out2_strides = (0, ()) if out2 is None else (out2.data_ptr(), out2.stride())
@@ -154,6 +152,8 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     """See ``reference.orbit_dot``."""
     if multiplies(maps):
         return cpu_matrices.orbit_dot(x, y, out, dots, maps, weights)
+    if mixes(maps):
+        return cpu_fields.orbit_dot(x, y, out, dots, maps, weights)
     codes, dims = _parsed(maps, spreads=True)
     at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
     _C.orbit_dot(
@@ -166,6 +166,8 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     """See ``reference.select``."""
     if multiplies(maps):
         return cpu_matrices.select(y, out, index, maps, scores, minimum)
+    if mixes(maps):
+        return cpu_fields.select(y, out, index, maps, scores, minimum)
     codes, dims = _parsed(maps)
     at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
     _C.select(

@@ -1,8 +1,8 @@
 """Fields: the kernels of grids with a table of channels beside the words, on tensors (items, channels, *sides).
 
 A program of tiles has one channel of an item: the table tells it which plane to read or write instead of its own, so a
-field of signed permutations costs what its grid does. The dims in front of the channels are one here, and weights,
-scores and indices are given for each of its items.
+field of signed permutations costs what its grid does; where matrices mix the channels, ``mixed.py`` serves. The dims in
+front of the channels are one here, and weights, scores and indices are given for each of its items.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...field_tables import parts
+from ...field_tables import mixes, parts
 from . import dots as products
-from . import orbits, reductions, selection
+from . import mixed, orbits, reductions, selection
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
@@ -56,7 +56,8 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
     dims = _dims(maps)
     lead = x.shape[: x.dim() - dims]
     to, apart = _written(out, dims, True)
-    orbits.orbit(_items(x, dims, False), to, maps, scale, _each(weights, lead, True), _each(index, lead, False))
+    module = mixed if mixes(maps) else orbits
+    module.orbit(_items(x, dims, False), to, maps, scale, _each(weights, lead, True), _each(index, lead, False))
     if apart:
         out.copy_(to.view(out.shape))
 
@@ -73,7 +74,8 @@ def reduce(
     to, apart = _written(out, dims, False)
     to2, apart2 = (None, False) if out2 is None else _written(out2, dims, False)
     each = _each(weights, out.shape[: out.dim() - dims], True)
-    reductions.reduce(_items(y, dims, True), to, maps, op, scale, each, to2)
+    module = mixed if mixes(maps) else reductions
+    module.reduce(_items(y, dims, True), to, maps, op, scale, each, to2)
     if apart:
         out.copy_(to.view(out.shape))
     if out2 is not None and to2 is not None and apart2:
@@ -91,7 +93,8 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     lead = x.shape[: x.dim() - dims]
     to, apart = (None, False) if out is None else _written(out, dims, True)
     each = dots.new_empty((dots.shape[0], lead.numel()))
-    products.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, maps, _each(weights, lead, True))
+    module = mixed if mixes(maps) else products
+    module.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, maps, _each(weights, lead, True))
     dots.copy_(each.view((*dots.shape, -1)).sum(-1))
     if out is not None and to is not None and apart:
         out.copy_(to.view(out.shape))
@@ -104,7 +107,8 @@ def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | No
     to, apart = _written(out, dims, False)
     each = _each(index, lead, False)
     assert each is not None
-    selection.select(_items(y, dims, True), to, each, maps, _each(scores, lead, True), minimum)
+    module = mixed if mixes(maps) else selection
+    module.select(_items(y, dims, True), to, each, maps, _each(scores, lead, True), minimum)
     if scores is not None:
         index.copy_(each.view((*index.shape, -1))[..., 0])
     if apart:

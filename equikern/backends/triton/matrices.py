@@ -202,10 +202,11 @@ def _plan(
     return make_plan(kernel, programs, operands, scalars, constants, WARPS, None)  # type: ignore[arg-type]
 
 
-def _constants(size: int, count: int, dtype: torch.dtype) -> dict[str, object]:
-    padded = next_power_of_two(size)
+def constants_of(size: int, count: int, dtype: torch.dtype) -> dict[str, object]:
+    """What a kernel of ``count`` matrices must know of them when it is compiled."""
+    rows = next_power_of_two(size)
     acc = tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
-    return {"COUNT": count, "D": size, "DP": padded, "P": max(1, min(VECTORS, PRODUCTS // padded**2)), "ACC": acc}
+    return {"COUNT": count, "D": size, "DP": rows, "P": max(1, min(VECTORS, PRODUCTS // rows**2)), "ACC": acc}
 
 
 def _counts(shape: tuple[int, ...], keep: int) -> dict[str, int]:
@@ -224,7 +225,7 @@ def plan_orbit(
     if strides is None:
         return None
     keep = len(weights.shape) - 1 if weights else len(index.shape) if index else 0
-    constants = _constants(x.shape[-1], out.shape[0], x.dtype)
+    constants = constants_of(x.shape[-1], out.shape[0], x.dtype)
     counts = _counts(x.shape, keep)
     scalars = {"scale": scale, "nb": strides[0], **counts, **strides[1]}
     programs = ceil_div(counts["vectors"], int(str(constants["P"])))
@@ -239,7 +240,7 @@ def plan_reduce(
     strides = _strides("yop", [(y, True), (out, False), (out2 or out, False)])
     if strides is None:
         return None
-    constants = {**_constants(y.shape[-1], y.shape[0], y.dtype), "OP": op}
+    constants = {**constants_of(y.shape[-1], y.shape[0], y.dtype), "OP": op}
     counts = _counts(out.shape, len(weights.shape) - 1 if weights else 0)
     scalars = {"scale": scale, "nb": strides[0], **counts, **strides[1]}
     programs = ceil_div(counts["vectors"], int(str(constants["P"])))
@@ -254,7 +255,7 @@ def plan_dot(
     strides = _strides("xyo", [(x, False), (y, True), (out or y, True)])
     if strides is None:
         return None
-    constants = _constants(x.shape[-1], y.shape[0], x.dtype)
+    constants = constants_of(x.shape[-1], y.shape[0], x.dtype)
     counts = _counts(x.shape, len(dots.shape) - 1)
     block, each = int(str(constants["P"])), counts["per"] == 1
     length = counts["columns"] if each else counts["per"]
@@ -273,7 +274,7 @@ def plan_select(
     strides = _strides("yo", [(y, True), (out, False)])
     if strides is None:
         return None
-    constants = {**_constants(y.shape[-1], y.shape[0], y.dtype), "MINIMUM": minimum}
+    constants = {**constants_of(y.shape[-1], y.shape[0], y.dtype), "MINIMUM": minimum}
     counts = _counts(out.shape, len(index.shape))
     scalars = {"nb": strides[0], **counts, **strides[1]}
     programs = ceil_div(counts["vectors"], int(str(constants["P"])))
@@ -283,13 +284,13 @@ def plan_select(
 @lru_cache(maxsize=1024)
 def _padded(maps: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     found = table(maps)
-    padded = next_power_of_two(found.size)
-    mats = torch.zeros((found.order, padded, padded), dtype=dtype, device=device)
+    rows = next_power_of_two(found.size)
+    mats = torch.zeros((found.order, rows, rows), dtype=dtype, device=device)
     mats[:, : found.size, : found.size] = found.values
     return mats
 
 
-def _matrices(maps: str, t: Tensor) -> Tensor:
+def padded(maps: str, t: Tensor) -> Tensor:
     """The matrices in the accumulator's dtype, with zeros up to a power of two rows, so that no load is masked."""
     return _padded(maps, t.device, accumulator(t.dtype))
 
@@ -306,7 +307,7 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
     """See ``reference.orbit``."""
     if out.numel() == 0:
         return
-    mats = _matrices(maps, x)
+    mats = padded(maps, x)
     found = plan_orbit(scale, operand(x), operand(out), operand(mats), _known(weights), _known(index))
     if found is not None:
         run(found, x, out, mats, weights, index)
@@ -324,7 +325,7 @@ def reduce(
         weights, op = weights / weights.sum(0), "sum"
     if out.numel() == 0:
         return
-    mats = _matrices(maps, y)
+    mats = padded(maps, y)
     found = plan_reduce(op, scale, operand(y), operand(out), _known(out2), operand(mats), _known(weights))
     if found is not None:
         run(found, y, out, out2, mats, weights)
@@ -343,7 +344,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     if y.numel() == 0:
         dots.zero_()
         return
-    mats = _matrices(maps, x)
+    mats = padded(maps, x)
     found = plan_dot(operand(x), operand(y), _known(out), operand(mats), _known(weights), operand(dots))
     if found is None:
         dense = None if out is None else _dense(out)
@@ -362,7 +363,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``; the caller has seen to empty outputs."""
-    mats = _matrices(maps, y)
+    mats = padded(maps, y)
     found = plan_select(minimum, operand(y), operand(out), operand(mats), _known(scores), operand(index))
     if found is not None:
         run(found, y, out, mats, scores, index)
