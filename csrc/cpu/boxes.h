@@ -10,10 +10,8 @@
 namespace equikern {
 namespace EQK_ISA {
 
-// The side of a box: its rows are whole cache lines, two of them where no sums of float32 have to fit into L2 beside it.
-constexpr int64_t kSumSide = 32;
-template <class E>
-constexpr int64_t kSide = sizeof(E) < 4 ? 64 : 32;
+// The side of a box: rows of a few cache lines on every axis, and less where sums in float32 have to fit into L2.
+constexpr int64_t kSide = 64, kSumSide = 32;
 constexpr unsigned kAxis = 3;
 
 // A part of a volume, or of a view of it.

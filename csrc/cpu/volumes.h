@@ -34,7 +34,7 @@ template <class T, bool kExact>
 void volume_orbit(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size, kSide<E>);
+  const Boxes boxes(p, turns, turns.size, kSide);
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -55,7 +55,7 @@ void volume_select(const Problem& call) {
   const int64_t* const index = p.index;
   p.index = nullptr;  // it chooses views to read, not to write
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size, kSide<E>);
+  const Boxes boxes(p, turns, turns.out_size, kSide);
   const int64_t work = turns.elements(p);
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -70,7 +70,7 @@ template <class T>
 void volume_dot(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size, kSide<E>);
+  const Boxes boxes(p, turns, turns.size, kSide);
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
   std::vector<double> parts(boxes.count * p.views);
