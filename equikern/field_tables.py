@@ -30,6 +30,11 @@ def computes(maps: str) -> bool:
     return maps[0] == "m" or mixes(maps)
 
 
+def changes(maps: str) -> bool:
+    """Whether the words are fields that change values, by signs or matrices, and do not only move them."""
+    return is_field(maps) and (mixes(maps) or bool((sources(maps) < 0).any()))
+
+
 def word(channels: str, grid: str) -> str:
     """The word of both together."""
     return f"f:{channels}*{grid}"

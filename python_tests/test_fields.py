@@ -121,6 +121,8 @@ def test_gradients(action: FieldAction) -> None:
     assert torch.autograd.gradcheck(lambda t, w: orbit_weighted_mean(t, w, action, None), (y, weights))
     assert torch.autograd.gradcheck(lambda t: symmetrize(t, action), x)
     if action.order <= 4:
+        for op in ("max", "std"):
+            assert torch.autograd.gradcheck(lambda t, op=op: orbit_reduce(t, action, op), y)
         assert torch.autograd.gradgradcheck(lambda t, w: orbit_weighted_mean(t, w, action), (y, weights))
 
 

@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..backends.reference import LOGODD_EPS
+from ..field_tables import changes
 from ..matrix_tables import multiplies
 from ..permutations import PermutationAction
 from . import autograd, checks, library
@@ -73,7 +74,8 @@ def orbit_reduce(
     signed = isinstance(action, PermutationAction) and action.signs is not None
     if signed and out is None and op != "sum" and autograd.needs_grad(y):
         y, action = _without_signs(y, action)  # the derivatives below are those of values that only move
-    if multiplies(action.maps) and out is None and op != "sum" and autograd.needs_grad(y):
+    computed = multiplies(action.maps) or changes(action.maps)
+    if computed and out is None and op != "sum" and autograd.needs_grad(y):
         return _of_products(y, action, op)
     maps, inverse = action.inverse_adjoint_maps, action.inverse_maps
     if out is not None:
