@@ -1,7 +1,7 @@
 """The native module; pointers are addresses, ``keep`` the lead dims of weights or index.
 
-``codes`` is one byte a view where ``spatial`` is 2 or 0. Below zero that is the permuted dim, and ``codes``, like
-``moves``, ``inverse`` and ``maps``, a struct Moves (``csrc/cpu/problem.h``) a view.
+``codes`` is one byte a view where ``spatial`` is 2, 3 or 0; fields add to both (``csrc/builder.h``). Below zero that is
+the permuted dim, and ``codes``, like ``moves``, ``inverse`` and ``maps``, a struct Moves (``csrc/cpu/problem.h``) a view.
 """
 
 from collections.abc import Callable
