@@ -3,13 +3,21 @@
 from .canonical import CanonicalLambdaEquiTune, principal_frame, vector_frame
 from .equitune import EquiTune
 from .equizero import EquiZero
+from .group_conv import GroupConv2d
 from .lambda_equitune import LambdaEquiTune, train_backbone, train_weights, weight_network
+from .regular import EquivariantHead, GroupLinear, GroupPool, InvariantHead, RegularLift
 
 __all__ = [
     "CanonicalLambdaEquiTune",
     "EquiTune",
     "EquiZero",
+    "EquivariantHead",
+    "GroupConv2d",
+    "GroupLinear",
+    "GroupPool",
+    "InvariantHead",
     "LambdaEquiTune",
+    "RegularLift",
     "principal_frame",
     "train_backbone",
     "train_weights",

@@ -30,11 +30,8 @@ def weight_network(features: int, hidden: int = 100) -> nn.Sequential:
         >>> weight_network(512)(torch.zeros(8, 512)).shape
         torch.Size([8, 1])
     """
-    for name, size in (("features", features), ("hidden", hidden)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name}: expected a whole number, got {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {size}")
+    checks.whole("features", features, 1)
+    checks.whole("hidden", hidden, 1)
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action, GroupAction, apply_word, compose, grid, transposes, trivial
+from ..actions import Action, GroupAction, compose, grid, transposes, trivial
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
@@ -41,7 +41,7 @@ class OrbitModule(nn.Module):
             if views_per_forward < 1:
                 raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
         self.backbone = backbone
-        self.inp = _action("inp", inp, None)
+        self.inp = action_of("inp", inp, None)
         self.out = _actions(out, self.inp)
         self.views_per_forward = views_per_forward
 
@@ -88,20 +88,20 @@ def per_view(parts: list[list[Tensor]]) -> Tensor:
     return torch.cat([t for bucket in parts for t in bucket])
 
 
-def in_group_order(t: Tensor, buckets: list[list[int]]) -> Tensor:
-    """(|G|, …) in the order of the group's elements, from the order of the buckets."""
+def in_group_order(t: Tensor, buckets: list[list[int]], axis: int = 0) -> Tensor:
+    """A group axis in the order of the group's elements, from the order of the buckets."""
     if len(buckets) == 1:
         return t
     order = torch.tensor([g for bucket in buckets for g in bucket]).argsort()
-    return t[order.to(t.device)]
+    return t.index_select(axis, order.to(t.device))
 
 
 def _undone(y: Tensor, action: Action, buckets: list[list[int]]) -> Tensor:
-    views = [apply_word(view, word) for view, word in zip(y, action.inverse_words, strict=True)]
-    return in_group_order(torch.stack(views), buckets)
+    y, action = checks.views("output", y, action)
+    return in_group_order(autograd.each(y, 0, action.inverse_maps, action.inverse_adjoint_maps), buckets)
 
 
-def _action(name: str, spec: object, like: GroupAction | None) -> GroupAction:
+def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
     if isinstance(spec, str):
         try:
             action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
@@ -125,7 +125,7 @@ def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
         return {key: _actions(value, inp, f"{name}[{key!r}]") for key, value in spec.items()}
     if isinstance(spec, (tuple, list)):
         return tuple(_actions(value, inp, f"{name}[{i}]") for i, value in enumerate(spec))
-    return _action(name, spec, inp)
+    return action_of(name, spec, inp)
 
 
 def _buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:

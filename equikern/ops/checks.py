@@ -203,6 +203,15 @@ def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
         raise kind(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def whole(name: str, n: object, least: int) -> int:
+    """A whole number, at least ``least``."""
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
+    if n < least:
+        raise ValueError(f"{name}: expected {least} or more, got {n}")
+    return n
+
+
 def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs: Tensor | None) -> Tensor:
     """A tensor of the caller's to write into: right shape, dtype and device, no grad, no memory shared with inputs."""
     out = _tensor(name, out)
