@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from equikern import GroupConv2d, GroupPool, InvariantHead, RegularLift, grid
+from equikern import EquivariantHead, GroupConv2d, GroupLinear, GroupPool, InvariantHead, RegularLift, grid, permutation
 from oracles import NAMED
 from torch import Tensor, nn
 from torch.nn import functional
@@ -207,6 +210,23 @@ def test_compiles_and_takes_other_dtypes() -> None:
     torch.testing.assert_close(half.float(), body(x), rtol=0.1, atol=0.1)
     layers = body[:5].bfloat16()  # torch's pooling takes no bfloat16 on CPUs
     assert layers(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_saved_model_loads_in_another_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    turn = permutation([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]])
+    model = nn.Sequential(
+        GroupConv2d("c4", 3, 4, 3, "trivial"), GroupConv2d("c4", 4, 2, 3), nn.AvgPool3d((1, 4, 4)), nn.Flatten(3),
+        nn.Flatten(2), GroupLinear("c4", 2, 3), EquivariantHead(3, turn, dims=0),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 8, 8)
+    torch.save((model, x, model(x)), tmp_path / "saved.pt")
+    code = """
+import sys, torch
+model, x, y = torch.load(sys.argv[1], weights_only=False)
+torch.testing.assert_close(model(x), y)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "saved.pt")], check=True)
 
 
 # -- escnn, which takes NumPy below 2: pip install --no-deps escnn lie-learn && pip install joblib scipy "numpy<2"

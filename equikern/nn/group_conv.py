@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..actions import GridAction
-from ..ops import autograd, checks, orbit
-from .regular import init, inverses, regular
+from ..ops import autograd, checks
+from .regular import init, regular
 from .views import ActionSpec, action_of
 
 __all__ = ["GroupConv2d"]
@@ -38,6 +38,7 @@ class GroupConv2d(nn.Module):
             axis.
         stride, padding, dilation: as in ``nn.Conv2d``, the same number for both dims; zeros are padded.
         bias: add one number to each output channel.
+        to: the parameters' ``device`` and ``dtype``.
 
     Equivariance is exact, but for rounding, when the last window ends where the padded image ends, since turning
     exchanges the first with the last: ``H + 2·padding − dilation·(kernel_size − 1) − 1`` must be divisible by the
@@ -90,8 +91,7 @@ class GroupConv2d(nn.Module):
         self.stride = checks.whole("stride", stride, 1)
         self.padding = checks.whole("padding", padding, 0)
         self.dilation = checks.whole("dilation", dilation, 1)
-        self._turned = inverses(action)
-        self._moved = inverses(regular(action.group, -3))
+        self._regular = regular(action.group, -3)
         # The dims whose ends some element exchanges.
         self._reversed = {"hw".index(c.lower()) for word in action.words for c in word if c.isupper()}
         entries = (action.order,) if inp == "regular" else ()
@@ -106,11 +106,10 @@ class GroupConv2d(nn.Module):
 
     def filters(self) -> Tensor:
         """The bank (out_channels·|G|, in_channels[·|G|], k, k) that torch's ``conv2d`` takes, the group axis inside."""
-        if self.inp == "trivial":
-            bank = orbit(self.weight, self._turned)
-        else:
-            bank = orbit(self.weight, self._moved)  # [g, o, c, k] = w[o, c, k g⁻¹]
-            bank = autograd.each(bank, 0, self._turned.maps, self._turned.adjoint_maps).flatten(2, 3)
+        moved = self.action if self.inp == "trivial" else self._regular
+        bank = autograd.orbit(self.weight, moved.inverse_maps, moved.maps)
+        if self.inp == "regular":  # [g, o, c, k] = w[o, c, k g⁻¹], still upright
+            bank = autograd.each(bank, 0, self.action.inverse_maps, self.action.maps).flatten(2, 3)
         return bank.transpose(0, 1).flatten(0, 1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from ..actions import Action, GroupAction, grid
 from ..groups import Group
 from ..matrices import MatrixAction
-from ..ops import autograd, checks, orbit, orbit_mean
+from ..ops import autograd, checks, orbit_mean
 from ..permutations import PermutationAction, permutation
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
 
@@ -87,6 +87,7 @@ class GroupLinear(nn.Module):
         group: the group, an action of it, or a grid's name such as ``"d4"``.
         in_features, out_features: the channels, each with |G| entries.
         bias: add one number to each output channel.
+        to: the parameters' ``device`` and ``dtype``.
 
     Attributes:
         weight: (out_features, in_features, |G|).
@@ -114,7 +115,7 @@ class GroupLinear(nn.Module):
         self.group = _group(group)
         self.in_features = checks.whole("in_features", in_features, 1)
         self.out_features = checks.whole("out_features", out_features, 1)
-        self._bank = inverses(regular(self.group, -1))
+        self._regular = regular(self.group, -1)
         self.weight = nn.Parameter(torch.empty(out_features, in_features, self.group.order, **to))
         self.bias = nn.Parameter(torch.empty(out_features, **to)) if bias else None
         self.reset_parameters()
@@ -125,7 +126,8 @@ class GroupLinear(nn.Module):
 
     def matrix(self) -> Tensor:
         """The plain linear map's weight (out_features·|G|, in_features·|G|), of the |G| views of ``weight``."""
-        bank = orbit(self.weight, self._bank)  # [g, o, c, k] = weight[o, c, k g⁻¹]
+        # [g, o, c, k] = weight[o, c, k g⁻¹]
+        bank = autograd.orbit(self.weight, self._regular.inverse_maps, self._regular.maps)
         return bank.transpose(0, 1).flatten(2).flatten(0, 1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -184,6 +186,7 @@ class InvariantHead(nn.Module):
         out_features: the outputs, such as classes.
         pool: ``"max"`` or ``"mean"`` over the group axis. (The mean of what ``RegularLift`` gives is equitune's.)
         dims: the dims behind the group axis: 0 for vectors, 2 for maps.
+        to: the parameters' ``device`` and ``dtype``.
 
     Shapes:
         z (\\*, in_features, |G|) or (\\*, in_features, |G|, H, W) → (\\*, out_features).
@@ -222,6 +225,7 @@ class EquivariantHead(nn.Module):
         in_features: the channels of z.
         out: the action on the last dim of the outputs, by ``permutation`` or ``matrix``.
         dims: the dims behind the group axis: 0 for vectors, 2 for maps.
+        to: the parameters' ``device`` and ``dtype``.
 
     Shapes:
         z (\\*, in_features, |G|) or (\\*, in_features, |G|, H, W) → (\\*, out.size), with ``head(h·z) = h·head(z)``.
@@ -263,11 +267,6 @@ class EquivariantHead(nn.Module):
 def regular(group: Group, dim: int) -> PermutationAction:
     """The regular representation on one dim: ``(h·z)[g h⁻¹] = z[g]``."""
     return permutation(group.multiply[:, group.inverse].T, dim=dim, group=group)
-
-
-def inverses(action: GroupAction) -> Action:
-    """The list of views g⁻¹ in the group's order."""
-    return Action(f"{action.name}, inverse", action.inverse_words, action.words)
 
 
 def init(weight: Tensor, bias: Tensor | None) -> None:
