@@ -3,6 +3,7 @@
 from .actions import Action, GridAction, GroupAction, grid, trivial
 from .backends import active_backend, use_backend
 from .buildinfo import BuildInfo, build_info
+from .coordinates import Coordinates, HeatMaps, boxes, heat_maps, keypoints
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .matrices import MatrixAction, MatrixSamples, matrix
 from .nn import (
@@ -42,6 +43,7 @@ __all__ = [
     "Action",
     "BuildInfo",
     "CanonicalLambdaEquiTune",
+    "Coordinates",
     "EquiTune",
     "EquiZero",
     "EquivariantHead",
@@ -51,6 +53,7 @@ __all__ = [
     "GroupConv2d",
     "GroupLinear",
     "GroupPool",
+    "HeatMaps",
     "InvariantHead",
     "LambdaEquiTune",
     "MatrixAction",
@@ -59,10 +62,13 @@ __all__ = [
     "RegularLift",
     "TokenAction",
     "active_backend",
+    "boxes",
     "build_info",
     "cyclic_group",
     "dihedral_group",
     "grid",
+    "heat_maps",
+    "keypoints",
     "linear_orbit_cross_entropy",
     "matrix",
     "orbit",

@@ -104,7 +104,7 @@ class EquiZero(OrbitModule):
             assert isinstance(merged, Tensor)
             return merged
 
-        return self._merged(outputs, buckets, merge_one)
+        return self._merged(x, outputs, buckets, merge_one)
 
     def scores(self, x: Tensor) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""

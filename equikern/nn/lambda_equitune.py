@@ -110,7 +110,7 @@ class LambdaEquiTune(OrbitModule):
         def merge_one(y: Tensor, action: Action) -> Tensor:
             return orbit_weighted_mean(y, raw, action, self.normalize)
 
-        return self._merged(outputs, buckets, merge_one)
+        return self._merged(x, outputs, buckets, merge_one)
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each view of each sample counts: (|G|, B), in the order of ``inp.group.names``.
@@ -123,6 +123,10 @@ class LambdaEquiTune(OrbitModule):
         elif self.normalize == "sum":
             raw = raw / raw.sum(0)
         return in_group_order(raw, buckets)
+
+    @property
+    def _averages(self) -> bool:
+        return self.normalize is not None
 
     def _both(self, x: Tensor) -> tuple[tuple[list[list[Any]], Tensor], list[list[int]]]:
         """The outputs, and what weight_net says of every view, (|G|, B) in the order of the buckets."""

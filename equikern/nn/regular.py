@@ -70,7 +70,7 @@ class RegularLift(OrbitModule):
             z = autograd.each(y.movedim(0, axis), axis, action.inverse_maps, action.inverse_adjoint_maps)
             return in_group_order(z, buckets, axis)
 
-        return self._merged(outputs, buckets, merge_one)
+        return self._merged(x, outputs, buckets, merge_one)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction, compose, grid, transposes, trivial
+from ..coordinates import Coordinates, HeatMaps
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
-OutputSpec = ActionSpec | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
+OutputSpec = ActionSpec | Coordinates | HeatMaps | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
 MergeOne = Callable[[Tensor, Action], "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -51,7 +52,7 @@ class OrbitModule(nn.Module):
         What the merged output is made of: for looking at single views, or a merge of your own.
         """
         outputs, buckets = self._outputs(x)
-        return _merge(outputs, self.out, buckets, lambda y, action: _undone(y, action, buckets))
+        return self._merged(x, outputs, buckets, lambda y, action: _undone(y, action, buckets))
 
     def _outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
         """The outputs of every part of every bucket of views, and the elements of each bucket."""
@@ -79,8 +80,29 @@ class OrbitModule(nn.Module):
         """The model on one batch of views."""
         return self.backbone(views)
 
-    def _merged(self, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
-        return _merge(outputs, self.out, buckets, merge_one)
+    @property
+    def _averages(self) -> bool:
+        """Whether merged coordinates do not depend on where they are counted from."""
+        return True
+
+    def _merged(self, x: Tensor, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
+        def merge_output(parts: list[list[Tensor]], spec: Any) -> Any:
+            elements = [g for bucket in buckets for g in bucket]
+            if isinstance(spec, HeatMaps):
+                y, action = _gather(parts, spec.action, buckets)
+                return merge_one(spec.in_place(y, elements), action)
+            if isinstance(spec, Coordinates):
+                if not self._averages:
+                    raise ValueError(f"out: {spec!r} takes a mean or the choice of a view, got {self.extra_repr()}")
+                size = x.shape[-2], x.shape[-1]
+                y, action = _gather(parts, spec.linear, buckets)
+                merged = merge_one(spec.from_middle(y, elements, size), action)
+                assert isinstance(merged, Tensor)
+                return spec.from_corner(merged, size)
+            checks.moved_dim("output", parts[0][0], spec)  # what is made of a rectangle's views has words alone
+            return merge_one(*_gather(parts, spec, buckets))
+
+        return _merge(outputs, self.out, merge_output)
 
 
 def per_view(parts: list[list[Tensor]]) -> Tensor:
@@ -121,6 +143,10 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
 
 def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     """The output specs as actions, in the containers they came in."""
+    if isinstance(spec, (Coordinates, HeatMaps)):
+        if spec.action != inp:
+            raise ValueError(f"{name}: expected one made for the input's {inp!r}, got {spec!r}")
+        return spec
     if isinstance(spec, Mapping):
         return {key: _actions(value, inp, f"{name}[{key!r}]") for key, value in spec.items()}
     if isinstance(spec, (tuple, list)):
@@ -170,14 +196,13 @@ def _rebuilt(container: Any, values: Any) -> Any:
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
-def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_one: Callable[..., Any]) -> Any:
+def _merge(outputs: list[list[Any]], spec: Any, merge_output: Callable[[list[list[Tensor]], Any], Any]) -> Any:
     """Walk the output's containers and the specs side by side, and merge each tensor's views."""
     first = outputs[0][0]
     if isinstance(first, Tensor):
-        if not isinstance(spec, GroupAction):
+        if isinstance(spec, (dict, tuple)):
             raise ValueError(f"out: expected one action, since the backbone returns one tensor, got {spec!r}")
-        y, action = _gather(outputs, spec, buckets)
-        return merge_one(y, action)
+        return merge_output(outputs, spec)
     if isinstance(first, Mapping):
         keys, kind = list(first), "dict"
         fits = isinstance(spec, dict) and set(spec) == set(keys)
@@ -188,9 +213,7 @@ def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_
         raise ValueError(
             f"out: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got {spec!r}"
         )
-    merged = [
-        _merge([[part[key] for part in bucket] for bucket in outputs], spec[key], buckets, merge_one) for key in keys
-    ]
+    merged = [_merge([[part[key] for part in bucket] for bucket in outputs], spec[key], merge_output) for key in keys]
     return _rebuilt(first, dict(zip(keys, merged, strict=True)) if kind == "dict" else merged)
 
 

@@ -107,6 +107,12 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
     return y, action
 
 
+def moved_dim(name: str, y: Tensor, action: Action) -> None:
+    """That the dim of an orbit (|G|, …) that an action permutes or multiplies has the right size."""
+    if isinstance(action, (PermutationAction, MatrixAction)):
+        _spatial(name, y, action, 1)
+
+
 def _kinds(dtypes: frozenset[torch.dtype]) -> str:
     if dtypes is _IDS:
         return "token ids of dtype int32 or int64"
