@@ -8,6 +8,7 @@ from .groups import Group, cyclic_group, dihedral_group, product_group
 from .matrices import MatrixAction, MatrixSamples, matrix
 from .nn import (
     CanonicalLambdaEquiTune,
+    EquiDetector,
     EquiTune,
     EquivariantHead,
     EquiZero,
@@ -44,6 +45,7 @@ __all__ = [
     "BuildInfo",
     "CanonicalLambdaEquiTune",
     "Coordinates",
+    "EquiDetector",
     "EquiTune",
     "EquiZero",
     "EquivariantHead",

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .actions import Action, GridAction, grid, transposes
+from .actions import GridAction, grid, transposes
 from .ops import autograd, checks
 from .permutations import PermutationAction, permutation
 
@@ -43,6 +43,7 @@ class Coordinates:
         action: what the group does to the image.
         units: "edge", "center" or "normalized".
         shape: the last dims of the coordinates: (2,) or (N, 2), with more entries behind x and y; (4,) for boxes.
+        format: "xyxy" or "cxcywh" for boxes, None for keypoints.
         linear: ρ, the action on the flattened last dims of what is measured from the middle.
 
     Example:
@@ -52,9 +53,15 @@ class Coordinates:
     """
 
     def __init__(
-        self, action: GridAction, units: Units, sides: Sequence[int], kinds: Sequence[str], swap: Sequence[int] | None
+        self,
+        action: GridAction,
+        units: Units,
+        sides: Sequence[int],
+        kinds: Sequence[str],
+        swap: Sequence[int] | None = None,
+        format: str | None = None,
     ) -> None:
-        self.action, self.group, self.units = action, action.group, units
+        self.action, self.group, self.units, self.format = action, action.group, units, format
         self.swap = None if swap is None else list(swap)
         self.shape = (len(sides),) if swap is None else (len(swap), len(sides))
         # The side that each entry is measured along where it is measured from the corner, else −1.
@@ -175,11 +182,13 @@ class HeatMaps:
 
         ``elements`` are the group's in the order of y.
         """
-        channels = Action(
-            "channels", [self.channels.words[g] for g in elements], [self.channels.inverse_words[g] for g in elements]
-        )
-        checks.moved_dim("output", y, self.channels)
-        return autograd.each(y, 0, channels.inverse_maps, channels.maps)
+        if y.dim() < 5 or y.shape[-3] != self.channels.size:
+            raise ValueError(
+                f"output: expected maps (B, …, {self.channels.size}, H, W), got shape {tuple(y.shape[1:])}"
+            )
+        words = " ".join(self.channels.words[g] for g in elements)
+        inverse = " ".join(self.channels.inverse_words[g] for g in elements)
+        return autograd.each(y, 0, inverse, words)
 
     def __repr__(self) -> str:
         return f"HeatMaps({self.action.name!r}, {self.channels.size} channels)"
@@ -241,7 +250,7 @@ def boxes(action: GridAction | str, format: Literal["xyxy", "cxcywh"] = "xyxy", 
     checks.choice("format", format, ("xyxy", "cxcywh"))
     checks.choice("units", units, tuple(_HALF))
     kinds = "<<>>" if format == "xyxy" else "==||"
-    return Coordinates(_images(action), units, [1, 0, 1, 0], kinds, None)
+    return Coordinates(_images(action), units, [1, 0, 1, 0], kinds, format=format)
 
 
 def heat_maps(action: GridAction | str, swap: Sequence[int]) -> HeatMaps:

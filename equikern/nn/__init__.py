@@ -1,6 +1,7 @@
 """Wrappers that make a backbone equivariant."""
 
 from .canonical import CanonicalLambdaEquiTune, principal_frame, vector_frame
+from .detector import EquiDetector
 from .equitune import EquiTune
 from .equizero import EquiZero
 from .group_conv import GroupConv2d
@@ -9,6 +10,7 @@ from .regular import EquivariantHead, GroupLinear, GroupPool, InvariantHead, Reg
 
 __all__ = [
     "CanonicalLambdaEquiTune",
+    "EquiDetector",
     "EquiTune",
     "EquiZero",
     "EquivariantHead",

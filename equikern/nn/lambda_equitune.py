@@ -128,6 +128,10 @@ class LambdaEquiTune(OrbitModule):
     def _averages(self) -> bool:
         return self.normalize is not None
 
+    def _plain_outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
+        (outputs, _), buckets = self._both(x)
+        return outputs, buckets
+
     def _both(self, x: Tensor) -> tuple[tuple[list[list[Any]], Tensor], list[list[int]]]:
         """The outputs, and what weight_net says of every view, (|G|, B) in the order of the buckets."""
         parts, buckets = self._outputs(x)

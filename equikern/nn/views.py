@@ -51,8 +51,12 @@ class OrbitModule(nn.Module):
 
         What the merged output is made of: for looking at single views, or a merge of your own.
         """
-        outputs, buckets = self._outputs(x)
+        outputs, buckets = self._plain_outputs(x)
         return self._merged(x, outputs, buckets, lambda y, action: _undone(y, action, buckets))
+
+    def _plain_outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
+        """``_outputs`` without what a subclass adds to them."""
+        return self._outputs(x)
 
     def _outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
         """The outputs of every part of every bucket of views, and the elements of each bucket."""
@@ -70,11 +74,14 @@ class OrbitModule(nn.Module):
 
     def _run(self, x: Tensor, elements: Sequence[int]) -> Any:
         """The backbone's output for some elements' views, with the group axis split off again."""
+        return _split_batch(self._call(self._views_of(x, elements)), len(elements), x.shape[0])
+
+    def _views_of(self, x: Tensor, elements: Sequence[int]) -> Tensor:
+        """Some elements' views as one batch."""
         maps = " ".join(self.inp.words[g] for g in elements)
         adjoint = " ".join(self.inp.adjoint_words[g] for g in elements)
         x, _ = checks.image("x", x, _without_square(self.inp), checks.EXACT)
-        views = autograd.orbit(x, maps, adjoint)
-        return _split_batch(self._call(views.flatten(0, 1)), len(elements), x.shape[0])
+        return autograd.orbit(x, maps, adjoint).flatten(0, 1)
 
     def _call(self, views: Tensor) -> Any:
         """The model on one batch of views."""
