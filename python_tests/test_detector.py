@@ -14,6 +14,7 @@ from torch import Tensor, nn
 if importlib.util.find_spec("ensemble_boxes") is None:
     pytest.skip('the extra "boxes" is not installed', allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 UNITS = ("edge", "center", "normalized")
 FORMATS = ("xyxy", "cxcywh")
 

@@ -15,6 +15,7 @@ from oracles import NAMED
 from torch import Tensor, nn
 from torch.nn import functional
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 KINDS = pytest.mark.parametrize("inp", ["trivial", "regular"])
 SHAPES = pytest.mark.parametrize("shape", [(7, 7), (5, 9)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from equikern import (
 from equikern.nn.views import OrbitModule
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 SIZES = pytest.mark.parametrize("size", [(6, 9), (9, 4)])
 NAMES = pytest.mark.parametrize("name", ["c4", "d4"])
 SWAP = [1, 0, 2]
@@ -50,6 +52,7 @@ class Backbone(nn.Module):
         }  # fmt: skip
 
 
+@cache
 def specs(name: str) -> dict[str, Any]:
     """The outputs' actions; the four moves are right, up, left and down, which a horizontal flip mirrors."""
     group = grid(name).group

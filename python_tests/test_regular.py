@@ -30,6 +30,7 @@ from equikern.rl import gridworld
 from oracles import CASES, NAMED, Case
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 SHAPES = pytest.mark.parametrize("shape", [(8, 8), (6, 9)])
 GROUPS = pytest.mark.parametrize(
     "group",
