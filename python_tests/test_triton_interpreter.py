@@ -312,6 +312,14 @@ else:
         kernels.select(y, out, torch.tensor([-5, 99]), C4, None, True)
         assert torch.equal(out, torch.stack([y[0, 0], view(y[3, 1], "wH")]))
 
+    @pytest.mark.parametrize("size", [3, 18])
+    def test_each_view_taken_by_its_own_element(size: int) -> None:
+        """One orbit seen once for every view, by a stride of 0: what ``autograd.each`` asks for."""
+        y = torch.randn(2, 8, size, size)
+        out, index = torch.zeros_like(y), torch.arange(8).expand(2, 8).contiguous()
+        kernels.select(y.expand(8, *y.shape), out, index, D4, None, True)
+        assert torch.equal(out, torch.stack([view(y[:, g], word) for g, word in enumerate(D4.split(" "))], 1))
+
     EXACT = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
     EXACT += [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.complex128]
 
