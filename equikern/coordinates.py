@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .actions import GridAction, grid, transposes
+from .actions import GridAction, grid
 from .ops import autograd, checks
 from .permutations import PermutationAction, permutation
 
@@ -113,7 +113,7 @@ class Coordinates:
         """
         self._element(g)
         height, width = self._size(size)
-        turned = transposes(self.action.words[g])
+        turned = _turns(self.action.words[g])
         return self.act(int(self.group.inverse[g]), t, (width, height) if turned else (height, width))
 
     def check(self, name: str, t: Tensor) -> None:
@@ -128,7 +128,7 @@ class Coordinates:
         ``elements`` are the group's in the order of y.
         """
         self.check("output", y[0])
-        turned = [transposes(self.action.words[g]) for g in elements]
+        turned = [_turns(self.action.words[g]) for g in elements]
         middles = y.new_tensor([self._middle(size[::-1] if turn else size) for turn in turned])
         return (y - middles.view(len(elements), *(1,) * (y.dim() - 2), -1)).flatten(-len(self.shape))
 
@@ -299,9 +299,14 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
     return rows, signs
 
 
+def _turns(word: str) -> bool:
+    """Whether the element exchanges height and width."""
+    return word[0] in "wW"
+
+
 def _mirrors(word: str) -> bool:
     """Whether the element turns left hands into right ones: an odd number of flips and transpositions."""
-    return (sum(letter.isupper() for letter in word) + transposes(word)) % 2 == 1
+    return (sum(letter.isupper() for letter in word) + _turns(word)) % 2 == 1
 
 
 def _images(action: object) -> GridAction:
