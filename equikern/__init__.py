@@ -3,7 +3,7 @@
 from .actions import Action, GridAction, GroupAction, grid, trivial
 from .backends import active_backend, use_backend
 from .buildinfo import BuildInfo, build_info
-from .coordinates import Coordinates, HeatMaps, boxes, heat_maps, keypoints
+from .coordinates import Coordinates, boxes, heat_maps, keypoints
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .matrices import MatrixAction, MatrixSamples, matrix
 from .nn import (
@@ -55,7 +55,6 @@ __all__ = [
     "GroupConv2d",
     "GroupLinear",
     "GroupPool",
-    "HeatMaps",
     "InvariantHead",
     "LambdaEquiTune",
     "MatrixAction",
