@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from equikern import Coordinates, EquiTune, LambdaEquiTune, boxes, grid, heat_maps, keypoints, orbit, permutation
+from equikern import (
+    Coordinates,
+    EquiTune,
+    EquiZero,
+    LambdaEquiTune,
+    boxes,
+    grid,
+    heat_maps,
+    keypoints,
+    orbit,
+    permutation,
+)
 from equikern.coordinates import Units
 from oracles import NAMED
 from torch import Tensor, nn
@@ -167,6 +178,19 @@ def test_equitune_is_the_mean_of_what_is_undone(units: Units, size: tuple[int, i
         undone = torch.stack([spec.undo(g, backbone(grid("d4").act(g, x)), size) for g in range(8)])
         torch.testing.assert_close(model(x), undone.mean(0))
         torch.testing.assert_close(model.views(x), undone)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 8)])
+def test_the_chosen_view_of_coordinates_alone(size: tuple[int, int]) -> None:
+    """By a loss of one's own, such as how large the box is, or by a named one of the numbers themselves."""
+    torch.manual_seed(0)
+    spec, x = boxes("d4", "cxcywh"), torch.randn(3, 3, *size)
+    for loss in (lambda y: y[..., 2] * y[..., 3], "similarity"):
+        model = EquiZero(Regressor(4), "d4", spec, loss)
+        chosen = model.views(x)[model.chosen(x), torch.arange(3)]
+        torch.testing.assert_close(model(x), chosen)
+        for g in range(8):
+            torch.testing.assert_close(model(grid("d4").act(g, x)), spec.act(g, model(x), size))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 4)])

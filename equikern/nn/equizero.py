@@ -123,7 +123,9 @@ class EquiZero(OrbitModule):
             return None
         y, actions = self._scored(outputs[0][0]), _leaves(self.out)
         alone = len(_leaves(outputs[0][0])) == len(actions) == 1
-        if not alone or y.dim() != 3 or self.classes != -1 or not checks.keeps_rows(actions[0]):
+        if not alone or y.dim() != 3 or self.classes != -1:
+            return None
+        if not isinstance(actions[0], Action) or not checks.keeps_rows(actions[0]):
             return None
         return LOSSES[self.loss]
 
