@@ -144,13 +144,14 @@ struct Builder {
     return true;
   }
 
-  // A source whose columns are contiguous is read as its transpose, with other codes.
+  // Sources whose columns are contiguous are read as their transposes, with other codes.
   void turn_source() {
     transposed.assign(reinterpret_cast<const char*>(p.codes), p.views);
     for (char& c : transposed) c = char((c ^ 1) & 1) | char((c & 2) << 1) | char((c & 4) >> 1);
     p.codes = reinterpret_cast<const uint8_t*>(transposed.data());
     std::swap(p.H, p.W);
     std::swap(p.in.row, p.in.col);
+    if (p.added < p.views) std::swap(p.other.row, p.other.col);
   }
 
   template <class Kernel>

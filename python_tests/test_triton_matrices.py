@@ -99,6 +99,10 @@ else:
             reference.reduce(y, expected[0], maps, op, 0.5, None, expected[1] if pair else None)
             for a, b in list(zip(ours, expected, strict=True))[: 1 + pair]:
                 close(a, b)
+        added, ours_, expected_ = LAYOUTS[layout](torch.rand(shape)), blank(shape, layout), torch.empty(shape)
+        kernels.reduce(y, ours_, maps, "sum", 0.5, None, added)
+        reference.reduce(y, expected_, maps, "sum", 0.5, None, added)
+        close(ours_, expected_)
         for k in range(len(shape)):
             weights = torch.rand(3, *shape[:k])
             for op in ("sum", "weighted_mean"):

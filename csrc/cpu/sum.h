@@ -98,11 +98,11 @@ struct Fold {
   Lines<T> straight, mirrored, turned, turned_mirrored;
 
   Fold(const Problem& p, const Unit& t, int64_t plane) {
-    const T* planes = at<T>(p, p.in, plane);
-    const int64_t row = p.in.row;
+    const Source<T> own = source<T>(p, plane), beside = source<T>(p, plane, p.views - 1);
     for (int g = 0; g < p.views; ++g) {
       const unsigned code = p.codes[g];
-      const T* from = planes + g * p.in.group;
+      const int64_t row = g < p.added ? own.row : beside.row;
+      const T* from = g < p.added ? own.data + g * p.in.group : beside.data;
       const bool turn = code & kTranspose, mirror = code & kReverseW;
       const int64_t l0 = turn ? t.c0 : t.r0, e0 = turn ? t.r0 : t.c0, e1 = turn ? t.r1 : t.c1;
       from += (code & kReverseH ? p.H - 1 - l0 : l0) * row + (mirror ? p.W - e1 : e0);
@@ -200,7 +200,7 @@ void sum_planes(const Problem& p, const Units& u, bool streaming) {
 // Whether the sum is done here: contiguous rows, at least as long as the shortest chunk.
 template <class T>
 bool sum_typed(const Problem& p, const Units& u, bool streaming) {
-  if (p.V != 1 || p.in.col != 1 || p.views > kMostSummed) return false;
+  if (p.V != 1 || p.in.col != 1 || p.source(p.views - 1).col != 1 || p.views > kMostSummed) return false;
   bool turns = false;
   for (int g = 0; g < p.views; ++g) turns |= p.codes[g] & kTranspose;
   const int64_t n = turns ? std::min(p.Ho, p.Wo) : p.Wo;

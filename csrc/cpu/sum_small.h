@@ -18,19 +18,20 @@ struct SmallSum {
   const Problem& p;
   const SmallViews<E>& small;
 
-  // `planes` planes whose views begin at from + g·group, to places `to_plane` apart.
+  // `planes` planes whose views begin at from + g·group, those that are added all at `beside`, to places `to_plane` apart.
   template <bool kWeighted>
-  void run(T* to, int64_t to_plane, const E* from, int64_t from_plane, int64_t planes, const A* weights) const {
+  void run(T* to, int64_t to_plane, const E* from, int64_t from_plane, const Source<E>& beside, int64_t planes, const A* weights) const {
     const SmallShape<E> shape = small.all[0].shape;
     const int64_t elements = small.all[0].elements;
     const A scale = A(p.scale);
-    const int views = p.views;
-    for (int64_t n = 0; n < planes; ++n, to += to_plane, from += from_plane) {
+    const int views = p.views, added = p.added;
+    const E* other = beside.data;
+    for (int64_t n = 0; n < planes; ++n, to += to_plane, from += from_plane, other += beside.plane) {
       C sum[kUsed][kChunks] = {};
       for (int g = 0; g < views; ++g) {
         const SmallView<E>& view = small.all[g];
         __m512i r[kUsed], v[kUsed];
-        shape.template load<kUsed>(from + g * p.in.group, r);
+        shape.template load<kUsed>(g < added ? from + g * p.in.group : other, r);
         if (view.identity) {
 #pragma GCC unroll 4
           for (int k = 0; k < kUsed; ++k) v[k] = r[k];
@@ -59,7 +60,7 @@ struct SmallSum {
 
   void unit(const Unit& t, bool streaming) const {
     const Place<E> place(p, p.out, t.plane, 0);
-    const Source<E> from = source<E>(p, t.plane);
+    const Source<E> from = source<E>(p, t.plane), beside = source<E>(p, t.plane, p.views - 1);
     const int64_t elements = p.Ho * p.Wo;
     const bool direct = !streaming && place.col == 1 && place.row == p.Wo;
     T* to = numbers<T>(direct ? place.data : scratch<E>(0, t.planes * elements));
@@ -67,9 +68,9 @@ struct SmallSum {
     A weights[kMaxViews];
     for (int g = 0; p.weights && g < p.views; ++g) weights[g] = A(weight(p, g, t.plane));
     if (p.weights)
-      run<true>(to, to_plane, from.data, from.plane, t.planes, weights);
+      run<true>(to, to_plane, from.data, from.plane, beside, t.planes, weights);
     else
-      run<false>(to, to_plane, from.data, from.plane, t.planes, weights);
+      run<false>(to, to_plane, from.data, from.plane, beside, t.planes, weights);
     if (!direct) put<E>(p, place, dense_band<E>(p, t.region(), reinterpret_cast<E*>(to)), t.region(), streaming);
   }
 };

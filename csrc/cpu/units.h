@@ -90,7 +90,8 @@ inline int64_t next_plane(const Problem& p, const Side& side) { return p.dims ? 
 
 template <class E>
 inline Source<E> source(const Problem& p, int64_t plane, int64_t g = 0) {
-  return {at<E>(p, p.in, plane) + g * p.in.group, next_plane(p, p.in), p.in.row, p.in.col};
+  const Side& from = p.source(g);
+  return {at<E>(p, from, plane) + g * from.group, next_plane(p, from), from.row, from.col};
 }
 
 // body(unit number) for all units, on the problem's threads if that pays.

@@ -62,6 +62,13 @@ def total(y: Tensor, maps: str, adjoint: str, scale: float = 1.0, weights: Tenso
     return cast(Tensor, library.reduce(y, adjoint, "sum", scale, weights))
 
 
+def mean_plus(y: Tensor, plus: Tensor, maps: str, adjoint: str) -> Tensor:
+    """``1/|G| Σ_g adjoint_g(y_g + plus)``: the mean of the views and the symmetrised ``plus`` in one pass."""
+    if needs_grad(y, plus):
+        return cast(Tensor, _MeanPlus.apply(y, plus, maps, adjoint))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.mean_plus(y, plus, adjoint))
+
+
 def symmetrize(x: Tensor, maps: str, adjoint: str) -> Tensor:
     """``1/|G| Σ_g adjoint_g(x)``: one tensor seen |G| times, so that the mean of its views is one kernel."""
     if needs_grad(x):
@@ -180,6 +187,23 @@ class _Symmetrize(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         maps, adjoint, channels_last = ctx.call
         return symmetrize(laid_out(grad, channels_last), adjoint, maps), None, None
+
+
+class _MeanPlus(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, plus: Tensor, maps: str, adjoint: str) -> Tensor:
+        ctx.call = maps, adjoint, library.is_channels_last(y, 1), library.is_channels_last(plus)
+        return cast(Tensor, library.mean_plus(y, plus, adjoint))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        maps, adjoint, y_last, plus_last = ctx.call
+        grad_y = grad_plus = None
+        if ctx.needs_input_grad[0]:
+            grad_y = orbit(laid_out(grad, y_last), maps, adjoint, 1.0 / (maps.count(" ") + 1))
+        if ctx.needs_input_grad[1]:
+            grad_plus = symmetrize(laid_out(grad, plus_last), adjoint, maps)
+        return grad_y, grad_plus, None, None
 
 
 class _WeightedMean(Function):

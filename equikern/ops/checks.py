@@ -138,6 +138,18 @@ def per_view(name: str, w: object, y: Tensor, action: Action, accumulator: torch
     return w if w.is_contiguous() else w.contiguous()
 
 
+def like_view(name: str, t: object, y: Tensor) -> Tensor:
+    """A tensor like one view of an orbit y."""
+    t = _tensor(name, t)
+    if t.device != y.device:
+        raise ValueError(f"{name}: expected a tensor on {y.device} like y, got one on {t.device}")
+    if t.dtype != y.dtype:
+        raise TypeError(f"{name}: expected {y.dtype} like y, got {t.dtype}")
+    if t.shape != y.shape[1:]:
+        raise ValueError(f"{name}: expected the shape of one view, {tuple(y.shape[1:])}, got {tuple(t.shape)}")
+    return t
+
+
 def logits(name: str, y: object, action: object) -> tuple[Tensor, Action]:
     """Views of logits with the classes or words moved to the last dim, and the action on that dim.
 

@@ -25,11 +25,11 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
     (matrices if multiplies(maps) else permuted if permutes(maps) else reductions).reduce(
-        y, out, maps, op, scale, weights, out2
+        y, out, maps, op, scale, weights, other
     )
 
 
