@@ -6,6 +6,8 @@ from .equitune import EquiTune
 from .equizero import EquiZero
 from .group_conv import GroupConv2d
 from .lambda_equitune import LambdaEquiTune, train_backbone, train_weights, weight_network
+from .multi import InvariantSymmetric, MultiInputEquiTune
+from .product import ProductEquiTune
 from .regular import EquivariantHead, GroupLinear, GroupPool, InvariantHead, RegularLift
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
     "GroupLinear",
     "GroupPool",
     "InvariantHead",
+    "InvariantSymmetric",
     "LambdaEquiTune",
+    "MultiInputEquiTune",
+    "ProductEquiTune",
     "RegularLift",
     "principal_frame",
     "train_backbone",
