@@ -38,9 +38,9 @@ class ProductEquiTune(nn.Module):
         backbone: a module, or any callable that returns one tensor (B, …).
         inps: how each factor acts on the input: a list of actions or names.
         outs: how each acts on the output: a list, or one name such as ``"trivial"`` for all.
-        canonical: c_j, a list with a callable for each factor, from a batch (B, …) to a batch. None in its place, or for
-            the whole list: for token ids what ``equikern.nn.commuting.representatives`` gives, for numbers the mean over
-            the orbit, ``symmetrize``, which obeys the laws for any commuting actions, but blurs.
+        canonical: c_j, a list with a callable for each factor, from a batch (B, …) to a batch. None in its place, or
+            for the whole list: for token ids what ``equikern.nn.commuting.representatives`` gives, for numbers the mean
+            over the orbit, ``symmetrize``, which obeys the laws for any commuting actions, but blurs.
         views_per_forward: as in ``EquiTune``.
         verified: when the canonical maps are tried: ``"first"`` batch, ``"always"``, or ``"never"`` (under
             ``torch.compile`` never).
