@@ -114,7 +114,7 @@ class ProductEquiLM(EquiLM):
 
     def _merged(self, y: Tensor) -> Tensor:
         """(Σ|G_i|, B, S, V) → (B, S, V), see the class."""
-        parts = y.split([action.order for action in self.factors])
+        parts = torch.split(y, [action.order for action in self.factors])
         total: Tensor | None = None
         for i, (part, action) in enumerate(zip(parts, self.factors, strict=True)):
             term = orbit_mean(single(part) if self.space == "probs" else part, action.logits, self.space)
