@@ -96,7 +96,7 @@ def test_networks(programs: dict[str, Any]) -> None:
     images = [torch.randn(2, 1, 28, 28) for _ in range(3)]
 
     def features(model: Any, given: list[Tensor]) -> tuple[Tensor, ...]:
-        return model.layers[0](*given)  # type: ignore[no-any-return]
+        return model.trunk(*given)  # type: ignore[no-any-return]
 
     for system, (group, fused) in train.SYSTEMS.items():
         model = train.Network(group, fused, 3)

@@ -70,32 +70,28 @@ class Sets:
 
 
 class Network(nn.Module):
-    """Two convolutions and a head, each shared by the images of a set and equitune-d over every image's own group.
+    """Convolutions and a head, each shared by the images of a set and equitune-d over every image's own group.
 
-    With ``fused`` each convolution has a second one whose invariant mean is added, symmetrised, to the other images'
-    features (IS layers); otherwise the images meet only when their features are averaged for the classifier.
+    With ``fused`` the convolutions have a second copy whose invariant mean is added, symmetrised, to the other images'
+    feature maps (an IS layer); otherwise the images meet only when their features are averaged for the classifier.
     """
 
     def __init__(self, group: str, fused: bool, images: int) -> None:
         super().__init__()
         groups = [group] * images
 
-        def convolution(channels: int, into: int) -> nn.Module:
-            return nn.Sequential(nn.Conv2d(channels, into, 3, padding=1), nn.ReLU())
+        def trunk() -> nn.Module:
+            first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+            return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2))
 
-        self.layers = nn.ModuleList(
-            MultiInputEquiTune(convolution(*c), groups, group, convolution(*c) if fused else None)
-            for c in ((1, 8), (8, 16))
-        )
+        self.trunk = MultiInputEquiTune(trunk(), groups, group, trunk() if fused else None)
         head = nn.Sequential(nn.Flatten(), nn.Linear(16 * 7 * 7, 64), nn.ReLU())
         self.head = MultiInputEquiTune(head, groups, "trivial")
         self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, *images: Tensor) -> Tensor:
         """(B, 1, 28, 28) each → logits (B, 10)."""
-        for layer in self.layers:
-            images = tuple(nn.functional.max_pool2d(y, 2) for y in layer(*images))
-        return self.classifier(torch.stack(self.head(*images)).mean(0))
+        return self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
 
 
 def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]:
