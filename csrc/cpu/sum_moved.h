@@ -57,7 +57,8 @@ void sum_few(const Problem& p, const Unit& t, const Few& few, const Place<Bits<T
   }
   const A scale = A(p.scale);
   T* const summed = numbers<T>(sums);
-  sum_lines<C, kWeighted>(lines, Lines<T>(), 0, 1, n, n, [=](int64_t, int64_t, int64_t j, const C& sum) { times(sum, scale).to(summed + j); });
+  sum_lines<C, kWeighted>(lines, Lines<T>(), 0, 1, n, n,
+                          [=](int64_t, int64_t, int64_t j, const C& sum) { times(sum, scale).to(summed + j); });
   E* const out = place.data + r.i0 * place.row;
   for (int64_t k = 0; k < m; ++k) out[at[k] * place.col] = sums[k];
 }
