@@ -27,17 +27,20 @@ if not INTERPRETED:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
+    # Bytes that the ptxas of Triton 3.6 puts on the stack, though registers are left.
+    OLDER = {("orbit 3 bf16", "sm_80"): 8, ("orbit 4 bf16", "sm_80"): 8, ("dot 4 fp64", "sm_100"): 16}
+
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
         records: list[dict[str, Any]] = script("matrix_audit.py", *TARGETS, triton=path)
         assert len(records) >= len(TARGETS) * 12
         assert [record for record in records if "error" in record] == []
         for record in records:
-            # Triton 3.6's ptxas parks one number of "orbit 3 bf16" on the stack for sm_80, at 48 registers.
-            stack = 0 if path is None else 8
-            assert record["target"].startswith("gfx") or (record["stack"] <= stack and record["atomics"] == 0), record
+            assert record["target"].startswith("gfx") or record["atomics"] == 0, record
+            stack = 0 if path is None else OLDER.get((record["case"], record["target"]), 0)
+            assert record["target"].startswith("gfx") or record["stack"] <= stack, record
             kind, size, dtype = record["case"].split(" ")
-            if record["target"] == "sm_90" and kind != "dot" and int(size) <= 4 and dtype != "fp64":
+            if path is None and record["target"] == "sm_90" and kind != "dot" and int(size) <= 4 and dtype != "fp64":
                 # A thread has whole vectors: it asks its neighbours for nothing.
                 assert record["barriers"] == record["shuffles"] == 0, record
 
