@@ -146,7 +146,9 @@ def test_every_view_by_itself(mode: Any) -> None:
     torch.testing.assert_close(ours, merger.result)
 
 
-TOOLBELT = pytest.mark.parametrize(("prefix", "name"), [("d4", "d4"), ("d2", "flips"), ("fliplr", "hflip")])
+TOOLBELT = pytest.mark.parametrize(
+    ("prefix", "name"), [("d4", "d4"), ("d2", "flips"), ("fliplr", "hflip"), ("flipud", "vflip")]
+)
 
 
 @TOOLBELT
