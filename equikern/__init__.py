@@ -4,7 +4,7 @@ from .actions import Action, GridAction, GroupAction, grid, trivial
 from .backends import active_backend, use_backend
 from .buildinfo import BuildInfo, build_info
 from .groups import Group, cyclic_group, dihedral_group, product_group
-from .nn import EquiTune
+from .nn import EquiTune, EquiZero, LambdaEquiTune, train_backbone, train_weights, weight_network
 from .ops import (
     linear_orbit_cross_entropy,
     orbit,
@@ -25,9 +25,11 @@ __all__ = [
     "Action",
     "BuildInfo",
     "EquiTune",
+    "EquiZero",
     "GridAction",
     "Group",
     "GroupAction",
+    "LambdaEquiTune",
     "PermutationAction",
     "TokenAction",
     "active_backend",
@@ -48,8 +50,11 @@ __all__ = [
     "product_group",
     "symmetrize",
     "tokens",
+    "train_backbone",
+    "train_weights",
     "trivial",
     "tuned",
     "use_backend",
     "warmup",
+    "weight_network",
 ]

@@ -1,0 +1,246 @@
+"""``LambdaEquiTune``: views weighted by how much a small network trusts them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..actions import Action
+from ..ops import checks, orbit_weighted_mean
+from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, per_view
+
+__all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
+
+
+def weight_network(features: int, hidden: int = 100) -> nn.Sequential:
+    """The papers' λ: Linear(features → 100), ReLU, Linear(100 → 1).
+
+    Args:
+        features: the size of the features it reads.
+        hidden: the size of its hidden layer.
+
+    Raises:
+        TypeError, ValueError: a size that is no positive whole number.
+
+    Example:
+        >>> weight_network(512)(torch.zeros(8, 512)).shape
+        torch.Size([8, 1])
+    """
+    for name, size in (("features", features), ("hidden", hidden)):
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name}: expected a whole number, got {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {size}")
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+class LambdaEquiTune(OrbitModule):
+    """λ-equitune: ``M(x) = Σ_g λ(g x) g⁻¹ M(g x) / Σ_g λ(g x)`` (arXiv 2305.09900).
+
+    A network reads features of every view and says how much it counts; a constant λ gives equitune, one that picks a
+    view equizero. Reading the backbone's own features costs no further forward. Train it in the papers' two stages,
+    λ first (``train_weights``), then the backbone (``train_backbone``).
+
+    Args:
+        backbone, inp, out, views_per_forward: as in ``EquiTune``.
+        weight_net: a module from features (N, F) to one number for each view, (N, 1) or (N,); or F, for the papers'
+            ``weight_network(F)``.
+        features: what it reads. The name of a submodule of the backbone, whose output is taken; a callable from the
+            views (N, …) to features; or None, for the backbone's output (the first, if it has several). Of a feature
+            map (N, F, H, W) the mean over the image is taken, of a sequence (N, T, F) that over the positions.
+        frozen: take them from a copy of the backbone as it is now, which stays as it is: one more forward for each
+            view, and λ does not change when the backbone is tuned. With False they are the backbone's own, and
+            gradients reach it through λ too.
+        normalize: ``"softmax"``: λ is the exponential of what weight_net says, so positive; ``"sum"``: what it says,
+            which must then be positive; None: the same without division by the sum.
+
+    Shapes:
+        x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``.
+
+    Raises:
+        TypeError, ValueError: as ``EquiTune``; a weight_net that is no module or size, no submodule of that name,
+            frozen with a callable; in the forward, features or weights of the wrong shape.
+
+    Example:
+        >>> pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), pool, nn.Linear(8, 5))
+        >>> model = LambdaEquiTune(backbone, "d4", "trivial", 8, features="1")
+        >>> x = torch.randn(2, 3, 9, 9)
+        >>> bool((model(x.flip(-1)) - model(x)).abs().max() < 1e-5)
+        True
+        >>> model.weights(x).shape, bool((model.weights(x).sum(0) - 1).abs().max() < 1e-6)
+        (torch.Size([8, 2]), True)
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[Tensor], Any],
+        inp: ActionSpec,
+        out: OutputSpec,
+        weight_net: nn.Module | int,
+        features: str | Callable[[Tensor], Tensor] | None = None,
+        frozen: bool = False,
+        normalize: Literal["sum", "softmax"] | None = "softmax",
+        views_per_forward: int | None = None,
+    ) -> None:
+        super().__init__(backbone, inp, out, views_per_forward)
+        if not isinstance(weight_net, nn.Module):
+            if isinstance(weight_net, bool) or not isinstance(weight_net, int):
+                raise TypeError(
+                    f"weight_net: expected a module or the number of features, got {type(weight_net).__name__}"
+                )
+            weight_net = weight_network(weight_net)
+        checks.choice("normalize", normalize, ("sum", "softmax", None))
+        if features is not None and not isinstance(features, str) and not callable(features):
+            raise TypeError(f"features: expected a submodule's name, a callable or None, got {type(features).__name__}")
+        if isinstance(features, str):
+            _submodule(backbone, features)
+        if frozen and callable(features):
+            raise ValueError("frozen: expected False beside a callable, which takes its features from what it likes")
+        self.weight_net = weight_net
+        self.features = features
+        self.normalize = normalize
+        self.frozen = _frozen_copy(backbone) if frozen else None
+
+    def forward(self, x: Tensor) -> Any:
+        """The weighted output for a batch x (B, \\*, H, W); see the class."""
+        (outputs, raw), buckets = self._both(x)
+
+        def merge_one(y: Tensor, action: Action) -> Tensor:
+            return orbit_weighted_mean(y, raw, action, self.normalize)
+
+        return self._merged(outputs, buckets, merge_one)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each view of each sample counts: (|G|, B), in the order of ``inp.group.names``.
+
+        Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
+        """
+        (_, raw), buckets = self._both(x)
+        if self.normalize == "softmax":
+            raw = raw.softmax(0)
+        elif self.normalize == "sum":
+            raw = raw / raw.sum(0)
+        return in_group_order(raw, buckets)
+
+    def _both(self, x: Tensor) -> tuple[tuple[list[list[Any]], Tensor], list[list[int]]]:
+        """The outputs, and what weight_net says of every view, (|G|, B) in the order of the buckets."""
+        parts, buckets = self._outputs(x)
+        outputs = [[output for output, _ in bucket] for bucket in parts]
+        return (outputs, per_view([[raw for _, raw in bucket] for bucket in parts])), buckets
+
+    def _call(self, views: Tensor) -> tuple[Any, Tensor]:
+        output, features = self._with_features(views)
+        pooled = _pooled(features)
+        raw: Tensor = self.weight_net(pooled)
+        if raw.shape not in ((len(views), 1), (len(views),)):
+            raise ValueError(
+                f"weight_net: expected one number for each of {len(views)} views, ({len(views)}, 1), got "
+                f"{tuple(raw.shape)}"
+            )
+        return output, raw.reshape(len(views))
+
+    def _with_features(self, views: Tensor) -> tuple[Any, Any]:
+        if self.frozen is not None:
+            output = self.backbone(views)
+            with torch.no_grad():
+                return output, _features(self.frozen, views, self.features)[1]
+        if self.features is None or isinstance(self.features, str):
+            return _features(self.backbone, views, self.features)
+        return self.backbone(views), self.features(views)
+
+    def train(self, mode: bool = True) -> LambdaEquiTune:
+        """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""
+        super().train(mode)
+        for part in (self.backbone, self.weight_net, self.frozen):
+            if isinstance(part, nn.Module):
+                parameters = list(part.parameters())
+                if parameters and not any(p.requires_grad for p in parameters):
+                    part.eval()
+        return self
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows beside the backbone and the weight network."""
+        return f"inp={self.inp!r}, out={self.out!r}, features={self.features!r}, normalize={self.normalize!r}"
+
+
+def train_weights(model: LambdaEquiTune) -> list[nn.Parameter]:
+    """The first stage: the backbone stands still, λ learns. Returns the parameters for the optimizer.
+
+    Example:
+        >>> model = LambdaEquiTune(nn.Linear(4, 3), "hflip", "trivial", 3)
+        >>> optimizer = torch.optim.SGD(train_weights(model), lr=0.1, momentum=0.9)
+        >>> model.backbone.weight.requires_grad
+        False
+    """
+    return _only(model, model.weight_net, model.backbone)
+
+
+def train_backbone(model: LambdaEquiTune) -> list[nn.Parameter]:
+    """The second stage: λ stands still, the backbone is tuned. Returns the parameters for the optimizer.
+
+    Where λ reads the backbone's own features it goes on following them; ``frozen=True`` keeps it still altogether.
+
+    Example:
+        >>> model = LambdaEquiTune(nn.Linear(4, 3), "hflip", "trivial", 3)
+        >>> [tuple(p.shape) for p in train_backbone(model)], model.weight_net.training
+        ([(3, 4), (3,)], False)
+    """
+    return _only(model, model.backbone, model.weight_net)
+
+
+def _only(model: LambdaEquiTune, learns: Any, stands: Any) -> list[nn.Parameter]:
+    if not isinstance(learns, nn.Module):
+        raise TypeError(f"model: expected a backbone with parameters to train, got {type(learns).__name__}")
+    learns.requires_grad_(True)
+    if isinstance(stands, nn.Module):
+        stands.requires_grad_(False)
+    model.train()
+    return list(learns.parameters())
+
+
+def _submodule(backbone: object, name: str) -> nn.Module:
+    if not isinstance(backbone, nn.Module):
+        raise TypeError(f"features: expected a callable, since the backbone is no module, got the name {name!r}")
+    try:
+        return backbone.get_submodule(name)
+    except AttributeError:
+        names = [found for found, _ in backbone.named_modules() if found]
+        raise ValueError(f"features: the backbone has no submodule {name!r}; it has {', '.join(names[:40])}") from None
+
+
+def _frozen_copy(backbone: object) -> nn.Module:
+    if not isinstance(backbone, nn.Module):
+        raise TypeError(f"frozen: expected a module as the backbone, got {type(backbone).__name__}")
+    return copy.deepcopy(backbone).requires_grad_(False).eval()
+
+
+def _features(model: Callable[[Tensor], Any], views: Tensor, name: object) -> tuple[Any, Any]:
+    """The model's output and the output of its submodule of that name, or its own."""
+    if name is None:
+        output = model(views)
+        return output, output
+    seen: list[Any] = []
+    hook = _submodule(model, str(name)).register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        output = model(views)
+    finally:
+        hook.remove()
+    if len(seen) != 1:
+        raise ValueError(f"features: expected submodule {name!r} to run once in a forward, it ran {len(seen)} times")
+    return output, seen[0]
+
+
+def _pooled(features: Any) -> Tensor:
+    """(N, F) from a feature map (N, F, …), a sequence (N, T, F), or the first tensor of several."""
+    while isinstance(features, (tuple, list, Mapping)) and features:
+        features = next(iter(features.values() if isinstance(features, Mapping) else features))
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.dim() == 3:
+        return features.mean(1)
+    return features.flatten(2).mean(2) if features.dim() > 3 else features

@@ -1,0 +1,234 @@
+"""What the wrappers share: a backbone run on every view of a batch, its outputs walked and merged view by view."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..actions import Action, GroupAction, apply_word, compose, grid, transposes, trivial
+from ..ops import autograd, checks
+
+ActionSpec = GroupAction | str
+OutputSpec = ActionSpec | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
+MergeOne = Callable[[Tensor, Action], "Tensor | tuple[Tensor, Tensor]"]
+
+
+class OrbitModule(nn.Module):
+    """A backbone run on the |G| views of a batch; subclasses say how its outputs are merged.
+
+    Attributes:
+        backbone: the wrapped model.
+        inp: the action on the input.
+        out: the action on every output, in the containers they come in.
+        views_per_forward: the most views of one forward, or None.
+    """
+
+    def __init__(
+        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None
+    ) -> None:
+        super().__init__()
+        if not callable(backbone):
+            raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
+        if views_per_forward is not None:
+            if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
+                raise TypeError(
+                    f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}"
+                )
+            if views_per_forward < 1:
+                raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
+        self.backbone = backbone
+        self.inp = _action("inp", inp, None)
+        self.out = _actions(out, self.inp)
+        self.views_per_forward = views_per_forward
+
+    def views(self, x: Tensor) -> Any:
+        """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
+
+        What the merged output is made of: for looking at single views, or a merge of your own.
+        """
+        outputs, buckets = self._outputs(x)
+        return _merge(outputs, self.out, buckets, lambda y, action: _undone(y, action, buckets))
+
+    def _outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
+        """The outputs of every part of every bucket of views, and the elements of each bucket."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+        if x.dim() < self.inp.dims + 1:
+            raise ValueError(f"x: expected a batch (B, …, H, W) for {self.inp.name!r}, got shape {tuple(x.shape)}")
+        buckets = _buckets(self.inp, x)
+        return [[self._run(x, part) for part in self._parts(bucket)] for bucket in buckets], buckets
+
+    def _parts(self, bucket: Sequence[int]) -> Iterator[Sequence[int]]:
+        size = self.views_per_forward or len(bucket)
+        for start in range(0, len(bucket), size):
+            yield bucket[start : start + size]
+
+    def _run(self, x: Tensor, elements: Sequence[int]) -> Any:
+        """The backbone's output for some elements' views, with the group axis split off again."""
+        maps = " ".join(self.inp.words[g] for g in elements)
+        inverse = " ".join(self.inp.inverse_words[g] for g in elements)
+        x, _ = checks.image("x", x, _without_square(self.inp), checks.EXACT)
+        views = autograd.orbit(x, maps, inverse)
+        return _split_batch(self._call(views.flatten(0, 1)), len(elements), x.shape[0])
+
+    def _call(self, views: Tensor) -> Any:
+        """The model on one batch of views."""
+        return self.backbone(views)
+
+    def _merged(self, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
+        return _merge(outputs, self.out, buckets, merge_one)
+
+
+def per_view(parts: list[list[Tensor]]) -> Tensor:
+    """(|G|, B) from what each part gave, in the order in which the views of an output are gathered."""
+    return torch.cat([t for bucket in parts for t in bucket])
+
+
+def in_group_order(t: Tensor, buckets: list[list[int]]) -> Tensor:
+    """(|G|, …) in the order of the group's elements, from the order of the buckets."""
+    if len(buckets) == 1:
+        return t
+    order = torch.tensor([g for bucket in buckets for g in bucket]).argsort()
+    return t[order.to(t.device)]
+
+
+def _undone(y: Tensor, action: Action, buckets: list[list[int]]) -> Tensor:
+    views = [apply_word(view, word) for view, word in zip(y, action.inverse_words, strict=True)]
+    return in_group_order(torch.stack(views), buckets)
+
+
+def _action(name: str, spec: object, like: GroupAction | None) -> GroupAction:
+    if isinstance(spec, str):
+        try:
+            action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
+        except ValueError as error:
+            raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
+    elif isinstance(spec, GroupAction):
+        action = spec
+    else:
+        raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}")
+    if like is not None and action.group != like.group:
+        raise ValueError(
+            f"{name}: expected an action of the input's group {like.group!r} ({like.name!r}), got {action.name!r} "
+            f"of {action.group!r}"
+        )
+    return action
+
+
+def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
+    """The output specs as actions, in the containers they came in."""
+    if isinstance(spec, Mapping):
+        return {key: _actions(value, inp, f"{name}[{key!r}]") for key, value in spec.items()}
+    if isinstance(spec, (tuple, list)):
+        return tuple(_actions(value, inp, f"{name}[{i}]") for i, value in enumerate(spec))
+    return _action(name, spec, inp)
+
+
+def _buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:
+    """Elements whose views have one shape: all of them, or upright and turned ones where x is a rectangle."""
+    elements = list(range(inp.order))
+    if not inp.square or x.shape[-1] == x.shape[-2]:
+        return [elements]
+    turned = [g for g in elements if transposes(inp.words[g])]
+    return [[g for g in elements if g not in turned], turned]
+
+
+def _without_square(action: Action) -> Action:
+    """The same rank and order, but a rectangle is welcome: its views are made bucket by bucket."""
+    return Action(action.name, ["hw"] * action.order, ["hw"] * action.order) if action.square else action
+
+
+def _split_batch(output: Any, order: int, batch: int) -> Any:
+    """(|G|·B, …) → (|G|, B, …) for every tensor of the backbone's output."""
+    if isinstance(output, Mapping):
+        return _rebuilt(output, {key: _split_batch(value, order, batch) for key, value in output.items()})
+    if isinstance(output, (tuple, list)):
+        return _rebuilt(output, [_split_batch(value, order, batch) for value in output])
+    if not isinstance(output, Tensor):
+        raise TypeError(f"backbone: expected it to return a tensor, tuple or dict, got {type(output).__name__}")
+    if output.dim() == 0 or output.shape[0] != order * batch:
+        raise ValueError(
+            f"backbone: expected an output whose first dim is the batch {order * batch} ({order} views of {batch}), "
+            f"got shape {tuple(output.shape)}"
+        )
+    return output.unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
+
+
+def _rebuilt(container: Any, values: Any) -> Any:
+    """The values in a container of the same kind: dicts and their subclasses, named tuples, tuples and lists."""
+    if isinstance(container, Mapping):
+        if not isinstance(container, dict):
+            return dict(values)
+        rebuilt = copy.copy(container)  # what a subclass keeps beside its items comes along
+        for key, value in values.items():  # some subclasses have no update
+            rebuilt[key] = value
+        return rebuilt
+    return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
+
+
+def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_one: Callable[..., Any]) -> Any:
+    """Walk the output's containers and the specs side by side, and merge each tensor's views."""
+    first = outputs[0][0]
+    if isinstance(first, Tensor):
+        if not isinstance(spec, GroupAction):
+            raise ValueError(f"out: expected one action, since the backbone returns one tensor, got {spec!r}")
+        y, action = _gather(outputs, spec, buckets)
+        return merge_one(y, action)
+    if isinstance(first, Mapping):
+        keys, kind = list(first), "dict"
+        fits = isinstance(spec, dict) and set(spec) == set(keys)
+    else:
+        keys, kind = list(range(len(first))), "tuple"
+        fits = isinstance(spec, tuple) and len(spec) == len(keys)
+    if not fits:
+        raise ValueError(
+            f"out: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got {spec!r}"
+        )
+    merged = [
+        _merge([[part[key] for part in bucket] for bucket in outputs], spec[key], buckets, merge_one) for key in keys
+    ]
+    return _rebuilt(first, dict(zip(keys, merged, strict=True)) if kind == "dict" else merged)
+
+
+def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list[int]]) -> tuple[Tensor, Action]:
+    """All views of one output on one group axis, and the action that transforms them back."""
+    first = outputs[0][0]
+    if first.dtype not in checks.FLOATS:
+        raise TypeError(f"backbone: expected outputs of a floating-point dtype to merge, got {first.dtype}")
+    if first.dim() < 2 + action.dims:
+        raise ValueError(
+            f"out: expected outputs (B, …, H, W) for {action.name!r} to act on, but got {tuple(first.shape[1:])} from "
+            'the backbone; an output without spatial dims takes "trivial"'
+        )
+    if len(buckets) == 1:
+        if action.square and first.shape[-1] != first.shape[-2]:
+            raise ValueError(
+                f"backbone: expected square outputs for a square input under {action.name!r}, got "
+                f"{first.shape[-2]}×{first.shape[-1]}"
+            )
+        parts = outputs[0]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)), action
+    upright = outputs[0]
+    elements = buckets[0] + buckets[1]
+    words = [action.inverse_words[g] for g in elements]
+    if not action.square:
+        _same_shapes([*upright, *outputs[1]])
+        return torch.cat([*upright, *outputs[1]]), Action(action.name, [action.words[g] for g in elements], words)
+    # The turned views are laid beside the upright ones by a transposition, which leaves only flips to undo.
+    turned = [part.transpose(-1, -2) for part in outputs[1]]
+    _same_shapes([*upright, *turned])
+    words = [compose(word, "wh") if transposes(word) else word for word in words]
+    return torch.cat([*upright, *turned]), Action(action.name, words, words)
+
+
+def _same_shapes(parts: list[Tensor]) -> None:
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"backbone: expected the same output shape for an image and the turned image (turned back), got "
+            f"{' and '.join(map(str, sorted(shapes)))}"
+        )
