@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .actions import GroupAction, grid
 from .groups import cyclic_group
 from .nn import EquiTune
-from .ops import checks, orbit_score, orbit_select
+from .ops import checks, orbit, orbit_score, orbit_select
 from .permutations import PermutationAction, permutation
 
 if TYPE_CHECKING:
@@ -97,11 +97,13 @@ class _EquiZero(nn.Module):
 
     def __init__(self, backbone: Callable[[Tensor], Tensor], inp: GroupAction, out: GroupAction) -> None:
         super().__init__()
-        self.views = EquiTune(backbone, inp, out)
+        self.backbone, self.inp, self.out = backbone, inp, out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.views._run(x, range(self.views.inp.order))
-        chosen = orbit_select(y, orbit_score(y, "max_prob"), self.views.out)
+        if x.dim() < self.inp.dims + 1:
+            raise ValueError(f"x: expected a batch (B, …) for {self.inp.name!r}, got shape {tuple(x.shape)}")
+        y = self.backbone(orbit(x, self.inp).flatten(0, 1)).reshape(self.inp.order, x.shape[0], -1)
+        chosen = orbit_select(y, orbit_score(y, "max_prob"), self.out)
         assert isinstance(chosen, Tensor)
         return chosen
 
@@ -187,6 +189,10 @@ def act_through(model: DQN, symmetry: Symmetry, system: Literal["equitune", "equ
     if not isinstance(symmetry, Symmetry):
         raise TypeError(f"symmetry: expected a Symmetry, such as cartpole(), got {type(symmetry).__name__}")
     checks.choice("system", system, ("equitune", "equizero"))
+    if symmetry.inp.group != symmetry.out.group:
+        raise ValueError(
+            f"symmetry: expected actions of one group, got {symmetry.inp.group!r} and {symmetry.out.group!r}"
+        )
     if "forward" in vars(model.policy.q_net):
         raise ValueError("model: expected a DQN that acts by its own network, got one that is wrapped; remove() that")
     moves = int(model.action_space.n)  # type: ignore[attr-defined]  # DQN takes Discrete alone

@@ -63,7 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"--tasks: expected some of {', '.join(train.TASKS)}, got {', '.join(unknown)}", file=sys.stderr)
         return 2
     folder = options.work / ("quick" if options.quick else "full")
-    folder.mkdir(parents=True, exist_ok=True)
     seeds = options.seeds if options.seeds is not None else range(1 if options.quick else SEEDS)
     jobs = [] if options.report else [train.job(name, seed, options.quick) for seed in seeds for name in tasks]
     columns = (
