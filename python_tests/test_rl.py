@@ -183,6 +183,18 @@ def test_policies_are_equivariant(system: System, symmetry: Symmetry, bench: Any
     torch.testing.assert_close(q, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_two_views_of_two_moves_leave_the_systems_no_difference(bench: Any) -> None:
+    """The larger |Q₁ − Q₀| outweighs the smaller in the mean, and wins the softmax: one greedy move on CartPole."""
+    model = agent(cartpole(), bench)
+    x = batch(model, 500)
+    moves = []
+    for system in SYSTEMS:
+        with act_through(model, cartpole(), system):
+            moves.append(model.predict(x.numpy(), deterministic=True)[0].tolist())
+    assert moves[0] == moves[1]
+    assert moves[0] != model.predict(x.numpy(), deterministic=True)[0].tolist()
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_wrapping_and_unwrapping(system: System, bench: Any) -> None:
     model = agent(cartpole(), bench, 300)
