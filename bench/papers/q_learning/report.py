@@ -69,18 +69,18 @@ def _cell(values: list[float]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Mean return and its standard deviation over seeds, at the end of training and over all of it."""
+    """Mean return and its standard deviation over seeds, of the last evaluation and of all."""
     lines = [
-        "| environment | steps, seeds | when | plain | equitune | equizero | equitune − plain | equizero − equitune |",
+        "| environment | steps, seeds | evaluations | plain | equitune | equizero | equitune − plain | equizero − equitune |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in _tasks(results):
         runs = _of(results, task)
         where = f"{TITLES[task]} | {runs[0]['job']['steps']:,}, {len(runs)}"
-        for when in ("end", "all legs"):
+        for when in ("last", "all"):
             values = {
                 system: [
-                    means[-1] if when == "end" else statistics.mean(means)
+                    means[-1] if when == "last" else statistics.mean(means)
                     for means in (_means(run, system) for run in runs)
                 ]
                 for system in COLORS
@@ -107,17 +107,18 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
     FigureCanvasAgg(figure)
     for ax, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         runs = _of(results, task)
-        steps = [point["steps"] for point in runs[0]["curve"]]
+        steps = [point["steps"] / 1000 for point in runs[0]["curve"]]
         for system, color in COLORS.items():
             columns = list(zip(*(_means(run, system) for run in runs), strict=True))
             mean = [statistics.mean(column) for column in columns]
             spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-            ax.plot(steps, mean, color=color, label=system, marker="o", markersize=3)
+            style = "--" if system == "equizero" else "-"  # it can lie on equitune's line
+            ax.plot(steps, mean, style, color=color, label=system, marker="o", markersize=3)
             low = [m - s for m, s in zip(mean, spread, strict=True)]
             high = [m + s for m, s in zip(mean, spread, strict=True)]
             ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         ax.set_title(f"{TITLES[task]}\n{len(runs)} seeds, mean ± sd", fontsize=9)
-        ax.set_xlabel("training steps of the plain DQN")
+        ax.set_xlabel("training steps of the plain DQN, thousands")
         ax.grid(alpha=0.3)
     figure.axes[0].set_ylabel("return, greedy policy")
     figure.axes[0].legend(fontsize=8)
