@@ -71,7 +71,8 @@ def _cell(values: list[float]) -> str:
 def table(results: dict[str, Any]) -> str:
     """Mean return and its standard deviation over seeds, of the last evaluation and of all."""
     lines = [
-        "| environment | steps, seeds | evaluations | plain | equitune | equizero | equitune − plain | equizero − equitune |",
+        "| environment | steps, seeds | evaluations "
+        "| plain | equitune | equizero | equitune − plain | equizero − equitune |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in _tasks(results):
