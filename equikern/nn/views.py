@@ -131,6 +131,11 @@ def _undone(y: Tensor, action: Action, buckets: list[list[int]]) -> Tensor:
 
 
 def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
+    """The action that a spec names: itself, or a grid's name; "trivial" is that of the group of ``like``.
+
+    Raises:
+        TypeError, ValueError: no action or unknown name, or a group other than that of ``like``; called ``name``.
+    """
     if isinstance(spec, str):
         try:
             action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
