@@ -40,15 +40,17 @@ std::vector<char> normalised(const Problem& p) {
   return memory;
 }
 
-void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t out2,
-            const py::tuple& out2_strides, const std::string& codes, int spatial, int dtype, int op, double scale, uintptr_t weights,
+// `other`: the second output of mean_std, or for a sum what is added to every view: as many views more, of one tensor.
+void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t other,
+            const py::tuple& other_strides, const std::string& codes, int spatial, int dtype, int op, double scale, uintptr_t weights,
             int keep, int threads) {
   const Ints sizes = read(shape);
   if (empty(sizes)) return;
   Builder b(sample_of(sizes), spatial, codes, dtype, threads);
   b.add(b.p.in, y, read(y_strides), true);
   b.add(b.p.out, out, read(out_strides), false);
-  if (out2) b.add(b.p.other, out2, read(out2_strides), false);
+  if (other && op == kSum) b.add_to_views(other, read(other_strides));
+  else if (other) b.add(b.p.other, other, read(other_strides), false);
   b.p.op = op;
   b.p.scale = scale;
   b.p.weights = pointer(weights);

@@ -56,7 +56,7 @@ struct Builder {
   Side* sides[3];
   Ints strides[3];            // of each side's other dims
   int count = 0;
-  std::string transposed;     // codes seen from a transposed source
+  std::string own_codes;      // codes seen from a transposed source, or every view's twice
   std::vector<Moves> moves;
   std::vector<int32_t> channels;
 
@@ -95,6 +95,23 @@ struct Builder {
     Ints v = all.part(0, dim);
     for (int k = dim + 1; k < all.count; ++k) v.values[v.count++] = all[k];
     return v;
+  }
+
+  // What is added to every view of p.in: as many views more, all of p.other.
+  void add_to_views(uintptr_t data, const Ints& s) {
+    add(p.other, data, s, false);
+    if (p.channels_of) p.other.channel = s[s.count - spatial - 1];
+    const auto twice = [](auto& each) {
+      const auto once = each;
+      each.insert(each.end(), once.begin(), once.end());
+    };
+    own_codes.assign(reinterpret_cast<const char*>(p.codes), p.views);
+    twice(own_codes), twice(channels), twice(moves);
+    p.codes = reinterpret_cast<const uint8_t*>(own_codes.data());
+    if (p.channels_of) p.channels_of = channels.data();
+    if (p.moves) p.moves = moves.data();
+    p.added = p.views;
+    p.views *= 2;
   }
 
   // `group` tells whether the strides begin with the group axis.
@@ -190,13 +207,14 @@ struct Builder {
     return true;
   }
 
-  // A source whose columns are contiguous is read as its transpose, with other codes.
+  // Sources whose columns are contiguous are read as their transposes, with other codes.
   void turn_source() {
-    transposed.assign(reinterpret_cast<const char*>(p.codes), p.views);
-    for (char& c : transposed) c = char((c ^ 1) & 1) | char((c & 2) << 1) | char((c & 4) >> 1);
-    p.codes = reinterpret_cast<const uint8_t*>(transposed.data());
+    own_codes.assign(reinterpret_cast<const char*>(p.codes), p.views);
+    for (char& c : own_codes) c = char((c ^ 1) & 1) | char((c & 2) << 1) | char((c & 4) >> 1);
+    p.codes = reinterpret_cast<const uint8_t*>(own_codes.data());
     std::swap(p.H, p.W);
     std::swap(p.in.row, p.in.col);
+    if (p.added < p.views) std::swap(p.other.row, p.other.col);
   }
 
   template <class Kernel>

@@ -80,11 +80,11 @@ class Ranged:
             self._kernels.orbit(x, out, maps, scale, weights, index)
 
     def reduce(
-        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
     ) -> None:
         """``reduce`` in a range that shows the operation and y's shape."""
-        with self._range(f"reduce({op})", y, maps, moved(y, out, weights, out2)):
-            self._kernels.reduce(y, out, maps, op, scale, weights, out2)
+        with self._range(f"reduce({op})", y, maps, moved(y, out, weights, other)):
+            self._kernels.reduce(y, out, maps, op, scale, weights, other)
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None

@@ -26,7 +26,8 @@ Result = Tensor | tuple[Tensor, ...]
 class Call:
     """One operator with its options.
 
-    ``takes``: "image" (*lead, H, W), "views" (|G|, *lead, H, W), or either with "weights" or "scores" beside it.
+    ``takes``: "image" (*lead, H, W), "views" (|G|, *lead, H, W), or these with "weights", "scores" or an image to
+    add ("plus") beside them.
     """
 
     name: str
@@ -45,8 +46,15 @@ class Call:
         data = random_values((action.order, *shape), dtype, seed, self.kind)
         if self.takes == "views":
             return [data]
+        if self.takes == "plus":
+            return [data, random_values(shape, dtype, seed + 1, self.kind)]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return [data, random_values((action.order, *lead[:1]), wide, seed + 1, "positive")]
+
+    @property
+    def of_both(self) -> bool:
+        """Whether what lies beside the data has a gradient too."""
+        return self.takes in ("weights", "plus")
 
     def __repr__(self) -> str:
         return self.name
@@ -60,6 +68,7 @@ CALLS: dict[str, Call] = {
         Call("orbit", lambda a, x: orbit(x, a), "image"),
         Call("symmetrize", lambda a, x: symmetrize(x, a), "image"),
         Call("mean", lambda a, y: orbit_mean(y, a), "views"),
+        Call("mean plus", lambda a, y, z: orbit_mean(y, a, plus=z), "plus"),
         Call("weighted", lambda a, y, w: orbit_weighted_mean(y, w, a), "weights"),
         Call("weighted softmax", lambda a, y, w: orbit_weighted_mean(y, w, a, "softmax"), "weights"),
         Call("weighted as is", lambda a, y, w: orbit_weighted_mean(y, w, a, None), "weights"),

@@ -129,6 +129,17 @@ SHAPES: dict[str, Case] = {
         *(ValueError, "y", "a square image", "5×6"),
     ),
     "rectangle with an empty side": (lambda: orbit(x(2, 0, 5), C4), ValueError, "x", "a square image", "0×5"),
+    "another shape to add": (lambda: orbit_mean(y(), C4, plus=x(3, 6, 6)), ValueError, "plus", "one view", r"\(3, 6"),
+    "another dtype to add": (lambda: orbit_mean(y(), C4, plus=x().double()), TypeError, "plus", "float32", "float64"),
+    "another device to add": (lambda: orbit_mean(y(), C4, plus=x().to("meta")), ValueError, "plus", "on cpu", "meta"),
+    "a number to add": (lambda: orbit_mean(y(), C4, plus=1.0), TypeError, "plus", "torch.Tensor", "float"),  # type: ignore[arg-type]
+    "adding to probabilities": (
+        lambda: orbit_mean(x(3, 10), NOTHING, "probs", plus=x(10)),
+        ValueError,
+        "plus",
+        "None beside a space",
+        "'probs'",
+    ),
     "three views for c4": (lambda: orbit_mean(y(3), C4), ValueError, "y", "4 views on dim 0.*'c4'", "3"),
     "four views for d4": (lambda: orbit_mean(y(4), D4), ValueError, "y", "8 views on dim 0", "4"),
     "no views": (lambda: orbit_mean(y(0), C4), ValueError, "y", "4 views on dim 0", "0"),

@@ -21,6 +21,7 @@ RUNS: dict[str, tuple[Callable[[Any], object], tuple[int, ...]]] = {
     "orbit": (lambda out: orbit(X, C4, out=out), VIEWS),
     "symmetrize": (lambda out: symmetrize(X, C4, out=out), ONE),
     "orbit_mean": (lambda out: orbit_mean(Y, C4, out=out), ONE),
+    "orbit_mean plus": (lambda out: orbit_mean(Y, C4, plus=X, out=out), ONE),
     "orbit_weighted_mean": (lambda out: orbit_weighted_mean(Y, W, C4, out=out), ONE),
     "orbit_select": (lambda out: orbit_select(Y, W, C4, out=out), ONE),
     "orbit_select by y's rows": (lambda out: orbit_select(Y, "max", trivial(C4.group), out=out), ONE),
@@ -82,12 +83,13 @@ def test_out_that_requires_grad(name: str) -> None:
         lambda leaf, out: orbit(leaf[0], C4, out=out.expand(4, *ONE).contiguous()),
         lambda leaf, out: symmetrize(leaf[0], C4, out=out),
         lambda leaf, out: orbit_mean(leaf, C4, out=out),
+        lambda leaf, out: orbit_mean(Y, C4, plus=leaf[0], out=out),
         lambda leaf, out: orbit_weighted_mean(Y, leaf[:, 0, 0, 0, 0], C4, out=out),
         lambda leaf, out: orbit_select(leaf, W, C4, out=out),
         lambda leaf, out: orbit_reduce(leaf, C4, "std", out=out),
         lambda leaf, out: orbit_reduce(leaf, C4, "mean_std", out=(out, out.clone())),
     ],
-    ids=["orbit", "symmetrize", "mean", "weights", "select", "std", "mean_std"],
+    ids=["orbit", "symmetrize", "mean", "plus", "weights", "select", "std", "mean_std"],
 )
 def test_out_where_an_input_requires_grad(call: Callable[[Tensor, Tensor], object]) -> None:
     leaf = torch.ones(VIEWS, requires_grad=True)

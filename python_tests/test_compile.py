@@ -166,6 +166,7 @@ SHAPES: dict[str, tuple[Any, tuple[tuple[int, ...], ...], tuple[Any, ...]]] = {
     "orbit": (autograd._Orbit, ((2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps, 1.0)),
     "total": (autograd._Total, ((8, 2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps, 1.0)),
     "weighted_mean": (autograd._WeightedMean, ((8, 2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps)),
+    "mean_plus": (autograd._MeanPlus, ((8, 2, 3, 8, 8), (2, 3, 8, 8)), (D4.maps, D4.inverse_maps)),
     "symmetrize": (autograd._Symmetrize, ((2, 3, 8, 8),), (D4.maps, D4.inverse_maps)),
     "dots": (autograd._Dots, ((2, 3, 8, 8), (8, 2, 3, 8, 8)), (D4.maps, D4.inverse_maps, 1)),
     "orbit_dot": (autograd._OrbitDot, ((2, 3, 8, 8), (8, 2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps)),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import tables
+from equikern.actions import apply_word
 from equikern.backends import cpu, reference, unavailable
 from equikern.ops.score import KINDS as SCORES
 from hypothesis import given
@@ -393,11 +394,25 @@ def test_loss_and_gradient_as_precise_as_torch(space: str, smoothing: float, sca
             assert bool(ours.isfinite().all())
 
 
-def test_moved_entries_are_summed_like_all_others() -> None:
-    size, maps = 4096, words("p-1", 2, 4096, 50, False, 5)
-    y = torch.randn(2, 1, size)
-    moved = torch.stack([y[0], y[1][:, tables.table(maps).whole[1].long()]])  # type: ignore[union-attr]
-    sums = [torch.empty(1, size) for _ in range(2)]
-    cpu.reduce(y, sums[0], maps, "sum", 0.5, None, None)
-    cpu.reduce(moved, sums[1], ". .", "sum", 0.5, None, None)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+# From all in place to most moved, across the share from which a band is rearranged; and a result that outgrows caches.
+@pytest.mark.parametrize(("rows", "size", "moved"), [(3, 4096, n) for n in (0, 1, 50, 90, 2000)] + [(64, 50_257, 61)])
+def test_moved_entries_are_summed_like_all_others(
+    rows: int, size: int, moved: int, dtype: torch.dtype, signed: bool, weighted: bool
+) -> None:
+    g, perms = generator(5), [torch.arange(size) for _ in range(3)]
+    for view in perms[1:]:
+        chosen = torch.randperm(size, generator=g)[:moved]
+        view[chosen] = chosen.roll(1) if not signed else ~chosen.roll(1)
+    maps = " ".join(tables.register("p-1", view) for view in perms)
+    y = torch.randn(3, rows, size).to(dtype)
+    weights = (
+        torch.rand(3, rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32) if weighted else None
+    )
+    views = torch.stack([apply_word(view, word) for view, word in zip(y, maps.split(), strict=True)])
+    sums = [torch.empty(rows, size, dtype=dtype) for _ in range(2)]
+    cpu.reduce(y, sums[0], maps, "sum", 0.5, weights, None)
+    cpu.reduce(views, sums[1], ". . .", "sum", 0.5, weights, None)
     assert torch.equal(bits(sums[0]), bits(sums[1]))

@@ -4,11 +4,12 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
-from equikern import EquiTune, cyclic_group, grid, orbit, orbit_mean, orbit_reduce, trivial
+from equikern import EquiTune, cyclic_group, grid, orbit, orbit_mean, orbit_reduce, permutation, trivial
 from equikern.ops.reduce import REDUCTIONS
 from torch import nn
 
 NAMES = ["trivial", "c2", "c4", "d4", "hflip", "vflip", "flips"]
+CYCLE = permutation([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]])
 SHAPES = [(2, 3, 8, 8), (2, 3, 6, 9), (1, 3, 7, 4)]
 
 
@@ -251,6 +252,11 @@ BAD = {
         lambda: EquiTune(lambda x: x[..., :2, :], "c4", "c4")(torch.zeros(1, 1, 4, 6)),
         ValueError,
         r"backbone: expected the same output shape for an image and the turned image",
+    ),
+    "permuted dim of a rectangle": (
+        lambda: EquiTune(lambda x: x.flatten(1)[:, :3], "c4", CYCLE)(torch.zeros(1, 1, 4, 6)),
+        ValueError,
+        "output: expected a tensor .* with 4 entries on dim -1",
     ),
     "integer output": (
         lambda: EquiTune(lambda x: x.long(), "c4", "c4")(torch.zeros(1, 1, 4, 4)),

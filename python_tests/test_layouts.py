@@ -16,7 +16,7 @@ DIFF = pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
 D4 = CASES["d4"].action
 
 
-SUMS = {"symmetrize", "mean", "sum", "std", "mean_std", "gmean", "hmean", "tsharpen", "logodd"}
+SUMS = {"symmetrize", "mean", "mean plus", "sum", "std", "mean_std", "gmean", "hmean", "tsharpen", "logodd"}
 
 
 def assert_same(call: Call, ours: Tensor, expected: Tensor) -> None:
@@ -39,7 +39,8 @@ def is_channels_last(t: Tensor) -> bool:
 @pytest.mark.parametrize("lead", [(3,), (2, 3), (2, 2, 3)])
 def test_channels_last_stays(call: Call, lead: tuple[int, ...]) -> None:
     first, *rest = call.tensors(D4, lead, 6)
-    scores = [t[:, :1].squeeze(1) if len(lead) == 1 else t for t in rest]  # the channels share them
+    share = len(lead) == 1 and call.takes in ("weights", "scores")
+    scores = [t[:, :1].squeeze(1) if share else t for t in rest]  # the channels share them
     plain = results(call.run(D4, first, *scores))
     turned = results(call.run(D4, laid_out(first, "channels_last"), *scores))
     for ours, expected in zip(turned, plain, strict=True):
@@ -93,7 +94,7 @@ def test_any_layout_gives_the_same_result(call: Call, layout: str, dtype: torch.
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_incoming_gradients_in_any_layout(call: Call, layout: str) -> None:
     leaves = [t.requires_grad_() for t in call.tensors(D4, (2, 3), 9)]
-    wanted = leaves if call.takes == "weights" else leaves[:1]
+    wanted = leaves if call.of_both else leaves[:1]
     outputs = results(call.run(D4, *leaves))
     incoming = [laid_out(random_values(tuple(t.shape), t.dtype, i), layout) for i, t in enumerate(outputs)]
     ours = torch.autograd.grad(outputs, wanted, incoming, retain_graph=True)
@@ -110,7 +111,7 @@ def test_nothing_given_is_written(call: Call, layout: str) -> None:
     outputs = results(call.run(D4, *leaves))
     incoming = [laid_out(random_values(tuple(t.shape), t.dtype, i), layout) for i, t in enumerate(outputs)]
     kept = [t.detach().clone() for t in (*given, *incoming, *outputs)]
-    wanted = [leaf for leaf in leaves if call.takes == "weights" or leaf is leaves[0]]
+    wanted = [leaf for leaf in leaves if call.of_both or leaf is leaves[0]]
     first = torch.autograd.grad(outputs, wanted, incoming, create_graph=True)
     seconds = [t for t in first if t.requires_grad]
     if seconds:
@@ -169,7 +170,7 @@ def test_empty_tensors(call: Call, shape: tuple[int, ...]) -> None:
     case: Case = CASES["nothing"] if len(shape) == 1 else CASES["d4"]
     action = case.action
     first = torch.zeros(shape if call.takes == "image" else (case.order, *shape))
-    rest = [] if call.takes in ("image", "views") else [torch.ones(case.order)]
+    rest = {"image": [], "views": [], "plus": [torch.zeros(shape)]}.get(call.takes, [torch.ones(case.order)])
     leaf = first.requires_grad_()
     outputs = results(call.run(action, leaf, *rest))
     expected = (case.order, *shape) if call.name == "orbit" else shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from equikern.__main__ import main
 
 demo_packages = pytest.mark.skipif(
-    any(__import__("importlib.util").util.find_spec(name) is None for name in ("efficientnet_lite_pytorch", "foolbox")),
+    any(importlib.util.find_spec(name) is None for name in ("efficientnet_lite_pytorch", "foolbox")),
     reason='the extra "demo" is not installed',
 )
 
@@ -95,6 +96,7 @@ def test_demo_on_two_images(tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ensemble_boxes") is None, reason='the extra "boxes" is not installed')
 def test_the_readme_examples_run() -> None:
     """Those on your own model, one after another in one namespace, as they stand."""
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -141,7 +141,9 @@ def arguments(call: Call, action: Action, size: int) -> list[Tensor]:
         tensors = [torch.stack(views)]
     if call.takes in ("weights", "scores"):
         tensors.append(random_values((action.order, 2), torch.float64, 4, "positive"))
-    return [t.requires_grad_(i == 0 or call.takes == "weights") for i, t in enumerate(tensors)]
+    if call.takes == "plus":
+        tensors.append(random_values((2, 1, size), torch.float64, 4))
+    return [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(tensors)]
 
 
 @pytest.mark.parametrize("call", TRUE, ids=repr)

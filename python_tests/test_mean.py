@@ -7,7 +7,16 @@ from typing import Any, Literal
 import pytest
 import torch
 from accuracy import assert_rounded_once, assert_within_twice, error, spacing
-from equikern import grid, orbit, orbit_mean, orbit_select, orbit_weighted_mean
+from equikern import (
+    cyclic_group,
+    grid,
+    orbit,
+    orbit_mean,
+    orbit_select,
+    orbit_weighted_mean,
+    permutation,
+    trivial,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import CASES, SOME, Case
@@ -62,6 +71,37 @@ def test_mean(case: Case, data: st.DataObject) -> None:
     (grad,) = torch.autograd.grad(ours, y, incoming)
     exact = case.spread(incoming.double()) / case.order
     assert_rounded_once(grad, exact, exact.abs(), 1)
+
+
+@ALL
+@given(data=st.data())
+def test_mean_plus(case: Case, data: st.DataObject) -> None:
+    """``1/|G| Σ g⁻¹ (y[g] + z)``: the mean of the views and the symmetrised z, rounded once."""
+    spec = data.draw(orbits(case, FLOATS))
+    y = spec.values()
+    one = spec.like(y.shape[1:], data.draw(layouts, label="layout of what is added"))
+    leaves = [y.requires_grad_(), one.values().requires_grad_()]
+    ours = orbit_mean(leaves[0], case.action, plus=leaves[1])
+    assert ours.dtype == y.dtype
+    alike = one.values().detach().double().expand(y.shape)
+    terms = torch.cat((case.undone(y.detach().double()), case.undone(alike)))
+    assert_rounded_once(ours.detach(), terms.mean(0) * 2, terms.abs().mean(0) * 2, 2 * case.order)
+
+    incoming = spec.like(ours.shape, data.draw(layouts, label="layout of the incoming gradient")).values()
+    grad_y, grad_plus = torch.autograd.grad(ours, leaves, incoming)
+    exact = case.spread(incoming.double())
+    assert_rounded_once(grad_y, exact / case.order, exact.abs() / case.order, 1)
+    assert_rounded_once(grad_plus, exact.mean(0), exact.abs().mean(0), case.order)
+
+
+@pytest.mark.parametrize("order", [5, 35, 1000])
+def test_mean_plus_of_many_views(order: int) -> None:
+    group = cyclic_group(order)
+    turns = permutation([[(i + g) % 5 for i in range(5)] for g in range(order)], group=group)
+    y, z = random_values((order, 3, 5), torch.float32), random_values((3, 5), torch.float32, 1)
+    for action in (trivial(group), turns):
+        expected = orbit_mean((y + z).double(), action)
+        torch.testing.assert_close(orbit_mean(y, action, plus=z).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @FEW

@@ -24,6 +24,7 @@ RUNS: dict[str, Run] = {
     "orbit": lambda x, **out: orbit(x, ACTION, **out),
     "symmetrize": lambda x, **out: symmetrize(x, ACTION, **out),
     "mean": lambda y, **out: orbit_mean(y, ACTION, **out),
+    "mean plus": lambda y, **out: orbit_mean(y, ACTION, plus=y[0].flip(-1), **out),
     "weighted": lambda y, **out: orbit_weighted_mean(y, WEIGHTS, ACTION, **out),
     "weighted softmax": lambda y, **out: orbit_weighted_mean(y, WEIGHTS, ACTION, "softmax", **out),
     "select": lambda y, **out: orbit_select(y, WEIGHTS, ACTION, **out),

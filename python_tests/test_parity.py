@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import ttach
-from equikern import EquiTune, grid, orbit, orbit_mean, orbit_reduce, trivial
+from equikern import EquiTune, grid, keypoints, orbit, orbit_mean, orbit_reduce, trivial
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
@@ -146,7 +146,9 @@ def test_every_view_by_itself(mode: Any) -> None:
     torch.testing.assert_close(ours, merger.result)
 
 
-TOOLBELT = pytest.mark.parametrize(("prefix", "name"), [("d4", "d4"), ("d2", "flips"), ("fliplr", "hflip")])
+TOOLBELT = pytest.mark.parametrize(
+    ("prefix", "name"), [("d4", "d4"), ("d2", "flips"), ("fliplr", "hflip"), ("flipud", "vflip")]
+)
 
 
 @TOOLBELT
@@ -185,6 +187,20 @@ def test_toolbelt_image2(toolbelt: ModuleType, segmenter: nn.Module, classifier:
         torch.testing.assert_close(EquiTune(segmenter, action, action)(images), masks, rtol=1e-4, atol=1e-5)
     labels = toolbelt.fliplr_image2label(classifier, images)
     torch.testing.assert_close(EquiTune(classifier, "hflip", "trivial")(images), labels, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_keypoints(name: str, images: Tensor) -> None:
+    """Coordinates in shares of the image, (B, points, 2)."""
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10), nn.Sigmoid(), nn.Unflatten(1, (5, 2))
+    )
+    model.requires_grad_(False)
+    found = [t.deaugment_keypoints(model(t.augment_image(images))) for t in TRANSFORMS[name]()]
+    expected = torch.stack(found).mean(0)
+    ours = EquiTune(model, name, keypoints(name, units="normalized"))(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pretrained_classifier() -> None:

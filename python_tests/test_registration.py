@@ -71,6 +71,13 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (y, back, "sum", 0.125, None, out()),
             (cl, back, "sum", 1.0, weights, laid_out(out(), "sliced")),
         ],
+        "mean_plus": [
+            (y, x, back),
+            (cl, laid_out(x, "sliced"), back),
+            (rectangle.expand(4, 2, 3, 5), rectangle, wide),
+            (logits, logits[0], swaps.inverse_maps),
+        ],
+        "mean_plus_out": [(y, x, back, out()), (cl, x, back, laid_out(out(), "sliced"))],
         "mean_std": [(y, back), (flat, ". . . . . .")],
         "mean_std_out": [(y, back, out(), out())],
         "orbit_dot": [(x, y, maps, weights), (x, cl, maps, weights)],
@@ -120,7 +127,7 @@ def test_opcheck(name: str) -> None:
 def test_traced_forward_and_backward_are_the_eager_ones(call: Call, dynamic: bool) -> None:
     """opcheck's test for AOT autograd, with inputs that require grad; autograd is outside the registered operators."""
     arguments = call.tensors(D4, (2, 3), 4)
-    leaves = [t.requires_grad_(i == 0 or call.takes == "weights") for i, t in enumerate(arguments)]
+    leaves = [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(arguments)]
     aot_autograd_check(lambda *t: call.run(D4, *t), tuple(leaves), {}, dynamic=dynamic, check_gradients=True)
 
 
@@ -158,7 +165,7 @@ def test_fake_gradients_have_the_real_strides(call: Call, layout: str) -> None:
         leaves = [laid_out(t, layout) for t in call.tensors(C4, (2, 3), 4)]
         if mode is not None:
             leaves = [mode.from_tensor(t) for t in leaves]
-        leaves = [t.requires_grad_(i == 0 or call.takes == "weights") for i, t in enumerate(leaves)]
+        leaves = [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(leaves)]
         outputs = results(call.run(C4, *leaves))
         incoming = [torch.ones_like(t) for t in outputs]
         return list(torch.autograd.grad(outputs, [t for t in leaves if t.requires_grad], incoming))

@@ -125,6 +125,23 @@ else:
         torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize(("shape", "maps"), SHAPES)
+    @pytest.mark.parametrize("kind", ["dense", "transposed"])
+    def test_mean_plus(shape: tuple[int, ...], maps: str, kind: str) -> None:
+        words = maps.split(" ")
+        y, added = dense((len(words), *shape)), MAKERS[kind if len(shape) > 1 else "dense"](shape, torch.float32)
+        out = like(view_shape(shape, maps), "dense")
+        kernels.reduce(y, out, maps, "sum", 1 / len(words), None, added)
+        expected = torch.stack([view(y[g] + added, word) for g, word in enumerate(words)]).double().mean(0)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
+
+    def test_mean_plus_with_more_leading_dims_than_loops() -> None:
+        y, added = dense((4, 3, 2, 5, 2, 6, 6))[:, ::2, :, ::2, :], dense((6, 6, 2, 3, 2, 2)).permute(5, 4, 3, 2, 0, 1)
+        out = torch.empty(added.shape)
+        kernels.reduce(y, out, C4, "sum", 0.25, None, added)
+        expected = torch.stack([view(y[g] + added, word) for g, word in enumerate(C4.split(" "))]).mean(0)
+        torch.testing.assert_close(out, expected)
+
+    @pytest.mark.parametrize(("shape", "maps"), SHAPES)
     def test_orbit_dot(shape: tuple[int, ...], maps: str) -> None:
         check_dot(dense(shape), dense, maps, 1)
 
@@ -311,6 +328,14 @@ else:
         out = torch.zeros(2, 3, 3)
         kernels.select(y, out, torch.tensor([-5, 99]), C4, None, True)
         assert torch.equal(out, torch.stack([y[0, 0], view(y[3, 1], "wH")]))
+
+    @pytest.mark.parametrize("size", [3, 18])
+    def test_each_view_taken_by_its_own_element(size: int) -> None:
+        """One orbit seen once for every view, by a stride of 0: what ``autograd.each`` asks for."""
+        y = torch.randn(2, 8, size, size)
+        out, index = torch.zeros_like(y), torch.arange(8).expand(2, 8).contiguous()
+        kernels.select(y.expand(8, *y.shape), out, index, D4, None, True)
+        assert torch.equal(out, torch.stack([view(y[:, g], word) for g, word in enumerate(D4.split(" "))], 1))
 
     EXACT = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
     EXACT += [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.complex128]

@@ -85,6 +85,7 @@ else:
             weights, index = torch.rand(order, *lead[:1]), torch.randint(0, order, lead)
             same("orbit", [y], x, 0, maps, 0.5, weights, index, tolerance=tolerance)
             same("reduce", [x], y, 0, maps, "sum", 0.5, None, None, tolerance=tolerance)
+            same("reduce", [x], y, 0, maps, "sum", 0.5, None, x, tolerance=tolerance)
             same("reduce", [x], y, 0, maps, "weighted_mean", 1.0, weights, None, tolerance=tolerance)
             same("orbit_dot", [y, weights], x, y, 0, 1, maps, weights, tolerance=max(tolerance, 1e-4))
             scores = torch.randn(order, *lead)

@@ -59,11 +59,13 @@ def channels_last(shape: Iterable[int], dtype: torch.dtype) -> Operand:
 Describe = Callable[[Iterable[int], torch.dtype], Operand]
 
 
-def _mean(maps: str, y: Operand, out: Operand, op: str = "sum", weighted: bool = False) -> Plan | None:
+def _mean(
+    maps: str, y: Operand, out: Operand, op: str = "sum", weighted: bool = False, plus: bool = False
+) -> Plan | None:
     from equikern.backends.triton import reductions
 
     weights = dense(y.shape[:2], _wide(y.dtype)) if weighted else None
-    return reductions.plan.__wrapped__(maps, op, 0.125, y, out, out if op == "mean_std" else None, weights)
+    return reductions.plan.__wrapped__(maps, op, 0.125, y, out, out if plus or op == "mean_std" else None, weights)
 
 
 def _orbit(maps: str, x: Operand, out: Operand, scale: float = 1.0, factors: bool = False) -> Plan | None:
@@ -107,6 +109,7 @@ def build(case: str) -> Plan:
     found = {
         "mean": lambda: _mean(maps, y, x),
         "weighted": lambda: _mean(maps, y, x, weighted=True),
+        "plus": lambda: _mean(maps, y, x, plus=True),
         "max": lambda: _mean(maps, y, x, "max"),
         "gmean": lambda: _mean(maps, y, x, "gmean"),
         "hmean": lambda: _mean(maps, y, x, "hmean"),
@@ -124,7 +127,7 @@ def build(case: str) -> Plan:
     return found
 
 
-KERNELS = ("mean", "weighted", "orbit", "dot", "select")
+KERNELS = ("mean", "plus", "weighted", "orbit", "dot", "select")
 
 # Shapes whose rows are whole vectors: here the machine code must move 16 bytes at a time.
 ALIGNED = [
@@ -133,6 +136,7 @@ ALIGNED = [
 ALIGNED += ["mean c4 fp16 56x56", "orbit flips bf16 56x56", "mean still bf16 8x8"]
 
 OTHERS = [
+    "plus d4 fp32 7x7",
     "max d4 fp16 224x224",
     "mean_std d4 bf16 224x224",
     "gmean c4 fp32 224x224",

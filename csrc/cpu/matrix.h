@@ -212,12 +212,16 @@ inline void join_row(int op, A* s, A* m, const A* v, int lanes, int g) {
 template <class T, int D>
 void matrix_reduce(const MatrixProblem& p) {
   typedef Acc<T> A;
-  const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd;
+  const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd, plus = p.op == kSum && p.other.data;
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
     const int lanes = lanes_for(n);
     A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, 2 * p.W), *m = s + p.W * kBlock;
+    A* beside = plus ? rows_of<A>(3, p.W) : nullptr;
+    if (plus) read_block<T, D>(p, p.other, first, n, 0, beside);
     for (int g = 0; g < p.views; ++g) {
       read_block<T, D>(p, p.in, first, n, g, x);
+      for (int64_t i = 0; plus && i < p.W; ++i)
+        for (int k = 0; k < lanes; ++k) x[i * kBlock + k] += beside[i * kBlock + k];
       multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes);
       if (p.op == kSum) weigh<A>(p, v, first, n, g, A(1));
       for (int64_t i = 0; i < p.W; ++i) join_row<A>(p.op, s + i * kBlock, m + i * kBlock, v + i * kBlock, lanes, g);

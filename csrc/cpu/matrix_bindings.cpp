@@ -85,12 +85,13 @@ void orbit(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uint
   v.run(matrix_kernels().orbit);
 }
 
-void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t out2,
-            const py::tuple& out2_strides, uintptr_t mats, int dtype, int op, double scale, uintptr_t weights, int keep, int threads) {
+// `other` as in bindings.cpp.
+void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t other,
+            const py::tuple& other_strides, uintptr_t mats, int dtype, int op, double scale, uintptr_t weights, int keep, int threads) {
   Vectors v(shape, true, mats, py::cast<int>(shape[0]), dtype, threads);
   v.add(v.p.in, y, y_strides, true);
   v.add(v.p.out, out, out_strides, false);
-  if (out2) v.add(v.p.other, out2, out2_strides, false);
+  if (other) v.add(v.p.other, other, other_strides, false);
   v.p.op = op;
   v.p.scale = scale;
   v.p.weights = reinterpret_cast<const void*>(weights);

@@ -8,7 +8,7 @@ namespace equikern {
 namespace EQK_ISA {
 
 template <class A>
-inline const A* matrix_of(const Problem& p, int g) { return static_cast<const A*>(p.mats) + g * p.channels * p.channels; }
+inline const A* matrix_of(const Problem& p, int g) { return static_cast<const A*>(p.mats) + g % p.added * p.channels * p.channels; }
 
 // to = Σ_c row[c] · from[c · step …], n numbers.
 template <class T>
@@ -151,8 +151,9 @@ struct MixReduce {
       A* const m = spread ? scratch<A>(2, channels * elements) : nullptr;
       A* const mixed = scratch<A>(3, 2 * elements);
       for (int g = 0; g < p.views; ++g) {
-        Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turns.all[g].source(out, turns.size));
-        for (int64_t c = 0; c < channels; ++c, planes.from.data += p.in.channel) stage_planes<E>(planes, out, stage + c * elements, false);
+        const Side& side = p.source(g);
+        Planes<E> planes(turns, g, Volume<E>(p, side, n, g), turns.all[g].source(out, turns.size));
+        for (int64_t c = 0; c < channels; ++c, planes.from.data += side.channel) stage_planes<E>(planes, out, stage + c * elements, false);
         const A w = A(weight(p, g, n));
         for (int64_t c = 0; c < channels; ++c) {
           mix_run<T>(mixed, matrix_of<A>(p, g) + c * channels, channels, numbers<T>(stage), elements, elements);

@@ -8,7 +8,7 @@
 namespace equikern {
 
 constexpr int kMaxDims = 16;
-constexpr int kMaxViews = 1024;
+constexpr int kMaxViews = 2048;  // groups of 1024, every view once more for what is added to it
 
 // One tensor of a call; strides in elements.
 struct Side {
@@ -47,7 +47,8 @@ struct Problem {
   int64_t V = 1;                   // elements of a pixel that lie side by side (channels-last), moved together
   int dims = 0;                    // outer dims, the last one running fastest
   int64_t size[kMaxDims] = {};
-  Side in, out, other;             // other: y of orbit_dot, the second output of mean_std
+  Side in, out, other;             // other: y of orbit_dot, the second output of mean_std, what is added to every view
+  int added = kMaxViews;           // views from this one on are read from `other`
   int sides = 2;
   // Weights, scores and indices hold one number for `planes_per_*` consecutive planes.
   const void* weights = nullptr;   // float or double, (views, weight_columns)
@@ -61,6 +62,8 @@ struct Problem {
   bool exact = true;               // move bits: no scale, no weights
   int op = 0;
   int threads = 1;
+
+  const Side& source(int64_t g) const { return g < added ? in : other; }
 
   int64_t planes() const {
     int64_t n = 1;

@@ -148,7 +148,7 @@ void fold_typed(const Problem& p, const Units& u, bool streaming) {
 template <class T>
 void reduce_typed(const Problem& p) {
   const Units u(p, p.Ho, p.Wo);
-  const bool streaming = past_caches((p.views + 1) * p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)));
+  const bool streaming = past_caches((std::min(p.views, p.added + 1) + 1) * p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)));
   switch (p.op) {
     case kSum:
       if (p.moves ? sum_moved<T>(p, u, streaming) : sum_small<T>(p, u, streaming) || sum_typed<T>(p, u, streaming)) return;

@@ -10,7 +10,8 @@ namespace equikern {
 namespace EQK_ISA {
 
 inline bool is_small(const Problem& p) {
-  return p.V == 1 && p.in.col == 1 && p.in.row == p.W && p.H * p.W <= 64 && p.H * p.W > 1;
+  const auto dense = [&](const Side& s) { return s.col == 1 && s.row == p.W; };
+  return p.V == 1 && dense(p.in) && dense(p.source(p.views - 1)) && p.H * p.W <= 64 && p.H * p.W > 1;
 }
 
 #if defined(__AVX512BW__)

@@ -92,6 +92,8 @@ template <class C, bool kWeighted, class T, class Put>
 inline void sum_lines(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, int64_t jump, const Put& put) {
   if (f.count == 1 && b.count == 1) return sum_counted<C, 1, 1, kWeighted>(f, b, first, last, n, jump, put);
   if (f.count == 2 && b.count == 2) return sum_counted<C, 2, 2, kWeighted>(f, b, first, last, n, jump, put);
+  if (f.count == 2 && b.count == 0) return sum_counted<C, 2, 0, kWeighted>(f, b, first, last, n, jump, put);
+  if (f.count == 3 && b.count == 0) return sum_counted<C, 3, 0, kWeighted>(f, b, first, last, n, jump, put);
   sum_counted<C, -1, -1, kWeighted>(f, b, first, last, n, jump, put);
 }
 
@@ -101,11 +103,12 @@ struct Fold {
   Lines<T> straight, mirrored, turned, turned_mirrored;
 
   Fold(const Problem& p, const Unit& t, int64_t plane) {
-    const T* planes = at<T>(p, p.in, plane);
-    const int64_t row = p.in.row;
+    const T *const own = at<T>(p, p.in, plane), *const beside = at<T>(p, p.source(p.views - 1), plane);
     for (int g = 0; g < p.views; ++g) {
       const unsigned code = p.codes[g];
-      const T* from = planes + view_offset(p, p.in, plane, g);
+      const Side& side = p.source(g);
+      const int64_t row = side.row;
+      const T* from = (g < p.added ? own : beside) + view_offset(p, side, plane, g);
       const bool turn = code & kTranspose, mirror = code & kReverseW;
       const int64_t l0 = turn ? t.c0 : t.r0, e0 = turn ? t.r0 : t.c0, e1 = turn ? t.r1 : t.c1;
       from += (code & kReverseH ? p.H - 1 - l0 : l0) * row + (mirror ? p.W - e1 : e0);
@@ -203,7 +206,7 @@ void sum_planes(const Problem& p, const Units& u, bool streaming) {
 // Whether the sum is done here: contiguous rows, at least as long as the shortest chunk.
 template <class T>
 bool sum_typed(const Problem& p, const Units& u, bool streaming) {
-  if (p.V != 1 || p.in.col != 1 || p.views > kMostSummed) return false;
+  if (p.V != 1 || p.in.col != 1 || p.source(p.views - 1).col != 1 || p.views > kMostSummed) return false;
   bool turns = false;
   for (int g = 0; g < p.views; ++g) turns |= p.codes[g] & kTranspose;
   const int64_t n = turns ? std::min(p.Ho, p.Wo) : p.Wo;

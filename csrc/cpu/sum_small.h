@@ -18,19 +18,20 @@ struct SmallSum {
   const Problem& p;
   const SmallViews<E>& small;
 
-  // `planes` planes whose views begin at from + offsets[g], to places `to_plane` apart.
+  // `planes` planes whose views begin at from + offsets[g], those that are added at beside + offsets[g], to places
+  // `to_plane` apart.
   template <bool kWeighted>
-  void run(T* to, int64_t to_plane, const E* from, int64_t from_plane, int64_t planes, const A* weights, const int64_t* offsets) const {
+  void run(T* to, int64_t to_plane, Source<E> from, Source<E> beside, int64_t planes, const A* weights, const int64_t* offsets) const {
     const SmallShape<E> shape = small.all[0].shape;
     const int64_t elements = small.all[0].elements;
     const A scale = A(p.scale);
-    const int views = p.views;
-    for (int64_t n = 0; n < planes; ++n, to += to_plane, from += from_plane) {
+    const int views = p.views, added = p.added;
+    for (int64_t n = 0; n < planes; ++n, to += to_plane, from.data += from.plane, beside.data += beside.plane) {
       C sum[kUsed][kChunks] = {};
       for (int g = 0; g < views; ++g) {
         const SmallView<E>& view = small.all[g];
         __m512i r[kUsed], v[kUsed];
-        shape.template load<kUsed>(from + offsets[g], r);
+        shape.template load<kUsed>((g < added ? from.data : beside.data) + offsets[g], r);
         if (view.identity) {
 #pragma GCC unroll 4
           for (int k = 0; k < kUsed; ++k) v[k] = r[k];
@@ -59,20 +60,20 @@ struct SmallSum {
 
   void unit(const Unit& t, bool streaming) const {
     const Place<E> place(p, p.out, t.plane, 0);
-    const E* const from = at<E>(p, p.in, t.plane);
-    const int64_t from_plane = next_plane(p, p.in);
+    const Side& last = p.source(p.views - 1);
+    const Source<E> from{at<E>(p, p.in, t.plane), next_plane(p, p.in), 0, 0}, beside{at<E>(p, last, t.plane), next_plane(p, last), 0, 0};
     const int64_t elements = p.Ho * p.Wo;
     const bool direct = !streaming && place.col == 1 && place.row == p.Wo;
     T* to = numbers<T>(direct ? place.data : scratch<E>(0, t.planes * elements));
     const int64_t to_plane = direct ? place.plane : elements;
     A weights[kMaxViews];
     int64_t offsets[kMaxViews];
-    for (int g = 0; g < p.views; ++g) offsets[g] = view_offset(p, p.in, t.plane, g);
+    for (int g = 0; g < p.views; ++g) offsets[g] = view_offset(p, p.source(g), t.plane, g);
     for (int g = 0; (p.weights || p.signs) && g < p.views; ++g) weights[g] = A(weight(p, g, t.plane));
     if (p.weights || p.signs)
-      run<true>(to, to_plane, from, from_plane, t.planes, weights, offsets);
+      run<true>(to, to_plane, from, beside, t.planes, weights, offsets);
     else
-      run<false>(to, to_plane, from, from_plane, t.planes, weights, offsets);
+      run<false>(to, to_plane, from, beside, t.planes, weights, offsets);
     if (!direct) put<E>(p, place, dense_band<E>(p, t.region(), reinterpret_cast<E*>(to)), t.region(), streaming);
   }
 };

@@ -104,7 +104,8 @@ inline int64_t view_offset(const Problem& p, const Side& side, int64_t plane, in
 
 template <class E>
 inline Source<E> source(const Problem& p, int64_t plane, int64_t g = 0) {
-  return {at<E>(p, p.in, plane) + view_offset(p, p.in, plane, g), next_plane(p, p.in), p.in.row, p.in.col};
+  const Side& from = p.source(g);
+  return {at<E>(p, from, plane) + view_offset(p, from, plane, g), next_plane(p, from), from.row, from.col};
 }
 
 // body(unit number) for so many units, on the problem's threads if that pays.

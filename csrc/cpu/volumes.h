@@ -112,7 +112,7 @@ void volume_fold(const Problem& p, const Turns& turns, const Boxes& boxes, bool 
     A* s = scratch<A>(1, elements);
     A* m = kOp == kStd ? scratch<A>(2, elements) : nullptr;
     for (int g = 0; g < p.views; ++g) {
-      const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turns.all[g].source(out, turns.size));
+      const Planes<E> planes(turns, g, Volume<E>(p, p.source(g), n, g), turns.all[g].source(out, turns.size));
       stage_planes<E>(planes, out, stage, kOp != kSum && negates(p, n, g));
       join_run<T, kOp>(s, m, numbers<T>(stage), elements, g, A(weight(p, g, n)));
     }
@@ -159,7 +159,7 @@ void sum_box(const Problem& p, const Turns& turns, const std::vector<TurnClass>&
       Lines<T> forward, backward;
       for (const int g : some.views) {
         const Turn& view = turns.all[g];
-        const Volume<T> y(p, p.in, n, g);
+        const Volume<T> y(p, p.source(g), n, g);
         const Box in = view.source(out, turns.size);
         const bool back = view.back[view.third], up = view.back[view.rows];
         const int64_t first = back ? in.hi[view.third] - 1 - k : in.lo[view.third] + k, line = up ? in.hi[view.rows] - 1 : in.lo[view.rows];
@@ -216,7 +216,7 @@ void volume_sum_chunks(const Problem& p, const Turns& turns, const Boxes& boxes,
 // Whether the sum is done here: contiguous rows, in every box at least as long as the shortest chunk.
 template <class T>
 bool volume_sum(const Problem& p, const Turns& turns, const Boxes& boxes, bool streaming) {
-  if (p.V != 1 || p.in.col != 1 || p.views > kMostSummed) return false;
+  if (p.V != 1 || p.in.col != 1 || p.source(p.views - 1).col != 1 || p.views > kMostSummed) return false;
   int64_t n = INT64_MAX;
   for (const Turn& turn : turns.all) n = std::min(n, boxes.least(turn.place_of(2)));
   constexpr int L = kLanesOf<T>;
@@ -230,7 +230,7 @@ template <class T>
 void volume_reduce(const Problem& p) {
   const Turns turns(p);
   const Boxes boxes(p, turns, turns.out_size, kSumSide);
-  const bool streaming = past_caches((p.views + 1) * turns.elements(p) * int64_t(sizeof(T)));
+  const bool streaming = past_caches((std::min(p.views, p.added + 1) + 1) * turns.elements(p) * int64_t(sizeof(T)));
   switch (p.op) {
     case kSum:
       if (!volume_sum<T>(p, turns, boxes, streaming)) volume_fold<T, kSum>(p, turns, boxes, streaming);

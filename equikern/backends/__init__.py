@@ -29,7 +29,7 @@ class Kernels(Protocol):
         self, x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None
     ) -> None: ...
     def reduce(
-        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
     ) -> None: ...
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None

@@ -68,7 +68,7 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
     if op == "weighted_mean" and weights is not None:
@@ -76,9 +76,9 @@ def reduce(
     codes, dims = _parsed(maps, y)
     y, out = _volumes(maps, y), _volumes(maps, out)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
-    at_out2, out2_strides = (0, ()) if out2 is None else (out2.data_ptr(), _volumes(maps, out2).stride())
+    at_other, other_strides = (0, ()) if other is None else (other.data_ptr(), _volumes(maps, other).stride())
     _kernels().reduce(
-        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), at_out2, out2_strides, codes, dims,
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), at_other, other_strides, codes, dims,
         _FLOATS[y.dtype], _OPS[op], scale, at_weights, keep, torch.get_num_threads(),
     )  # fmt: skip
 

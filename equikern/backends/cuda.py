@@ -89,19 +89,19 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
-    """See ``reference.reduce``; the sums "sum" and "weighted_mean" have CUDA kernels."""
+    """See ``reference.reduce``; the sums "sum", of y alone, and "weighted_mean" have CUDA kernels."""
     codes = _codes(maps)
     operator = "sum" if y.stride(0) else "symmetrize"
-    if op in ("sum", "weighted_mean") and codes is not None and choice.runs_cuda(operator, y, maps):
+    if op in ("sum", "weighted_mean") and other is None and codes is not None and choice.runs_cuda(operator, y, maps):
         normalized = op == "weighted_mean" and weights is not None
         if _kernels().cuda_sum(
             y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, _FLOATS[y.dtype], scale,
             *_given(weights, 1), normalized, *_where(y),
         ):  # fmt: skip
             return
-    triton.reduce(y, out, maps, op, scale, weights, out2)
+    triton.reduce(y, out, maps, op, scale, weights, other)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

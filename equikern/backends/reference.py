@@ -56,15 +56,17 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """Reduce ``map_g(y[g])`` over g; op "sum" is ``scale · Σ weights[g] · map_g(y[g])``.
 
-    "weighted_mean" is the same sum with each weight divided by the weights' sum over g.
+    "weighted_mean" is the same sum with each weight divided by the weights' sum over g. ``other`` takes the second
+    result of "mean_std"; beside "sum", without weights, it is read: a tensor like one y[g], added to each of them.
     """
     if op == "weighted_mean" and weights is not None:
         weights, op = weights / weights.sum(0), "sum"
-    v = _views(y.to(accumulator(y.dtype)), maps)
+    wide = y.to(accumulator(y.dtype))
+    v = _views(wide if op != "sum" or other is None else wide + other, maps)
     if v.numel() == 0:
         return  # nothing to write, and std would warn of it
     if op == "sum":
@@ -83,9 +85,9 @@ def reduce(
         result = torch.logit(v, eps=LOGODD_EPS).mean(0).sigmoid()
     elif op == "std":
         result = v.std(0, correction=0)
-    elif op == "mean_std" and out2 is not None:
+    elif op == "mean_std" and other is not None:
         spread, result = torch.std_mean(v, 0, correction=0)
-        out2.copy_(spread)
+        other.copy_(spread)
     else:
         raise ValueError(f"op: unknown reduction {op!r}")
     out.copy_(result)

@@ -2,6 +2,7 @@
 
 from .equilm import EquiLM, REquiLM
 from .equizero import EquiZeroLM, REquiZeroLM
+from .product import ProductEquiLM
 from .words import WordLists
 
-__all__ = ["EquiLM", "EquiZeroLM", "REquiLM", "REquiZeroLM", "WordLists"]
+__all__ = ["EquiLM", "EquiZeroLM", "ProductEquiLM", "REquiLM", "REquiZeroLM", "WordLists"]

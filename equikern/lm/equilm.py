@@ -106,6 +106,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         self.training = model.training
         self.space: Space | None = space
         self.views_per_forward = views_per_forward
+        self._count = self.action.order
         self._takes = set(inspect.signature(model.forward).parameters)
         self._frame: frames.Frame | None = None
         self._crossed: set[str] = set()
@@ -273,7 +274,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
 
     def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
         """Beams of every view: rows g·B + beam_idx, B the number of beams."""
-        rows = len(beam_idx) * torch.arange(self.action.order, device=beam_idx.device).unsqueeze(1)
+        rows = len(beam_idx) * torch.arange(self._count, device=beam_idx.device).unsqueeze(1)
         index = (rows + beam_idx).flatten()
         own = getattr(self.model, "_reorder_cache", None)
         if own is not None:
@@ -314,10 +315,14 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         if value is not None and value is not False:
             raise ValueError(f"{name}: {_REFUSED[name]}")
 
+    def _orbit(self, ids: Tensor) -> Tensor:
+        """The sentences that the model sees, (views, B, S)."""
+        return orbit(ids, self.action)
+
     def _views(self, ids: Tensor, inputs: dict[str, Any], cache: Any, use_cache: bool | None) -> tuple[Tensor, Any]:
         """Every view's logits (|G|, B, S, V), and the cache of |G|·B rows."""
-        order, batch = self.action.order, len(ids)
-        views = orbit(ids, self.action)
+        order, batch = self._count, len(ids)
+        views = self._orbit(ids)
         size = self.views_per_forward or order
         if cache is not None or use_cache or size >= order:
             size = order
@@ -347,7 +352,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         """(|G|, B, S, V) → (B, S, V), see the class."""
         if self.space != "probs":
             return orbit_mean(y, self.action.logits, self.space)
-        return _log(orbit_mean(_single(y), self.action.logits, "probs")).to(y.dtype)
+        return log_of(orbit_mean(single(y), self.action.logits, "probs")).to(y.dtype)
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
         return orbit_cross_entropy(y, target, self.action.logits, self.space)
@@ -401,20 +406,20 @@ class REquiLM(EquiLM):
         return None
 
     def _merged(self, y: Tensor) -> Tensor:
-        plain = y[0] if self.space is None else _single(y[0]).log_softmax(-1).to(y.dtype)
+        plain = y[0] if self.space is None else single(y[0]).log_softmax(-1).to(y.dtype)
         return torch.where(cast(Tensor, self._general).to(y.device), plain, super()._merged(y))
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        logits = _single(self._merged(y))
+        logits = single(self._merged(y))
         return nn.functional.cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
-def _single(y: Tensor) -> Tensor:
+def single(y: Tensor) -> Tensor:
     """float32 for half precision: logarithms of its probabilities would lose too much."""
     return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
 
-def _log(p: Tensor) -> Tensor:
+def log_of(p: Tensor) -> Tensor:
     return p.clamp_min(torch.finfo(p.dtype).tiny).log()  # no −inf where a probability underflows
 
 

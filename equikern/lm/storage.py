@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ..groups import Group
@@ -56,13 +57,11 @@ class Stored:
         for name in (_SETTINGS, _TENSORS):
             (path / name).unlink(missing_ok=True)
         self.model.save_pretrained(path)
+        tensors: dict[str, Tensor] = {}
         said: dict[str, Any] = {"format": _FORMAT, "class": type(self).__name__, "settings": self._settings()}
-        if self.words is not None:
-            said["words"] = self.words.to_dict()
-        else:
-            group = self.action.group
-            said["action"] = {"name": self.action.name, "group": group.name, "elements": list(group.names)}
-            save_file({"perm": self.action.perm.int(), "multiply": group.multiply.int()}, path / _TENSORS)
+        said |= self._told(tensors)
+        if tensors:
+            save_file(tensors, path / _TENSORS)
         (path / _SETTINGS).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -88,13 +87,34 @@ class Stored:
             raise ValueError(f"folder: {path} holds an {said['class']}, load it with {said['class']}.from_pretrained")
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(path)
-        action: TokenAction | WordLists
-        if "words" in said:
-            action = WordLists.from_dict(said["words"])
-        else:
-            tensors = load_file(path / _TENSORS)
-            told = said["action"]
-            group = Group(tensors["multiply"].to(torch.int64), told["elements"], told["group"])
-            action = tokens(tensors["perm"], group=group)
-            action.name = action.logits.name = told["name"]
-        return cls(model, action, **said["settings"], **needed)  # type: ignore[call-arg]
+        tensors = load_file(path / _TENSORS) if (path / _TENSORS).is_file() else {}
+        return cls(model, cls._made(said, tensors), **said["settings"], **needed)  # type: ignore[call-arg]
+
+    def _told(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """What JSON says of the action; what it cannot say goes to the tensors."""
+        return told(self.action, self.words, tensors)
+
+    @classmethod
+    def _made(cls, said: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+        """The action that ``_told`` told of."""
+        return made(said, tensors)
+
+
+def told(action: TokenAction, words: WordLists | None, tensors: dict[str, Tensor], suffix: str = "") -> dict[str, Any]:
+    """One action as JSON and tensors."""
+    if words is not None:
+        return {"words": words.to_dict()}
+    group = action.group
+    tensors |= {f"perm{suffix}": action.perm.int(), f"multiply{suffix}": group.multiply.int()}
+    return {"action": {"name": action.name, "group": group.name, "elements": list(group.names)}}
+
+
+def made(said: dict[str, Any], tensors: dict[str, Tensor], suffix: str = "") -> TokenAction | WordLists:
+    """The action that ``told`` told of."""
+    if "words" in said:
+        return WordLists.from_dict(said["words"])
+    names = said["action"]
+    group = Group(tensors[f"multiply{suffix}"].to(torch.int64), names["elements"], names["group"])
+    action = tokens(tensors[f"perm{suffix}"], group=group)
+    action.name = action.logits.name = names["name"]
+    return action

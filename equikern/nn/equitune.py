@@ -72,7 +72,7 @@ class EquiTune(OrbitModule):
         """The merged output for a batch x (B, \\*, H, W); see the class."""
         checks.choice("reduce", self.reduce, ("mean", *REDUCTIONS))
         outputs, buckets = self._outputs(x)
-        return self._merged(outputs, buckets, self._merge_one)
+        return self._merged(x, outputs, buckets, self._merge_one)
 
     def _merge_one(self, y: Tensor, action: Action) -> Tensor | tuple[Tensor, Tensor]:
         if self.reduce == "mean":
@@ -82,6 +82,10 @@ class EquiTune(OrbitModule):
             p = rows.softmax(-1) if self.space == "probs" else rows.log_softmax(-1)
             y = p.movedim(-1, -action.dims or -1)
         return orbit_reduce(y, action, cast(Any, self.reduce))
+
+    @property
+    def _averages(self) -> bool:
+        return self.reduce == "mean" and self.space is None
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""

@@ -104,7 +104,7 @@ class EquiZero(OrbitModule):
             assert isinstance(merged, Tensor)
             return merged
 
-        return self._merged(outputs, buckets, merge_one)
+        return self._merged(x, outputs, buckets, merge_one)
 
     def scores(self, x: Tensor) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
@@ -123,7 +123,9 @@ class EquiZero(OrbitModule):
             return None
         y, actions = self._scored(outputs[0][0]), _leaves(self.out)
         alone = len(_leaves(outputs[0][0])) == len(actions) == 1
-        if not alone or y.dim() != 3 or self.classes != -1 or not checks.keeps_rows(actions[0]):
+        if not alone or y.dim() != 3 or self.classes != -1:
+            return None
+        if not isinstance(actions[0], Action) or not checks.keeps_rows(actions[0]):
             return None
         return LOSSES[self.loss]
 

@@ -30,11 +30,8 @@ def weight_network(features: int, hidden: int = 100) -> nn.Sequential:
         >>> weight_network(512)(torch.zeros(8, 512)).shape
         torch.Size([8, 1])
     """
-    for name, size in (("features", features), ("hidden", hidden)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name}: expected a whole number, got {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {size}")
+    checks.whole("features", features, 1)
+    checks.whole("hidden", hidden, 1)
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
@@ -113,7 +110,7 @@ class LambdaEquiTune(OrbitModule):
         def merge_one(y: Tensor, action: Action) -> Tensor:
             return orbit_weighted_mean(y, raw, action, self.normalize)
 
-        return self._merged(outputs, buckets, merge_one)
+        return self._merged(x, outputs, buckets, merge_one)
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each view of each sample counts: (|G|, B), in the order of ``inp.group.names``.
@@ -126,6 +123,14 @@ class LambdaEquiTune(OrbitModule):
         elif self.normalize == "sum":
             raw = raw / raw.sum(0)
         return in_group_order(raw, buckets)
+
+    @property
+    def _averages(self) -> bool:
+        return self.normalize is not None
+
+    def _plain_outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
+        (outputs, _), buckets = self._both(x)
+        return outputs, buckets
 
     def _both(self, x: Tensor) -> tuple[tuple[list[list[Any]], Tensor], list[list[int]]]:
         """The outputs, and what weight_net says of every view, (|G|, B) in the order of the buckets."""

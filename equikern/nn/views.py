@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction, apply_word, compose, grid, trivial, view_shape
+from ..coordinates import Coordinates, HeatMaps
 from ..field_tables import is_field, parts
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
-OutputSpec = ActionSpec | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
+OutputSpec = ActionSpec | Coordinates | HeatMaps | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
 MergeOne = Callable[[Tensor, Action], "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -42,7 +43,7 @@ class OrbitModule(nn.Module):
             if views_per_forward < 1:
                 raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
         self.backbone = backbone
-        self.inp = _action("inp", inp, None)
+        self.inp = action_of("inp", inp, None)
         self.out = _actions(out, self.inp)
         self.views_per_forward = views_per_forward
 
@@ -51,8 +52,12 @@ class OrbitModule(nn.Module):
 
         What the merged output is made of: for looking at single views, or a merge of your own.
         """
-        outputs, buckets = self._outputs(x)
-        return _merge(outputs, self.out, buckets, lambda y, action: _undone(y, action, buckets))
+        outputs, buckets = self._plain_outputs(x)
+        return self._merged(x, outputs, buckets, lambda y, action: _undone(y, action, buckets))
+
+    def _plain_outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
+        """``_outputs`` without what a subclass adds to them."""
+        return self._outputs(x)
 
     def _outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
         """The outputs of every part of every bucket of views, and the elements of each bucket."""
@@ -70,18 +75,42 @@ class OrbitModule(nn.Module):
 
     def _run(self, x: Tensor, elements: Sequence[int]) -> Any:
         """The backbone's output for some elements' views, with the group axis split off again."""
+        return _split_batch(self._call(self._views_of(x, elements)), len(elements), x.shape[0])
+
+    def _views_of(self, x: Tensor, elements: Sequence[int]) -> Tensor:
+        """Some elements' views as one batch."""
         maps = " ".join(self.inp.words[g] for g in elements)
         adjoint = " ".join(self.inp.adjoint_words[g] for g in elements)
         x, _ = checks.image("x", x, self.inp, checks.EXACT, turns=True)  # a rectangle's views come bucket by bucket
-        views = autograd.orbit(x, maps, adjoint)
-        return _split_batch(self._call(views.flatten(0, 1)), len(elements), x.shape[0])
+        return autograd.orbit(x, maps, adjoint).flatten(0, 1)
 
     def _call(self, views: Tensor) -> Any:
         """The model on one batch of views."""
         return self.backbone(views)
 
-    def _merged(self, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
-        return _merge(outputs, self.out, buckets, merge_one)
+    @property
+    def _averages(self) -> bool:
+        """Whether merged coordinates do not depend on where they are counted from."""
+        return True
+
+    def _merged(self, x: Tensor, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
+        def merge_output(parts: list[list[Tensor]], spec: Any) -> Any:
+            elements = [g for bucket in buckets for g in bucket]
+            if isinstance(spec, HeatMaps):
+                y, action = _gather(parts, spec.action, buckets)
+                return merge_one(spec.in_place(y, elements), action)
+            if isinstance(spec, Coordinates):
+                if not self._averages:
+                    raise ValueError(f"out: {spec!r} takes a mean or the choice of a view, got {self.extra_repr()}")
+                size = x.shape[-2], x.shape[-1]
+                y, action = _gather(parts, spec.linear, buckets)
+                merged = merge_one(spec.from_middle(y, elements, size), action)
+                assert isinstance(merged, Tensor)
+                return spec.from_corner(merged, size)
+            checks.moved_dim("output", parts[0][0], spec)  # what is made of a rectangle's views has words alone
+            return merge_one(*_gather(parts, spec, buckets))
+
+        return _merge(outputs, self.out, merge_output)
 
 
 def per_view(parts: list[list[Tensor]]) -> Tensor:
@@ -89,20 +118,25 @@ def per_view(parts: list[list[Tensor]]) -> Tensor:
     return torch.cat([t for bucket in parts for t in bucket])
 
 
-def in_group_order(t: Tensor, buckets: list[list[int]]) -> Tensor:
-    """(|G|, …) in the order of the group's elements, from the order of the buckets."""
+def in_group_order(t: Tensor, buckets: list[list[int]], axis: int = 0) -> Tensor:
+    """A group axis in the order of the group's elements, from the order of the buckets."""
     if len(buckets) == 1:
         return t
     order = torch.tensor([g for bucket in buckets for g in bucket]).argsort()
-    return t[order.to(t.device)]
+    return t.index_select(axis, order.to(t.device))
 
 
 def _undone(y: Tensor, action: Action, buckets: list[list[int]]) -> Tensor:
-    views = [apply_word(view, word) for view, word in zip(y, action.inverse_words, strict=True)]
-    return in_group_order(torch.stack(views), buckets)
+    y, action = checks.views("output", y, action)
+    return in_group_order(autograd.each(y, 0, action.inverse_maps, action.inverse_adjoint_maps), buckets)
 
 
-def _action(name: str, spec: object, like: GroupAction | None) -> GroupAction:
+def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
+    """The action that a spec names: itself, or a grid's name; "trivial" is that of the group of ``like``.
+
+    Raises:
+        TypeError, ValueError: no action or unknown name, or a group other than that of ``like``; called ``name``.
+    """
     if isinstance(spec, str):
         try:
             action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
@@ -122,11 +156,15 @@ def _action(name: str, spec: object, like: GroupAction | None) -> GroupAction:
 
 def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     """The output specs as actions, in the containers they came in."""
+    if isinstance(spec, (Coordinates, HeatMaps)):
+        if spec.action != inp:
+            raise ValueError(f"{name}: expected one made for the input's {inp!r}, got {spec!r}")
+        return spec
     if isinstance(spec, Mapping):
         return {key: _actions(value, inp, f"{name}[{key!r}]") for key, value in spec.items()}
     if isinstance(spec, (tuple, list)):
         return tuple(_actions(value, inp, f"{name}[{i}]") for i, value in enumerate(spec))
-    return _action(name, spec, inp)
+    return action_of(name, spec, inp)
 
 
 def _buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:
@@ -167,14 +205,13 @@ def _rebuilt(container: Any, values: Any) -> Any:
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
-def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_one: Callable[..., Any]) -> Any:
+def _merge(outputs: list[list[Any]], spec: Any, merge_output: Callable[[list[list[Tensor]], Any], Any]) -> Any:
     """Walk the output's containers and the specs side by side, and merge each tensor's views."""
     first = outputs[0][0]
     if isinstance(first, Tensor):
-        if not isinstance(spec, GroupAction):
+        if isinstance(spec, (dict, tuple)):
             raise ValueError(f"out: expected one action, since the backbone returns one tensor, got {spec!r}")
-        y, action = _gather(outputs, spec, buckets)
-        return merge_one(y, action)
+        return merge_output(outputs, spec)
     if isinstance(first, Mapping):
         keys, kind = list(first), "dict"
         fits = isinstance(spec, dict) and set(spec) == set(keys)
@@ -185,9 +222,7 @@ def _merge(outputs: list[list[Any]], spec: Any, buckets: list[list[int]], merge_
         raise ValueError(
             f"out: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got {spec!r}"
         )
-    merged = [
-        _merge([[part[key] for part in bucket] for bucket in outputs], spec[key], buckets, merge_one) for key in keys
-    ]
+    merged = [_merge([[part[key] for part in bucket] for bucket in outputs], spec[key], merge_output) for key in keys]
     return _rebuilt(first, dict(zip(keys, merged, strict=True)) if kind == "dict" else merged)
 
 
@@ -209,12 +244,18 @@ def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list
             )
         parts = outputs[0]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)), action
-    words, inverse_words, gathered = [], [], []
+    words: list[str] = []
+    inverse_words: list[str] = []
+    gathered: list[Tensor] = []
     for parts, bucket in zip(outputs, buckets, strict=True):
         # Turned views are laid beside the upright ones by exchanging their sides, which leaves only flips to undo.
         upright, back = _sides(action.inverse_words[bucket[0]]), _sides(action.words[bucket[0]])
-        words += [compose(upright, action.words[g]) for g in bucket]
-        inverse_words += [compose(action.inverse_words[g], back) for g in bucket]
+        own, inverse = [action.words[g] for g in bucket], [action.inverse_words[g] for g in bucket]
+        if upright == ".":
+            words, inverse_words, gathered = words + own, inverse_words + inverse, gathered + parts
+            continue
+        words += [compose(upright, word) for word in own]
+        inverse_words += [compose(word, back) for word in inverse]
         gathered += [apply_word(part, upright) for part in parts]
     _same_shapes(gathered)
     return torch.cat(gathered), Action(action.name, words, inverse_words)

@@ -6,9 +6,9 @@ With map_g the views of an action, everything linear comes from one trilinear fo
 
 whose partial derivatives are the kernels: ∂F/∂y is the (weighted) orbit, ∂F/∂x the (weighted) sum of the adjoint
 views, ∂F/∂w the dots. So each one's gradient is a pair of the others. ``take`` and ``put`` (the chosen view, and its
-adjoint) are the same pair for a selection. ``maps`` always names the views x → y, ``adjoint`` those of y → x: each is
-the adjoint of the other. For views that only move entries, and for orthogonal matrices, that is the inverse; for other
-matrices the transpose.
+adjoint) are the same pair for a selection; ``each``, which maps every view by its own element, is its own. ``maps``
+always names the views x → y, ``adjoint`` those of y → x: each is the adjoint of the other. For views that only move
+entries, and for orthogonal matrices, that is the inverse; for other matrices the transpose.
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ def total(y: Tensor, maps: str, adjoint: str, scale: float = 1.0, weights: Tenso
     return cast(Tensor, library.reduce(y, adjoint, "sum", scale, weights))
 
 
+def mean_plus(y: Tensor, plus: Tensor, maps: str, adjoint: str) -> Tensor:
+    """``1/|G| Σ_g adjoint_g(y_g + plus)``: the mean of the views and the symmetrised ``plus`` in one pass."""
+    if needs_grad(y, plus):
+        return cast(Tensor, _MeanPlus.apply(y, plus, maps, adjoint))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.mean_plus(y, plus, adjoint))
+
+
 def symmetrize(x: Tensor, maps: str, adjoint: str) -> Tensor:
     """``1/|G| Σ_g adjoint_g(x)``: one tensor seen |G| times, so that the mean of its views is one kernel."""
     if needs_grad(x):
@@ -110,6 +117,23 @@ def put(x: Tensor, index: Tensor, maps: str, adjoint: str) -> Tensor:
     if needs_grad(x):
         return cast(Tensor, _Put.apply(x, index, maps, adjoint))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.orbit(x, maps, 1.0, None, index))
+
+
+def each(y: Tensor, axis: int, maps: str, adjoint: str) -> Tensor:
+    """``map_g(y_g)`` for every g, with the group axis where it is: (*lead, |G|, *rest, *moved) → the same shape."""
+    if maps[0] == ".":
+        return y
+    if needs_grad(y):
+        return cast(Tensor, _Each.apply(y, axis, maps, adjoint))  # type: ignore[no-untyped-call]
+    return _each(y, axis, maps)
+
+
+def _each(y: Tensor, axis: int, maps: str) -> Tensor:
+    # y seen |G| times: entry g of its group axis is taken from the g-th time, so that map_g is what moves it.
+    order = y.shape[axis]
+    lead = y.shape[: axis + 1]
+    index = torch.arange(order, device=y.device).expand(lead).contiguous()
+    return cast(Tensor, library.take(y.expand(order, *y.shape), index, maps))
 
 
 class _Orbit(Function):
@@ -166,6 +190,23 @@ class _Symmetrize(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         maps, adjoint, channels_last = ctx.call
         return symmetrize(laid_out(grad, channels_last), adjoint, maps), None, None
+
+
+class _MeanPlus(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, plus: Tensor, maps: str, adjoint: str) -> Tensor:
+        ctx.call = maps, adjoint, library.is_channels_last(y, 1), library.is_channels_last(plus)
+        return cast(Tensor, library.mean_plus(y, plus, adjoint))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        maps, adjoint, y_last, plus_last = ctx.call
+        grad_y = grad_plus = None
+        if ctx.needs_input_grad[0]:
+            grad_y = orbit(laid_out(grad, y_last), maps, adjoint, 1.0 / (maps.count(" ") + 1))
+        if ctx.needs_input_grad[1]:
+            grad_plus = symmetrize(laid_out(grad, plus_last), adjoint, maps)
+        return grad_y, grad_plus, None, None
 
 
 class _WeightedMean(Function):
@@ -253,3 +294,15 @@ class _Put(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         return take(grad, ctx.saved_tensors[0], ctx.maps, ctx.adjoint), None, None, None
+
+
+class _Each(Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, axis: int, maps: str, adjoint: str) -> Tensor:
+        ctx.call = axis, maps, adjoint
+        return _each(y, axis, maps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        axis, maps, adjoint = ctx.call
+        return each(grad, axis, adjoint, maps), None, None, None

@@ -128,6 +128,12 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
     return y, action
 
 
+def moved_dim(name: str, y: Tensor, action: Action) -> None:
+    """That the dim of an orbit (|G|, …) that an action permutes or multiplies has the right size."""
+    if isinstance(action, (PermutationAction, MatrixAction)):
+        _spatial(name, y, action, 1)
+
+
 def _kinds(dtypes: frozenset[torch.dtype]) -> str:
     if dtypes is _IDS:
         return "token ids of dtype int32 or int64"
@@ -151,6 +157,18 @@ def per_view(name: str, w: object, y: Tensor, action: Action, accumulator: torch
     if w.dtype is not accumulator:
         w = w.to(accumulator)
     return w if w.is_contiguous() else w.contiguous()
+
+
+def like_view(name: str, t: object, y: Tensor) -> Tensor:
+    """A tensor like one view of an orbit y."""
+    t = _tensor(name, t)
+    if t.device != y.device:
+        raise ValueError(f"{name}: expected a tensor on {y.device} like y, got one on {t.device}")
+    if t.dtype != y.dtype:
+        raise TypeError(f"{name}: expected {y.dtype} like y, got {t.dtype}")
+    if t.shape != y.shape[1:]:
+        raise ValueError(f"{name}: expected the shape of one view, {tuple(y.shape[1:])}, got {tuple(t.shape)}")
+    return t
 
 
 def logits(name: str, y: object, action: object) -> tuple[Tensor, Action]:
@@ -222,6 +240,15 @@ def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
         kind = TypeError if not isinstance(value, str) and value is not None else ValueError
         raise kind(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def whole(name: str, n: object, least: int) -> int:
+    """A whole number, at least ``least``."""
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
+    if n < least:
+        raise ValueError(f"{name}: expected {least} or more, got {n}")
+    return n
 
 
 def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs: Tensor | None) -> Tensor:

@@ -107,6 +107,17 @@ def _reduce_out(y: Tensor, maps: str, op: str, scale: float, weights: Tensor | N
     _written(out)
 
 
+def _mean_plus(y: Tensor, plus: Tensor, maps: str) -> Tensor:
+    out = _view_empty(y, maps)
+    kernels(y).reduce(y, out, maps, "sum", 1.0 / y.shape[0], None, plus)
+    return out
+
+
+def _mean_plus_out(y: Tensor, plus: Tensor, maps: str, out: Tensor) -> None:
+    kernels(y).reduce(y, out, maps, "sum", 1.0 / y.shape[0], None, plus)
+    _written(out)
+
+
 def _mean_std(y: Tensor, maps: str) -> tuple[Tensor, Tensor]:
     mean, std = _view_empty(y, maps), _view_empty(y, maps)
     kernels(y).reduce(y, mean, maps, "mean_std", 1.0, None, std)
@@ -189,6 +200,12 @@ reduce = register(
 )
 reduce_out = register(
     "reduce_out(Tensor y, str maps, str op, float scale, Tensor? weights, Tensor(a!) out) -> ()", _reduce_out, _nothing
+)
+mean_plus = register(
+    "mean_plus(Tensor y, Tensor plus, str maps) -> Tensor", _mean_plus, lambda y, plus, maps: _view_empty(y, maps)
+)
+mean_plus_out = register(
+    "mean_plus_out(Tensor y, Tensor plus, str maps, Tensor(a!) out) -> ()", _mean_plus_out, _nothing
 )
 mean_std = register(
     "mean_std(Tensor y, str maps) -> (Tensor, Tensor)",

@@ -18,13 +18,15 @@ def orbit_mean(
     action: Action,
     space: Literal["probs", "log_probs"] | None = None,
     *,
+    plus: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Equitune's reduction: undo each view's transform and average, ``1/|G| Σ_g g⁻¹ y[g]``, in one pass.
 
     Reads |G|n and writes n elements; the backward reads n and writes |G|n: ``∂L/∂y[g] = 1/|G| g · ∂L/∂out``. With a
     space each view's softmax is averaged instead, ``1/|G| Σ_g g⁻¹ softmax(y[g])``, without storing it; the backward
-    then reads y as well.
+    then reads y as well. With ``plus`` the same pass adds the symmetrised tensor, ``1/|G| Σ_g (g⁻¹ y[g] + g plus)``:
+    the fusion of several inputs (arXiv 2310.09675). It reads |G|n + n and writes n elements; neither part is stored.
 
     Args:
         y: (|G|, \\*lead, H, W), the backbone's output for every view, any strides; float16, bfloat16, float32 or
@@ -34,15 +36,16 @@ def orbit_mean(
         space: None averages y as it is; ``"probs"`` the probabilities softmax(y[g]), ``"log_probs"`` their logarithms
             (whose exponentials need not add up to 1). The softmax goes over the permuted dim, the last one under the
             trivial action, in float32 (float64 for float64).
+        plus: what else the group's mean is taken of, (\\*lead, H, W) of y's dtype, any strides.
         out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
 
     Returns:
         (\\*lead, H, W) in y's dtype, summed in float32 (float64 for float64) and rounded once; channels-last if y is.
 
     Raises:
-        TypeError: y is not a dense float tensor, or action is not an action.
+        TypeError: y is not a dense float tensor, action is not an action, or plus is of another dtype.
         ValueError: dim 0 is not |G|, wrong rank or size, not square under a 90° rotation, a space under a grid or
-            signs, or an out that does not fit.
+            signs or beside plus, a plus of another shape or device, or an out that does not fit.
 
     Example:
         >>> import torch
@@ -50,16 +53,30 @@ def orbit_mean(
         >>> x = torch.arange(4.0).reshape(2, 2)
         >>> torch.equal(orbit_mean(orbit(x, grid("c4")), grid("c4")), x)
         True
+        >>> orbit_mean(torch.zeros(2, 1, 2), grid("hflip"), plus=torch.tensor([[1.0, 3.0]])).tolist()
+        [[2.0, 2.0]]
     """
     if space is not None:
         checks.choice("space", space, ("probs", "log_probs", None))
+        if plus is not None:
+            raise ValueError(f"plus: expected None beside a space, whose probabilities have no summand, got {space!r}")
         return softmax.mean(y, action, space, out)
     y, action = checks.views("y", y, action)
+    if plus is not None:
+        return _mean_plus(y, checks.like_view("plus", plus, y), action, out)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y)
         library.reduce_out(y, action.inverse_maps, "sum", 1.0 / action.order, None, out)
         return out
     return autograd.total(y, action.inverse_adjoint_maps, action.inverse_maps, 1.0 / action.order)
+
+
+def _mean_plus(y: Tensor, plus: Tensor, action: Action, out: Tensor | None) -> Tensor:
+    if out is None:
+        return autograd.mean_plus(y, plus, action.inverse_adjoint_maps, action.inverse_maps)
+    out = checks.output("out", out, tuple(y.shape[1:]), y, plus)
+    library.mean_plus_out(y, plus, action.inverse_maps, out)
+    return out
 
 
 def orbit_weighted_mean(

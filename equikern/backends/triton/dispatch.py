@@ -36,10 +36,10 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
-    _module(maps, reductions).reduce(y, out, maps, op, scale, weights, out2)
+    _module(maps, reductions).reduce(y, out, maps, op, scale, weights, other)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

@@ -63,7 +63,7 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
     if op == "weighted_mean" and weights is not None:
@@ -72,14 +72,17 @@ def reduce(
         return
     dims = _dims(maps)
     to, apart = _written(out, dims, False)
-    to2, apart2 = (None, False) if out2 is None else _written(out2, dims, False)
+    if other is None or op == "sum":
+        beside, apart_too = None if other is None else _items(other, dims, False), False
+    else:
+        beside, apart_too = _written(other, dims, False)
     each = _each(weights, out.shape[: out.dim() - dims], True)
     module = mixed if mixes(maps) else reductions
-    module.reduce(_items(y, dims, True), to, maps, op, scale, each, to2)
+    module.reduce(_items(y, dims, True), to, maps, op, scale, each, beside)
     if apart:
         out.copy_(to.view(out.shape))
-    if out2 is not None and to2 is not None and apart2:
-        out2.copy_(to2.view(out2.shape))
+    if other is not None and beside is not None and apart_too:
+        other.copy_(beside.view(other.shape))
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

@@ -70,7 +70,7 @@ def matrix_orbit(
 
 @jit_kernel
 def matrix_reduce(
-    y, out, out2, mats, weights, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    y, out, other, mats, weights, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64,
     pa: tl.int64, pb: tl.int64, pe: tl.int64,
     OP: tl.constexpr, COUNT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
@@ -83,8 +83,13 @@ def matrix_reduce(
     a = (r // nb)[None, :]
     b = (r % nb)[None, :]
     y += a * ya + b * yb + j * ye
+    if OP == "sum" and other is not None:
+        beside = tl.load(other + a * pa + b * pb + j * pe, mask=mask, other=0).to(ACC)
     for g in tl.static_range(COUNT):
-        v = prepare(times(tl.load(y + g * yg, mask=mask, other=0).to(ACC), mats, g, DP, P), OP)
+        v = tl.load(y + g * yg, mask=mask, other=0).to(ACC)
+        if OP == "sum" and other is not None:
+            v += beside
+        v = prepare(times(v, mats, g, DP, P), OP)
         if weights is not None:
             v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if g == 0:
@@ -95,9 +100,9 @@ def matrix_reduce(
     if OP == "std":
         s = m
     tl.store(out + a * oa + b * ob + j * oe, finish(s, scale, COUNT, OP).to(out.dtype.element_ty), mask=mask)
-    if out2 is not None:
+    if OP == "mean_std":
         spread = finish(m, scale, COUNT, "std")
-        tl.store(out2 + a * pa + b * pb + j * pe, spread.to(out2.dtype.element_ty), mask=mask)
+        tl.store(other + a * pa + b * pb + j * pe, spread.to(other.dtype.element_ty), mask=mask)
 
 
 @jit_kernel
@@ -234,17 +239,17 @@ def plan_orbit(
 
 @lru_cache(maxsize=1024)
 def plan_reduce(
-    op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, mats: Operand, weights: Operand | None
+    op: str, scale: float, y: Operand, out: Operand, other: Operand | None, mats: Operand, weights: Operand | None
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
-    strides = _strides("yop", [(y, True), (out, False), (out2 or out, False)])
+    strides = _strides("yop", [(y, True), (out, False), (other or out, False)])
     if strides is None:
         return None
     constants = {**constants_of(y.shape[-1], y.shape[0], y.dtype), "OP": op}
     counts = _counts(out.shape, len(weights.shape) - 1 if weights else 0)
     scalars = {"scale": scale, "nb": strides[0], **counts, **strides[1]}
     programs = ceil_div(counts["vectors"], int(str(constants["P"])))
-    return _plan(matrix_reduce, programs, (y, out, out2, mats, weights), scalars, constants)
+    return _plan(matrix_reduce, programs, (y, out, other, mats, weights), scalars, constants)
 
 
 @lru_cache(maxsize=1024)
@@ -318,7 +323,7 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
     if op == "weighted_mean" and weights is not None:
@@ -326,15 +331,16 @@ def reduce(
     if out.numel() == 0:
         return
     mats = padded(maps, y)
-    found = plan_reduce(op, scale, operand(y), operand(out), _known(out2), operand(mats), _known(weights))
+    found = plan_reduce(op, scale, operand(y), operand(out), _known(other), operand(mats), _known(weights))
     if found is not None:
-        run(found, y, out, out2, mats, weights)
+        run(found, y, out, other, mats, weights)
         return
-    dense, dense2 = _dense(out), None if out2 is None else _dense(out2)
-    reduce(y.contiguous(), dense, maps, op, scale, weights, dense2)
+    dense = _dense(out)
+    dense_other = None if other is None else other.contiguous() if op == "sum" else _dense(other)
+    reduce(y.contiguous(), dense, maps, op, scale, weights, dense_other)
     out.copy_(dense)
-    if out2 is not None and dense2 is not None:
-        out2.copy_(dense2)
+    if other is not None and dense_other is not None and op == "mean_std":
+        other.copy_(dense_other)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

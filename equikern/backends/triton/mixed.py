@@ -58,7 +58,7 @@ def mixed_orbit(
 
 @jit_kernel
 def mixed_reduce(
-    y, out, out2, mats, weights, scale: tl.float64, points: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    y, out, other, mats, weights, scale: tl.float64, points: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
@@ -76,6 +76,9 @@ def mixed_reduce(
     for g in tl.static_range(len(WORDS)):
         offset = g * yg + a * ya + b * yb + map_offset(p0, p1, p2, n0, n1, n2, y0, y1, y2, WORDS[g], 3, False)
         v = tl.load(y + offset[None, :] + j * ye, mask=mask, other=0).to(ACC)
+        if OP == "sum" and other is not None:
+            beside = a * pa + b * pb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORDS[g], 3, False)
+            v += tl.load(other + beside[None, :] + j * pe, mask=mask, other=0).to(ACC)
         v = prepare(times(v, mats, g, DP, P), OP)
         if weights is not None:
             v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
@@ -88,10 +91,10 @@ def mixed_reduce(
         s = m
     put = (a * oa + b * ob + p0 * o0 + p1 * o1 + p2 * o2)[None, :] + j * oe
     tl.store(out + put, finish(s, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
-    if out2 is not None:
+    if OP == "mean_std":
         put = (a * pa + b * pb + p0 * s0 + p1 * s1 + p2 * s2)[None, :] + j * pe
         spread = finish(m, scale, len(WORDS), "std")
-        tl.store(out2 + put, spread.to(out2.dtype.element_ty), mask=mask)
+        tl.store(other + put, spread.to(other.dtype.element_ty), mask=mask)
 
 
 @jit_kernel
@@ -208,12 +211,12 @@ def plan_orbit(
 
 @lru_cache(maxsize=1024)
 def plan_reduce(
-    maps: str, op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, mats: Operand,
+    maps: str, op: str, scale: float, y: Operand, out: Operand, other: Operand | None, mats: Operand,
     weights: Operand | None,
 ) -> Plan:  # fmt: skip
     """The launch for operands such as these."""
-    moving = {"y": (y, True), "o": (out, False), "p": (out2 or out, False)}
-    operands = (y, out, out2, mats, weights)
+    moving = {"y": (y, True), "o": (out, False), "p": (other or out, False)}
+    operands = (y, out, other, mats, weights)
     return _plan(mixed_reduce, maps, operands, moving, {"scale": scale}, {"OP": op})[0]
 
 
@@ -252,12 +255,12 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``; weights are given for every item."""
     mats = _matrices(maps, y)
-    plan = plan_reduce(maps, op, scale, operand(y), operand(out), _known(out2), operand(mats), _known(weights))
-    run(plan, y, out, out2, mats, weights)
+    plan = plan_reduce(maps, op, scale, operand(y), operand(out), _known(other), operand(mats), _known(weights))
+    run(plan, y, out, other, mats, weights)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

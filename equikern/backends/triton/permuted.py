@@ -135,7 +135,7 @@ def orbit_permuted(
 
 @jit_kernel
 def reduce_permuted(
-    y, out, out2, weights, positions, sources, scale: tl.float64,
+    y, out, other, weights, positions, sources, scale: tl.float64,
     nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
@@ -150,9 +150,13 @@ def reduce_permuted(
     )  # fmt: skip
     mask = listed & within
     y += a * (ya * VEC) + b * (yb * VEC)
+    if OP == "sum" and other is not None:
+        other += a * (pa * VEC) + b * (pb * VEC)
     for g in tl.static_range(ORDER):
         src, minus = source(sources, g * row, k, listed, SIGN != "none")
         v = tl.load(y + g * (yg * VEC) + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
+        if OP == "sum" and other is not None:
+            v += tl.load(other + entry(src, r, pn, px, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
         if SIGN != "none":
             v = tl.where(minus, -1.0 * v, v)
         v = prepare(v, OP)
@@ -167,9 +171,9 @@ def reduce_permuted(
         s = m
     put = a * (oa * VEC) + b * (ob * VEC) + entry(place, r, on, ox, INNER, UNIT, VEC)
     tl.store(out + put, finish(s, scale, ORDER, OP).to(out.dtype.element_ty), mask=mask)
-    if out2 is not None:
+    if OP == "mean_std":
         put = a * (pa * VEC) + b * (pb * VEC) + entry(place, r, pn, px, INNER, UNIT, VEC)
-        tl.store(out2 + put, finish(m, scale, ORDER, "std").to(out2.dtype.element_ty), mask=mask)
+        tl.store(other + put, finish(m, scale, ORDER, "std").to(other.dtype.element_ty), mask=mask)
 
 
 @jit_kernel
@@ -252,11 +256,11 @@ def orbit_plan(
 
 @lru_cache(maxsize=1024)
 def reduce_plan(
-    maps: str, op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, weights: Operand | None
+    maps: str, op: str, scale: float, y: Operand, out: Operand, other: Operand | None, weights: Operand | None
 ) -> TilePlan | None:
     """The gathering launch of ``reduce``, or None if the tensors must be copied first."""
     constants = {"OP": op, "SIGN": _PLAIN_SIGN[_table(maps).signed], "ACC": _accumulator(y.dtype)}
-    moving, fixed = [(y, True), (out, False), (out2, False)], [(weights, True)]
+    moving, fixed = [(y, True), (out, False), (other, False)], [(weights, True)]
     return plan_permuted(reduce_permuted, maps, "yop", moving, "w", fixed, {"scale": scale}, constants)
 
 
@@ -350,15 +354,15 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """Reduce map_g(y[g]) over the views g, see ``reductions.reduce``, for permutations of a dim.
 
     Args:
         y: (|G|, *lead, n, *tail), any strides.
-        out: (*lead, n, *tail), any strides; out2 likewise.
+        out: (*lead, n, *tail), any strides; other likewise.
         maps: one word per view, all of one dim.
-        op, scale, weights, out2: see ``reductions.reduce``.
+        op, scale, weights, other: see ``reductions.reduce``.
     """
     if op == "weighted_mean" and weights is not None:
         weights, op = weights / weights.sum(0), "sum"
@@ -366,21 +370,20 @@ def reduce(
         return
     found = _table(maps)
     if not found.dense:
-        reductions.reduce(y, out, _still(found), op, scale, weights, out2)
+        reductions.reduce(y, out, _still(found), op, scale, weights, other)
         if found.positions.numel() == 0:
             return
-    plan = reduce_plan(maps, op, scale, operand(y), operand(out), _given(out2), _given(weights))
+    plan = reduce_plan(maps, op, scale, operand(y), operand(out), _given(other), _given(weights))
     if plan is not None:
-        run(plan.launch, y, out, out2, weights, *_lists(found, y.device))
+        run(plan.launch, y, out, other, weights, *_lists(found, y.device))
         return
     # More leading dims than loops: only then is anything copied.
-    dense, dense2 = torch.empty_like(out, memory_format=torch.contiguous_format), None
-    if out2 is not None:
-        dense2 = torch.empty_like(out2, memory_format=torch.contiguous_format)
-    reduce(y.contiguous(), dense, maps, op, scale, weights, dense2)
+    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
+    dense_other = None if other is None else other.contiguous() if op == "sum" else torch.empty_like(dense)
+    reduce(y.contiguous(), dense, maps, op, scale, weights, dense_other)
     out.copy_(dense)
-    if out2 is not None and dense2 is not None:
-        out2.copy_(dense2)
+    if other is not None and dense_other is not None and op == "mean_std":
+        other.copy_(dense_other)
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:

@@ -36,9 +36,9 @@ OPS = ("sum", "max", "min", "gmean", "hmean", "tsharpen", "logodd", "std", "mean
 
 @triton.jit
 def _class_of_views(
-    y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES: tl.constexpr, COUNT: tl.constexpr,
-    MEMBERS: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, UNIT: tl.constexpr,
-    ACC: tl.constexpr,
+    y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
+    COUNT: tl.constexpr, MEMBERS: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce the views whose blocks must later be arranged in the same way."""
     for k in tl.static_range(len(MEMBERS)):
@@ -48,6 +48,13 @@ def _class_of_views(
             at += step
         ptrs, mask = view_tile(at, i0, j0, h, w, yh, yw, CODES[MEMBERS[k]], TI, TJ, UNIT)
         v = tl.load(ptrs, mask=mask, other=0).to(ACC)
+        if OP == "sum" and other is not None:
+            at = other
+            if channels is not None:
+                step, minus = channel_of(channels, MEMBERS[k], b, pb, COUNT)
+                at += step
+            ptrs, mask = view_tile(at, i0, j0, h, w, ph, pw, CODES[MEMBERS[k]], TI, TJ, UNIT)
+            v += tl.load(ptrs, mask=mask, other=0).to(ACC)
         if channels is not None:
             v = signed(v, minus)
         v = prepare(v, OP)
@@ -63,18 +70,20 @@ def _class_of_views(
 
 @triton.jit
 def _mirrored(
-    y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES: tl.constexpr, COUNT: tl.constexpr,
-    PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    UNIT: tl.constexpr, ACC: tl.constexpr,
+    y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
+    COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr,
+    TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes that differ in the direction of the columns: one mirroring in registers serves all their views."""
     if len(FLIPPED) == 0:
         return _class_of_views(
-            y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES, COUNT, PLAIN, OP, TI, TJ, UNIT, ACC,
+            y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, PLAIN, OP, TI,
+            TJ, UNIT, ACC,
         )  # fmt: skip
     else:
         t, n = _class_of_views(
-            y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES, COUNT, FLIPPED, OP, TI, TJ, UNIT, ACC,
+            y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, FLIPPED, OP,
+            TI, TJ, UNIT, ACC,
         )  # fmt: skip
         t = tl.flip(t, 1)
         n = tl.flip(n, 1) if OP == "std" or OP == "mean_std" else t
@@ -82,14 +91,15 @@ def _mirrored(
             return t, n
         else:
             s, m = _class_of_views(
-                y, weights, channels, yg, wg, b, yb, i0, j0, h, w, yh, yw, CODES, COUNT, PLAIN, OP, TI, TJ, UNIT, ACC,
+                y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, PLAIN, OP,
+                TI, TJ, UNIT, ACC,
             )  # fmt: skip
             return combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
 
 
 @jit_kernel
 def reduce_tiles(
-    y, out, out2, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
+    y, out, other, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
     H: tl.int64, W: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
@@ -108,17 +118,19 @@ def reduce_tiles(
     w = W * VEC
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
+    if OP == "sum" and other is not None:
+        other += a * (pa * VEC) + b * (pb * VEC)
     if weights is not None:
         weights += a * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _mirrored(
-            y, weights, channels, yg * VEC, wg, b, yb * VEC, i0, j0, h, w, yh * VEC, yw, CODES, COUNT, STRAIGHT,
-            MIRRORED, OP, TI, TJ, UNIT, ACC,
+            y, other, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
+            CODES, COUNT, STRAIGHT, MIRRORED, OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _mirrored(
-            y, weights, channels, yg * VEC, wg, b, yb * VEC, i0, j0, h, w, yh * VEC, yw, CODES, COUNT, TURNED, BOTH,
-            OP, TI, TJ, UNIT, ACC,
+            y, other, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
+            CODES, COUNT, TURNED, BOTH, OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
         t = tl.trans(t)
         n = tl.trans(n) if OP == "std" or OP == "mean_std" else t
@@ -137,27 +149,35 @@ def reduce_tiles(
     if OP == "std":
         s = m
     tl.store(ptrs, finish(s, scale, len(CODES), OP).to(out.dtype.element_ty), mask=mask)
-    if out2 is not None:
-        out2 += a * (pa * VEC) + b * (pb * VEC)
-        ptrs, mask = tile(out2, i0, j0, rows, cols, ph * VEC, pw, TI, TJ, False, False, UNIT)
-        tl.store(ptrs, finish(m, scale, len(CODES), "std").to(out2.dtype.element_ty), mask=mask)
+    if OP == "mean_std":
+        other += a * (pa * VEC) + b * (pb * VEC)
+        ptrs, mask = tile(other, i0, j0, rows, cols, ph * VEC, pw, TI, TJ, False, False, UNIT)
+        tl.store(ptrs, finish(m, scale, len(CODES), "std").to(other.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _class_at_points(
-    y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-    WORDS: tl.constexpr, COUNT: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr, DENSE: tl.constexpr,
-    CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
+    y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    pb, p0, p1, p2, ps, WORDS: tl.constexpr, COUNT: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr,
+    DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce the views of one class."""
     for k in tl.static_range(len(MEMBERS)):
         offset = point_offset(
-            r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys, WORDS[MEMBERS[k]], DIMS, DENSE, False, CB,
+            r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys, WORDS[MEMBERS[k]], DIMS, DENSE[0], False, CB,
         )  # fmt: skip
         if channels is not None:
             step, minus = channel_of(channels, MEMBERS[k], b, yb, COUNT)
             offset += step
         v = tl.load(y + MEMBERS[k] * yg + offset, mask=mask, other=0).to(ACC)
+        if OP == "sum" and other is not None:
+            offset = point_offset(
+                r, b, q0, q1, q2, n0, n1, n2, pb, p0, p1, p2, ps, WORDS[MEMBERS[k]], DIMS, DENSE[2], False, CB,
+            )  # fmt: skip
+            if channels is not None:
+                step, minus = channel_of(channels, MEMBERS[k], b, pb, COUNT)
+                offset += step
+            v += tl.load(other + offset, mask=mask, other=0).to(ACC)
         if channels is not None:
             v = signed(v, minus)
         v = prepare(v, OP)
@@ -173,20 +193,20 @@ def _class_at_points(
 
 @triton.jit
 def _pair_at_points(
-    y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-    WORDS: tl.constexpr, COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, DIMS: tl.constexpr,
-    DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
+    y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    pb, p0, p1, p2, ps, WORDS: tl.constexpr, COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr,
+    DIMS: tl.constexpr, DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes, joined as ``_mirrored`` joins them."""
     if len(FLIPPED) > 0:
         t, n = _class_at_points(
-            y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-            WORDS, COUNT, FLIPPED, DIMS, DENSE, CB, OP, ACC,
+            y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            pb, p0, p1, p2, ps, WORDS, COUNT, FLIPPED, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
     if len(PLAIN) > 0:
         s, m = _class_at_points(
-            y, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-            WORDS, COUNT, PLAIN, DIMS, DENSE, CB, OP, ACC,
+            y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            pb, p0, p1, p2, ps, WORDS, COUNT, PLAIN, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
         if len(FLIPPED) > 0:
             s, m = combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
@@ -197,7 +217,7 @@ def _pair_at_points(
 
 @jit_kernel
 def reduce_points(
-    y, out, out2, weights, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64,
+    y, out, other, weights, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64,
     C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
@@ -219,17 +239,21 @@ def reduce_points(
     n2 = narrow(n2, BIG)
     b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
     y += a * ya
+    if OP == "sum" and other is not None:
+        other += a * pa + c
     if weights is not None:
         weights += (pid // column_blocks // row_blocks) * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _pair_at_points(
-            y + c, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC,
-            y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS, COUNT, STRAIGHT, MIRRORED, DIMS, DENSE[0], CB, OP, ACC,
+            y + c, other, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
+            yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, WORDS,
+            COUNT, STRAIGHT, MIRRORED, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _pair_at_points(
-            y + c, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2, yb * VEC,
-            y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS, COUNT, TURNED, BOTH, DIMS, DENSE[0], CB, OP, ACC,
+            y + c, other, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
+            yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, WORDS,
+            COUNT, TURNED, BOTH, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
         if len(STRAIGHT) + len(MIRRORED) > 0:
             s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
@@ -243,13 +267,13 @@ def reduce_points(
         False, CB,
     )  # fmt: skip
     tl.store(out + a * oa + offset + c, finish(s, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
-    if out2 is not None:
+    if OP == "mean_std":
         offset = point_offset(
             r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2],
             False, CB,
         )  # fmt: skip
         spread = finish(m, scale, len(WORDS), "std")
-        tl.store(out2 + a * pa + offset + c, spread.to(out2.dtype.element_ty), mask=mask)
+        tl.store(other + a * pa + offset + c, spread.to(other.dtype.element_ty), mask=mask)
 
 
 def _classes(views: Views) -> dict[str, tuple[int, ...]]:
@@ -259,7 +283,7 @@ def _classes(views: Views) -> dict[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=1024)
 def plan(
-    maps: str, op: str, scale: float, y: Operand, out: Operand, out2: Operand | None, weights: Operand | None
+    maps: str, op: str, scale: float, y: Operand, out: Operand, other: Operand | None, weights: Operand | None
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
@@ -270,20 +294,20 @@ def plan(
     would need masks of their own for every group. Whether L2's share is felt has not been measured.
     """
     views = parse_maps(maps)
-    second = out if out2 is None else out2
+    second = out if other is None else other
     layout = normalize(views, [(y, True), (out, False), (second, False)], [(weights, True)])
     if layout is None:
         return None
     acc = tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32
     constants = {"OP": op, "ACC": acc, **_classes(views)}
-    operands = (y, out, out2, weights, CHANNELS if views.channels else None)
+    operands = (y, out, other, weights, CHANNELS if views.channels else None)
     if use_tiles(layout, views):
         return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, constants, True)
     return plan_gather(reduce_points, layout, views, operands, "yop", "w", {"scale": scale}, constants)
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, out2: Tensor | None
+    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """Reduce map_g(y[g]) over the views g, in float32 (float64 for float64).
 
@@ -294,7 +318,8 @@ def reduce(
         op: one of ``OPS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g]), and ``"weighted_mean"``
             the same with each weight divided by their sum over g.
         weights: (|G|, *lead[:k-1]) for ``"sum"``, contiguous, or None.
-        out2: where ``"mean_std"`` puts the standard deviation.
+        other: where ``"mean_std"`` puts the standard deviation; or, for ``"sum"`` without weights, like one y[g], what
+            is added to each of them.
     """
     if op == "weighted_mean" and weights is not None:
         weights, op = weights / weights.sum(0), "sum"
@@ -308,17 +333,16 @@ def reduce(
         scale,
         operand(y),
         operand(out),
-        None if out2 is None else operand(out2),
+        None if other is None else operand(other),
         None if weights is None else operand(weights),
     )
     if found is not None:
-        run(found, y, out, out2, weights, channels_table(maps, y.device))
+        run(found, y, out, other, weights, channels_table(maps, y.device))
         return
     # More leading dims than loops: only then is anything copied.
-    dense, dense2 = torch.empty_like(out, memory_format=torch.contiguous_format), None
-    if out2 is not None:
-        dense2 = torch.empty_like(out2, memory_format=torch.contiguous_format)
-    reduce(y.contiguous(), dense, maps, op, scale, weights, dense2)
+    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
+    dense_other = None if other is None else other.contiguous() if op == "sum" else torch.empty_like(dense)
+    reduce(y.contiguous(), dense, maps, op, scale, weights, dense_other)
     out.copy_(dense)
-    if out2 is not None and dense2 is not None:
-        out2.copy_(dense2)
+    if other is not None and dense_other is not None and op == "mean_std":
+        other.copy_(dense_other)

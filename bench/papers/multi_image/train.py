@@ -1,0 +1,147 @@
+"""The task, the networks and one training: several images of one class, each rotated on its own, one label."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import images_and_labels
+from equikern import MultiInputEquiTune, grid
+from torch import Tensor, nn
+
+# group on every image, whether the images meet before the classifier
+SYSTEMS = {
+    "plain CNN": ("trivial", False),
+    "plain CNN, fusion": ("trivial", True),
+    "multi-group CNN": ("c4", False),
+    "multi-group CNN, IS layers": ("c4", True),
+}
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    system: str
+    seed: int
+    images: int = 3  # of one set
+    steps: int = 600
+    batch: int = 32  # sets
+    train_images: int = 2000
+    test_sets: int = 2000
+    rate: float = 1e-3
+
+    @property
+    def name(self) -> str:
+        """Of its file and its progress bar."""
+        return f"{self.system.replace(', ', '-').replace(' ', '-')}-seed{self.seed}"
+
+
+def job(system: str, seed: int, quick: bool = False) -> Job:
+    """The paper's comparison on Fashion-MNIST; quick: that it runs, no more."""
+    return Job(system, seed, steps=12, train_images=500, test_sets=64) if quick else Job(system, seed)
+
+
+class Sets:
+    """Sets of images of one class, every image rotated by its own multiple of 90°."""
+
+    def __init__(self, part: str, count: int | None, size: int) -> None:
+        self.pixels, labels = images_and_labels(part, count)
+        self.size = size
+        self.by_class = [(labels == c).nonzero().flatten() for c in range(CLASSES)]
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
+        """``count`` sets: as many tensors (count, 1, 28, 28) as a set has images, and labels (count,)."""
+        labels = torch.randint(0, CLASSES, (count,), generator=generator)
+        share = torch.rand(count, self.size, generator=generator)
+        turns = torch.randint(0, 4, (count, self.size), generator=generator)
+        held = [self.by_class[c] for c in labels.tolist()]
+        chosen = torch.stack([own[(u * len(own)).long()] for own, u in zip(held, share, strict=True)])
+        images = self.pixels[chosen]
+        for k in range(1, 4):
+            images[turns == k] = torch.rot90(images[turns == k], k, (-2, -1))
+        return images.unbind(1), labels
+
+
+class Network(nn.Module):
+    """Convolutions and a head, each shared by the images of a set and equitune-d over every image's own group.
+
+    With ``fused`` the convolutions have a second copy whose invariant mean is added, symmetrised, to the other images'
+    feature maps (an IS layer); otherwise the images meet only when their features are averaged for the classifier.
+    """
+
+    def __init__(self, group: str, fused: bool, images: int) -> None:
+        super().__init__()
+        groups = [group] * images
+
+        def trunk() -> nn.Module:
+            first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+            return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2))
+
+        self.trunk = MultiInputEquiTune(trunk(), groups, group, trunk() if fused else None)
+        head = nn.Sequential(nn.Flatten(), nn.Linear(16 * 7 * 7, 64), nn.ReLU())
+        self.head = MultiInputEquiTune(head, groups, "trivial")
+        self.classifier = nn.Linear(64, CLASSES)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) each → logits (B, 10)."""
+        return self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
+
+
+def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]:
+    """Train and test, unless the folder has the result already."""
+    path = folder / f"{given.name}.json"
+    if path.exists():
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["job"] == asdict(given):
+            return record
+    torch.manual_seed(given.seed)
+    model = Network(*SYSTEMS[given.system], given.images)
+    optimizer = torch.optim.Adam(model.parameters(), given.rate)
+    generator = torch.Generator().manual_seed(1000 + given.seed)  # the same sets for every system
+    train = Sets("train", given.train_images, given.images)
+    start, losses = time.perf_counter(), []
+    for step in range(given.steps):
+        images, labels = train.draw(given.batch, generator)
+        loss = nn.functional.cross_entropy(model(*images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        tell(step + 1)
+    seconds = time.perf_counter() - start
+    model.eval()
+    images, labels = Sets("t10k", None, given.images).draw(given.test_sets, torch.Generator().manual_seed(7))
+    tenth = max(1, given.steps // 10)
+    record = {
+        "job": asdict(given),
+        "accuracy": accuracy(model, images, labels),
+        "change under rotations": change(model, [t[:16] for t in images]),
+        "loss": [sum(part) / len(part) for part in (losses[k : k + tenth] for k in range(0, given.steps, tenth))],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training seconds": seconds,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: tuple[Tensor, ...], labels: Tensor) -> float:
+    """The share of sets whose class has the largest logit."""
+    parts = zip(*(t.split(250) for t in (*images, labels)), strict=True)
+    right = sum(int((model(*part[:-1]).argmax(-1) == part[-1]).sum()) for part in parts)
+    return right / len(labels)
+
+
+@torch.no_grad()
+def change(model: nn.Module, images: list[Tensor]) -> float:
+    """How far the logits move, at most, when the images are rotated each by another multiple of 90°."""
+    turned = [grid("c4").act((k + 1) % 4, t) for k, t in enumerate(images)]
+    return float((model(*turned) - model(*images)).abs().max())

@@ -1,0 +1,196 @@
+"""``ProductEquiTune``: a product of groups at the cost of their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks, orbit_mean, symmetrize
+from ..permutations import TokenAction
+from .commuting import check_commuting, representatives
+from .multi import named_actions, one_each
+from .views import ActionSpec, OrbitModule, action_of
+
+__all__ = ["ProductEquiTune"]
+
+# How far c_j may be from its laws, as a share of its largest value.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class ProductEquiTune(nn.Module):
+    """Make a backbone equivariant to G₁ × … × G_N in Σ|G_i| forwards, not Π|G_i| (arXiv 2310.09675).
+
+        ``M(X) = 1/N Σ_i Sym_{G_j, j≠i}[ 1/|G_i| Σ_g g⁻¹ M(g · Π_{j≠i} c_j(X)) ]``
+
+    with ``Sym_G(z) = 1/|G| Σ g z``. The canonical map c_j takes the input to the same place wherever G_j takes it, and
+    goes along with every other factor: ``c_j(g X) = c_j(X)`` for g in G_j, ``c_j(g X) = g c_j(X)`` for g in G_i, i ≠ j.
+    What it forgets, the backbone does not see in the other terms: the better it keeps the input, the better the model.
+
+    The actions must commute, on the input and on the output: D4 is not the direct product of rotations and flips, since
+    a rotation by 90° and a flip do not commute, and is refused. Canonical maps are tried on the first batch (every map
+    with every factor's elements, no forward of the backbone): one that breaks its laws is refused, with the factor that
+    it breaks them for. ``verify`` does the same whenever it is called.
+
+    Args:
+        backbone: a module, or any callable that returns one tensor (B, …).
+        inps: how each factor acts on the input: a list of actions or names.
+        outs: how each acts on the output: a list, or one name such as ``"trivial"`` for all.
+        canonical: c_j, a list with a callable for each factor, from a batch (B, …) to a batch. None in its place, or
+            for the whole list: for token ids what ``equikern.nn.commuting.representatives`` gives, for numbers the mean
+            over the orbit, ``symmetrize``, which obeys the laws for any commuting actions, but blurs.
+        views_per_forward: as in ``EquiTune``.
+        verified: when the canonical maps are tried: ``"first"`` batch, ``"always"``, or ``"never"`` (under
+            ``torch.compile`` never).
+
+    Attributes:
+        forwards: Σ|G_i|, the backbone's forwards for each sample.
+
+    Shapes:
+        x (B, \\*, H, W) → the backbone's output for one batch.
+
+    Raises:
+        TypeError: a backbone or map that cannot be called, a spec that is no action, numbers that have no mean.
+        ValueError: lists of other lengths, actions of different groups, actions that do not commute; in the forward,
+            a canonical map that breaks its laws, or outputs that do not fit.
+
+    Example:
+        >>> model = ProductEquiTune(nn.Conv2d(1, 2, 3, padding=1), ["hflip", "vflip"], ["hflip", "vflip"])
+        >>> x = torch.randn(2, 1, 6, 5)
+        >>> bool((model(x.flip(-1).flip(-2)) - model(x).flip(-1).flip(-2)).abs().max() < 1e-5), model.forwards
+        (True, 4)
+        >>> ProductEquiTune(nn.Identity(), ["c4", "hflip"], "trivial")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: inps: expected actions that commute, but rot90 of inps[0] ('c4') and hflip of inps[1] ...
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[Tensor], Tensor],
+        inps: Sequence[ActionSpec],
+        outs: ActionSpec | Sequence[ActionSpec],
+        canonical: Sequence[Callable[[Tensor], Tensor] | None] | None = None,
+        views_per_forward: int | None = None,
+        verified: Literal["first", "always", "never"] = "first",
+    ) -> None:
+        super().__init__()
+        self.inps = tuple(named_actions("inps", inps))
+        specs = one_each("outs", outs, len(self.inps))
+        self.outs = tuple(
+            action_of(f"outs[{i}]", spec, inp) for i, (spec, inp) in enumerate(zip(specs, self.inps, strict=True))
+        )
+        check_commuting("inps", self.inps)
+        check_commuting("outs", self.outs)
+        checks.choice("verified", verified, ("first", "always", "never"))
+        if callable(canonical):
+            raise TypeError("canonical: expected a list with a map for each factor, got one map")
+        maps = one_each("canonical", canonical, len(self.inps))
+        for j, c in enumerate(maps):
+            if c is not None and not callable(c):
+                raise TypeError(f"canonical[{j}]: expected a callable or None, got {type(c).__name__}")
+        words = [inp for inp in self.inps if isinstance(inp, TokenAction)]
+        standing = representatives(words) if words and None in maps else []
+        for j, table in enumerate(standing):
+            self.register_buffer(f"_standing{j}", table, persistent=False)
+        self.backbone = backbone
+        # In a tuple, so that the backbone is registered once.
+        self._terms = tuple(
+            _Term(backbone, inp, out, views_per_forward) for inp, out in zip(self.inps, self.outs, strict=True)
+        )
+        self.canonical = tuple(maps)
+        self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))
+        self.verified = verified
+        self._seen = False
+
+    @property
+    def forwards(self) -> int:
+        """Σ|G_i|."""
+        return sum(inp.order for inp in self.inps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The merged output for a batch x; see the class."""
+        if not torch.compiler.is_compiling() and (
+            self.verified == "always" or (self.verified == "first" and not self._seen)
+        ):
+            self.verify(x)
+        total: Tensor | None = None
+        for i, one in enumerate(self._terms):
+            one.backbone = self.backbone  # which may have been replaced
+            z = x
+            for j in range(len(self.inps)):
+                if j != i:
+                    z = self._canonical(j, z)
+            term = one(z)
+            for j, other in enumerate(self.outs):
+                if j != i:
+                    term = symmetrize(term, other)
+            total = term if total is None else total + term
+        assert total is not None
+        return total / len(self.inps)
+
+    @torch.no_grad()
+    def verify(self, x: Tensor) -> None:
+        """Try every canonical map on a batch, with every element of every factor.
+
+        Raises:
+            ValueError: ``c_j(g x)`` is not ``c_j(x)`` for a g of its own factor, or not ``g c_j(x)`` for another's.
+        """
+        for j in range(len(self.inps) if len(self.inps) > 1 else 0):  # one factor alone takes no map
+            kept = self._canonical(j, x)
+            for i, inp in enumerate(self.inps):
+                for g in range(1, inp.order):
+                    found = self._canonical(j, inp.act(g, x))
+                    expected = kept if i == j else inp.act(g, kept)
+                    off = _distance(found, expected)
+                    if off is None or off > _TOLERANCE.get(x.dtype, 0.0):
+                        what = "invariant" if i == j else "equivariant"
+                        by = f"off by {off:.2g} of its largest value" if off is not None else "of another shape"
+                        raise ValueError(
+                            f"canonical[{j}]: expected a map that is {what} to inps[{i}] ({inp.name!r}), but for "
+                            f"{inp.group.names[g]} it is {by}"
+                        )
+        self._seen = True
+
+    def _canonical(self, j: int, x: Tensor) -> Tensor:
+        c = self.canonical[j]
+        if c is None:
+            if isinstance(self.inps[j], TokenAction):
+                table: Any = getattr(self, f"_standing{j}")
+                return table.to(x.device)[x.long()].to(x.dtype)  # type: ignore[no-any-return]
+            if x.dtype not in checks.FLOATS:
+                raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
+            return symmetrize(x, self.inps[j])
+        z = c(x)
+        if not isinstance(z, Tensor) or z.dim() == 0 or len(z) != len(x):
+            got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"canonical[{j}]: expected a batch of {len(x)} like its input, got {got}")
+        return z
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows beside the backbone."""
+        return f"inps={list(self.inps)!r}, outs={list(self.outs)!r}, forwards={self.forwards}"
+
+
+class _Term(OrbitModule):
+    """Equitune over one factor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, buckets = self._outputs(x)
+        term = self._merged(x, outputs, buckets, orbit_mean)
+        if not isinstance(term, Tensor):
+            raise TypeError(f"backbone: expected one output tensor, got {type(term).__name__}")
+        return term
+
+
+def _distance(a: Tensor, b: Tensor) -> float | None:
+    """The largest difference as a share of the largest value, None for tensors of different shapes."""
+    if a.shape != b.shape:
+        return None
+    if a.numel() == 0:
+        return 0.0
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else 1.0
+    off, most = float((a - b).abs().amax()), float(b.abs().amax())
+    return off / most if most > 0 else off
