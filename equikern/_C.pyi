@@ -1,7 +1,7 @@
 """The native module; pointers are addresses, ``keep`` the lead dims of weights or index.
 
 ``codes`` is one byte a view where ``spatial`` is 2, 3 or 0; fields add to both (``csrc/builder.h``). Below zero that is
-the permuted dim, and ``codes``, like ``moves``, ``inverse`` and ``maps``, a struct Moves (``csrc/cpu/problem.h``) a view.
+the permuted dim, and ``codes``, like ``moves``, ``inverse`` and ``maps``, a struct Moves (``csrc/cpu/problem.h``) each.
 """
 
 from collections.abc import Callable

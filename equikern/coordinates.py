@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from .actions import GridAction, grid
-from .ops import autograd, checks
+from .fields import FieldAction, field
+from .ops import checks
 from .permutations import PermutationAction, permutation
 
-__all__ = ["Coordinates", "HeatMaps", "boxes", "heat_maps", "keypoints"]
+__all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
 
 Units = Literal["edge", "center", "normalized"]
 _HALF = {"edge": (0.5, 0.0), "center": (0.5, -0.5), "normalized": (0.0, 0.5)}  # the middle: side · first + second
@@ -158,42 +159,6 @@ class Coordinates:
         return f"Coordinates({self.action.name!r}, shape {self.shape}, units {self.units!r})"
 
 
-class HeatMaps:
-    """How a group moves heat maps whose channels change places when the image is mirrored; made by ``heat_maps``.
-
-    Attributes:
-        action: what the group does to the image.
-        channels: the permutation of the channels, the third last dim.
-
-    Example:
-        >>> heat_maps("hflip", [1, 0]).act(1, torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
-        [[[4, 3]], [[2, 1]]]
-    """
-
-    def __init__(self, action: GridAction, channels: PermutationAction) -> None:
-        self.action, self.group, self.channels = action, action.group, channels
-
-    def act(self, g: int, t: Tensor) -> Tensor:
-        """g·t of maps (\\*, N, H, W): the image is moved, and where g mirrors it the channels change places."""
-        return self.action.act(g, self.channels.act(g, t))
-
-    def in_place(self, y: Tensor, elements: Sequence[int]) -> Tensor:
-        """Maps of the views of x, (|G|, \\*, N, H, W), with their channels as those of x.
-
-        ``elements`` are the group's in the order of y.
-        """
-        if y.dim() < 5 or y.shape[-3] != self.channels.size:
-            raise ValueError(
-                f"output: expected maps (B, …, {self.channels.size}, H, W), got shape {tuple(y.shape[1:])}"
-            )
-        words = " ".join(self.channels.words[g] for g in elements)
-        inverse = " ".join(self.channels.inverse_words[g] for g in elements)
-        return autograd.each(y, 0, inverse, words)
-
-    def __repr__(self) -> str:
-        return f"HeatMaps({self.action.name!r}, {self.channels.size} channels)"
-
-
 def keypoints(
     action: GridAction | str, swap: Sequence[int] | None = None, units: Units = "edge", extra: int = 0
 ) -> Coordinates:
@@ -253,7 +218,7 @@ def boxes(action: GridAction | str, format: Literal["xyxy", "cxcywh"] = "xyxy", 
     return Coordinates(_images(action), units, [1, 0, 1, 0], kinds, format=format)
 
 
-def heat_maps(action: GridAction | str, swap: Sequence[int]) -> HeatMaps:
+def heat_maps(action: GridAction | str, swap: Sequence[int]) -> FieldAction:
     """What a group of rotations and flips does to heat maps (…, N, H, W) with a channel for each keypoint.
 
     Without a swap, heat maps move as any image does: that is the grid's action itself.
@@ -275,7 +240,7 @@ def heat_maps(action: GridAction | str, swap: Sequence[int]) -> HeatMaps:
     """
     grid_action, swap = _images(action), _involution(swap)
     rows = [swap if _mirrors(word) else list(range(len(swap))) for word in grid_action.words]
-    return HeatMaps(grid_action, permutation(rows, dim=-3, group=grid_action.group))
+    return field(grid_action, permutation(rows, group=grid_action.group))
 
 
 def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[int], list[int]]:

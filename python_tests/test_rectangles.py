@@ -127,7 +127,7 @@ def test_views_and_regular_features(backbone: Backbone, name: str, size: tuple[i
     group, x = grid(name).group, torch.randn(2, 3, *size)
     equitune, lift = EquiTune(backbone, name, specs(name)), RegularLift(backbone, name, specs(name))
     views, features = equitune.views(x), lift(x)
-    axes = {"masks": 2, "heat": 2, "points": 1, "boxes": 1, "moves": 1, "direction": 1, "logits": 2}
+    axes = {"masks": 2, "heat": 1, "points": 1, "boxes": 1, "moves": 1, "direction": 1, "logits": 2}
     for key, axis in axes.items():
         torch.testing.assert_close(features[key].movedim(axis, 0), views[key])
     for g in range(group.order):

@@ -21,10 +21,10 @@ from equikern import (
     matrix,
     permutation,
     product_group,
+    regular,
     tokens,
     trivial,
 )
-from equikern.nn.regular import regular
 from equikern.ops import autograd
 from equikern.rl import gridworld
 from oracles import CASES, NAMED, Case

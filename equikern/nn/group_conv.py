@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..actions import GridAction
+from ..fields import field
 from ..ops import autograd, checks
-from .regular import init, regular
+from .regular import init
 from .views import ActionSpec, action_of
 
 __all__ = ["GroupConv2d"]
@@ -91,7 +92,7 @@ class GroupConv2d(nn.Module):
         self.stride = checks.whole("stride", stride, 1)
         self.padding = checks.whole("padding", padding, 0)
         self.dilation = checks.whole("dilation", dilation, 1)
-        self._regular = regular(action.group, -3)
+        self._moves = field(action, "regular") if inp == "regular" else action
         # The dims whose ends some element exchanges.
         self._reversed = {"hw".index(c.lower()) for word in action.words for c in word if c.isupper()}
         entries = (action.order,) if inp == "regular" else ()
@@ -106,10 +107,9 @@ class GroupConv2d(nn.Module):
 
     def filters(self) -> Tensor:
         """The bank (out_channels·|G|, in_channels[·|G|], k, k) that torch's ``conv2d`` takes, the group axis inside."""
-        moved = self.action if self.inp == "trivial" else self._regular
-        bank = autograd.orbit(self.weight, moved.inverse_maps, moved.maps)
-        if self.inp == "regular":  # [g, o, c, k] = w[o, c, k g⁻¹], still upright
-            bank = autograd.each(bank, 0, self.action.inverse_maps, self.action.maps).flatten(2, 3)
+        bank = autograd.orbit(self.weight, self._moves.inverse_maps, self._moves.maps)
+        if self.inp == "regular":
+            bank = bank.flatten(2, 3)
         return bank.transpose(0, 1).flatten(0, 1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..actions import Action, GroupAction, grid
+from ..fields import regular
 from ..groups import Group
 from ..matrices import MatrixAction
 from ..ops import autograd, checks, orbit_mean
-from ..permutations import PermutationAction, permutation
+from ..permutations import PermutationAction
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
 
 __all__ = ["EquivariantHead", "GroupLinear", "GroupPool", "InvariantHead", "RegularLift"]
@@ -262,11 +263,6 @@ class EquivariantHead(nn.Module):
     def extra_repr(self) -> str:
         """The output's action."""
         return f"out={self.out!r}, dims={self.dims}"
-
-
-def regular(group: Group, dim: int) -> PermutationAction:
-    """The regular representation on one dim: ``(h·z)[g h⁻¹] = z[g]``."""
-    return permutation(group.multiply[:, group.inverse].T, dim=dim, group=group)
 
 
 def init(weight: Tensor, bias: Tensor | None) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction, apply_word, compose, grid, trivial, view_shape
-from ..coordinates import Coordinates, HeatMaps
+from ..coordinates import Coordinates
 from ..field_tables import is_field, parts
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
-OutputSpec = ActionSpec | Coordinates | HeatMaps | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
+OutputSpec = ActionSpec | Coordinates | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
 MergeOne = Callable[[Tensor, Action], "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -95,14 +95,10 @@ class OrbitModule(nn.Module):
 
     def _merged(self, x: Tensor, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
         def merge_output(parts: list[list[Tensor]], spec: Any) -> Any:
-            elements = [g for bucket in buckets for g in bucket]
-            if isinstance(spec, HeatMaps):
-                y, action = _gather(parts, spec.action, buckets)
-                return merge_one(spec.in_place(y, elements), action)
             if isinstance(spec, Coordinates):
                 if not self._averages:
                     raise ValueError(f"out: {spec!r} takes a mean or the choice of a view, got {self.extra_repr()}")
-                size = x.shape[-2], x.shape[-1]
+                size, elements = (x.shape[-2], x.shape[-1]), [g for bucket in buckets for g in bucket]
                 y, action = _gather(parts, spec.linear, buckets)
                 merged = merge_one(spec.from_middle(y, elements, size), action)
                 assert isinstance(merged, Tensor)
@@ -156,7 +152,7 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
 
 def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     """The output specs as actions, in the containers they came in."""
-    if isinstance(spec, (Coordinates, HeatMaps)):
+    if isinstance(spec, Coordinates):
         if spec.action != inp:
             raise ValueError(f"{name}: expected one made for the input's {inp!r}, got {spec!r}")
         return spec

@@ -195,7 +195,7 @@ class _Symmetrize(Function):
 class _MeanPlus(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, plus: Tensor, maps: str, adjoint: str) -> Tensor:
-        ctx.call = maps, adjoint, library.is_channels_last(y, 1), library.is_channels_last(plus)
+        ctx.call = maps, adjoint, library.channels_dim(y, 1), library.channels_dim(plus)
         return cast(Tensor, library.mean_plus(y, plus, adjoint))
 
     @staticmethod

@@ -130,8 +130,8 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
 
 def moved_dim(name: str, y: Tensor, action: Action) -> None:
     """That the dim of an orbit (|G|, …) that an action permutes or multiplies has the right size."""
-    if isinstance(action, (PermutationAction, MatrixAction)):
-        _spatial(name, y, action, 1)
+    if isinstance(action, (PermutationAction, MatrixAction, FieldAction)):
+        _spatial(name, y, action, 1, turns=True)
 
 
 def _kinds(dtypes: frozenset[torch.dtype]) -> str:
