@@ -234,7 +234,7 @@ def _all_signs(action: PermutationAction | TokenAction) -> Tensor:
 
 
 def _after(g: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(permutation, signs) of doing h first, then g."""
+    """(permutation, signs) of doing h, or each row of h, first, then g."""
     return g[0][h[0]], g[1][h[0]] * h[1]
 
 
@@ -320,20 +320,22 @@ def _checked(name: str, rows: Tensor, signs: Tensor | None, group: Group | None)
     names = group.names if group is not None else [f"row {g}" for g in range(order)]
     multiply = torch.empty((order, order), dtype=torch.int64, device="cpu")
     for g in range(order):
-        for h in range(order):
-            product = _after((small[g], factors[g]), (small[h], factors[h]))
-            if group is None:
-                found = known.get(_key(*product), -1)
+        products = _after((small[g], factors[g]), (small, factors))
+        if group is None:
+            for h in range(order):
+                found = known.get(_key(products[0][h], products[1][h]), -1)
                 if found < 0:
                     raise ValueError(f"{name}: not a group: row {g} after row {h} is not among the {order} rows")
                 multiply[g, h] = found
-            else:
-                gh = int(group.multiply[g, h])
-                if not torch.equal(product[0], small[gh]) or not torch.equal(product[1], factors[gh]):
-                    raise ValueError(
-                        f"{name}: not an action of {group.name}: {names[g]} after {names[h]} is not row {gh}, which "
-                        f"is to be {names[gh]}"
-                    )
+            continue
+        row = group.multiply[g]
+        wrong = ((products[0] != small[row]) | (products[1] != factors[row])).any(1).nonzero()
+        if len(wrong):
+            h = int(wrong[0])
+            raise ValueError(
+                f"{name}: not an action of {group.name}: {names[g]} after {names[h]} is not row {int(row[h])}, which "
+                f"is to be {names[int(row[h])]}"
+            )
     return group if group is not None else Group(multiply, name=f"permutations of {rows.shape[1]}")
 
 
