@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--quick", action="store_true", help="few shapes in float32, without torch.compile")
     arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
     arguments.add_argument(
-        "--only", choices=("images", "logits"), help="the operators on images, or those on logits (default: both)"
+        "--only",
+        choices=("images", "fields", "logits"),
+        help="the operators on images, on fields and volumes, or on logits (default: all)",
     )
     arguments.add_argument(
         "--time-limit", metavar="SECONDS", help="start nothing after so long, and say what was left out"

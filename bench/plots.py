@@ -1,6 +1,6 @@
 """Pictures of a results file: percent of the copy bandwidth by shape, and the ratio to each provider.
 
-One of each for the operators on images, and one for those on logits.
+One of each for the operators on images, on fields and volumes, and on logits.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from readme import family
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
+MARKERS = "ooss^^DD"  # by group, every other one hollow
 DIRECTIONS = ("forward", "backward", "both")
 
 
@@ -36,9 +38,9 @@ def draw(path: Path) -> list[Path]:
         rows = [row for row in results["kernels"] if row["device"] == device]
         machine = results["machine"]
         name = f"{machine['gpu'] if device == 'cuda' else machine['cpu']}, commit {machine['commit'] or 'unknown'}"
-        for family, members in _families(rows).items():
+        for prefix, members in _families(rows).items():
             for what, draw_one in (("copy", _copy), ("providers", _providers)):
-                target = path.with_name(f"{path.stem}-{device}-{family}{what}.png")
+                target = path.with_name(f"{path.stem}-{device}-{prefix}{what}.png")
                 draw_one(members, name).savefig(target, dpi=110)
                 written.append(target)
     return written
@@ -47,7 +49,8 @@ def draw(path: Path) -> list[Path]:
 def _families(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault("" if len(row["shape"]) == 4 else "logits-", []).append(row)
+        name = family(row)
+        found.setdefault("" if name == "images" else f"{name}-", []).append(row)
     return found
 
 
@@ -62,7 +65,7 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
         for j, direction in enumerate(directions):
             ax = axes[i, j]
             for k, operator in enumerate(operators):
-                for group, face in zip(groups, (COLORS[k], "none"), strict=False):
+                for g, group in enumerate(groups):
                     points = [
                         (shapes.index(_place(r)), r["percent_of_copy"])
                         for r in rows
@@ -72,9 +75,17 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
                     ]
                     if points:
                         x, y = zip(*points, strict=True)
-                        shift = (k - (len(operators) - 1) / 2) * 0.09 + (0.02 if face == "none" else -0.02)
+                        shift = (k - (len(operators) - 1) / 2) * 0.09 + (g - (len(groups) - 1) / 2) * 0.04
                         label = f"{operator}, {group}"
-                        ax.scatter([p + shift for p in x], y, color=COLORS[k], facecolor=face, s=28, label=label)
+                        ax.scatter(
+                            [p + shift for p in x],
+                            y,
+                            color=COLORS[k],
+                            facecolor="none" if g % 2 else COLORS[k],
+                            marker=MARKERS[g],
+                            s=28,
+                            label=label,
+                        )
             ax.axhline(100, color="black", linewidth=0.8)
             ax.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)
             ax.set_title(f"{direction}, {dtype}", fontsize=10)

@@ -10,21 +10,23 @@ from typing import Any
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
+NAMES = {"images": "images", "fields": "fields and volumes", "logits": "logits"}
 OTHERS = ("triton", "cuda", "eager", "compile", "ttach", "toolbelt")
 
 
-def _family(row: dict[str, Any]) -> str:
-    return "images" if len(row["shape"]) == 4 else "logits"
+def family(row: dict[str, Any]) -> str:
+    """What a row's operator works on: images, fields and volumes, or logits."""
+    return "logits" if len(row["shape"]) < 4 else "images" if row["group"] in ("c4", "d4") else "fields"
 
 
 def newest(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The newest complete results of each kind of device that was measured, for images and for logits."""
+    """The newest complete results of each kind of device that was measured, for each family."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text())
         if not results["settings"]["complete"]:
             continue
-        for kind in {(row["device"], _family(row)) for row in results["kernels"]}:
+        for kind in {(row["device"], family(row)) for row in results["kernels"]}:
             if kind not in found or found[kind]["machine"]["time"] < results["machine"]["time"]:
                 found[kind] = results
     return found
@@ -36,14 +38,14 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def figures(kind: str, family: str, results: dict[str, Any]) -> list[str]:
+def figures(kind: str, of: str, results: dict[str, Any]) -> list[str]:
     """One table: for every operator, direction and state of the caches the median and the range over the rest."""
     machine = results["machine"]
-    rows = [row for row in results["kernels"] if (row["device"], _family(row)) == (kind, family)]
+    rows = [row for row in results["kernels"] if (row["device"], family(row)) == (kind, of)]
     name = machine["gpu"] if kind == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
     others = [o for o in OTHERS if any(row["over_equikern"].get(o) for row in rows)]
     lines = [
-        f"{KINDS[kind]}, {family}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
+        f"{KINDS[kind]}, {NAMES[of]}: {name}; torch {machine['torch']}, commit {machine['commit'] or 'unknown'}. "
         "Median (range) over shapes, groups and dtypes:",
         "",
         f"| operator | | cache | % of copy bandwidth | {' | '.join(f'times faster than {o}' for o in others)} |",
@@ -56,7 +58,7 @@ def figures(kind: str, family: str, results: dict[str, Any]) -> list[str]:
         cells = [_spread([r["percent_of_copy"] for r in members if r["percent_of_copy"]], 0)]
         cells += [_spread([r["over_equikern"][o] for r in members if r["over_equikern"].get(o)], 1) for o in others]
         lines.append(f"| {operator} | {direction} | {state} | {' | '.join(cells)} |")
-    for row in results.get("losses", []) if family == "logits" else []:
+    for row in results.get("losses", []) if of == "logits" else []:
         order, count, features, words = row["size"]
         peaks = row["peak_over_logits"]
         lines += [
@@ -73,7 +75,7 @@ def section(folder: Path) -> str:
     found = newest(folder)
     parts = []
     for kind, title in KINDS.items():
-        parts += ["\n".join(figures(kind, f, found[kind, f])) for f in ("images", "logits") if (kind, f) in found]
+        parts += ["\n".join(figures(kind, f, found[kind, f])) for f in NAMES if (kind, f) in found]
         if (kind, "images") not in found:
             parts.append(f"{title}: no results yet.")
     return "\n\n".join(parts)

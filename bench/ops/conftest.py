@@ -41,7 +41,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--quick", action="store_true", help="few shapes in float32, without torch.compile")
     group.addoption(
-        "--only", choices=("images", "logits"), default=None, help="the operators on images, or those on logits"
+        "--only",
+        choices=("images", "fields", "logits"),
+        default=None,
+        help="the operators on images, on fields and volumes, or on logits",
     )
     group.addoption("--device", choices=machine.devices(), default=machine.devices()[0], help="what to measure")
     group.addoption(
@@ -87,8 +90,8 @@ def _provider(item: pytest.Item) -> str | None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Calls are of operators on images, the loss from the hidden state is of logits."""
-    other = {"images": "test_linear_loss.py", "logits": "test_calls.py"}.get(config.option.only)
-    return True if collection_path.name == other else None
+    family = {"test_calls.py": "images", "test_linear_loss.py": "logits"}.get(collection_path.name)
+    return True if family and config.option.only not in (None, family) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -206,7 +209,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         exitstatus == pytest.ExitCode.OK
         and not (config.stash[_DESELECTED] or left_out)
         and ledger.rows
-        and (ledger.calls or config.option.only == "logits")
+        and (ledger.calls or config.option.only in ("fields", "logits"))
     )
     if path is None and complete:
         path = RESULTS / machine.slug(machine.name(config.option.device))

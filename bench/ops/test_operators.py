@@ -54,8 +54,8 @@ def check(case: Case, provider: str, result: Tensor | Tensors) -> float:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, only = metafunc.config.option.device, metafunc.config.option.only
-    images = [*all_cases(device), *field_cases(device)] if only != "logits" else []
-    cases = [*images, *(word_cases(device) if only != "images" else ())]
+    families = {"images": all_cases, "fields": field_cases, "logits": word_cases}
+    cases = [case for family, cases_of in families.items() if only in (None, family) for case in cases_of(device)]
     found = [pytest.param(case, name, id=f"{case.id}-{name}") for case in cases for name in case.providers]
     metafunc.parametrize(("case", "provider"), found)
 

@@ -91,8 +91,11 @@ struct Boxes {
       side[0] = std::max<int64_t>(1, 32768 / (side[1] * side[2] * p.V));
     }
     count = elements == 0 ? 0 : p.planes();
-    for (int k = 0; k < 3; ++k) {  // a last part of less than three quarters is joined to the one before
-      parts[k] = std::max<int64_t>(1, (size[k] + side[k] / 4) / side[k]);
+    for (int k = 0; k < 3; ++k) {  // parts of nearly the same size, of whole cache lines
+      parts[k] = std::max<int64_t>(1, (size[k] + side[k] / 2) / side[k]);
+      side[k] = (size[k] + parts[k] - 1) / parts[k];
+      if (parts[k] > 1 && side[k] > 16) side[k] = (side[k] + 15) / 16 * 16;
+      if (size[k]) parts[k] = (size[k] + side[k] - 1) / side[k];
       count *= parts[k];
     }
   }
@@ -105,6 +108,11 @@ struct Boxes {
       box.lo[k] = i * side[k], box.hi[k] = i + 1 == parts[k] ? size[k] : box.lo[k] + side[k];
     }
     return box;
+  }
+  // The same share of a volume's planes, whole: for views whose rows are the input's.
+  Box slab(int64_t n) const {
+    const int64_t all = parts[0] * parts[1] * parts[2], i = n % all;
+    return Box{{i * size[0] / all, 0, 0}, {(i + 1) * size[0] / all, size[1], size[2]}};
   }
   int64_t least(int axis) const { return parts[axis] == 1 ? size[axis] : std::min(side[axis], size[axis] - (parts[axis] - 1) * side[axis]); }
 };
@@ -120,11 +128,12 @@ struct Volume {
   E* at_box(const Box& box) const { return data ? data + box.lo[0] * step[0] + box.lo[1] * step[1] + box.lo[2] * step[2] : nullptr; }
 };
 
-// Fetches rows of n elements into L2 ahead of their use: they are short and far apart, which the hardware does not foresee.
-template <class E>
+// Fetches rows of n elements into L2 ahead of their use, to be read or to be written (kWrites): they are short and far
+// apart, which the hardware does not foresee.
+template <int kWrites = 0, class E>
 inline void fetch_rows(const E* first, int64_t row, int64_t rows, int64_t n) {
   for (int64_t i = 0; i < rows; ++i, first += row)
-    for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(E))) __builtin_prefetch(first + j, 0, 2);
+    for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(E))) __builtin_prefetch(first + j, kWrites, 2);
 }
 constexpr int64_t kPlanesAhead = 2;
 

@@ -13,10 +13,13 @@ inline void put_planes(const Planes<Bits<T>>& planes, const Place<Bits<T>>& plac
                        int64_t chosen) {
   typedef Bits<T> E;
   if (fetches) planes.fetch(0);
+  const bool claims = fetches && !streaming && place.col == planes.p.V;
   Source<E> from = planes.from;
   Place<E> to = place;
   planes.for_each(sizeof(E), [&](int64_t k, const Region& r) {
     if (fetches) planes.fetch(k + kPlanesAhead);
+    if (claims && k + kPlanesAhead < planes.region.planes)
+      fetch_rows<1>(place.at_region(r) + (k + kPlanesAhead) * place.plane, place.row, r.rows(), r.pixels() * planes.p.V);
     from.data = planes.from.data + k * planes.from.plane;
     to.data = place.data + k * place.plane;
     const bool scatters = kExact && planes.turn.code & kTranspose && !streaming && planes.p.V == 1 && place.rows_fit(planes.p);
@@ -61,7 +64,10 @@ void volume_select(const Problem& call) {
   for_units(p, boxes.count, work, [&](int64_t unit) {
     const int64_t n = boxes.volume(unit);
     const int g = int(std::min<int64_t>(std::max<int64_t>(index[n / p.planes_per_index], 0), p.views - 1));
-    const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turns.all[g].source(boxes.at(unit), turns.size));
+    const Turn& turn = turns.all[g];
+    const Box out = turn.code & kTranspose ? boxes.at(unit) : boxes.slab(unit);
+    if (out.size(0) == 0) return;
+    const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turn.source(out, turns.size));
     put_planes<E, true>(planes, planes.place(Volume<E>(p, p.out, n, 0)), streaming, true, g, n, -1);
   });
 }
