@@ -32,7 +32,7 @@ struct Turn {
 
   explicit Turn(unsigned c) : order{int(c & kAxis), int(c >> 2 & kAxis), int(3 - (c & kAxis) - (c >> 2 & kAxis))} {
     for (int a = 0; a < 3; ++a) back[a] = c >> (4 + a) & 1;
-    third = order[2] == 0 ? 1 : 0, rows = 1 - third;
+    third = order[2] == 2 ? order[0] : order[2] == 0 ? 1 : 0, rows = 1 - third;  // planes of the view are whole where they can be
     code = (order[2] != 2 ? kTranspose : 0) | (back[rows] ? kReverseH : 0) | (back[2] ? kReverseW : 0);
     along = place_of(third), down = place_of(order[2] == 2 ? rows : 2);
   }
@@ -91,10 +91,11 @@ struct Boxes {
       side[0] = std::max<int64_t>(1, 32768 / (side[1] * side[2] * p.V));
     }
     count = elements == 0 ? 0 : p.planes();
+    const int64_t line = std::max<int64_t>(1, 64 / (element_size(p.dtype) * p.V));
     for (int k = 0; k < 3; ++k) {  // parts of nearly the same size, of whole cache lines
       parts[k] = std::max<int64_t>(1, (size[k] + side[k] / 2) / side[k]);
       side[k] = (size[k] + parts[k] - 1) / parts[k];
-      if (parts[k] > 1 && side[k] > 16) side[k] = (side[k] + 15) / 16 * 16;
+      if (parts[k] > 1 && side[k] > line) side[k] = (side[k] + line - 1) / line * line;
       if (size[k]) parts[k] = (size[k] + side[k] - 1) / side[k];
       count *= parts[k];
     }

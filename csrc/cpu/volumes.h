@@ -33,11 +33,21 @@ inline void put_planes(const Planes<Bits<T>>& planes, const Place<Bits<T>>& plac
   });
 }
 
+// Zeros in a box, from one row of them or, where rows follow each other and are short, from one plane.
+template <class E>
+inline void put_zeros(const Problem& p, const Volume<E>& to, const Box& box, bool streaming) {
+  const bool flat = to.step[2] == p.V && to.step[1] == box.size(2) * p.V && box.size(1) * to.step[1] <= kPlane;
+  const Region r{box.size(0), 0, flat ? 1 : box.size(1), 0, (flat ? box.size(1) : 1) * box.size(2)};
+  E* const zeros = scratch<E>(0, r.pixels() * p.V);
+  std::memset(zeros, 0, r.pixels() * p.V * sizeof(E));
+  put<E>(p, Place<E>(to.at_box(box), to.step[0], to.step[1], to.step[2]), Band<E>{zeros, 0, 0}, r, streaming);
+}
+
 template <class T, bool kExact>
 void volume_orbit(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size, kSide);
+  const Boxes boxes(p, turns, turns.size, 256 / int64_t(sizeof(T)));
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -46,6 +56,10 @@ void volume_orbit(const Problem& p) {
     const Volume<E> x(p, p.in, n, 0);
     const int64_t chosen = p.index ? p.index[n / p.planes_per_index] : -1;
     for (int g = 0; g < p.views; ++g) {
+      if (p.index && chosen != g) {
+        put_zeros<E>(p, Volume<E>(p, p.out, n, g), boxes.slab(unit), streaming);
+        continue;
+      }
       const Planes<E> planes(turns, g, x, in);
       put_planes<T, kExact>(planes, planes.place(Volume<E>(p, p.out, n, g)), streaming, g == 0, g, n, chosen);
     }
@@ -58,7 +72,7 @@ void volume_select(const Problem& call) {
   const int64_t* const index = p.index;
   p.index = nullptr;  // it chooses views to read, not to write
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size, kSide);
+  const Boxes boxes(p, turns, turns.out_size, 256 / int64_t(sizeof(E)));
   const int64_t work = turns.elements(p);
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -76,7 +90,7 @@ template <class T>
 void volume_dot(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size, kSide);
+  const Boxes boxes(p, turns, turns.size, 256 / int64_t(sizeof(T)));
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
   std::vector<double> parts(boxes.count * p.views);
