@@ -312,22 +312,22 @@ _WORDS_3D: dict[str, tuple[str, ...]] = {
 }
 
 
-def grid(name: str, dims: int = 2) -> GridAction:
-    """A named group of rotations and flips of the trailing (H, W) dims, or (D, H, W) with ``dims=3``.
+def grid(name: str, dims: int | None = None) -> GridAction:
+    """A named group of rotations and flips of the trailing (H, W) dims, or of (D, H, W).
 
     ========= ===== ==================================================================
     name      order elements
     ========= ===== ==================================================================
-    trivial   1     the identity
+    trivial   1     the identity; of volumes with dims=3
     c2        2     identity, rotation by 180°
     c4        4     element k is ``torch.rot90(x, k, (-2, -1))``
     d4        8     element 4·s + k is rot90 by k after a horizontal flip when s = 1
     hflip     2     identity, flip of the last dim
     vflip     2     identity, flip of the second last dim
     flips     4     identity, horizontal, vertical, both
-    flips3d   8     dims=3: element 4·a + 2·b + c flips D if a, H if b, W if c
-    rot3d     24    dims=3: the rotations of the cube, in the order of their words
-    oct       48    dims=3: element 24·s + k is rotation k after a flip of W when s = 1
+    flips3d   8     of volumes: element 4·a + 2·b + c flips D if a, H if b, W if c
+    rot3d     24    of volumes: the rotations of the cube, in the order of their words
+    oct       48    of volumes: element 24·s + k is rotation k after a flip of W when s = 1
     ========= ===== ==================================================================
 
     In three dims ``group.names`` are words: the letter in each place is the input axis that this output axis reads,
@@ -335,7 +335,7 @@ def grid(name: str, dims: int = 2) -> GridAction:
 
     Args:
         name: one of the names above.
-        dims: the number of spatial dims; 2, or 3 for the last three names.
+        dims: the number of spatial dims, 2 or 3; None: 3 for the last three names, otherwise 2.
 
     Raises:
         TypeError, ValueError: an unknown name or number of dims.
@@ -346,18 +346,22 @@ def grid(name: str, dims: int = 2) -> GridAction:
         >>> import torch
         >>> grid("c4").act(1, torch.tensor([[1, 2], [3, 4]])).tolist()
         [[2, 4], [1, 3]]
-        >>> grid("flips3d", dims=3).act(4, torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
+        >>> grid("flips3d").act(4, torch.tensor([[[1, 2]], [[3, 4]]])).tolist()
         [[[3, 4]], [[1, 2]]]
     """
     names = ", ".join((*_WORDS, *_WORDS_3D))
     if not isinstance(name, str):
         raise TypeError(f"name: expected one of {names}, got {type(name).__name__}")
-    if name not in _named:
+    found = _named.get(name)
+    if found is None:
         raise ValueError(f"name: expected one of {names}, got {name!r}")
-    expected = 3 if name in _WORDS_3D else 2
-    if dims != expected:
-        raise ValueError(f"dims: expected {expected} for {name!r}, got {dims!r}")
-    return _named[name]
+    if dims is None:
+        return next(iter(found.values()))
+    if isinstance(dims, bool) or not isinstance(dims, int):
+        raise TypeError(f"dims: expected 2, 3 or None, got {type(dims).__name__}")
+    if dims not in found:
+        raise ValueError(f"dims: expected {' or '.join(map(str, found))} for {name!r}, got {dims!r}")
+    return found[dims]
 
 
 def _make(name: str, words: tuple[str, ...], names: tuple[str, ...]) -> GridAction:
@@ -367,8 +371,9 @@ def _make(name: str, words: tuple[str, ...], names: tuple[str, ...]) -> GridActi
 
 
 # Made at import, so that a compiled function or one traced on fake tensors may ask for them.
-_named = {name: _make(name, *words) for name, words in _WORDS.items()}
-_named |= {name: _make(name, words, ("e", *words[1:])) for name, words in _WORDS_3D.items()}
+_named = {name: {2: _make(name, *words)} for name, words in _WORDS.items()}
+_named |= {name: {3: _make(name, words, ("e", *words[1:]))} for name, words in _WORDS_3D.items()}
+_named["trivial"][3] = _make("trivial", ("dhw",), ("e",))
 
 
 def trivial(group: Group) -> GridAction:

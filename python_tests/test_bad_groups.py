@@ -73,7 +73,7 @@ CASES: dict[str, Case] = {
     "grid of a group": (lambda: any_grid(C4), TypeError, "name", "trivial, c2", "Group"),
     "three dims": (lambda: grid("c4", dims=3), ValueError, "dims", "2", "3"),
     "negative dims": (lambda: grid("c4", dims=-2), ValueError, "dims", "2", "-2"),
-    "dims as a string": (lambda: any_grid("c4", "2"), ValueError, "dims", "2", "'2'"),
+    "dims as a string": (lambda: any_grid("c4", "2"), TypeError, "dims", "2", "str"),
     "trivial of a name": (lambda: trivial("c4"), TypeError, "group", "a Group", "str; pass the group"),  # type: ignore[arg-type]
     "trivial of an action": (lambda: trivial(grid("c4")), TypeError, "group", "a Group", "GridAction"),  # type: ignore[arg-type]
     "action of a number": (lambda: GridAction(2, ["hw", "hW"]), TypeError, "group", "a Group", "int"),  # type: ignore[arg-type]

@@ -130,6 +130,17 @@ def test_rotations_ask_for_cubes(name: str) -> None:
         orbit_mean(torch.zeros(ORDERS[name], 3, 4, 4), grid(name, dims=3))
 
 
+def test_a_name_tells_its_dims() -> None:
+    for name in ORDERS:
+        assert grid(name) is grid(name, dims=3)
+    assert grid("c4") is grid("c4", dims=2)
+    assert grid("trivial") is grid("trivial", dims=2)
+    still, x = grid("trivial", dims=3), torch.randn(2, 3, 4, 5)
+    assert torch.equal(orbit(x, still), x[None])
+    net = torch.nn.Conv3d(1, 2, 3, padding=1)
+    torch.testing.assert_close(EquiTune(net, "rot3d", "rot3d")(x[:, None]), EquiTune(net, *[grid("rot3d")] * 2)(x[:, None]))
+
+
 def test_bad_names_and_dims() -> None:
     for name, dims, message in (
         ("oct", 2, "dims: expected 3 for 'oct', got 2"),
