@@ -265,10 +265,9 @@ class GridAction(GroupAction):
         if len(words) != group.order:
             raise ValueError(f"words: expected {group.order}, one per element of {group.name}, got {len(words)}")
         _check_words("words", words)
-        table = group.multiply.tolist()
-        for g in range(group.order if words[0] != "." else 0):  # doing nothing is always an action
-            for h in range(group.order):
-                product = table[g][h]
+        table = [] if words[0] == "." else group.multiply.tolist()  # doing nothing is always an action
+        for g, row in enumerate(table):
+            for h, product in enumerate(row):
                 if _composed(words[g], words[h]) != words[product]:
                     raise ValueError(
                         f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
@@ -356,7 +355,7 @@ def grid(name: str, dims: int | None = None) -> GridAction:
     if found is None:
         raise ValueError(f"name: expected one of {names}, got {name!r}")
     if dims is None:
-        return next(iter(found.values()))
+        dims = 3 if name in _WORDS_3D else 2
     if isinstance(dims, bool) or not isinstance(dims, int):
         raise TypeError(f"dims: expected 2, 3 or None, got {type(dims).__name__}")
     if dims not in found:

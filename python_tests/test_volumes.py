@@ -138,7 +138,9 @@ def test_a_name_tells_its_dims() -> None:
     still, x = grid("trivial", dims=3), torch.randn(2, 3, 4, 5)
     assert torch.equal(orbit(x, still), x[None])
     net = torch.nn.Conv3d(1, 2, 3, padding=1)
-    torch.testing.assert_close(EquiTune(net, "rot3d", "rot3d")(x[:, None]), EquiTune(net, *[grid("rot3d")] * 2)(x[:, None]))
+    torch.testing.assert_close(
+        EquiTune(net, "rot3d", "rot3d")(x[:, None]), EquiTune(net, *[grid("rot3d")] * 2)(x[:, None])
+    )
 
 
 def test_bad_names_and_dims() -> None:

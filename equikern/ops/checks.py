@@ -88,7 +88,7 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
 
 def keeps_shape(shape: torch.Size, action: Action) -> bool:
     """Whether all views of such a tensor have its shape: sides that change places are of one length."""
-    if not action.square or len(set(shape[-action.sides :])) == 1:
+    if not action.square or all(shape[-1] == shape[-k] for k in range(2, action.sides + 1)):
         return True
     return all(view_shape(shape, word) == shape for word in action.words)
 
