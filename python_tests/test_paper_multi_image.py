@@ -52,14 +52,17 @@ def test_a_short_run_and_its_figures(tmp_path: Path, programs: dict[str, Any]) -
     for system, run in runs.items():
         assert 0 < run["accuracy"] < 1
         assert (run["change under rotations"] < 1e-5) == system.startswith("multi-group")
-        assert run["parameters"] == runs["plain CNN, fusion" if "," in system else "plain CNN"]["parameters"]
+        assert (
+            run["parameters"]
+            == runs["plain CNN, fusion" if programs["train"].SYSTEMS[system][1] else "plain CNN"]["parameters"]
+        )
     assert [record["forwards"] for record in results["costs"]] == [
         {"whole product": m * n, "sum": m + n} for m, n in programs["cost"].QUICK
     ]
-    kept = tmp_path / "quick" / "plain-CNN-seed0.json"
+    kept = tmp_path / "quick" / "plain-CNN-seed1.json"
     before = kept.read_text()
     programs["train"].run(
-        programs["train"].job("plain CNN", 0, quick=True), kept.parent, lambda step: pytest.fail("again")
+        programs["train"].job("plain CNN", 1, quick=True), kept.parent, lambda step: pytest.fail("again")
     )
     assert kept.read_text() == before
     assert all(record["seconds"]["sum"] > 0 and record["bytes"]["sum"] > 0 for record in results["costs"])
@@ -87,6 +90,10 @@ def test_sets_are_of_one_class_and_rotated_apart(programs: dict[str, Any]) -> No
         turns.add(tuple(found))
     assert len(turns) > 20
     assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+    still, same_labels = sets.draw(40, torch.Generator().manual_seed(0), turned=False)
+    assert torch.equal(same_labels, labels)
+    known = {image.numpy().tobytes() for image in sets.pixels}
+    assert all(image.numpy().tobytes() in known for part in still for image in part)
 
 
 def test_networks(programs: dict[str, Any]) -> None:
@@ -98,7 +105,7 @@ def test_networks(programs: dict[str, Any]) -> None:
     def features(model: Any, given: list[Tensor]) -> tuple[Tensor, ...]:
         return model.trunk(*given)  # type: ignore[no-any-return]
 
-    for system, (group, fused) in train.SYSTEMS.items():
+    for system, (group, fused, _) in train.SYSTEMS.items():
         model = train.Network(group, fused, 3)
         moved = train.change(model, images)
         assert (moved < 1e-5) == (group == "c4"), system

@@ -17,6 +17,8 @@ import torch
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 COLORS = {
+    "plain CNN, trained upright": "tab:red",
+    "plain CNN, fusion, trained upright": "tab:brown",
     "plain CNN": "tab:gray",
     "plain CNN, fusion": "black",
     "multi-group CNN": "tab:blue",
@@ -98,9 +100,9 @@ def plotted(results: dict[str, Any], path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    left, *costs = figure.subplots(1, 3)
+    left, *costs = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
     systems = [system for system in COLORS if _of(results, system)]
     for k, system in enumerate(systems):
         values = [run["accuracy"] for run in _of(results, system).values()]

@@ -14,12 +14,14 @@ from data import images_and_labels
 from equikern import MultiInputEquiTune, grid
 from torch import Tensor, nn
 
-# group on every image, whether the images meet before the classifier
+# group on every image, whether the images meet before the classifier, whether they are rotated in training
 SYSTEMS = {
-    "plain CNN": ("trivial", False),
-    "plain CNN, fusion": ("trivial", True),
-    "multi-group CNN": ("c4", False),
-    "multi-group CNN, IS layers": ("c4", True),
+    "plain CNN, trained upright": ("trivial", False, False),
+    "plain CNN, fusion, trained upright": ("trivial", True, False),
+    "plain CNN": ("trivial", False, True),
+    "plain CNN, fusion": ("trivial", True, True),
+    "multi-group CNN": ("c4", False, True),
+    "multi-group CNN, IS layers": ("c4", True, True),
 }
 CLASSES = 10
 
@@ -56,7 +58,7 @@ class Sets:
         self.size = size
         self.by_class = [(labels == c).nonzero().flatten() for c in range(CLASSES)]
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor]:
+    def draw(self, count: int, generator: torch.Generator, turned: bool = True) -> tuple[tuple[Tensor, ...], Tensor]:
         """``count`` sets: as many tensors (count, 1, 28, 28) as a set has images, and labels (count,)."""
         labels = torch.randint(0, CLASSES, (count,), generator=generator)
         share = torch.rand(count, self.size, generator=generator)
@@ -64,7 +66,7 @@ class Sets:
         held = [self.by_class[c] for c in labels.tolist()]
         chosen = torch.stack([own[(u * len(own)).long()] for own, u in zip(held, share, strict=True)])
         images = self.pixels[chosen]
-        for k in range(1, 4):
+        for k in range(1, 4) if turned else ():
             images[turns == k] = torch.rot90(images[turns == k], k, (-2, -1))
         return images.unbind(1), labels
 
@@ -102,13 +104,14 @@ def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]
         if record["job"] == asdict(given):
             return record
     torch.manual_seed(given.seed)
-    model = Network(*SYSTEMS[given.system], given.images)
+    group, fused, turned = SYSTEMS[given.system]
+    model = Network(group, fused, given.images)
     optimizer = torch.optim.Adam(model.parameters(), given.rate)
     generator = torch.Generator().manual_seed(1000 + given.seed)  # the same sets for every system
     train = Sets("train", given.train_images, given.images)
     start, losses = time.perf_counter(), []
     for step in range(given.steps):
-        images, labels = train.draw(given.batch, generator)
+        images, labels = train.draw(given.batch, generator, turned)
         loss = nn.functional.cross_entropy(model(*images), labels)
         optimizer.zero_grad()
         loss.backward()
