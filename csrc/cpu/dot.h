@@ -56,9 +56,9 @@ inline void dot_band(const Problem& p, Dot<T>& dot, const Place<Bits<T>>& out, c
   const int64_t length = r.pixels() * p.V, plane = r.rows() * length;
   E* to = !out.data ? nullptr : direct ? out.at_region(r) : scratch<E>(1, elements);
   const int64_t to_row = direct ? out.row : length, to_plane = direct ? out.plane : plane;
-  // x is dense; one run where y and the output are dense too.
-  const bool flat = is_flat(p, r, y.plane, y.row, to_plane, to_row);
-  const int64_t planes = flat ? 1 : r.planes, rows = flat ? 1 : r.rows(), run = flat ? elements : length;
+  // x is dense; one run where y and the output are dense too, or one a plane where their planes lie apart.
+  const bool flat = is_flat(p, r, y.plane, y.row, to_plane, to_row), joined = y.row == length && to_row == length;
+  const int64_t planes = flat ? 1 : r.planes, rows = flat || joined ? 1 : r.rows(), run = flat ? elements : joined ? plane : length;
   for (int64_t k = 0; k < planes; ++k) {
     for (int64_t i = 0; i < rows; ++i) {
       const T* a = numbers<T>(x.data) + k * plane + i * length;

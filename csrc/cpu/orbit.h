@@ -18,9 +18,10 @@ inline void scale_run(T* to, const T* from, int64_t n, Acc<T> s) {
 template <class E>
 inline void negate(const Problem& p, E* to, int64_t to_plane, int64_t to_row, const Region& r) {
   const bool number = p.dtype <= Dtype::kBFloat16;
-  const int64_t n = r.pixels() * p.V;
+  const bool joined = to_row == r.pixels() * p.V;
+  const int64_t rows = joined ? 1 : r.rows(), n = r.pixels() * p.V * (joined ? r.rows() : 1);
   for (int64_t k = 0; k < r.planes; ++k) {
-    for (int64_t i = 0; i < r.rows(); ++i) {
+    for (int64_t i = 0; i < rows; ++i) {
       E* const row = to + k * to_plane + i * to_row;
       for (int64_t j = 0; j < n; ++j) row[j] = minus(row[j], number);
     }
@@ -40,7 +41,11 @@ inline Band<E> negated_band(const Problem& p, const Source<E>& from, const View<
 template <class E>
 inline void move_view(const Problem& p, const Place<E>& place, const Source<E>& from, const View<E>& view, const Region& r, bool streaming,
                       bool minus) {
-  if (place.rows_fit(p) && !streaming && !minus) return copy_views<E>(place.at_region(r), place.plane, place.row, from, p, view, r);
+  if (place.rows_fit(p) && !streaming) {
+    copy_views<E>(place.at_region(r), place.plane, place.row, from, p, view, r);
+    if (minus) negate<E>(p, place.at_region(r), place.plane, place.row, r);
+    return;
+  }
   E* stage = scratch<E>(0, elements_of(p, r));
   put<E>(p, place, minus ? negated_band<E>(p, from, view, r, stage) : view_band<E>(p, from, view, r, stage, streaming), r, streaming);
 }

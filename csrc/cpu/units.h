@@ -181,6 +181,10 @@ template <class F>
 inline void for_runs(const Problem& p, const Region& r, int64_t plane_a, int64_t row_a, int64_t plane_b, int64_t row_b, const F& body) {
   const int64_t length = r.pixels() * p.V;
   if (is_flat(p, r, plane_a, row_a, plane_b, row_b)) return body(int64_t(0), int64_t(0), r.planes * r.rows() * length);
+  if (row_a == length && row_b == length) {
+    for (int64_t k = 0; k < r.planes; ++k) body(k * plane_a, k * plane_b, r.rows() * length);
+    return;
+  }
   for (int64_t k = 0; k < r.planes; ++k)
     for (int64_t i = 0; i < r.rows(); ++i) body(k * plane_a + i * row_a, k * plane_b + i * row_b, length);
 }

@@ -43,6 +43,21 @@ inline void put_zeros(const Problem& p, const Volume<E>& to, const Box& box, boo
   put<E>(p, Place<E>(to.at_box(box), to.step[0], to.step[1], to.step[2]), Band<E>{zeros, 0, 0}, r, streaming);
 }
 
+// A box of a volume times a number, dense, as the volume that it is a part of: what all views have in common is done once.
+template <class T>
+inline Volume<Bits<T>> scaled_volume(const Problem& p, Volume<Bits<T>> x, const Box& box, Acc<T> s) {
+  typedef Bits<T> E;
+  const int64_t row = box.size(2) * p.V, plane = box.size(1) * row;
+  E* const dense = scratch<E>(2, box.size(0) * plane);
+  const E* const from = x.at_box(box);
+  for (int64_t i = 0; i < box.size(0); ++i)
+    for (int64_t j = 0; j < box.size(1); ++j)
+      scale_run<T>(numbers<T>(dense + i * plane + j * row), numbers<T>(from + i * x.step[0] + j * x.step[1]), row, s);
+  x.step[0] = plane, x.step[1] = row, x.step[2] = p.V;
+  x.data = dense - (box.lo[0] * plane + box.lo[1] * row + box.lo[2] * p.V);
+  return x;
+}
+
 template <class T, bool kExact>
 void volume_orbit(const Problem& p) {
   typedef Bits<T> E;
@@ -53,7 +68,9 @@ void volume_orbit(const Problem& p) {
   for_units(p, boxes.count, work, [&](int64_t unit) {
     const int64_t n = boxes.volume(unit);
     const Box in = boxes.at(unit);
-    const Volume<E> x(p, p.in, n, 0);
+    Volume<E> x(p, p.in, n, 0);
+    const bool alike = !kExact && !p.weights && !p.signs && p.in.col == p.V;
+    if constexpr (!kExact) if (alike) x = scaled_volume<T>(p, x, in, Acc<T>(p.scale));
     const int64_t chosen = p.index ? p.index[n / p.planes_per_index] : -1;
     for (int g = 0; g < p.views; ++g) {
       if (p.index && chosen != g) {
@@ -61,7 +78,11 @@ void volume_orbit(const Problem& p) {
         continue;
       }
       const Planes<E> planes(turns, g, x, in);
-      put_planes<T, kExact>(planes, planes.place(Volume<E>(p, p.out, n, g)), streaming, g == 0, g, n, chosen);
+      const Place<E> place = planes.place(Volume<E>(p, p.out, n, g));
+      if (alike)
+        put_planes<E, true>(planes, place, streaming, false, g, n, chosen);
+      else
+        put_planes<T, kExact>(planes, place, streaming, g == 0, g, n, chosen);
     }
   });
 }
