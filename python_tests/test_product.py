@@ -11,8 +11,10 @@ import pytest
 import torch
 from equikern import (
     EquiTune,
+    MatrixAction,
     ProductEquiTune,
     cyclic_group,
+    field,
     grid,
     matrix,
     orbit_mean,
@@ -34,6 +36,7 @@ CHANNELS = permutation(powers([1, 2, 0], 3), dim=-3)
 COLOURS = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1))
 GENDER = tokens([[0, 1, 2, 3, 4, 5, 6], [1, 0, 3, 2, 5, 4, 6]])  # three pairs
 ORIGIN = tokens(powers([2, 3, 4, 5, 0, 1, 6], 3))  # which a cycle of three takes to each other
+VECTORS = [field(grid("hflip"), "vector"), field(grid("vflip"), "vector")]
 AGE = tokens([[*range(9)], [*range(7), 8, 7]])
 
 
@@ -90,6 +93,13 @@ def models() -> dict[str, tuple[ProductEquiTune, Tensor]]:
                 copy.deepcopy(COLOURS), ["hflip", CHANNELS, "vflip"], ["hflip", CHANNELS, "vflip"], views_per_forward=1
             ),
             torch.randn(2, 3, 4, 6),
+        ),
+        "vectors": (ProductEquiTune(nn.Conv2d(2, 2, 3, padding=1), VECTORS, VECTORS), torch.randn(2, 2, 4, 5)),
+        "regular features": (
+            ProductEquiTune(
+                nn.Conv2d(2, 4, 3, padding=1), ["hflip", "vflip"], [field(grid("hflip"), "regular"), "vflip"]
+            ),
+            torch.randn(2, 2, 4, 5),
         ),
         "words": (
             ProductEquiTune(Words(7), [GENDER, ORIGIN], [GENDER.logits, ORIGIN.logits]),
@@ -172,6 +182,13 @@ MIRROR = matrix([[[1, 0], [0, 1]], [[1, 0], [0, -1]]])
 HALF = matrix([[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
 
 
+def mirror(normal: list[float]) -> MatrixAction:
+    """Of the plane through the origin with that normal."""
+    n = torch.tensor(normal, dtype=torch.float64)
+    still = torch.eye(3, dtype=torch.float64)
+    return matrix(torch.stack([still, still - 2 * torch.outer(n, n) / n.dot(n)]))
+
+
 @pytest.mark.parametrize(
     "actions",
     [
@@ -185,6 +202,12 @@ HALF = matrix([[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
         [permutation(powers([1, 0, 2, 3], 2)), permutation(powers([0, 1, 3, 2], 2))],
         [permutation([[0, 1], [0, 1]], [[1, 1], [-1, -1]]), permutation([[0, 1], [1, 0]])],
         [permutation(powers([1, 2, 0], 3), dim=-2), MIRROR],
+        VECTORS,
+        [field(grid("c4"), "regular"), field(grid("c2"), "vector")],
+        [
+            permutation([[*range(6)], [3, 4, 5, 0, 1, 2]], dim=-3),
+            field(grid("hflip"), permutation(powers([0, 2, 1], 2))),
+        ],
     ],
 )
 def test_what_commutes(actions: list[Any]) -> None:
@@ -202,6 +225,11 @@ def test_what_commutes(actions: list[Any]) -> None:
         ([GENDER, tokens([[*range(7)], [0, 2, 1, *range(3, 7)]])], r"g1 of inps\[0\] \('tokens'\) and g1"),
         ([permutation([[0, 1], [1, 0]]), permutation([[0, 1], [0, 1]], [[1, 1], [1, -1]])], r"g1 of .* and g1 of"),
         ([permutation(powers([1, 2, 0], 3)), "hflip"], r"g1 of inps\[0\] .* and hflip of inps\[1\]"),
+        (
+            [field(grid("c4"), "regular"), field(grid("c2"), "regular")],
+            r"rot90 of inps\[0\] .* and rot180 of inps\[1\]",
+        ),
+        ([mirror([-2, 1, 0]), mirror([-1, -1, 1])], r"g1 of inps\[0\] .* and g1 of inps\[1\]"),
     ],
 )
 def test_what_does_not_commute(actions: list[Any], said: str) -> None:
@@ -214,6 +242,8 @@ def test_actions_of_other_sizes_or_kinds() -> None:
         check_commuting("inps", [GENDER, AGE])
     with pytest.raises(TypeError, match=r"^inps: expected actions on token ids throughout or nowhere"):
         check_commuting("inps", [GENDER, grid("c4")])
+    with pytest.raises(ValueError, match=r"^inps: expected a multiple of 2 channels on dim -3 for .*, got 3"):
+        check_commuting("inps", [CHANNELS, VECTORS[0]])
 
 
 def test_words_that_stand_for_their_orbits() -> None:
