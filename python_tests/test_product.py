@@ -279,6 +279,10 @@ X = torch.randn(2, 1, 4, 6)
             [lambda x: x * 0 + x[:, :, :1].sum(-1, keepdim=True), None],
             r"^canonical\[0\]: expected a map that is equivariant to inps\[1\] \('vflip'\), but for vflip",
         ),
+        (
+            [lambda x: torch.where(x > 0, float("inf"), x), None],
+            r"^canonical\[0\]: expected a map that is invariant to inps\[0\] .*but for hflip it is off by inf",
+        ),
         ([lambda x: x[:1], None], r"^canonical\[0\]: expected a batch of 2 like its input, got shape \(1, "),
         ([lambda x: 3, None], r"^canonical\[0\]: expected a batch of 2 like its input, got int"),
     ],
@@ -312,6 +316,24 @@ def test_when_maps_are_tried() -> None:
     assert tries("never") == [1, 1]
 
 
+def test_maps_are_tried_until_a_batch_can_show_something() -> None:
+    model = ProductEquiTune(conv(), ["hflip", "vflip"], ["hflip", "vflip"], [lambda x: x, None])
+    model(X[:0])
+    model(torch.zeros_like(X))
+    with pytest.raises(ValueError, match=r"^canonical\[0\]: expected a map that is invariant"):
+        model(X)
+    unknown = torch.randn_like(X).index_fill(-1, torch.tensor([0]), float("nan"))
+    assert ProductEquiTune(conv(), ["hflip", "vflip"], ["hflip", "vflip"])(unknown).isnan().any()  # no map's fault
+
+
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_words_outside_the_vocabulary(wrong: int) -> None:
+    model, ids = models()["words"]
+    model(ids)  # the maps are tried on this one
+    with pytest.raises(ValueError, match=rf"^x: expected token ids from 0 to 6, got {wrong}"):
+        model(torch.tensor([[0, wrong]]))
+
+
 def test_rotations_and_flips_are_not_a_product() -> None:
     with pytest.raises(ValueError, match=r"^inps: .*rot90 of inps\[0\] \('c4'\) and hflip of inps\[1\]"):
         ProductEquiTune(conv(), ["c4", "hflip"], "trivial")
@@ -336,6 +358,7 @@ def test_rotations_and_flips_are_not_a_product() -> None:
             r"^canonical\[0\]: expected a map for x of dtype torch.int64",
         ),
         (lambda: ProductEquiTune(Pooled(3), ["c4"], "c4")(X), ValueError, r"^out: expected outputs"),
+        (lambda: ProductEquiTune(conv(), ["c4", "c2"], "trivial")([X]), TypeError, r"^x: expected a torch.Tensor"),
         (lambda: ProductEquiTune(lambda x: (x,), ["c4"], "c4")(X), ValueError, r"^out: the backbone returns a tuple"),
     ],
 )  # fmt: skip

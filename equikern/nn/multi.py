@@ -53,8 +53,13 @@ class InvariantSymmetric(OrbitModule):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for a batch x; see the class."""
         outputs, buckets = self._outputs(x)
-        mean = self._merged(x, outputs, buckets, orbit_mean)
-        return symmetrize(_one("backbone", mean), self.fixing)
+        mean = _one("backbone", self._merged(x, outputs, buckets, orbit_mean))
+        if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
+            raise ValueError(
+                f"out: expected outputs (B, …, H, W) for {self.fixing.name!r} to act on, but got {tuple(mean.shape)} "
+                'from the backbone; an output without spatial dims takes "trivial"'
+            )
+        return symmetrize(mean, self.fixing)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
