@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction
-from ..ops import orbit_mean, symmetrize
+from ..ops import checks, orbit_mean, symmetrize
 from .views import ActionSpec, OrbitModule, action_of
 
 __all__ = ["InvariantSymmetric", "MultiInputEquiTune"]
@@ -56,8 +56,9 @@ class InvariantSymmetric(OrbitModule):
         mean = _one("backbone", self._merged(x, outputs, buckets, orbit_mean))
         if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
             raise ValueError(
-                f"out: expected outputs (B, …, H, W) for {self.fixing.name!r} to act on, but got {tuple(mean.shape)} "
-                'from the backbone; an output without spatial dims takes "trivial"'
+                f"out: expected outputs (B, …, {checks.moved(self.fixing)}) for {self.fixing.name!r} to act on, but "
+                f"got {tuple(mean.shape)} from the backbone; "
+                'an output without spatial dims takes "trivial"'
             )
         return symmetrize(mean, self.fixing)
 
