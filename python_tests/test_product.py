@@ -182,6 +182,14 @@ MIRROR = matrix([[[1, 0], [0, 1]], [[1, 0], [0, -1]]])
 HALF = matrix([[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
 
 
+def turns(n: int) -> MatrixAction:
+    """Rotations of the plane in a skew basis, in float32: they commute up to rounding."""
+    angles = torch.arange(n) * (2 * torch.pi / n)
+    rows = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], 1).reshape(n, 2, 2)
+    basis = torch.tensor([[1.0, 0.3], [-0.2, 0.7]])
+    return matrix(basis @ rows @ basis.inverse())
+
+
 def mirror(normal: list[float]) -> MatrixAction:
     """Of the plane through the origin with that normal."""
     n = torch.tensor(normal, dtype=torch.float64)
@@ -203,6 +211,7 @@ def mirror(normal: list[float]) -> MatrixAction:
         [permutation([[0, 1], [0, 1]], [[1, 1], [-1, -1]]), permutation([[0, 1], [1, 0]])],
         [permutation(powers([1, 2, 0], 3), dim=-2), MIRROR],
         VECTORS,
+        [turns(5), turns(3)],
         [field(grid("c4"), "regular"), field(grid("c2"), "vector")],
         [
             permutation([[*range(6)], [3, 4, 5, 0, 1, 2]], dim=-3),
