@@ -16,7 +16,7 @@ from ..matrices import TOLERANCE
 from ..ops.orbit import orbit
 from ..permutations import TokenAction
 
-__all__ = ["check_commuting", "representatives"]
+__all__ = ["check_commuting", "looked_up", "representatives"]
 
 
 def check_commuting(name: str, actions: Sequence[GroupAction]) -> None:
@@ -143,3 +143,13 @@ def representatives(
                             )
         found.append(chosen)
     return found
+
+
+def looked_up(name: str, table: Tensor, ids: Tensor) -> Tensor:
+    """What stands for every id; ids outside the vocabulary are named on the CPU alone, as looking costs a wait."""
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = (ids < 0) | (ids >= len(table))
+        if bool(outside.any()):
+            raise ValueError(f"{name}: expected token ids from 0 to {len(table) - 1}, got {ids[outside][0].item()}")
+    # Not by brackets, which take −1 for the last one.
+    return table.to(ids.device).index_select(0, ids.flatten().long()).reshape(ids.shape).to(ids.dtype)

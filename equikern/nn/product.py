@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import checks, orbit_mean, symmetrize
 from ..permutations import TokenAction
-from .commuting import check_commuting, representatives
+from .commuting import check_commuting, looked_up, representatives
 from .multi import named_actions, one_each
 from .views import ActionSpec, OrbitModule, action_of
 
@@ -160,7 +160,7 @@ class ProductEquiTune(nn.Module):
         c = self.canonical[j]
         if c is None:
             if isinstance(self.inps[j], TokenAction):
-                return _looked_up(self.get_buffer(f"_standing{j}"), x)
+                return looked_up("x", self.get_buffer(f"_standing{j}"), x)
             if x.dtype not in checks.FLOATS:
                 raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
             return symmetrize(x, self.inps[j])
@@ -184,16 +184,6 @@ class _Term(OrbitModule):
         if not isinstance(term, Tensor):
             raise TypeError(f"backbone: expected one output tensor, got {type(term).__name__}")
         return term
-
-
-def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
-    """What stands for every id."""
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (ids < 0) | (ids >= len(table))
-        if bool(outside.any()):
-            raise ValueError(f"x: expected token ids from 0 to {len(table) - 1}, got {ids[outside][0].item()}")
-    # Not by brackets, which take −1 for the last one.
-    return table.to(ids.device).index_select(0, ids.flatten().long()).reshape(ids.shape).to(ids.dtype)
 
 
 def _distance(a: Tensor, b: Tensor) -> float | None:
