@@ -325,6 +325,19 @@ def test_when_maps_are_tried() -> None:
     assert tries("never") == [1, 1]
 
 
+@pytest.mark.parametrize(("given", "made"), [(torch.uint8, torch.float32), (torch.float32, torch.bfloat16)])
+def test_maps_in_fewer_bits_or_from_bytes(given: torch.dtype, made: torch.dtype) -> None:
+    """What a map rounds is measured by what it returns, too; here it adds pixels up in their order."""
+
+    def along(dim: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: sum((x.to(made) * 0.1).unbind(dim)).unsqueeze(dim).expand_as(x)
+
+    model = ProductEquiTune(lambda x: x.float(), ["hflip", "vflip"], ["hflip", "vflip"], [along(-1), along(-2)])
+    x = (X.abs() * 50).to(given)
+    assert not torch.equal(along(-1)(x), along(-1)(x.flip(-1)))
+    model(x)
+
+
 def test_maps_are_tried_until_a_batch_can_show_something() -> None:
     model = ProductEquiTune(conv(), ["hflip", "vflip"], ["hflip", "vflip"], [lambda x: x, None])
     model(X[:0])

@@ -141,12 +141,13 @@ class ProductEquiTune(nn.Module):
         """
         for j in range(len(self.inps) if len(self.inps) > 1 else 0):  # one factor alone takes no map
             kept = self._canonical(j, x)
+            most = max(_TOLERANCE.get(dtype, 0.0) for dtype in (x.dtype, kept.dtype))  # autocast, or numbers from bytes
             for i, inp in enumerate(self.inps):
                 for g in range(1, inp.order):
                     found = self._canonical(j, inp.act(g, x))
                     expected = kept if i == j else inp.act(g, kept)
                     off = _distance(found, expected)
-                    if off is None or not off <= _TOLERANCE.get(x.dtype, 0.0):
+                    if off is None or not off <= most:
                         what = "invariant" if i == j else "equivariant"
                         by = f"off by {off:.2g} of its largest value" if off is not None else "of another shape"
                         raise ValueError(
