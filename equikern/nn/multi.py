@@ -117,6 +117,9 @@ class MultiInputEquiTune(nn.Module):
         count = len(actions)
         models, specs = one_each("backbones", backbones, count), one_each("outs", outs, count)
         fusing = one_each("fusions", fusions, count)
+        for i, model in enumerate(fusing):
+            if model is not None and not callable(model):
+                raise TypeError(f"fusions[{i}]: expected a module, a callable or None, got {type(model).__name__}")
         triples = zip(models, actions, specs, strict=True)
         self.equivariant = nn.ModuleList(
             _Plus(model, inp, action_of("outs", spec, inp), views_per_forward) for model, inp, spec in triples
