@@ -56,10 +56,10 @@ def test_a_short_run_and_its_figures(tmp_path: Path, programs: dict[str, Any]) -
     assert [record["forwards"] for record in results["costs"]] == [
         {"whole product": m * n, "sum": m + n} for m, n in programs["cost"].QUICK
     ]
-    kept = tmp_path / "quick" / "plain-CNN-seed0.json"
+    kept = tmp_path / "quick" / "plain-CNN-seed1.json"
     before = kept.read_text()
     programs["train"].run(
-        programs["train"].job("plain CNN", 0, quick=True), kept.parent, lambda step: pytest.fail("again")
+        programs["train"].job("plain CNN", 1, quick=True), kept.parent, lambda step: pytest.fail("again")
     )
     assert kept.read_text() == before
     assert all(record["seconds"]["sum"] > 0 and record["bytes"]["sum"] > 0 for record in results["costs"])
