@@ -237,7 +237,6 @@ WIDE = torch.zeros(2, 1, 5, 8)
         (lambda: MultiInputEquiTune(lambda x: (x, x), ["c4"], "c4")(X), ValueError, r"^out: the backbone returns"),
         (lambda: InvariantSymmetric(conv(), "c4", "c5"), ValueError, r"^out: expected one of"),
         (lambda: InvariantSymmetric(Pooled(2), "c4", "c4")(X), ValueError, r"^out: expected outputs .*got \(2, 2\)"),
-        (lambda: InvariantSymmetric(conv(), "c4", "oct"), ValueError, r"^out: .*write grid\('oct', dims=3\)"),
         (lambda: InvariantSymmetric(conv(), "flips", "c4")(WIDE), ValueError, r"^x: expected a square image"),
         (lambda: InvariantSymmetric(conv(), "c4", "flips")(WIDE), ValueError, r"^backbone: expected the same output"),
     ],

@@ -141,11 +141,6 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
         try:
             action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
         except ValueError as error:
-            if str(error).startswith("dims"):
-                raise ValueError(
-                    f"{name}: expected a name of images' actions or an action; for volumes write grid({spec!r}, "
-                    f"dims=3), got {spec!r}"
-                ) from None
             raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
     elif isinstance(spec, GroupAction):
         action = spec
