@@ -197,17 +197,16 @@ class Action:
         """g·x for one element, in plain torch: x (*lead, *spatial) → the same shape (H and W swap with a quarter turn).
 
         Raises:
-            TypeError: g is not a whole number, or x is not a tensor.
-            ValueError: g is not an element 0 … |G|−1, or x has too few dims.
+            TypeError: g is not a whole number, or x is not a tensor of a dtype that ``orbit`` takes.
+            ValueError: g is not an element 0 … |G|−1, or x has too few dims or a dim of the wrong size.
         """
+        from .ops import checks  # which knows the actions
+
         if isinstance(g, bool) or not isinstance(g, int):
             raise TypeError(f"g: expected a whole number, got {type(g).__name__}")
         if not 0 <= g < self.order:
             raise ValueError(f"g: expected an element 0 … {self.order - 1} of {self.name!r}, got {g}")
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-        if x.dim() < self.dims:
-            raise ValueError(f"x: expected at least {self.dims} dims (…, H, W), got shape {tuple(x.shape)}")
+        checks.image("x", x, self, checks.EXACT, turns=True)
         return apply_word(x, self.words[g])
 
     def __repr__(self) -> str:

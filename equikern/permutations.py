@@ -191,6 +191,10 @@ def _product(a: GroupAction, b: GroupAction) -> GroupAction:
     group = product_group(a.group, b.group)
     name = f"{a.name}×{b.name}"
     if isinstance(a, GridAction):
+        if a.dims and b.dims and a.dims != b.dims:
+            raise ValueError(
+                f"actions: expected grids of one number of dims, got {a.dims} ({a.name!r}) and {b.dims} ({b.name!r})"
+            )
         words = []
         for g, outer in enumerate(a.words):
             for h, inner in enumerate(b.words):

@@ -14,6 +14,7 @@ from equikern import (
     EquiZero,
     LambdaEquiTune,
     boxes,
+    field,
     grid,
     heat_maps,
     keypoints,
@@ -178,6 +179,19 @@ def test_equitune_is_the_mean_of_what_is_undone(units: Units, size: tuple[int, i
         undone = torch.stack([spec.undo(g, backbone(grid("d4").act(g, x)), size) for g in range(8)])
         torch.testing.assert_close(model(x), undone.mean(0))
         torch.testing.assert_close(model.views(x), undone)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (4, 7)])
+def test_coordinates_of_what_a_field_shows(size: tuple[int, int]) -> None:
+    """Boxes around what moves: the input is a flow, whose vectors turn with it."""
+    torch.manual_seed(0)
+    flow, spec = field(grid("d4"), "vector"), boxes("d4")
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), Regressor(4))
+    model, x = EquiTune(net, flow, spec), torch.randn(2, 2, *size)
+    for g in range(8):
+        torch.testing.assert_close(model(flow.act(g, x)), spec.act(g, model(x), size), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^out: expected one made for the input's FieldAction"):
+        EquiTune(net, flow, boxes("c4"))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 8)])

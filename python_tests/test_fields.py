@@ -210,6 +210,13 @@ HOSTILE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rectangle": (lambda: orbit(torch.zeros(2, 4, 5), VECTOR), ValueError, "a square image .*4×5"),
     "unsigned": (lambda: orbit(torch.zeros(2, 4, 4).bool(), VECTOR), TypeError, "negative numbers"),
     "integers mixed": (lambda: orbit(torch.zeros(2, 4, 4).int(), MIXED), TypeError, "expected float16"),
+    "one element on three channels": (
+        lambda: VECTOR.act(1, torch.zeros(3, 4, 4)),
+        *(ValueError, r"x: expected a multiple of 2 channels on dim -3 .*got 3 in shape \(3, 4, 4\)"),
+    ),
+    "one element on bytes": (lambda: VECTOR.act(1, torch.ones(2, 4, 4).byte()), TypeError, "x: .*negative numbers"),
+    "one element on integers": (lambda: MIXED.act(1, torch.ones(2, 4, 4).int()), TypeError, "x: expected float16"),
+    "no batch": (lambda: EquiTune(abs, VECTOR, VECTOR)(torch.ones(2, 4, 4)), ValueError, r"\(B, …, C, H, W\)"),
     "weights of channels": (
         lambda: orbit_weighted_mean(torch.zeros(4, 2, 2, 3, 3), torch.ones(4, 2, 2), MIXED),
         *(ValueError, r"weights: expected shape y.shape\[:k\] with 1 ≤ k ≤ 2"),

@@ -196,3 +196,10 @@ def test_ids_outside_the_vocabulary():
     lm = ProductEquiLM(tiny("llama"), [GENDER, ORIGIN])
     with pytest.raises(ValueError, match=rf"^input_ids: expected token ids from 0 to {V - 1}, got {V}"):
         lm(torch.tensor([[1, V]]))
+
+
+def test_compiled_in_one_graph():
+    lm, ids = ProductEquiLM(tiny("llama"), [GENDER, ORIGIN]), sentences(2, 4)
+    with torch.no_grad():
+        compiled = torch.compile(lambda x: lm(x, use_cache=False).logits, fullgraph=True, backend="eager")(ids)
+        torch.testing.assert_close(compiled, lm(ids).logits)

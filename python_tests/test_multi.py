@@ -217,6 +217,7 @@ WIDE = torch.zeros(2, 1, 5, 8)
         (lambda: MultiInputEquiTune([conv()], ["c4", "c4"], "c4"), ValueError, r"^backbones: expected 2, .*got 1"),
         (lambda: MultiInputEquiTune(conv(), ["c4", "c4"], "d4"), ValueError, r"^outs: expected an action of the input"),
         (lambda: MultiInputEquiTune(3, ["c4"], "c4"), TypeError, r"^backbone: expected a module or a callable"),
+        (lambda: MultiInputEquiTune(conv(), ["c4"], "c4", [3]), TypeError, r"^fusions\[0\]: expected .*got int"),
         (lambda: MultiInputEquiTune(conv(), ["c4"] * 2, "c4")(X), ValueError, r"^xs: expected 2 inputs, got 1"),
         (
             lambda: MultiInputEquiTune(conv(), ["c4"] * 2, "c4", Pooled(3))(X, X),
@@ -235,6 +236,7 @@ WIDE = torch.zeros(2, 1, 5, 8)
         ),
         (lambda: MultiInputEquiTune(lambda x: (x, x), ["c4"], "c4")(X), ValueError, r"^out: the backbone returns"),
         (lambda: InvariantSymmetric(conv(), "c4", "c5"), ValueError, r"^out: expected one of"),
+        (lambda: InvariantSymmetric(Pooled(2), "c4", "c4")(X), ValueError, r"^out: expected outputs .*got \(2, 2\)"),
         (lambda: InvariantSymmetric(conv(), "flips", "c4")(WIDE), ValueError, r"^x: expected a square image"),
         (lambda: InvariantSymmetric(conv(), "c4", "flips")(WIDE), ValueError, r"^backbone: expected the same output"),
     ],

@@ -245,6 +245,7 @@ def test_signs_and_dims_that_are_wrong(options: Any, kind: type[Exception], mess
         ((permutation(SWAP), permutation(S3_PART)), ValueError, r"permutations of one size, got 5"),
         ((permutation(SWAP), permutation(CYCLE, dim=-2)), ValueError, r"of one dim, got dims -1 and -2"),
         ((grid("c2"), trivial(cyclic_group(2))), ValueError, r"got the trivial one"),
+        ((grid("flips3d", dims=3), grid("c4")), ValueError, r"one number of dims, got 3 \('flips3d'\) and 2 \('c4'\)"),
     ],
 )
 def test_products_that_are_refused(actions: Any, kind: type[Exception], message: str) -> None:

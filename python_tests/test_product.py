@@ -11,8 +11,10 @@ import pytest
 import torch
 from equikern import (
     EquiTune,
+    MatrixAction,
     ProductEquiTune,
     cyclic_group,
+    field,
     grid,
     matrix,
     orbit_mean,
@@ -34,6 +36,7 @@ CHANNELS = permutation(powers([1, 2, 0], 3), dim=-3)
 COLOURS = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1))
 GENDER = tokens([[0, 1, 2, 3, 4, 5, 6], [1, 0, 3, 2, 5, 4, 6]])  # three pairs
 ORIGIN = tokens(powers([2, 3, 4, 5, 0, 1, 6], 3))  # which a cycle of three takes to each other
+VECTORS = [field(grid("hflip"), "vector"), field(grid("vflip"), "vector")]
 AGE = tokens([[*range(9)], [*range(7), 8, 7]])
 
 
@@ -90,6 +93,13 @@ def models() -> dict[str, tuple[ProductEquiTune, Tensor]]:
                 copy.deepcopy(COLOURS), ["hflip", CHANNELS, "vflip"], ["hflip", CHANNELS, "vflip"], views_per_forward=1
             ),
             torch.randn(2, 3, 4, 6),
+        ),
+        "vectors": (ProductEquiTune(nn.Conv2d(2, 2, 3, padding=1), VECTORS, VECTORS), torch.randn(2, 2, 4, 5)),
+        "regular features": (
+            ProductEquiTune(
+                nn.Conv2d(2, 4, 3, padding=1), ["hflip", "vflip"], [field(grid("hflip"), "regular"), "vflip"]
+            ),
+            torch.randn(2, 2, 4, 5),
         ),
         "words": (
             ProductEquiTune(Words(7), [GENDER, ORIGIN], [GENDER.logits, ORIGIN.logits]),
@@ -172,6 +182,21 @@ MIRROR = matrix([[[1, 0], [0, 1]], [[1, 0], [0, -1]]])
 HALF = matrix([[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
 
 
+def turns(n: int) -> MatrixAction:
+    """Rotations of the plane in a skew basis, in float32: they commute up to rounding."""
+    angles = torch.arange(n) * (2 * torch.pi / n)
+    rows = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], 1).reshape(n, 2, 2)
+    basis = torch.tensor([[1.0, 0.3], [-0.2, 0.7]])
+    return matrix(basis @ rows @ basis.inverse())
+
+
+def mirror(normal: list[float]) -> MatrixAction:
+    """Of the plane through the origin with that normal."""
+    n = torch.tensor(normal, dtype=torch.float64)
+    still = torch.eye(3, dtype=torch.float64)
+    return matrix(torch.stack([still, still - 2 * torch.outer(n, n) / n.dot(n)]))
+
+
 @pytest.mark.parametrize(
     "actions",
     [
@@ -185,6 +210,13 @@ HALF = matrix([[[1, 0], [0, 1]], [[-1, 0], [0, -1]]])
         [permutation(powers([1, 0, 2, 3], 2)), permutation(powers([0, 1, 3, 2], 2))],
         [permutation([[0, 1], [0, 1]], [[1, 1], [-1, -1]]), permutation([[0, 1], [1, 0]])],
         [permutation(powers([1, 2, 0], 3), dim=-2), MIRROR],
+        VECTORS,
+        [turns(5), turns(3)],
+        [field(grid("c4"), "regular"), field(grid("c2"), "vector")],
+        [
+            permutation([[*range(6)], [3, 4, 5, 0, 1, 2]], dim=-3),
+            field(grid("hflip"), permutation(powers([0, 2, 1], 2))),
+        ],
     ],
 )
 def test_what_commutes(actions: list[Any]) -> None:
@@ -202,6 +234,11 @@ def test_what_commutes(actions: list[Any]) -> None:
         ([GENDER, tokens([[*range(7)], [0, 2, 1, *range(3, 7)]])], r"g1 of inps\[0\] \('tokens'\) and g1"),
         ([permutation([[0, 1], [1, 0]]), permutation([[0, 1], [0, 1]], [[1, 1], [1, -1]])], r"g1 of .* and g1 of"),
         ([permutation(powers([1, 2, 0], 3)), "hflip"], r"g1 of inps\[0\] .* and hflip of inps\[1\]"),
+        (
+            [field(grid("c4"), "regular"), field(grid("c2"), "regular")],
+            r"rot90 of inps\[0\] .* and rot180 of inps\[1\]",
+        ),
+        ([mirror([-2, 1, 0]), mirror([-1, -1, 1])], r"g1 of inps\[0\] .* and g1 of inps\[1\]"),
     ],
 )
 def test_what_does_not_commute(actions: list[Any], said: str) -> None:
@@ -214,6 +251,8 @@ def test_actions_of_other_sizes_or_kinds() -> None:
         check_commuting("inps", [GENDER, AGE])
     with pytest.raises(TypeError, match=r"^inps: expected actions on token ids throughout or nowhere"):
         check_commuting("inps", [GENDER, grid("c4")])
+    with pytest.raises(ValueError, match=r"^inps: expected a multiple of 2 channels on dim -3 for .*, got 3"):
+        check_commuting("inps", [CHANNELS, VECTORS[0]])
 
 
 def test_words_that_stand_for_their_orbits() -> None:
@@ -249,6 +288,10 @@ X = torch.randn(2, 1, 4, 6)
             [lambda x: x * 0 + x[:, :, :1].sum(-1, keepdim=True), None],
             r"^canonical\[0\]: expected a map that is equivariant to inps\[1\] \('vflip'\), but for vflip",
         ),
+        (
+            [lambda x: torch.where(x > 0, float("inf"), x), None],
+            r"^canonical\[0\]: expected a map that is invariant to inps\[0\] .*but for hflip it is off by inf",
+        ),
         ([lambda x: x[:1], None], r"^canonical\[0\]: expected a batch of 2 like its input, got shape \(1, "),
         ([lambda x: 3, None], r"^canonical\[0\]: expected a batch of 2 like its input, got int"),
     ],
@@ -282,6 +325,37 @@ def test_when_maps_are_tried() -> None:
     assert tries("never") == [1, 1]
 
 
+@pytest.mark.parametrize(("given", "made"), [(torch.uint8, torch.float32), (torch.float32, torch.bfloat16)])
+def test_maps_in_fewer_bits_or_from_bytes(given: torch.dtype, made: torch.dtype) -> None:
+    """What a map rounds is measured by what it returns, too; here it adds pixels up in their order."""
+
+    def along(dim: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: sum((x.to(made) * 0.1).unbind(dim)).unsqueeze(dim).expand_as(x)
+
+    model = ProductEquiTune(lambda x: x.float(), ["hflip", "vflip"], ["hflip", "vflip"], [along(-1), along(-2)])
+    x = (X.abs() * 50).to(given)
+    assert not torch.equal(along(-1)(x), along(-1)(x.flip(-1)))
+    model(x)
+
+
+def test_maps_are_tried_until_a_batch_can_show_something() -> None:
+    model = ProductEquiTune(conv(), ["hflip", "vflip"], ["hflip", "vflip"], [lambda x: x, None])
+    model(X[:0])
+    model(torch.zeros_like(X))
+    with pytest.raises(ValueError, match=r"^canonical\[0\]: expected a map that is invariant"):
+        model(X)
+    unknown = torch.randn_like(X).index_fill(-1, torch.tensor([0]), float("nan"))
+    assert ProductEquiTune(conv(), ["hflip", "vflip"], ["hflip", "vflip"])(unknown).isnan().any()  # no map's fault
+
+
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_words_outside_the_vocabulary(wrong: int) -> None:
+    model, ids = models()["words"]
+    model(ids)  # the maps are tried on this one
+    with pytest.raises(ValueError, match=rf"^x: expected token ids from 0 to 6, got {wrong}"):
+        model(torch.tensor([[0, wrong]]))
+
+
 def test_rotations_and_flips_are_not_a_product() -> None:
     with pytest.raises(ValueError, match=r"^inps: .*rot90 of inps\[0\] \('c4'\) and hflip of inps\[1\]"):
         ProductEquiTune(conv(), ["c4", "hflip"], "trivial")
@@ -306,6 +380,7 @@ def test_rotations_and_flips_are_not_a_product() -> None:
             r"^canonical\[0\]: expected a map for x of dtype torch.int64",
         ),
         (lambda: ProductEquiTune(Pooled(3), ["c4"], "c4")(X), ValueError, r"^out: expected outputs"),
+        (lambda: ProductEquiTune(conv(), ["c4", "c2"], "trivial")([X]), TypeError, r"^x: expected a torch.Tensor"),
         (lambda: ProductEquiTune(lambda x: (x,), ["c4"], "c4")(X), ValueError, r"^out: the backbone returns a tuple"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.commuting import check_commuting, representatives
+from ..nn.commuting import check_commuting, looked_up, representatives
 from ..ops import orbit, orbit_mean, symmetrize
 from ..permutations import TokenAction, product_action
 from . import models
@@ -104,13 +104,8 @@ class ProductEquiLM(EquiLM):
         return sum(action.order for action in self.factors)
 
     def _orbit(self, ids: Tensor) -> Tensor:
-        outside = (ids < 0) | (ids >= self.action.size)
-        if ids.device.type == "cpu" and bool(outside.any()):
-            raise ValueError(
-                f"input_ids: expected token ids from 0 to {self.action.size - 1}, got {int(ids[outside][0])}"
-            )
-        seen = self.get_buffer("_seen").to(ids.device)
-        return torch.cat([orbit(row[ids.long()], action) for row, action in zip(seen, self.factors, strict=True)])
+        pairs = zip(self.get_buffer("_seen"), self.factors, strict=True)
+        return torch.cat([orbit(looked_up("input_ids", row, ids), action) for row, action in pairs])
 
     def _merged(self, y: Tensor) -> Tensor:
         """(Σ|G_i|, B, S, V) → (B, S, V), see the class."""

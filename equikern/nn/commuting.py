@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from math import lcm
 
 import torch
 from torch import Tensor
 
 from ..actions import GroupAction
+from ..field_tables import computes
+from ..fields import FieldAction
+from ..matrices import TOLERANCE
 from ..ops.orbit import orbit
 from ..permutations import TokenAction
 
-__all__ = ["check_commuting", "representatives"]
-
-_ROUNDING = 1e-9  # of products of matrices in float64
+__all__ = ["check_commuting", "looked_up", "representatives"]
 
 
 def check_commuting(name: str, actions: Sequence[GroupAction]) -> None:
     """Raise unless ``g·(h·x) = h·(g·x)`` for all elements g and h of every two of the actions.
 
-    Each pair is tried on a tensor of different numbers, in both orders: these actions move and combine entries alike in
+    Each pair is tried on a tensor of random numbers, in both orders: these actions move and combine entries alike in
     every tensor.
 
     Args:
@@ -43,7 +45,8 @@ def check_commuting(name: str, actions: Sequence[GroupAction]) -> None:
             continue  # nothing moves
         probe = _probe(name, a, b)
         one, other = orbit(orbit(probe, a), b).transpose(0, 1), orbit(orbit(probe, b), a)
-        differs = ((one - other).abs() > _ROUNDING * probe.abs().max()).flatten(2).any(2).nonzero()
+        rounding = TOLERANCE if computes(a.maps) or computes(b.maps) else 0.0  # what only moves is exact
+        differs = ((one - other).abs() > rounding * one.abs().max()).flatten(2).any(2).nonzero()
         if len(differs):
             g, h = differs[0].tolist()
             raise ValueError(
@@ -58,18 +61,30 @@ def _probe(name: str, a: GroupAction, b: GroupAction) -> Tensor:
     if any(ids) and not all(ids):
         raise TypeError(f"{name}: expected actions on token ids throughout or nowhere, got {a!r} and {b!r}")
     sizes: dict[int, int] = {}
+    channels: dict[int, int] = {}  # of fields, which act on any multiple of theirs
     for action in (a, b):
+        if isinstance(action, FieldAction):
+            channels[-action.dims] = lcm(channels.get(-action.dims, 1), action.size)
+            continue
         size, dim = getattr(action, "size", None), getattr(action, "dim", -1)
         if size is not None and sizes.setdefault(dim, size) != size:
             raise ValueError(f"{name}: expected actions on one size, got {sizes[dim]} ({a.name!r}) and {size}")
+    for dim, n in channels.items():
+        if sizes.setdefault(dim, n) % n:
+            raise ValueError(
+                f"{name}: expected a multiple of {n} channels on dim {dim} for {a.name!r} and {b.name!r}, got "
+                f"{sizes[dim]}"
+            )
     if any(ids):
         return torch.arange(sizes[-1], device="cpu")
     if a.square or b.square:
-        side = sizes.get(-1, sizes.get(-2, 3))
-        sizes = {-1: side, -2: side, **sizes}
+        turned = range(-max(a.sides, b.sides), 0)
+        side = next((sizes[dim] for dim in turned if dim in sizes), 3)
+        sizes = {**dict.fromkeys(turned, side), **sizes}
     shape = [sizes.get(dim, 3) for dim in range(-max(a.dims, b.dims), 0)]
-    numbers = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float64, device="cpu")
-    return numbers.reshape(shape)
+    # Of no pattern: what two orders of products of matrices differ by can vanish on round numbers.
+    numbers = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(shape, generator=numbers, dtype=torch.float64, device="cpu")
 
 
 def representatives(
@@ -128,3 +143,13 @@ def representatives(
                             )
         found.append(chosen)
     return found
+
+
+def looked_up(name: str, table: Tensor, ids: Tensor) -> Tensor:
+    """What stands for every id; ids outside the vocabulary are named on the CPU alone, as looking costs a wait."""
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = (ids < 0) | (ids >= len(table))
+        if bool(outside.any()):
+            raise ValueError(f"{name}: expected token ids from 0 to {len(table) - 1}, got {ids[outside][0].item()}")
+    # Not by brackets, which take −1 for the last one.
+    return table.to(ids.device).index_select(0, ids.flatten().long()).reshape(ids.shape).to(ids.dtype)

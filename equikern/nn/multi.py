@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction
-from ..ops import orbit_mean, symmetrize
+from ..ops import checks, orbit_mean, symmetrize
 from .views import ActionSpec, OrbitModule, action_of
 
 __all__ = ["InvariantSymmetric", "MultiInputEquiTune"]
@@ -53,8 +53,14 @@ class InvariantSymmetric(OrbitModule):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for a batch x; see the class."""
         outputs, buckets = self._outputs(x)
-        mean = self._merged(x, outputs, buckets, orbit_mean)
-        return symmetrize(_one("backbone", mean), self.fixing)
+        mean = _one("backbone", self._merged(x, outputs, buckets, orbit_mean))
+        if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
+            raise ValueError(
+                f"out: expected outputs (B, …, {checks.moved(self.fixing)}) for {self.fixing.name!r} to act on, but "
+                f"got {tuple(mean.shape)} from the backbone; "
+                'an output without spatial dims takes "trivial"'
+            )
+        return symmetrize(mean, self.fixing)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
@@ -111,6 +117,9 @@ class MultiInputEquiTune(nn.Module):
         count = len(actions)
         models, specs = one_each("backbones", backbones, count), one_each("outs", outs, count)
         fusing = one_each("fusions", fusions, count)
+        for i, model in enumerate(fusing):
+            if model is not None and not callable(model):
+                raise TypeError(f"fusions[{i}]: expected a module, a callable or None, got {type(model).__name__}")
         triples = zip(models, actions, specs, strict=True)
         self.equivariant = nn.ModuleList(
             _Plus(model, inp, action_of("outs", spec, inp), views_per_forward) for model, inp, spec in triples

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import checks, orbit_mean, symmetrize
 from ..permutations import TokenAction
-from .commuting import check_commuting, representatives
+from .commuting import check_commuting, looked_up, representatives
 from .multi import named_actions, one_each
 from .views import ActionSpec, OrbitModule, action_of
 
@@ -42,8 +42,8 @@ class ProductEquiTune(nn.Module):
             for the whole list: for token ids what ``equikern.nn.commuting.representatives`` gives, for numbers the mean
             over the orbit, ``symmetrize``, which obeys the laws for any commuting actions, but blurs.
         views_per_forward: as in ``EquiTune``.
-        verified: when the canonical maps are tried: ``"first"`` batch, ``"always"``, or ``"never"`` (under
-            ``torch.compile`` never).
+        verified: when the canonical maps are tried: ``"first"`` batch that is not the same number everywhere,
+            ``"always"``, or ``"never"`` (under ``torch.compile`` never).
 
     Attributes:
         forwards: Σ|G_i|, the backbone's forwards for each sample.
@@ -111,6 +111,8 @@ class ProductEquiTune(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The merged output for a batch x; see the class."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         if not torch.compiler.is_compiling() and (
             self.verified == "always" or (self.verified == "first" and not self._seen)
         ):
@@ -139,26 +141,27 @@ class ProductEquiTune(nn.Module):
         """
         for j in range(len(self.inps) if len(self.inps) > 1 else 0):  # one factor alone takes no map
             kept = self._canonical(j, x)
+            most = max(_TOLERANCE.get(dtype, 0.0) for dtype in (x.dtype, kept.dtype))  # autocast, or numbers from bytes
             for i, inp in enumerate(self.inps):
                 for g in range(1, inp.order):
                     found = self._canonical(j, inp.act(g, x))
                     expected = kept if i == j else inp.act(g, kept)
                     off = _distance(found, expected)
-                    if off is None or off > _TOLERANCE.get(x.dtype, 0.0):
+                    if off is None or not off <= most:
                         what = "invariant" if i == j else "equivariant"
                         by = f"off by {off:.2g} of its largest value" if off is not None else "of another shape"
                         raise ValueError(
                             f"canonical[{j}]: expected a map that is {what} to inps[{i}] ({inp.name!r}), but for "
                             f"{inp.group.names[g]} it is {by}"
                         )
-        self._seen = True
+        # Of a batch of one number, or of none, every map keeps its laws: the next one is tried too.
+        self._seen = self._seen or (x.numel() > 0 and bool((x != x.flatten()[0]).any()))
 
     def _canonical(self, j: int, x: Tensor) -> Tensor:
         c = self.canonical[j]
         if c is None:
             if isinstance(self.inps[j], TokenAction):
-                table: Any = getattr(self, f"_standing{j}")
-                return table.to(x.device)[x.long()].to(x.dtype)  # type: ignore[no-any-return]
+                return looked_up("x", self.get_buffer(f"_standing{j}"), x)
             if x.dtype not in checks.FLOATS:
                 raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
             return symmetrize(x, self.inps[j])
@@ -185,12 +188,17 @@ class _Term(OrbitModule):
 
 
 def _distance(a: Tensor, b: Tensor) -> float | None:
-    """The largest difference as a share of the largest value, None for tensors of different shapes."""
+    """The largest difference as a share of the largest value, None for tensors of different shapes.
+
+    NaN where one has NaN, or infinities, that the other has not.
+    """
     if a.shape != b.shape:
         return None
     if a.numel() == 0:
         return 0.0
     if not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else 1.0
-    off, most = float((a - b).abs().amax()), float(b.abs().amax())
+    alike = (a == b) | (a.isnan() & b.isnan())
+    off = float((a - b).abs().masked_fill(alike, 0.0).amax())
+    most = float(b.abs().masked_fill(~b.isfinite(), 0.0).amax())
     return off / most if most > 0 else off

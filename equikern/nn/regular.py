@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..actions import Action, GroupAction, grid
+from ..actions import Action, GroupAction
 from ..fields import regular
 from ..groups import Group
 from ..matrices import MatrixAction
 from ..ops import autograd, checks, orbit_mean
 from ..permutations import PermutationAction
-from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
+from .views import ActionSpec, OrbitModule, OutputSpec, action_of, in_group_order
 
 __all__ = ["EquivariantHead", "GroupLinear", "GroupPool", "InvariantHead", "RegularLift"]
 
@@ -275,7 +275,7 @@ def init(weight: Tensor, bias: Tensor | None) -> None:
 
 def _group(spec: object) -> Group:
     if isinstance(spec, str):
-        spec = grid(spec)
+        spec = action_of("group", spec, None)
     if isinstance(spec, GroupAction):
         spec = spec.group
     if not isinstance(spec, Group):

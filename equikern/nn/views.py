@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..actions import Action, GroupAction, apply_word, compose, grid, trivial, view_shape
 from ..coordinates import Coordinates
 from ..field_tables import is_field, parts
+from ..fields import FieldAction
 from ..ops import autograd, checks
 
 ActionSpec = GroupAction | str
@@ -64,7 +65,10 @@ class OrbitModule(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         if x.dim() < self.inp.dims + 1:
-            raise ValueError(f"x: expected a batch (B, …, H, W) for {self.inp.name!r}, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x: expected a batch (B, …, {checks.moved(self.inp)}) for {self.inp.name!r}, got shape "
+                f"{tuple(x.shape)}"
+            )
         buckets = _buckets(self.inp, x)
         return [[self._run(x, part) for part in self._parts(bucket)] for bucket in buckets], buckets
 
@@ -153,7 +157,7 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
 def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     """The output specs as actions, in the containers they came in."""
     if isinstance(spec, Coordinates):
-        if spec.action != inp:
+        if spec.action != (inp.grid if isinstance(inp, FieldAction) else inp):
             raise ValueError(f"{name}: expected one made for the input's {inp!r}, got {spec!r}")
         return spec
     if isinstance(spec, Mapping):
@@ -229,13 +233,15 @@ def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list
         raise TypeError(f"backbone: expected outputs of a floating-point dtype to merge, got {first.dtype}")
     if first.dim() < 2 + action.dims:
         raise ValueError(
-            f"out: expected outputs (B, …, H, W) for {action.name!r} to act on, but got {tuple(first.shape[1:])} from "
-            'the backbone; an output without spatial dims takes "trivial"'
+            f"out: expected outputs (B, …, {checks.moved(action)}) for {action.name!r} to act on, but got "
+            f"{tuple(first.shape[1:])} from the backbone; "
+            'an output without spatial dims takes "trivial"'
         )
     if len(buckets) == 1:
         if not checks.keeps_shape(first.shape, action):
+            sides = "cubic" if action.sides == 3 else "square"
             raise ValueError(
-                f"backbone: expected square outputs for a square input under {action.name!r}, got "
+                f"backbone: expected {sides} outputs for a {sides} input under {action.name!r}, got "
                 f"{'×'.join(map(str, first.shape[-len(_sides(action.words[0])) :]))}"
             )
         parts = outputs[0]

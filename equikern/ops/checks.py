@@ -64,9 +64,8 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
             )
         return
     if t.dim() < action.dims + skip:
-        sides = "C, " * (action.dims - action.sides) + ("D, H, W" if action.sides == 3 else "H, W")
         raise ValueError(
-            f"{name}: expected at least {action.dims + skip} dims ({group}…, {sides}) for {action.name!r}, "
+            f"{name}: expected at least {action.dims + skip} dims ({group}…, {moved(action)}) for {action.name!r}, "
             f"got shape {tuple(t.shape)}"
         )
     if isinstance(action, FieldAction) and t.shape[-action.dims] % action.size:
@@ -84,6 +83,11 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
     raise ValueError(
         f'{name}: expected a square image for "{action.name}", got {t.shape[-2]}×{t.shape[-1]}; use "flips" or EquiTune'
     )
+
+
+def moved(action: Action) -> str:
+    """What the dims that an action moves are called."""
+    return "C, " * (action.dims - action.sides) * (action.sides > 0) + ("D, H, W" if action.sides == 3 else "H, W")
 
 
 def keeps_shape(shape: torch.Size, action: Action) -> bool:
