@@ -124,7 +124,7 @@ for device in ("cpu", "cuda"):
     for device in ("cpu", "cuda"):
         mine = [c for c in cases if c[1] == device]
         combinations = {(c[6], c[7], c[8]) for c in mine}
-        for operator in ("orbit", "mean", "weighted", "select", "symmetrize", "max", "mean_std"):
+        for operator in ("orbit", "mean", "mean plus", "weighted", "select", "symmetrize", "max", "mean_std"):
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 assert (operator, "forward", dtype) in combinations
                 assert (operator, "backward", dtype) in combinations

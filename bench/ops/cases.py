@@ -165,6 +165,8 @@ class Case:
             found: Tensors = (memory["y"][: self.order],)
         elif self.name == "symmetrize":
             found = (memory["y"][0],)
+        elif self.name == "mean plus":
+            found = (memory["x2"],)
         else:
             found = (memory["x"], memory["x2"])[: self.operator.results]
         return tuple(t.clone() for t in found) if fresh else found
@@ -283,7 +285,7 @@ def all_cases(device: str) -> list[Case]:
             for dtype in DTYPES + MORE_DTYPES:
                 if dtype == torch.int8 and name not in ("orbit", "select"):  # those that only move values
                     continue
-                few = dtype in MORE_DTYPES or name in ("max", "mean_std")
+                few = dtype in MORE_DTYPES or name in ("mean plus", "max", "mean_std")
                 cases += [
                     Case(name, direction, group, shape, dtype, device, state)
                     for shape in (FEW_SHAPES if few else sum(SHAPES[device].values(), ()))

@@ -1,4 +1,4 @@
-"""Fields, whose channels change with the grid, and volumes: orbit, mean, weighted mean and select."""
+"""Fields, whose channels change with the grid, and volumes: orbit, means and select."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPES = {
     },
 }
 GOALS = {"c4 vector": 1.3, "d4 regular": 1.3, "flips3d": 1.6, "rot3d": 1.6}  # times of the copy
-NAMES = ("orbit", "mean", "weighted", "select")
+NAMES = ("orbit", "mean", "mean plus", "weighted", "select")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -60,6 +60,9 @@ def chain(group: str, name: str) -> Callable[..., Tensor]:
     def mean(order: int, y: Tensor) -> Tensor:
         return undone(y).mean(0)
 
+    def mean_plus(order: int, y: Tensor, x: Tensor) -> Tensor:
+        return undone(y).mean(0) + orbit(order, x).mean(0)
+
     def weighted(order: int, y: Tensor, weights: Tensor) -> Tensor:
         return (per_sample((weights / weights.sum(0)).to(y.dtype), y) * undone(y)).sum(0)
 
@@ -71,8 +74,8 @@ def chain(group: str, name: str) -> Callable[..., Tensor]:
             return stand_in + (chosen - stand_in).detach()
         return chosen
 
-    chains: dict[str, Callable[..., Tensor]] = {"orbit": orbit, "mean": mean, "weighted": weighted, "select": select}
-    return chains[name]
+    chains: dict[str, Callable[..., Tensor]] = {"mean plus": mean_plus, "weighted": weighted, "select": select}
+    return {"orbit": orbit, "mean": mean, **chains}[name]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class FieldCase(Case):
         return tuple(found)
 
     def upstream(self, fresh: bool = False) -> Tensors:
-        t = _memory(self.group, self.shape, self.dtype, self.device)["y" if self.name == "orbit" else "x"]
+        name = {"orbit": "y", "mean plus": "x2"}.get(self.name, "x")
+        t = _memory(self.group, self.shape, self.dtype, self.device)[name]
         return (t.clone() if fresh else t,)
 
     def expected(self) -> Tensors:
@@ -137,9 +141,15 @@ def _memory(group: str, shape: tuple[int, ...], dtype: torch.dtype, device: str)
     generator = torch.Generator(device).manual_seed(sum(shape))
     order, n, count = action_of(group).order, math.prod(shape), 1_000_003
     values = torch.randn(count, generator=generator, device=device).to(dtype)
-    memory = values.repeat(math.ceil((order + 1) * n / count))[: (order + 1) * n].unflatten(0, (order + 1, *shape))
+    memory = values.repeat(math.ceil((order + 2) * n / count))[: (order + 2) * n].unflatten(0, (order + 2, *shape))
     weights, scores = torch.rand((2, order, shape[0]), generator=generator, device=device)
-    return {"y": memory[:order], "x": memory[order], "weights": weights + 0.5, "scores": scores}
+    return {
+        "y": memory[:order],
+        "x": memory[order],
+        "x2": memory[order + 1],
+        "weights": weights + 0.5,
+        "scores": scores,
+    }
 
 
 def field_cases(device: str) -> list[FieldCase]:

@@ -73,6 +73,10 @@ def eager_symmetrize(order: int, x: Tensor) -> Tensor:
     return eager_orbit(order, x).mean(0)
 
 
+def eager_mean_plus(order: int, y: Tensor, x: Tensor) -> Tensor:
+    return eager_mean(order, y) + eager_symmetrize(order, x)
+
+
 def eager_max(order: int, y: Tensor) -> Tensor:
     return stacked(y, order).amax(0)
 
@@ -212,6 +216,15 @@ OPERATORS = {
         grad_of_mean,
         lambda order: (order, 1),
         lambda order: (1, order),
+    ),
+    "mean plus": Operator(
+        ("y", "x"),
+        lambda action, y, x, out=None: equikern.orbit_mean(y, action, plus=x, out=out),
+        eager_mean_plus,
+        lambda order, y, x: sum_back(y) / order + wide_symmetrize(order, x),
+        lambda order, args, grads: (*grad_of_mean(order, args, grads), wide_symmetrize(order, grads[0])),
+        lambda order: (order + 1, 1),
+        lambda order: (1, order + 1),
     ),
     "weighted": Operator(
         ("y", "weights"),
