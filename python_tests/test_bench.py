@@ -112,9 +112,9 @@ for device in ("cpu", "cuda"):
         small = "small" if c.bytes <= cache else "large"
         enough = c.state != "cold" or c.buffers * c.bytes >= 2 * cache
         print(c.id, c.device, c.state, small, enough, c.buffers, c.name, c.direction, c.dtype_name, c.quick,
-              ",".join(c.providers))
+              ",".join(c.providers), sep="|")
 """)
-    cases = [line.split() for line in lines]
+    cases = [line.split("|") for line in lines]
     assert {c[4] for c in cases} == {"True"}
     assert {(c[1], c[2]) for c in cases if c[3] == "large"} == {("cpu", "cold"), ("cuda", "cold")}
     assert {c[2] for c in cases if c[1] == "cpu"} == {"hot", "cold"}
