@@ -121,6 +121,8 @@ def test_relaxed_loss_is_that_of_its_logits(model, space):
     labels[1, :4] = -100
     output = lm(ids, labels=labels)
     torch.testing.assert_close(output.loss, cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()))
+    with pytest.raises(ValueError, match="labels: expected words 0 … "):
+        lm(ids, labels=ids + V)
     output.loss.backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
 

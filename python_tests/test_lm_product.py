@@ -107,6 +107,8 @@ def test_loss(model, space):
     torch.testing.assert_close(output.loss, slow)
     if space is None:
         torch.testing.assert_close(output.loss, cross_entropy(merged, target))
+    with pytest.raises(ValueError, match=rf"labels: expected words 0 … {merged.shape[-1] - 1}, or −100; .*"):
+        lm(ids, labels=labels + merged.shape[-1])
     output.loss.backward()
     assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in model.parameters())
 

@@ -410,8 +410,7 @@ class REquiLM(EquiLM):
         return torch.where(cast(Tensor, self._general).to(y.device), plain, super()._merged(y))
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        logits = single(self._merged(y))
-        return nn.functional.cross_entropy(logits.flatten(0, -2), target.flatten())
+        return models.loss(single(self._merged(y)), target, True)
 
 
 def single(y: Tensor) -> Tensor:

@@ -52,6 +52,15 @@ def check_labels(labels: object, ids: Tensor) -> None:
         raise ValueError(f"labels: expected the shape of input_ids, {tuple(ids.shape)}, got {tuple(labels.shape)}")
 
 
+def loss(scores: Tensor, target: Tensor, logits: bool) -> Tensor:
+    """Torch's mean loss of (B, S, V) logits, or log-probabilities, at (B, S) words."""
+    of = nn.functional.cross_entropy if logits else nn.functional.nll_loss
+    try:
+        return of(scores.flatten(0, -2), target.flatten())
+    except IndexError as error:
+        raise ValueError(f"labels: expected words 0 … {scores.shape[-1] - 1}, or −100; {error}") from None
+
+
 def shifted(labels: Tensor) -> Tensor:
     """Labels for the position that predicts them: the next word's, none at the end."""
     return nn.functional.pad(labels[:, 1:], (0, 1), value=-100)

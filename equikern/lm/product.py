@@ -122,10 +122,7 @@ class ProductEquiLM(EquiLM):
         return log_of(total).to(y.dtype) if self.space == "probs" else total
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        logits = single(self._merged(y)).flatten(0, -2)
-        if self.space is None:
-            return nn.functional.cross_entropy(logits, target.flatten())
-        return nn.functional.nll_loss(logits, target.flatten())
+        return models.loss(single(self._merged(y)), target, self.space is None)
 
     def _told(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         pairs = enumerate(zip(self.factors, self.lists, strict=True))
