@@ -73,7 +73,7 @@ def write_ninja(build, cxx, nvcc):
     if not headers.exists():
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
-    sanitizers += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
+    sanitizers += ["-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
     flags = "-O3 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wno-psabi" + ("" if DARWIN else " -fopenmp")
     flags = [*flags.split(), *shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
     isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {}

@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if not INTERPRETED:
-    from audits import script
+    from audits import EXTRA, TARGETS, script
 
     def test_in_the_interpreter() -> None:
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -28,9 +28,10 @@ if not INTERPRETED:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
-    def test_compiles_for_hopper_and_cdna3() -> None:
-        records: list[dict[str, Any]] = script("field_audit.py", "sm_90", "gfx942")
-        assert len(records) >= 2 * 9
+    @pytest.mark.parametrize("path", [None, *EXTRA])
+    def test_compiles_for_every_target(path: str | None) -> None:
+        records: list[dict[str, Any]] = script("field_audit.py", *TARGETS, triton=path)
+        assert len(records) >= len(TARGETS) * 9
         assert [record for record in records if "error" in record] == []
         for record in records:
             assert record["target"] == "gfx942" or record["spills"] == record["atomics"] == 0, record
