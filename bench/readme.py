@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+from papers import figures
+
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 NAMES = {"images": "images", "fields": "fields and volumes", "logits": "logits"}
 OTHERS = ("triton", "cuda", "eager", "compile", "ttach", "toolbelt")
@@ -38,7 +38,7 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def figures(kind: str, of: str, results: dict[str, Any]) -> list[str]:
+def table(kind: str, of: str, results: dict[str, Any]) -> list[str]:
     """One table: for every operator, direction and state of the caches the median and the range over the rest."""
     machine = results["machine"]
     rows = [row for row in results["kernels"] if (row["device"], family(row)) == (kind, of)]
@@ -75,34 +75,12 @@ def section(folder: Path) -> str:
     found = newest(folder)
     parts = []
     for kind, title in KINDS.items():
-        parts += ["\n".join(figures(kind, f, found[kind, f])) for f in NAMES if (kind, f) in found]
+        parts += ["\n".join(table(kind, f, found[kind, f])) for f in NAMES if (kind, f) in found]
         if (kind, "images") not in found:
             parts.append(f"{title}: no results yet.")
     return "\n\n".join(parts)
 
 
-def rendered(text: str, folder: Path) -> str:
-    """The README's text with the figures of a results folder.
-
-    Raises:
-        ValueError: text lacks the two markers.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"text: expected the markers {BEGIN} and {END}, found none or one")
-    return f"{before}{BEGIN}\n{section(folder)}\n{END}{after}"
-
-
 def update(path: Path, folder: Path) -> int:
     """Rewrite the figures of the README at path; returns the exit status."""
-    text = path.read_text()
-    try:
-        new = rendered(text, folder)
-    except ValueError as error:
-        print(f"{path}: {error}", file=sys.stderr)
-        return 2
-    if new != text:
-        path.write_text(new)
-    print(f"{path}: {'figures rewritten' if new != text else 'unchanged'}")
-    return 0
+    return figures.update(path, section(folder))

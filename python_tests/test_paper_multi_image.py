@@ -21,7 +21,7 @@ pytest.importorskip("rich")
 
 FOLDER = Path(__file__).resolve().parent.parent / "bench/papers/multi_image"
 DATA = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-MODULES = ("train", "report", "cost", "data", "memory")
+MODULES = ("train", "report", "cost", "data", "figures", "memory")
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="bench/ is not here")
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="Fashion-MNIST is not installed")
 
@@ -31,7 +31,7 @@ def programs() -> Iterator[dict[str, Any]]:
     """The folder's modules, whose names others have too."""
     kept = {name: sys.modules.pop(name, None) for name in MODULES}
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "fashion")]
-    yield {name: importlib.import_module(name) for name in ("train", "report", "cost")}
+    yield {name: importlib.import_module(name) for name in ("train", "report", "cost", "figures")}
     sys.path[:] = [path for path in sys.path if not path.startswith(str(FOLDER.parent))]
     for name, module in kept.items():
         sys.modules.pop(name, None)
@@ -67,7 +67,8 @@ def test_a_short_run_and_its_figures(tmp_path: Path, programs: dict[str, Any]) -
     assert kept.read_text() == before
     assert all(record["seconds"]["sum"] > 0 and record["bytes"]["sum"] > 0 for record in results["costs"])
     assert (tmp_path / "quick.png").stat().st_size > 1000
-    page = programs["report"].rendered("a\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nb\n", results)
+    old = "a\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nb\n"
+    page = programs["figures"].rendered(old, programs["report"].shown(results))
     assert page.startswith("a\n")
     assert page.endswith("b\n")
     assert "old" not in page
@@ -129,6 +130,7 @@ def test_products_cost_their_sum(programs: dict[str, Any]) -> None:
 def test_the_readme_has_the_results_figures(programs: dict[str, Any]) -> None:
     text, path = (FOLDER / "README.md").read_text(), FOLDER / "results" / "results.json"
     if path.exists():
-        assert programs["report"].rendered(text, json.loads(path.read_text())) == text
+        shown = programs["report"].shown(json.loads(path.read_text()))
+        assert programs["figures"].rendered(text, shown) == text
     else:
         assert "No results yet." in text

@@ -34,9 +34,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A module of the experiment by name."""
     if not BENCH.exists():
         pytest.skip("bench/ is not here")
+    monkeypatch.syspath_prepend(str(BENCH.parent))
     monkeypatch.syspath_prepend(str(BENCH))
     yield importlib.import_module
-    for name in ("gridworld", "train", "report", "run"):
+    for name in ("gridworld", "train", "report", "run", "figures"):
         sys.modules.pop(name, None)
 
 
@@ -331,4 +332,4 @@ def test_command_and_report(tmp_path: Path, bench: Any, capsys: pytest.CaptureFi
 def test_readme_agrees_with_the_results(bench: Any) -> None:
     path = BENCH / "results" / "results.json"
     text = (BENCH / "README.md").read_text()
-    assert bench("report").rendered(text, json.loads(path.read_text())) == text
+    assert bench("figures").rendered(text, bench("report").shown(json.loads(path.read_text()))) == text

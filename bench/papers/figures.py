@@ -1,7 +1,8 @@
-"""What the experiments share: tables for the terminal and for a README, whose figures stand between two markers."""
+"""What bench and experiments share: tables for the terminal and a README, whose figures stand between two markers."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,9 +61,14 @@ def rendered(text: str, figures: str) -> str:
     return f"{before}{BEGIN}\n{figures}\n{END}{after}"
 
 
-def update(readme: Path, figures: str) -> None:
-    """Rewrite the figures of a README file, and say whether they were others."""
+def update(readme: Path, figures: str) -> int:
+    """Rewrite the figures of a README file, and say whether they were others; returns the exit status."""
     text = readme.read_text(encoding="utf-8")
-    new = rendered(text, figures)
+    try:
+        new = rendered(text, figures)
+    except ValueError as error:
+        print(f"{readme}: {error}", file=sys.stderr)
+        return 2
     readme.write_text(new, encoding="utf-8")
     print(f"{readme}: {'unchanged' if new == text else 'figures rewritten'}")
+    return 0

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+from .. import figures
+
 Lines = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
@@ -122,8 +123,4 @@ def rendered(text: str, folder: Path) -> str:
     path = largest(folder)
     if path is None:
         raise ValueError(f"folder: no results in {folder}")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"text: expected the markers {BEGIN} and {END}, found none or one")
-    return f"{before}{BEGIN}\n{markdown(json.loads(path.read_text()), f'results/{path.stem}')}\n{END}{after}"
+    return figures.rendered(text, markdown(json.loads(path.read_text()), f"results/{path.stem}"))

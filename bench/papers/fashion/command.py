@@ -43,8 +43,7 @@ def run(arguments: list[str]) -> int:
 
         path = HERE / "results/fashion.json"
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        figures.update(HERE / "README.md", report.figures(results, "results/fashion.png"))
-        return 0
+        return figures.update(HERE / "README.md", report.figures(results, "results/fashion.png"))
     if missing := [name for name in ("matplotlib", "rich") if find_spec(name) is None]:
         print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
         return 2

@@ -60,8 +60,7 @@ def run(arguments: list[str]) -> int:
         from .. import figures
         from . import report
 
-        figures.update(HERE / "README.md", report.figures(options.output))
-        return 0
+        return figures.update(HERE / "README.md", report.figures(options.output))
     if missing := [name for module, name in PACKAGES.items() if find_spec(module) is None]:
         print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[demo]"', file=sys.stderr)
         return 2

@@ -14,7 +14,9 @@ from typing import Any
 
 import equikern
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+import figures
+
 COLORS = {"plain": "tab:gray", "equitune": "tab:blue", "equizero": "tab:orange"}
 TITLES = {
     "gridworld": "Gridworld, goals of one quarter in training",
@@ -128,30 +130,18 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
     return [path, target]
 
 
-def rendered(text: str, results: dict[str, Any]) -> str:
-    """The README's text with the figures of the results.
-
-    Raises:
-        ValueError: text lacks the two markers.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"text: expected the markers {BEGIN} and {END}, found none or one")
+def shown(results: dict[str, Any]) -> str:
+    """What stands in the README."""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     said = f"{versions}; backend {results['backend']}; commit {results['commit'] or 'unknown'}."
-    return f"{before}{BEGIN}\n{table(results)}\n\n{said}\n{END}{after}"
+    return f"{table(results)}\n\n{said}"
 
 
 def update(readme: Path, path: Path) -> int:
     """Rewrite the figures of the README; returns the exit status."""
-    text = readme.read_text()
     try:
-        new = rendered(text, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        results = json.loads(path.read_text())
+    except OSError as error:
         print(f"{readme}: {error}", file=sys.stderr)
         return 2
-    if new != text:
-        readme.write_text(new)
-    print(f"{readme}: {'figures rewritten' if new != text else 'unchanged'}")
-    return 0
+    return figures.update(readme, shown(results))

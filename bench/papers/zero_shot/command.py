@@ -42,8 +42,7 @@ def run(arguments: list[str]) -> int:
         from . import report
 
         results = json.loads((HERE / "results/zero_shot.json").read_text(encoding="utf-8"))
-        figures.update(HERE / "README.md", report.figures(results, "results/zero_shot.png"))
-        return 0
+        return figures.update(HERE / "README.md", report.figures(results, "results/zero_shot.png"))
     if missing := data.missing():
         print(
             f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[zero-shot]" && '
