@@ -320,7 +320,7 @@ def test_command_and_report(tmp_path: Path, bench: Any, capsys: pytest.CaptureFi
     assert [len(point["returns"]["plain"]) for point in only["curve"]] == [20, 20]
     assert (tmp_path / "out" / "quick.png").read_bytes()[:4] == b"\x89PNG"
     page = tmp_path / "README.md"
-    page.write_text(f"a\n{report.BEGIN}\nold\n{report.END}\nb\n")
+    page.write_text("a\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nb\n")
     assert report.update(page, tmp_path / "out" / "quick.json") == 0
     assert "2,000, 1" in page.read_text()
     assert "old" not in page.read_text()
