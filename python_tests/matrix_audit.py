@@ -74,7 +74,7 @@ def audit(job: tuple[str, str]) -> dict[str, Any]:
 
 def main() -> None:
     jobs = [(case, target) for target in sys.argv[1:] for case in CASES]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         print(json.dumps(list(pool.map(audit, jobs, chunksize=4))))
 
 

@@ -197,7 +197,7 @@ def audit(job: tuple[str, str, bool]) -> dict[str, Any]:
 def audit_all(cases: Iterable[str], targets: Iterable[str], inspect: bool = False) -> list[dict[str, Any]]:
     """Every case on every target, in two processes."""
     jobs = [(case, target, inspect) for target in targets for case in cases]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         return list(pool.map(audit, jobs, chunksize=4))
 
 
