@@ -243,6 +243,16 @@ def _after(g: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, 
 
 
 def dim_from_end(dim: object) -> int:
+    """A dim as actions take it, counted from the end: the same for an input and for its orbit.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: not below zero.
+
+    Example:
+        >>> dim_from_end(-3)
+        -3
+    """
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
     if dim >= 0:

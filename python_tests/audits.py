@@ -35,3 +35,11 @@ def audit(*options: str, triton: str | None = None) -> list[dict[str, Any]]:
 def machine_code() -> list[dict[str, Any]]:
     """Every case for every target, compiled once for all tests."""
     return audit("--targets", *TARGETS)
+
+
+def interpreted(tests: str) -> None:
+    """A file's tests in Triton's interpreter, which is chosen when Triton is imported: so in a process of their own."""
+    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from compiling import report
 from equikern import field, grid, matrix
 from equikern.backends.triton import launch
 from equikern.backends.triton.layout import Operand
-from machine_code import cuda_kernels
 
 CASES = [
     *(f"vector {kind}" for kind in ("orbit", "sum", "dot", "select")),
@@ -66,27 +62,5 @@ def _planned(plan: launch.Plan | None) -> launch.Plan:
     return plan
 
 
-def audit(job: tuple[str, str]) -> dict[str, Any]:
-    """Compile one case for one target."""
-    from equikern.backends.triton.compat import compile_kernel
-
-    case, target = job
-    plan = build(case)
-    try:
-        binary = compile_kernel(plan.kernel, target, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
-    except Exception as error:  # a compiler may raise anything; the report says which case it was
-        return {"case": case, "target": target, "error": f"{type(error).__name__}: {error}"[-2000:]}
-    code = {}
-    if "cubin" in binary.asm:
-        (code,) = cuda_kernels(binary.asm["cubin"], binary.metadata.shared).values()
-    return {"case": case, "target": target, **code}
-
-
-def main() -> None:
-    jobs = [(case, target) for target in sys.argv[1:] for case in CASES]
-    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        print(json.dumps(list(pool.map(audit, jobs, chunksize=4))))
-
-
 if __name__ == "__main__":
-    main()
+    report(CASES, build)

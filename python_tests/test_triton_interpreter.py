@@ -6,8 +6,6 @@ The interpreter is chosen when Triton is imported, so the tests run in a process
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -90,12 +88,10 @@ SHAPES = [
 ]
 
 if not INTERPRETED:
+    from audits import interpreted
 
     def test_in_the_interpreter() -> None:
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        interpreted(__file__)
 
 else:
     from equikern.backends import triton as kernels

@@ -122,6 +122,18 @@ def test_sides_that_do_not_change_places_are_free() -> None:
     assert orbit(torch.zeros(2, 5, 3, 4), grid("flips3d", dims=3)).shape == (8, 2, 5, 3, 4)
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("sides", [(2, 4, 6), (3, 5, 70), (40, 50, 60)])
+def test_what_is_not_chosen_is_zero(sides: tuple[int, ...]) -> None:
+    """Also where every view turns a box: its planes are others than the input's."""
+    x, index = torch.randn(2, 3, *sides), torch.tensor([1, 0])
+    views = library.orbit(x, "whd WHd", 1.0, None, index)
+    turned = x.permute(0, 1, 4, 3, 2)
+    expected = torch.stack([torch.zeros_like(turned), torch.zeros_like(turned)])
+    expected[1, 0], expected[0, 1] = turned.flip(2, 3)[0], turned[1]
+    assert torch.equal(views, expected)
+
+
 @pytest.mark.parametrize("name", ["rot3d", "oct"])
 def test_rotations_ask_for_cubes(name: str) -> None:
     with pytest.raises(ValueError, match=rf'x: expected a volume whose sides are alike where "{name}".* got 4×4×5; .*'):

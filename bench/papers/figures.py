@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -72,3 +73,12 @@ def update(readme: Path, figures: str) -> int:
     readme.write_text(new, encoding="utf-8")
     print(f"{readme}: {'unchanged' if new == text else 'figures rewritten'}")
     return 0
+
+
+def commit() -> str:
+    """The commit that results are of, "-dirty" where the tree is not it; empty outside a repository."""
+    try:
+        run = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty"]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -110,10 +110,10 @@ struct Boxes {
     }
     return box;
   }
-  // The same share of a volume's planes, whole: for views whose rows are the input's.
-  Box slab(int64_t n) const {
+  // As large a share of a volume of these sizes, in whole planes.
+  Box slab(int64_t n, const int64_t* of) const {
     const int64_t all = parts[0] * parts[1] * parts[2], i = n % all;
-    return Box{{i * size[0] / all, 0, 0}, {(i + 1) * size[0] / all, size[1], size[2]}};
+    return Box{{i * of[0] / all, 0, 0}, {(i + 1) * of[0] / all, of[1], of[2]}};
   }
   int64_t least(int axis) const { return parts[axis] == 1 ? size[axis] : std::min(side[axis], size[axis] - (parts[axis] - 1) * side[axis]); }
 };

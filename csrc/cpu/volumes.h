@@ -74,7 +74,7 @@ void volume_orbit(const Problem& p) {
     const int64_t chosen = p.index ? p.index[n / p.planes_per_index] : -1;
     for (int g = 0; g < p.views; ++g) {
       if (p.index && chosen != g) {
-        put_zeros<E>(p, Volume<E>(p, p.out, n, g), boxes.slab(unit), streaming);
+        put_zeros<E>(p, Volume<E>(p, p.out, n, g), boxes.slab(unit, turns.out_size), streaming);
         continue;
       }
       const Planes<E> planes(turns, g, x, in);
@@ -100,7 +100,7 @@ void volume_select(const Problem& call) {
     const int64_t n = boxes.volume(unit);
     const int g = int(std::min<int64_t>(std::max<int64_t>(index[n / p.planes_per_index], 0), p.views - 1));
     const Turn& turn = turns.all[g];
-    const Box out = turn.code & kTranspose ? boxes.at(unit) : boxes.slab(unit);
+    const Box out = turn.code & kTranspose ? boxes.at(unit) : boxes.slab(unit, turns.out_size);
     if (out.size(0) == 0) return;
     const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turn.source(out, turns.size));
     put_planes<E, true>(planes, planes.place(Volume<E>(p, p.out, n, 0)), streaming, true, g, n, -1);

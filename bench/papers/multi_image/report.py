@@ -6,7 +6,6 @@ import datetime
 import json
 import platform
 import statistics
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -28,21 +27,13 @@ COLORS = {
 }
 
 
-def _commit() -> str:
-    try:
-        run = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty"]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
 def written(runs: list[dict[str, Any]], costs: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     """All records as one file."""
     results = {
         "versions": {"python": platform.python_version(), "equikern": equikern.__version__, "torch": version("torch")},
         "backend": equikern.active_backend("cpu"),
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": figures.commit(),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "runs": runs,
         "costs": costs,

@@ -6,7 +6,6 @@ import datetime
 import json
 import platform
 import statistics
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +25,6 @@ TITLES = {
 }
 
 
-def _commit() -> str:
-    try:
-        run = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty"]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
 def collect(folder: Path, path: Path) -> dict[str, Any]:
     """The records of all finished jobs, as one file."""
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*-seed*.json"))]
@@ -42,7 +33,7 @@ def collect(folder: Path, path: Path) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "equikern": equikern.__version__}
         | {name: version(name) for name in packages},
         "backend": equikern.active_backend("cpu"),
-        "commit": _commit(),
+        "commit": figures.commit(),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "runs": [record for record in records if len(record["curve"]) == record["job"]["legs"]],
     }
