@@ -6,17 +6,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..actions import Action, view_shape
-from ..fields import FieldAction
-from ..matrices import MatrixAction, MatrixSamples
-from ..permutations import PermutationAction, TokenAction
+from ..views import EXACT, FLOATS, UNSIGNED
+from ..views.grid import sides_named
+from ..views.maps import Acting, Maps
+from ..views.tokens import IDS
 from . import autograd
 
-FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-# What a permutation can move.
-EXACT = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_IDS = frozenset((torch.int32, torch.int64))
-_UNSIGNED = (torch.bool, torch.uint8)
+INTEGERS = EXACT - FLOATS
 _MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
 
@@ -30,52 +26,46 @@ def _tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def _action(action: object) -> Action:
-    if not isinstance(action, Action):
+def acting(action: object) -> Acting:
+    """An action."""
+    if not isinstance(action, Acting):
         hint = f'; write grid("{action}")' if isinstance(action, str) else ""
         raise TypeError(f"action: expected an action such as grid('c4'), got {type(action).__name__}{hint}")
     return action
 
 
-def _values(name: str, t: Tensor, action: Action, dtypes: frozenset[torch.dtype]) -> None:
+def _values(name: str, t: Tensor, action: Acting, dtypes: frozenset[torch.dtype]) -> None:
     """That t has a dtype which the action can transform."""
-    if isinstance(action, (MatrixAction, MatrixSamples)) or (isinstance(action, FieldAction) and action.mixes):
-        dtypes = FLOATS
-    elif isinstance(action, (PermutationAction, FieldAction)) and action.signs is not None and t.dtype in _UNSIGNED:
+    allowed = action.views.dtypes
+    if t.dtype in allowed and t.dtype in dtypes:
+        return
+    if t.dtype in UNSIGNED and t.dtype in dtypes and allowed > FLOATS:
         raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {t.dtype}")
-    if t.dtype not in dtypes:
-        raise TypeError(f"{name}: expected {_kinds(dtypes)}, got {t.dtype}")
+    raise TypeError(f"{name}: expected {_kinds(dtypes if dtypes <= allowed else allowed)}, got {t.dtype}")
 
 
-def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = False) -> None:
+def _spatial(name: str, t: Tensor, action: Acting, skip: int, turns: bool = False) -> None:
+    """That t (|G|, …) if skip else (…) has the dims that the action moves, in sizes that it can."""
+    views = action.views
     group = "|G|, " * skip
-    if isinstance(action, PermutationAction):
-        if t.dim() < action.dims + skip or t.shape[action.dim] != action.size:
-            raise ValueError(
-                f"{name}: expected a tensor ({group}…) with {action.size} entries on dim {action.dim}, which "
-                f"{action.name!r} permutes, got shape {tuple(t.shape)}"
-            )
+    if not views.sides:
+        lacks = views.kind.lacks(views, t.shape[skip:], action.name) if views.size else None
+        if lacks is not None:
+            raise ValueError(f"{name}: expected a tensor ({group}{lacks}, got shape {tuple(t.shape)}")
         return
-    if isinstance(action, (MatrixAction, MatrixSamples)):
-        if t.dim() < 1 + skip or t.shape[-1] != action.size:
-            raise ValueError(
-                f"{name}: expected a tensor ({group}…, {action.size}), whose last dim {action.name!r} multiplies by "
-                f"{action.size}×{action.size} matrices, got shape {tuple(t.shape)}"
-            )
-        return
-    if t.dim() < action.dims + skip:
+    if t.dim() < views.dims + skip:
         raise ValueError(
             f"{name}: expected at least {action.dims + skip} dims ({group}…, {moved(action)}) for {action.name!r}, "
             f"got shape {tuple(t.shape)}"
         )
-    if isinstance(action, FieldAction) and t.shape[-action.dims] % action.size:
+    if views.size and t.shape[views.dim] % views.size:
         raise ValueError(
-            f"{name}: expected a multiple of {action.size} channels on dim {-action.dims} for {action.name!r}, got "
-            f"{t.shape[-action.dims]} in shape {tuple(t.shape)}"
+            f"{name}: expected a multiple of {views.size} channels on dim {views.dim} for {action.name!r}, got "
+            f"{t.shape[views.dim]} in shape {tuple(t.shape)}"
         )
-    if turns or keeps_shape(t.shape, action):
+    if turns or views.keeps(t.shape):
         return
-    if action.sides == 3:
+    if views.sides == 3:
         raise ValueError(
             f'{name}: expected a volume whose sides are alike where "{action.name}" turns them, got '
             f'{"×".join(map(str, t.shape[-3:]))}; use "flips3d" or EquiTune'
@@ -85,28 +75,21 @@ def _spatial(name: str, t: Tensor, action: Action, skip: int, turns: bool = Fals
     )
 
 
-def moved(action: Action) -> str:
+def moved(action: Acting) -> str:
     """What the dims that an action moves are called."""
-    return "C, " * (action.dims - action.sides) * (action.sides > 0) + ("D, H, W" if action.sides == 3 else "H, W")
-
-
-def keeps_shape(shape: torch.Size, action: Action) -> bool:
-    """Whether all views of such a tensor have its shape: sides that change places are of one length."""
-    if not action.square or all(shape[-1] == shape[-k] for k in range(2, action.sides + 1)):
-        return True
-    return all(view_shape(shape, word) == shape for word in action.words)
+    return "C, " * (action.dims > action.sides > 0) + sides_named(action.sides)
 
 
 def image(
     name: str, x: object, action: object, dtypes: frozenset[torch.dtype], turns: bool = False
-) -> tuple[Tensor, Action]:
+) -> tuple[Tensor, Acting]:
     """An input (*lead, H, W) that the action can transform; with ``turns`` a rectangle may be turned."""
     x = _tensor(name, x)
-    action = _action(action)
-    if isinstance(action, TokenAction):
+    action = acting(action)
+    if on_ids(action):
         if dtypes is FLOATS:
             raise TypeError(f"action: expected one on numbers, got {action!r} on token ids; its logits acts on logits")
-        dtypes = _IDS
+        dtypes = IDS
     _values(name, x, action, dtypes)
     _spatial(name, x, action, 0, turns)
     if x.numel() > _MOST_BYTES // (action.order * x.element_size()):  # an expanded tensor can claim any size
@@ -116,11 +99,11 @@ def image(
     return x, action
 
 
-def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] = FLOATS) -> tuple[Tensor, Action]:
+def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] = FLOATS) -> tuple[Tensor, Acting]:
     """An orbit (|G|, *lead, H, W) that the action's inverses can transform back."""
     y = _tensor(name, y)
-    action = _action(action)
-    if isinstance(action, TokenAction):
+    action = acting(action)
+    if on_ids(action):
         raise TypeError(f"action: expected one on outputs, got {action!r} on token ids; its logits acts on logits")
     _values(name, y, action, dtypes)
     _spatial(name, y, action, 1)
@@ -132,19 +115,26 @@ def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] =
     return y, action
 
 
-def moved_dim(name: str, y: Tensor, action: Action) -> None:
+def on_ids(action: Acting) -> bool:
+    """Whether an action is one on token ids."""
+    return action.views.kind.name == "tokens"
+
+
+def moved_dim(name: str, y: Tensor, action: Acting) -> None:
     """That the dim of an orbit (|G|, …) that an action permutes or multiplies has the right size."""
-    if isinstance(action, (PermutationAction, MatrixAction, FieldAction)):
+    if action.views.size:
         _spatial(name, y, action, 1, turns=True)
 
 
 def _kinds(dtypes: frozenset[torch.dtype]) -> str:
-    if dtypes is _IDS:
+    if dtypes is IDS:
         return "token ids of dtype int32 or int64"
+    if dtypes is INTEGERS:
+        return "an integer dtype or bool"
     return "float16, bfloat16, float32 or float64" + ("" if dtypes is FLOATS else ", an integer dtype or bool")
 
 
-def per_view(name: str, w: object, y: Tensor, action: Action, accumulator: torch.dtype) -> Tensor:
+def per_view(name: str, w: object, y: Tensor, action: Acting, accumulator: torch.dtype) -> Tensor:
     """Weights or scores of shape y.shape[:k], k ≥ 1, contiguous and in the dtype the kernels accumulate in."""
     w = _tensor(name, w)
     if w.device != y.device:
@@ -175,33 +165,40 @@ def like_view(name: str, t: object, y: Tensor) -> Tensor:
     return t
 
 
-def logits(name: str, y: object, action: object) -> tuple[Tensor, Action]:
-    """Views of logits with the classes or words moved to the last dim, and the action on that dim.
+def logits(name: str, y: object, action: object) -> tuple[Tensor, Maps]:
+    """Views of logits with the classes or words moved to the last dim, and the inverse maps of that dim.
 
     A softmax goes over the dim that the action permutes, or the last one under a trivial action.
     """
     y, action = views(name, y, action)
-    if isinstance(action, PermutationAction):
-        if action.signs is not None:
+    own = action.views
+    if own.kind.name == "permutation":
+        if own.signed:
             raise ValueError(f"action: expected permutations without signs for probabilities, got {action!r}")
-        return y.movedim(action.dim, -1), action.along(-1)
+        return y.movedim(own.dim, -1), along_last(action.inverse_maps)
     if action.dims:
         raise ValueError(
             f"action: expected a permutation or the trivial action, whose softmax goes over one dim, got {action!r}"
         )
     if y.dim() < 2:
         raise ValueError(f"{name}: expected views (|G|, …, n) of n logits, got shape {tuple(y.shape)}")
-    return y, action
+    return y, action.inverse_maps
 
 
-def keeps_rows(action: Action) -> bool:
+def along_last(maps: Maps) -> Maps:
+    """The same permutations of the last dim."""
+    if maps.views.dim == -1:
+        return maps
+    return Maps(maps.views.kind.along(maps.views, -1), maps.tables)
+
+
+def keeps_rows(action: Acting) -> bool:
     """Whether the action leaves rows of logits, on the last dim, in place or permutes their entries, without signs."""
-    if isinstance(action, PermutationAction):
-        return action.dim == -1 and action.signs is None
-    return action.dims == 0
+    own = action.views
+    return own.dims == 0 or (own.kind.name == "permutation" and own.dim == -1 and not own.signed)
 
 
-def scored_views(name: str, y: object, action: object, kind: str) -> tuple[Tensor, Action]:
+def scored_views(name: str, y: object, action: object, kind: str) -> tuple[Tensor, Acting]:
     """Views whose rows are scored where they are chosen."""
     y, action = views(name, y, action)
     if not keeps_rows(action):
