@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Kind, Views, accumulator, parts
+from .base import Kind, Views, parts
 
 __all__ = ["LARGEST", "Matrix", "matrix_table", "multiplied", "table_part"]
 

@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...field_tables import grids, matrices, size
+from .actions import constants_of, padded, times
 from .compat import jit_kernel
 from .device import combine, finish, map_offset, prepare, unravel
 from .launch import Plan, ceil_div, make_plan, run
 from .layout import Operand, operand, parse_maps
-from .matrices import constants_of, padded, times
 from .selection import best
 
 __all__ = ["orbit", "orbit_dot", "plan_dot", "plan_orbit", "plan_reduce", "plan_select", "reduce", "select"]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import tables
-from .actions import GridAction, GroupAction, compose
-from .groups import Group, product_group
+from ..groups import Group
+from ..views.maps import Maps, Tables
+from ..views.permutation import permutation_table
+from .base import GroupAction
 
-__all__ = ["PermutationAction", "TokenAction", "permutation", "product_action", "tokens"]
+__all__ = ["PermutationAction", "TokenAction", "after", "dim_from_end", "permutation", "tokens"]
 
 _MOST = 2**31 - 1  # positions are int32
 Table = Tensor | Sequence[Sequence[int]]
@@ -38,9 +39,10 @@ class PermutationAction(GroupAction):
         back = perm if signs is None else torch.where(signs < 0, ~perm, perm)  # (g⁻¹y)[i] = sign[g, i] · y[perm[g, i]]
         i = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
         source = torch.empty_like(perm).scatter_(1, perm, i if signs is None else torch.where(signs < 0, ~i, i))
-        kind = f"p{dim}"
-        words = [tables.register(kind, row) for row in source]
-        super().__init__(group, name, words, [tables.register(kind, row) for row in back])
+        kinds = (source != i).any(1).int() + (source < 0).any(1).int()
+        words = " ".join(".x~"[kind] for kind in kinds.tolist())
+        table = Tables.made(permutation_table(source, back))
+        super().__init__(group, name, Maps(f"permutation {dim} {perm.shape[1]}: {words}", table))
         self.perm, self.signs, self.dim = perm, signs, dim
 
     @property
@@ -55,16 +57,6 @@ class PermutationAction(GroupAction):
             if dim == self.dim
             else PermutationAction(self.group, self.perm, self.signs, dim_from_end(dim), self.name)
         )
-
-    def unsigned(self) -> tuple[Tensor, PermutationAction]:
-        """Factors ±1 (|G|, n, 1, …) and an action without signs that together do what this one does to an orbit.
-
-        ``g⁻¹y[g]`` is the other action's g⁻¹ of ``factors[g] · y[g]``.
-        """
-        signs = torch.ones_like(self.perm) if self.signs is None else self.signs
-        factors = torch.empty_like(signs).scatter_(1, self.perm, signs)
-        twin = PermutationAction(self.group, self.perm, None, self.dim, self.name)
-        return factors.reshape(*factors.shape, *(1,) * (-self.dim - 1)), twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PermutationAction, (self.group, self.perm, self.signs, self.dim, self.name)
@@ -84,9 +76,11 @@ class TokenAction(GroupAction):
     """
 
     def __init__(self, group: Group, perm: Tensor, name: str = "tokens") -> None:
-        words = [tables.register("t", row) for row in perm]
-        inverse = torch.empty_like(perm).scatter_(1, perm, torch.arange(perm.shape[1], device="cpu").expand_as(perm))
-        super().__init__(group, name, words, [tables.register("t", row) for row in inverse])
+        every = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
+        inverse = torch.empty_like(perm).scatter_(1, perm, every)
+        words = " ".join(".x"[moves] for moves in (perm != every).any(1).tolist())
+        table = Tables.made(torch.stack((perm, inverse)).to(torch.int32))
+        super().__init__(group, name, Maps(f"tokens {perm.shape[1]}: {words}", table))
         self.perm = perm
         self.logits = PermutationAction(group, perm, None, -1, name)
 
@@ -155,91 +149,6 @@ def tokens(perm: Table, *, group: Group | None = None) -> TokenAction:
     """
     rows = _permutations("perm", perm)
     return TokenAction(_checked("perm", rows, None, group), rows)
-
-
-def product_action(*actions: GroupAction) -> GroupAction:
-    """The action of the direct product of groups whose actions commute: ``(g1, g2, …)·x = g1·(g2·(… x))``.
-
-    The element order is that of ``product_group``: the last factor varies fastest.
-
-    Args:
-        actions: two or more of one kind: all of token ids, all permutations of the same dim, or all of the grid.
-
-    Raises:
-        TypeError: not actions of one kind.
-        ValueError: sizes or dims that differ, or actions that do not commute; the message names the pair.
-
-    Example:
-        >>> gender = tokens([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4]])
-        >>> number = tokens([[0, 1, 2, 3, 4], [0, 1, 3, 2, 4]])
-        >>> product_action(gender, number).perm[3].tolist()
-        [1, 0, 3, 2, 4]
-    """
-    kinds = {type(action) for action in actions}
-    if len(actions) < 2 or len(kinds) != 1 or not kinds <= {GridAction, PermutationAction, TokenAction}:
-        raise TypeError(
-            "actions: expected two or more of one kind (grid, permutation or tokens), got "
-            f"{', '.join(type(action).__name__ for action in actions) or 'none'}"
-        )
-    result = actions[0]
-    for other in actions[1:]:
-        result = _product(result, other)
-    return result
-
-
-def _product(a: GroupAction, b: GroupAction) -> GroupAction:
-    group = product_group(a.group, b.group)
-    name = f"{a.name}×{b.name}"
-    if isinstance(a, GridAction):
-        if a.dims and b.dims and a.dims != b.dims:
-            raise ValueError(
-                f"actions: expected grids of one number of dims, got {a.dims} ({a.name!r}) and {b.dims} ({b.name!r})"
-            )
-        words = []
-        for g, outer in enumerate(a.words):
-            for h, inner in enumerate(b.words):
-                if "." in (outer, inner):
-                    raise ValueError("actions: expected actions on the grid, got the trivial one, which has no dims")
-                _commute(compose(outer, inner) == compose(inner, outer), a, g, b, h)
-                words.append(compose(outer, inner))
-        return GridAction(group, words, name)
-    assert isinstance(a, (PermutationAction, TokenAction))
-    assert isinstance(b, (PermutationAction, TokenAction))
-    if a.size != b.size:
-        raise ValueError(f"actions: expected permutations of one size, got {a.size} ({a.name!r}) and {b.size}")
-    perm = torch.empty((group.order, a.size), dtype=torch.int64, device="cpu")
-    signs = torch.ones_like(perm)
-    sign_a, sign_b = _all_signs(a), _all_signs(b)
-    for g in range(a.order):
-        for h in range(b.order):
-            row = g * b.order + h
-            perm[row], signs[row] = _after((a.perm[g], sign_a[g]), (b.perm[h], sign_b[h]))
-            other = _after((b.perm[h], sign_b[h]), (a.perm[g], sign_a[g]))
-            _commute(torch.equal(perm[row], other[0]) and torch.equal(signs[row], other[1]), a, g, b, h)
-    if isinstance(a, TokenAction):
-        return TokenAction(group, perm, name)
-    assert isinstance(b, PermutationAction)
-    if a.dim != b.dim:
-        raise ValueError(f"actions: expected permutations of one dim, got dims {a.dim} and {b.dim}")
-    return PermutationAction(group, perm, signs if bool((signs < 0).any()) else None, a.dim, name)
-
-
-def _commute(holds: bool, a: GroupAction, g: int, b: GroupAction, h: int) -> None:
-    if not holds:
-        raise ValueError(
-            f"actions: expected actions that commute, but {a.group.names[g]} of {a.name!r} and {b.group.names[h]} of "
-            f"{b.name!r} do not"
-        )
-
-
-def _all_signs(action: PermutationAction | TokenAction) -> Tensor:
-    signs = action.signs if isinstance(action, PermutationAction) else None
-    return torch.ones_like(action.perm) if signs is None else signs
-
-
-def _after(g: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(permutation, signs) of doing h, or each row of h, first, then g."""
-    return g[0][h[0]], g[1][h[0]] * h[1]
 
 
 def dim_from_end(dim: object) -> int:
@@ -334,7 +243,7 @@ def _checked(name: str, rows: Tensor, signs: Tensor | None, group: Group | None)
     names = group.names if group is not None else [f"row {g}" for g in range(order)]
     multiply = torch.empty((order, order), dtype=torch.int64, device="cpu")
     for g in range(order):
-        products = _after((small[g], factors[g]), (small, factors))
+        products = after((small[g], factors[g]), (small, factors))
         if group is None:
             for h in range(order):
                 found = known.get(_key(products[0][h], products[1][h]), -1)
@@ -355,3 +264,8 @@ def _checked(name: str, rows: Tensor, signs: Tensor | None, group: Group | None)
 
 def _key(perm: Tensor, signs: Tensor) -> bytes:
     return torch.stack((perm, signs)).numpy().tobytes()
+
+
+def after(g: tuple[Tensor, Tensor], h: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(permutation, signs) of doing h, or each row of h, first, then g."""
+    return g[0][h[0]], g[1][h[0]] * h[1]

@@ -9,9 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from . import matrix_tables
-from .actions import Action, GroupAction
-from .groups import Group
+from ..groups import Group
+from ..views.maps import Maps, Tables
+from ..views.matrix import LARGEST, matrix_table
+from .base import Action, GroupAction
 
 __all__ = ["MatrixAction", "MatrixSamples", "matrix"]
 
@@ -32,7 +33,7 @@ class MatrixAction(GroupAction):
     """
 
     def __init__(self, group: Group, mats: Tensor, name: str = "matrix") -> None:
-        super().__init__(group, name, *_words(mats))
+        super().__init__(group, name, _maps(mats))
         self.mats = mats
 
     @property
@@ -56,7 +57,7 @@ class MatrixSamples(Action):
     """
 
     def __init__(self, mats: Tensor, name: str = "matrix samples") -> None:
-        super().__init__(name, *_words(mats))
+        super().__init__(name, _maps(mats))
         self.mats = mats
 
     @property
@@ -68,9 +69,9 @@ class MatrixSamples(Action):
         return MatrixSamples, (self.mats, self.name)
 
 
-def _words(mats: Tensor) -> tuple[list[str], list[str]]:
-    """The words of the matrices, and those of their inverses."""
-    return [*map(matrix_tables.register, mats)], [*map(matrix_tables.register, torch.linalg.inv(mats))]
+def _maps(mats: Tensor) -> Maps:
+    words = " ".join(["x"] * len(mats))
+    return Maps(f"matrix {mats.shape[-1]}: {words}", Tables.made(matrix_table(mats, torch.linalg.inv(mats))))
 
 
 @overload
@@ -131,8 +132,8 @@ def _matrices(values: object) -> Tensor:
         raise TypeError(f"mats: expected real numbers, got {mats.dtype}")
     if mats.dim() != 3 or 0 in mats.shape or mats.shape[1] != mats.shape[2]:
         raise ValueError(f"mats: expected square matrices of shape (|G|, d, d), got shape {tuple(mats.shape)}")
-    if mats.shape[1] > matrix_tables.LARGEST:
-        raise ValueError(f"mats: expected matrices of at most {matrix_tables.LARGEST} rows, got {mats.shape[1]}")
+    if mats.shape[1] > LARGEST:
+        raise ValueError(f"mats: expected matrices of at most {LARGEST} rows, got {mats.shape[1]}")
     mats = mats.detach().to(torch.float64, copy=True).contiguous()
     for g, one in enumerate(mats):
         if not bool(one.isfinite().all()):

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import field_tables, matrix_tables, tables
-from .actions import GridAction, GroupAction
-from .groups import Group
-from .matrices import MatrixAction
-from .permutations import PermutationAction, dim_from_end
+from ..groups import Group
+from ..views.field import MOST_MIXED
+from ..views.maps import Maps, Tables
+from ..views.matrix import matrix_table
+from .base import GroupAction
+from .grid import GridAction
+from .matrix import MatrixAction
+from .permutation import PermutationAction, dim_from_end
 
 __all__ = ["FieldAction", "field", "regular"]
 
-LARGEST = 16  # channels that a matrix may mix: beyond, a product of matrices is not a matter of memory
 Channels = str | PermutationAction | MatrixAction
 
 
@@ -41,18 +43,17 @@ class FieldAction(GroupAction):
     """
 
     def __init__(self, grid: GridAction, channels: Channels, mats: Tensor) -> None:
-        dims = len(grid.words[0])
-        words = [_channel_word(m, dims) for m in mats]
-        self.mixes = any(word[0] == "m" for word in words)
-        if self.mixes:  # one kind of word for all views
-            words = [matrix_tables.register(m) for m in mats]
-        inverse = grid.group.inverse.tolist()
-        super().__init__(
-            grid.group,
-            f"{channels if isinstance(channels, str) else channels.name} field on {grid.name}",
-            [field_tables.word(*both) for both in zip(words, grid.words, strict=True)],
-            [field_tables.word(words[g], grid.words[g]) for g in inverse],
-        )
+        sources = _sources(mats)
+        self.mixes = sources is None
+        words, name = " ".join(grid.words), channels if isinstance(channels, str) else channels.name
+        if sources is None:
+            inverse = mats[grid.group.inverse]
+            maps = Maps(f"mixed {mats.shape[-1]}: {words}", Tables.made(matrix_table(mats, inverse)))
+        else:
+            signed = " signed" if bool((sources < 0).any()) else ""
+            table = torch.stack((sources, sources[grid.group.inverse])).to(torch.int32)
+            maps = Maps(f"field {mats.shape[-1]}{signed}: {words}", Tables.made(table))
+        super().__init__(grid.group, f"{name} field on {grid.name}", maps)
         self.grid, self.channels, self.mats = grid, channels, mats
         signs = torch.where(mats.sum(2) < 0, -1, 1)
         self.signs = None if self.mixes or bool((signs > 0).all()) else signs
@@ -66,13 +67,13 @@ class FieldAction(GroupAction):
         return FieldAction, (self.grid, self.channels, self.mats)
 
 
-def _channel_word(m: Tensor, dims: int) -> str:
-    """A signed permutation as one, which only moves planes; any other matrix as it is."""
-    entries = m.abs()
-    if not bool((((entries == 0) | (entries == 1)).all()) & (entries.sum(0) == 1).all() & (entries.sum(1) == 1).all()):
-        return matrix_tables.register(m)
-    source = entries.argmax(1)
-    return tables.register(f"p{-dims - 1}", torch.where(m.sum(1) < 0, ~source, source))
+def _sources(mats: Tensor) -> Tensor | None:
+    """(|G|, n): the channel that each channel of a view shows, ~channel for minus that one; None for what is more."""
+    entries = mats.abs()
+    if not bool((((entries == 0) | (entries == 1)).all()) & (entries.sum(1) == 1).all() & (entries.sum(2) == 1).all()):
+        return None
+    source = entries.argmax(2)
+    return torch.where(mats.sum(2) < 0, ~source, source)
 
 
 def field(grid: GridAction, channels: Channels) -> FieldAction:
@@ -135,8 +136,8 @@ def field(grid: GridAction, channels: Channels) -> FieldAction:
             f"channels: expected an action of the grid's group {grid.group!r} ({grid.name!r}), got {channels.name!r} "
             f"of {channels.group!r}"
         )
-    if isinstance(channels, MatrixAction) and channels.size > LARGEST:
-        raise ValueError(f"channels: expected matrices that mix at most {LARGEST} channels, got {channels.size}")
+    if isinstance(channels, MatrixAction) and channels.size > MOST_MIXED:
+        raise ValueError(f"channels: expected matrices that mix at most {MOST_MIXED} channels, got {channels.size}")
     return FieldAction(grid, channels, channels.mats if isinstance(channels, MatrixAction) else _as_matrices(channels))
 
 
