@@ -152,7 +152,7 @@ def _vote(v: Tensor) -> Tensor:
     count = torch.stack([(ordered == value).sum(0) for value in ordered])
     most, place = count.amax(0), torch.full_like(count[0], len(v))
     for k in reversed(range(len(v))):
-        place = torch.where(count[k] == most, k, place)
+        place = place.masked_fill(count[k] == most, k)
     return ordered.gather(0, place.unsqueeze(0)).squeeze(0)
 
 

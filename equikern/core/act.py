@@ -12,7 +12,7 @@ from . import autograd, checks, library
 __all__ = ["act", "checked_elements"]
 
 
-def act(x: object, elements: object, action: object, inverse: bool = False, out: Tensor | None = None) -> Tensor:
+def act(x: object, elements: object, action: Acting, inverse: bool = False, out: Tensor | None = None) -> Tensor:
     """See ``orbit_act``."""
     t, action = checks.image("x", x, action, EXACT, turns=True)
     found = checked_elements(elements, t, action)
@@ -59,7 +59,7 @@ def _of_one_shape(maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[M
     """The maps that give a rectangle the shape that all samples get, and the elements counted among them."""
     views = maps.views
     shapes = [tuple(views.shape(x.shape, g)) for g in range(views.order)]
-    wanted = {shapes[g] for g in elements.flatten().unique().tolist()} or {shapes[0]}
+    wanted = {shapes[g] for g in set(elements.flatten().tolist())} or {shapes[0]}
     if len(wanted) > 1:
         sides = " and ".join("×".join(map(str, shape[-views.sides :])) for shape in sorted(wanted))
         raise ValueError(

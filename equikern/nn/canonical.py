@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
 from ..ops import orbit, orbit_mean, orbit_weighted_mean
-from ..views import still
+from ..views import FLOATS, still
 from ..views.maps import Maps
 from .tables import ActionTables
 
@@ -282,7 +282,7 @@ def _undefined(vectors: list[Tensor]) -> Tensor:
 def _coordinates(x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in checks.FLOATS:
+    if x.dtype not in FLOATS:
         raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 2 or x.shape[-1] not in (2, 3):
         raise ValueError(f"x: expected (B, points, 2) or (B, points, 3), got shape {tuple(x.shape)}")

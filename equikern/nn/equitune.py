@@ -11,6 +11,7 @@ from ..actions import Action
 from ..core import checks
 from ..ops import orbit_mean, orbit_reduce
 from ..reductions import REDUCTIONS
+from ..views import FLOATS
 from .merging import Gathered, Merge, Output, Summed, reduced
 from .views import ActionSpec, OrbitModule, OutputSpec
 
@@ -76,7 +77,7 @@ class EquiTune(OrbitModule):
         integers = self.reduce in REDUCTIONS and REDUCTIONS[self.reduce].integers
         parts = len(self._parts(x))
         return self._merged(
-            x, lambda output: self._merge(output, parts), checks.INTEGERS if integers else checks.FLOATS
+            x, lambda output: self._merge(output, parts), checks.INTEGERS if integers else FLOATS
         )
 
     def _merge(self, output: Output, parts: int) -> Merge:

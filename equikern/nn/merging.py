@@ -79,7 +79,7 @@ class Output:
         if self._shape not in (None, shape):
             raise ValueError(
                 f"backbone: expected the same output shape for an image and the turned image (turned back), got "
-                f"{' and '.join(map(str, sorted([cast('tuple[int, ...]', self._shape), shape])))}"
+                f"{' and '.join(map(str, sorted([self._shape, shape])))}"
             )
         self._shape = shape
         return y, back.with_words([compose(word, turned_back) for word in back.views.words])

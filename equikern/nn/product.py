@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..actions import TokenAction
 from ..core import checks
 from ..ops import symmetrize
+from ..views import FLOATS
 from .commuting import check_commuting, looked_up, representatives
 from .multi import mean_of, named_actions, one_each
 from .views import ActionSpec, OrbitModule, action_of
@@ -99,7 +100,8 @@ class ProductEquiTune(nn.Module):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
         pairs = zip(self.inps, self.outs, strict=True)
-        self._terms = nn.ModuleList(OrbitModule(None, inp, out, views_per_forward) for inp, out in pairs)
+        self._factors = [OrbitModule(None, inp, out, views_per_forward) for inp, out in pairs]
+        self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
         self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))
         self.verified = verified
@@ -119,7 +121,7 @@ class ProductEquiTune(nn.Module):
         ):
             self.verify(x)
         total: Tensor | None = None
-        for i, one in enumerate(self._terms):
+        for i, one in enumerate(self._factors):
             z = x
             for j in range(len(self.inps)):
                 if j != i:
@@ -127,7 +129,7 @@ class ProductEquiTune(nn.Module):
             term = mean_of(one, z, lambda views: (self.backbone(views), None))
             if not isinstance(term, Tensor):
                 raise TypeError(f"backbone: expected one output tensor, got {type(term).__name__}")
-            for j, other in enumerate(self._terms):
+            for j, other in enumerate(self._factors):
                 if j != i:
                     term = symmetrize(term, other._tables(other.out))
             total = term if total is None else total + term
@@ -164,9 +166,9 @@ class ProductEquiTune(nn.Module):
         if c is None:
             if isinstance(self.inps[j], TokenAction):
                 return looked_up("x", self.get_buffer(f"_standing{j}"), x)
-            if x.dtype not in checks.FLOATS:
+            if x.dtype not in FLOATS:
                 raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
-            return symmetrize(x, self._terms[j]._tables(self.inps[j]))
+            return symmetrize(x, self._factors[j]._tables(self.inps[j]))
         z = c(x)
         if not isinstance(z, Tensor) or z.dim() == 0 or len(z) != len(x):
             got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__

@@ -13,6 +13,7 @@ from ..actions import Action, FieldAction, GroupAction, grid, trivial
 from ..coordinates import Coordinates
 from ..core import checks
 from ..ops.checked import orbit_some, undo_each
+from ..views import FLOATS
 from .merging import Gathered, Merge, Output
 from .tables import ActionTables
 
@@ -102,7 +103,7 @@ class OrbitModule(nn.Module):
         self,
         x: Tensor,
         make: MakeMerge,
-        dtypes: frozenset[torch.dtype] = checks.FLOATS,
+        dtypes: frozenset[torch.dtype] = FLOATS,
         call: Call | None = None,
     ) -> Any:
         """The merged outputs for a batch x: every output's views go to the merge that ``make`` gives for it."""

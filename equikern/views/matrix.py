@@ -89,4 +89,4 @@ class Matrix(Kind):
         return 0, views.codes, views.size, table_part(views, table), 0
 
 
-_FLAGS = ([], ["adjoint"], ["inverse"], ["inverse", "adjoint"])
+_FLAGS: tuple[list[str], ...] = ([], ["adjoint"], ["inverse"], ["inverse", "adjoint"])
