@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "plain"]
+__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "middle", "of_std", "plain"]
 
 LOGODD_EPS = 1e-6
 
 Spread = Callable[[Tensor], Tensor]
-# y and the result in the accumulator's dtype, the upstream gradient, what spreads a tensor over the views, and what adds
-# views up and scales the sum → the gradient of y.
+# y and the result in the accumulator's dtype, the upstream gradient, what spreads a tensor over the views, and what
+# adds views up and scales the sum → the gradient of y.
 Total = Callable[[Tensor, float], Tensor]
 Gradient = Callable[[Tensor, Tensor, Tensor, Spread, Total], Tensor]
 
@@ -87,7 +87,7 @@ def _of_logodd(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: T
     return torch.where(inside, spread(grad * slope / len(y)) / (p * (1 - p)), torch.zeros_like(y))
 
 
-def of_std(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
+def of_std(y: Tensor, _: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
     """``∂/∂y[g]`` of the population std: ``(y[g] − g·mean) / (|G| g·std)``, zero where std is zero."""
     order = len(y)
     centred = y
@@ -98,7 +98,6 @@ def of_std(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total
     flat = square <= 0
     factor = (grad / square.masked_fill(flat, 1.0).sqrt()).masked_fill(flat, 0.0)
     return centred * spread(factor)
-
 
 
 REDUCTIONS: dict[str, Reduction] = {
@@ -153,7 +152,7 @@ def _vote(v: Tensor) -> Tensor:
     count = torch.stack([(ordered == value).sum(0) for value in ordered])
     most, place = count.amax(0), torch.full_like(count[0], len(v))
     for k in reversed(range(len(v))):
-        place = torch.where(count[k] == most, k, place)
+        place = place.masked_fill(count[k] == most, k)
     return ordered.gather(0, place.unsqueeze(0)).squeeze(0)
 
 

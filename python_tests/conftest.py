@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import equikern
 import pytest
 import torch
-from cuda_blocks import Blocks, compile_blocks
 from equikern.backends import unavailable
+from helpers.cuda_blocks import Blocks, compile_blocks
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
@@ -27,7 +27,7 @@ settings.register_profile(
 )
 settings.load_profile("equikern")
 
-collect_ignore = [] if torch.cuda.is_available() else ["test_cuda_gpu.py"]
+collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
 
 
 def poisoned(t: Tensor) -> Tensor:

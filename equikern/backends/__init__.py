@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from functools import lru_cache
+from functools import cache
 from threading import Lock
 from types import TracebackType
 
@@ -22,7 +22,8 @@ __all__ = ["Backend", "active_backend", "kernels", "unavailable", "use_backend"]
 
 # By name: the module and its class. Triton's and the C++ module are imported where they are first asked for.
 BACKENDS = {"reference": "Reference", "cpu": "Cpu", "triton": "Triton", "cuda": "Cuda"}
-# By device type: the backends that serve it, best first. Plain torch serves every other one, and what none of these can.
+# By device type: the backends that serve it, best first; plain torch serves every other type, and where none of these
+# can run.
 DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 _stack: list[use_backend] = []  # those in force, the last one counts
@@ -30,7 +31,7 @@ _lock = Lock()
 _active: dict[str, Backend] = {}  # by device type; emptied when the choice changes
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> Backend:
     module = importlib.import_module(f".{name}", __package__)
     backend: Backend = getattr(module, BACKENDS[name])()

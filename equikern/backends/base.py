@@ -86,9 +86,7 @@ class Backend(ABC):
         """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
 
     @abstractmethod
-    def softmax_mean(
-        self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str
-    ) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
         """``out = 1/|G| Σ_g map_g(p_g)`` with p_g the softmax of y[g], or its logarithm."""
 
     @abstractmethod

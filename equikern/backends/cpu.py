@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..views import Views
+from ..views import EXACT, FLOATS, UNSIGNED, Views
 from .base import Backend
 
 try:
@@ -14,11 +14,10 @@ except ImportError as error:  # built without a C++ compiler, or not built at al
     _C = None  # type: ignore[assignment]
     _reason = str(error)
 else:
-    _FLOATS = {dtype: _C.DTYPES[str(dtype)[6:]] for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
-    _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    _DTYPES = {**_FLOATS, **{dtype: _C.DTYPES[f"bits{8 * dtype.itemsize}"] for dtype in _INTEGERS}}  # moved, never added
-    # Votes compare: as signed numbers but for these.
-    _VOTES = {**_DTYPES, **dict.fromkeys((torch.bool, torch.uint8), _C.DTYPES["uint8"])}
+    _FLOATS = {dtype: _C.DTYPES[str(dtype).removeprefix("torch.")] for dtype in FLOATS}
+    # Integers and bool are moved and never added; votes compare them, as signed numbers but for two.
+    _DTYPES = {**_FLOATS, **{dtype: _C.DTYPES[f"bits{8 * dtype.itemsize}"] for dtype in EXACT - FLOATS}}
+    _VOTES = {**_DTYPES, **dict.fromkeys(UNSIGNED, _C.DTYPES["uint8"])}
 
 __all__ = ["Cpu"]
 
@@ -136,9 +135,7 @@ class Cpu(Backend):
             _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
         )  # fmt: skip
 
-    def softmax_mean(
-        self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str
-    ) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
         """See ``Backend.softmax_mean``."""
         _C.softmax_mean(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), lse.data_ptr(), _views(views, table),

@@ -144,9 +144,7 @@ class Reference(Backend):
         best = v.gather(0, chosen.expand(1, *v.shape[1:])).squeeze(0)
         out.copy_(best if products else best.view(y.dtype))
 
-    def softmax_mean(
-        self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str
-    ) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
         """See ``Backend.softmax_mean``; "log_probs" means logarithms.
 
         ``lse[g, …]``, in the accumulator's dtype, is the logarithm of the sum of exponentials of each row.

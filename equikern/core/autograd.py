@@ -56,12 +56,12 @@ def laid_out(grad: Tensor, channels_last: int) -> Tensor:
 
 def orbit(x: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``scale · w_g · map_g(x)`` for every g: (*lead, H, W) → (|G|, *lead, H, W)."""
-    return _orbit(x, maps.code, maps.table(x), scale, weights)
+    return orbit_by(x, maps.code, maps.table(x), scale, weights)
 
 
 def total(y: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``scale · Σ_g w_g · map_g(y_g)``: (|G|, *lead, H, W) → (*lead, H, W)."""
-    return _total(y, maps.code, maps.table(y), scale, weights)
+    return total_by(y, maps.code, maps.table(y), scale, weights)
 
 
 def mean_plus(y: Tensor, plus: Tensor, maps: Maps) -> Tensor:
@@ -74,7 +74,7 @@ def mean_plus(y: Tensor, plus: Tensor, maps: Maps) -> Tensor:
 
 def symmetrize(x: Tensor, maps: Maps) -> Tensor:
     """``1/|G| Σ_g map_g(x)``: one tensor seen |G| times, so that the mean of its views is one kernel."""
-    return _symmetrize(x, maps.code, maps.table(x))
+    return symmetrize_by(x, maps.code, maps.table(x))
 
 
 def weighted_mean(y: Tensor, weights: Tensor, maps: Maps) -> Tensor:
@@ -87,22 +87,22 @@ def weighted_mean(y: Tensor, weights: Tensor, maps: Maps) -> Tensor:
 
 def dots(x: Tensor, y: Tensor, maps: Maps, weight_dims: int) -> Tensor:
     """``⟨map_g(x), y_g⟩`` over all but the first weight_dims dims of y."""
-    return _dots(x, y, maps.code, maps.table(y), weight_dims)
+    return dots_by(x, y, maps.code, maps.table(y), weight_dims)
 
 
 def take(y: Tensor, index: Tensor, maps: Maps) -> Tensor:
     """``map_i(y_i)`` for the chosen i = index."""
-    return _take(y, index, maps.code, maps.table(y))
+    return take_by(y, index, maps.code, maps.table(y))
 
 
 def put(x: Tensor, index: Tensor, maps: Maps) -> Tensor:
     """The adjoint of take by the adjoint maps: ``map_i(x)`` at i = index and zero at every other view."""
-    return _put(x, index, maps.code, maps.table(x))
+    return put_by(x, index, maps.code, maps.table(x))
 
 
 def act(x: Tensor, elements: Tensor, maps: Maps) -> Tensor:
     """``map_i(x)`` with i = elements, one for each entry of the dims that elements has: a sample's own element."""
-    return _act(x, elements, maps.code, maps.table(x))
+    return act_by(x, elements, maps.code, maps.table(x))
 
 
 def each(y: Tensor, axis: int, maps: Maps) -> Tensor:
@@ -113,19 +113,19 @@ def each(y: Tensor, axis: int, maps: Maps) -> Tensor:
     return act(y, elements, maps)
 
 
-def _orbit(x: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def orbit_by(x: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     if needs_grad(x, weights):
         return cast(Tensor, _Orbit.apply(x, weights, code, table, scale))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.orbit(x, code, table, scale, weights, None))
 
 
-def _total(y: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def total_by(y: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     if needs_grad(y, weights):
         return cast(Tensor, _Total.apply(y, weights, code, table, scale))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.reduce(y, code, table, "sum", scale, weights))
 
 
-def _symmetrize(x: Tensor, code: str, table: Tensor | None) -> Tensor:
+def symmetrize_by(x: Tensor, code: str, table: Tensor | None) -> Tensor:
     if needs_grad(x):
         return cast(Tensor, _Symmetrize.apply(x, code, table))  # type: ignore[no-untyped-call]
     return _symmetrized(x, code, table)
@@ -136,32 +136,32 @@ def _symmetrized(x: Tensor, code: str, table: Tensor | None) -> Tensor:
     return cast(Tensor, library.reduce(x.expand(order, *x.shape), code, table, "sum", 1.0 / order, None))
 
 
-def _dots(x: Tensor, y: Tensor, code: str, table: Tensor | None, weight_dims: int) -> Tensor:
+def dots_by(x: Tensor, y: Tensor, code: str, table: Tensor | None, weight_dims: int) -> Tensor:
     if needs_grad(x, y):
         return cast(Tensor, _Dots.apply(x, y, code, table, weight_dims))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.dot(x, y, code, table, weight_dims))
 
 
-def _orbit_dot(x: Tensor, y: Tensor, code: str, table: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+def orbit_dot_by(x: Tensor, y: Tensor, code: str, table: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted orbit of x and its dots with y, in one pass over both."""
     if needs_grad(x, y) or needs_grad(weights):
         return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, code, table))  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, code, table, weights))
 
 
-def _take(y: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
+def take_by(y: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
     if needs_grad(y):
         return cast(Tensor, _Take.apply(y, index, code, table))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.take(y, index, code, table))
 
 
-def _put(x: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
+def put_by(x: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
     if needs_grad(x):
         return cast(Tensor, _Put.apply(x, index, code, table))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.orbit(x, code, table, 1.0, None, index))
 
 
-def _act(x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor:
+def act_by(x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor:
     if needs_grad(x):
         return cast(Tensor, _Act.apply(x, elements, code, table))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.act(x, elements, code, table))
@@ -169,9 +169,7 @@ def _act(x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor
 
 class _Orbit(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weights: Tensor | None, code: str, table: Tensor | None, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor | None, code: str, table: Tensor | None, scale: float) -> Tensor:
         ctx.call = transposed(code), scale, library.channels_dim(x)
         if weights is not None or table is not None:
             ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights, table)
@@ -183,17 +181,15 @@ class _Orbit(Function):
         x, weights, table = ctx.saved_tensors or _NONE
         grad_x = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_x = laid_out(_total(grad, back, table, scale, weights), channels_last)
+            grad_x = laid_out(total_by(grad, back, table, scale, weights), channels_last)
         if ctx.needs_input_grad[1]:
-            grad_w = _dots(x, grad, transposed(back), table, weights.dim()) * scale
+            grad_w = dots_by(x, grad, transposed(back), table, weights.dim()) * scale
         return grad_x, grad_w, None, None, None
 
 
 class _Total(Function):
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, weights: Tensor | None, code: str, table: Tensor | None, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, y: Tensor, weights: Tensor | None, code: str, table: Tensor | None, scale: float) -> Tensor:
         ctx.call = transposed(code), scale, library.channels_dim(y, 1)
         if weights is not None or table is not None:
             ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights, table)
@@ -207,12 +203,12 @@ class _Total(Function):
         grad_y: Tensor | None = None
         grad_w: Tensor | None = None
         if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and scale == 1.0:
-            grad_y, grad_w = _orbit_dot(grad, y, back, table, weights)
+            grad_y, grad_w = orbit_dot_by(grad, y, back, table, weights)
         else:
             if ctx.needs_input_grad[0]:
-                grad_y = _orbit(grad, back, table, scale, weights)
+                grad_y = orbit_by(grad, back, table, scale, weights)
             if ctx.needs_input_grad[1]:
-                grad_w = _dots(grad, y, back, table, weights.dim()) * scale
+                grad_w = dots_by(grad, y, back, table, weights.dim()) * scale
         return grad_y, grad_w, None, None, None
 
 
@@ -228,7 +224,7 @@ class _Symmetrize(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
         (table,) = ctx.saved_tensors or (None,)
-        return _symmetrize(laid_out(grad, channels_last), back, table), None, None
+        return symmetrize_by(laid_out(grad, channels_last), back, table), None, None
 
 
 class _MeanPlus(Function):
@@ -245,9 +241,9 @@ class _MeanPlus(Function):
         (table,) = ctx.saved_tensors or (None,)
         grad_y = grad_plus = None
         if ctx.needs_input_grad[0]:
-            grad_y = _orbit(laid_out(grad, y_last), back, table, 1.0 / of(back).order)
+            grad_y = orbit_by(laid_out(grad, y_last), back, table, 1.0 / of(back).order)
         if ctx.needs_input_grad[1]:
-            grad_plus = _symmetrize(laid_out(grad, plus_last), back, table)
+            grad_plus = symmetrize_by(laid_out(grad, plus_last), back, table)
         return grad_y, grad_plus, None, None
 
 
@@ -267,11 +263,11 @@ class _WeightedMean(Function):
         shares = weights / whole
         grad_y: Tensor | None = None
         if not ctx.needs_input_grad[1]:
-            return _orbit(grad, back, table, 1.0, shares), None, None, None
+            return orbit_by(grad, back, table, 1.0, shares), None, None, None
         if ctx.needs_input_grad[0]:
-            grad_y, grad_shares = _orbit_dot(grad, y, back, table, shares)
+            grad_y, grad_shares = orbit_dot_by(grad, y, back, table, shares)
         else:
-            grad_shares = _dots(grad, y, back, table, weights.dim())
+            grad_shares = dots_by(grad, y, back, table, weights.dim())
         return grad_y, (grad_shares - (grad_shares * shares).sum(0)) / whole, None, None
 
 
@@ -286,8 +282,8 @@ class _Dots(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         x, y, table = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x = _total(y, transposed(ctx.code), table, 1.0, grad) if ctx.needs_input_grad[0] else None
-        grad_y = _orbit(x, ctx.code, table, 1.0, grad) if ctx.needs_input_grad[1] else None
+        grad_x = total_by(y, transposed(ctx.code), table, 1.0, grad) if ctx.needs_input_grad[0] else None
+        grad_y = orbit_by(x, ctx.code, table, 1.0, grad) if ctx.needs_input_grad[1] else None
         return grad_x, grad_y, None, None, None
 
 
@@ -307,11 +303,11 @@ class _OrbitDot(Function):
         grad_dots = grad_dots.contiguous()
         grad_x = grad_y = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_x = _total(grad_out, back, table, 1.0, weights) + _total(y, back, table, 1.0, grad_dots)
+            grad_x = total_by(grad_out, back, table, 1.0, weights) + total_by(y, back, table, 1.0, grad_dots)
         if ctx.needs_input_grad[1]:
-            grad_y = _orbit(x, code, table, 1.0, grad_dots)
+            grad_y = orbit_by(x, code, table, 1.0, grad_dots)
         if ctx.needs_input_grad[2]:
-            grad_w = _dots(x, grad_out, code, table, weights.dim())
+            grad_w = dots_by(x, grad_out, code, table, weights.dim())
         return grad_x, grad_y, grad_w, None, None
 
 
@@ -326,7 +322,7 @@ class _Take(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
         index, table = ctx.saved_tensors
-        return _put(laid_out(grad, channels_last), index, back, table), None, None, None
+        return put_by(laid_out(grad, channels_last), index, back, table), None, None, None
 
 
 class _Put(Function):
@@ -339,7 +335,7 @@ class _Put(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         index, table = ctx.saved_tensors
-        return _take(grad, index, ctx.back, table), None, None, None
+        return take_by(grad, index, ctx.back, table), None, None, None
 
 
 class _Act(Function):
@@ -353,4 +349,4 @@ class _Act(Function):
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
         elements, table = ctx.saved_tensors
-        return _act(laid_out(grad, channels_last), elements, back, table), None, None, None
+        return act_by(laid_out(grad, channels_last), elements, back, table), None, None, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -9,10 +11,12 @@ from torch.autograd import forward_ad
 from ..views import EXACT, FLOATS, UNSIGNED
 from ..views.grid import sides_named
 from ..views.maps import Acting, Maps
+from ..views.permutation import Permutation
 from ..views.tokens import IDS
 from . import autograd
 
 INTEGERS = EXACT - FLOATS
+A = TypeVar("A", bound=Acting)
 _MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
 
@@ -26,7 +30,7 @@ def _tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def acting(action: object) -> Acting:
+def acting(action: A) -> A:
     """An action."""
     if not isinstance(action, Acting):
         hint = f'; write grid("{action}")' if isinstance(action, str) else ""
@@ -81,8 +85,8 @@ def moved(action: Acting) -> str:
 
 
 def image(
-    name: str, x: object, action: object, dtypes: frozenset[torch.dtype], turns: bool = False
-) -> tuple[Tensor, Acting]:
+    name: str, x: object, action: A, dtypes: frozenset[torch.dtype], turns: bool = False
+) -> tuple[Tensor, A]:
     """An input (*lead, H, W) that the action can transform; with ``turns`` a rectangle may be turned."""
     x = _tensor(name, x)
     action = acting(action)
@@ -99,7 +103,7 @@ def image(
     return x, action
 
 
-def views(name: str, y: object, action: object, dtypes: frozenset[torch.dtype] = FLOATS) -> tuple[Tensor, Acting]:
+def views(name: str, y: object, action: A, dtypes: frozenset[torch.dtype] = FLOATS) -> tuple[Tensor, A]:
     """An orbit (|G|, *lead, H, W) that the action's inverses can transform back."""
     y = _tensor(name, y)
     action = acting(action)
@@ -165,7 +169,7 @@ def like_view(name: str, t: object, y: Tensor) -> Tensor:
     return t
 
 
-def logits(name: str, y: object, action: object) -> tuple[Tensor, Maps]:
+def logits(name: str, y: object, action: Acting) -> tuple[Tensor, Maps]:
     """Views of logits with the classes or words moved to the last dim, and the inverse maps of that dim.
 
     A softmax goes over the dim that the action permutes, or the last one under a trivial action.
@@ -189,7 +193,7 @@ def along_last(maps: Maps) -> Maps:
     """The same permutations of the last dim."""
     if maps.views.dim == -1:
         return maps
-    return Maps(maps.views.kind.along(maps.views, -1), maps.tables)
+    return Maps(Permutation.along(maps.views, -1), maps.tables)
 
 
 def keeps_rows(action: Acting) -> bool:
@@ -198,7 +202,7 @@ def keeps_rows(action: Acting) -> bool:
     return own.dims == 0 or (own.kind.name == "permutation" and own.dim == -1 and not own.signed)
 
 
-def scored_views(name: str, y: object, action: object, kind: str) -> tuple[Tensor, Acting]:
+def scored_views(name: str, y: object, action: A, kind: str) -> tuple[Tensor, A]:
     """Views whose rows are scored where they are chosen."""
     y, action = views(name, y, action)
     if not keeps_rows(action):

@@ -108,9 +108,7 @@ orbit = register(
     _orbit,
     lambda x, code, table, scale, weights, index: _orbit_empty(x, of(code)),
 )
-orbit_out = register(
-    "orbit_out(Tensor x, str views, Tensor? table, Tensor(a!) out) -> ()", _orbit_out, nothing
-)
+orbit_out = register("orbit_out(Tensor x, str views, Tensor? table, Tensor(a!) out) -> ()", _orbit_out, nothing)
 
 
 def _act_empty(x: Tensor, views: Views) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import kernels
-from ..views import Views, accumulator, of
+from ..views import accumulator, of
 from .library import checked, nothing, register, view_empty, written
 
 
@@ -25,9 +25,7 @@ def _softmax_mean_out(y: Tensor, code: str, table: Tensor | None, space: str, ou
     written(out)
 
 
-def _softmax_mean_backward(
-    grad: Tensor, y: Tensor, lse: Tensor, code: str, table: Tensor | None, space: str
-) -> Tensor:
+def _softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, code: str, table: Tensor | None, space: str) -> Tensor:
     out = y.new_empty(y.shape)
     kernels(y).softmax_mean_backward(grad, y, lse, out, checked(code, table, y), table, space)
     return out
@@ -70,9 +68,7 @@ def _score_select(y: Tensor, kind: str, code: str, table: Tensor | None, minimum
     return out, index
 
 
-def _score_select_out(
-    y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool, out: Tensor
-) -> Tensor:
+def _score_select_out(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool, out: Tensor) -> Tensor:
     index = _index_empty(y)
     kernels(y).score_select(y, out, index, checked(code, table, y), table, kind, minimum)
     written(out)

@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action
-from ..matrices import MatrixAction, MatrixSamples, matrix
-from ..ops import checks, orbit, orbit_mean, orbit_weighted_mean
+from ..actions import Action, MatrixAction, MatrixSamples, matrix
+from ..core import checks
+from ..ops import orbit, orbit_mean, orbit_weighted_mean
+from ..views import FLOATS, still
+from ..views.maps import Maps
+from .tables import ActionTables
 
 __all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
 
@@ -83,6 +86,8 @@ class CanonicalLambdaEquiTune(nn.Module):
         self.backbone = backbone
         self.canonical = canonical
         self.theta = _samples(theta)
+        self._tables = ActionTables([self.theta])
+        self._still = Action("still", Maps(still(self.theta.order).code))
         self.weight_net = weight_net
         self.out = out
         self.normalize: Literal["sum", "softmax"] | None = normalize
@@ -96,8 +101,7 @@ class CanonicalLambdaEquiTune(nn.Module):
             raise ValueError(
                 f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
             )
-        still = Action("still", ["."] * self.theta.order, ["."] * self.theta.order)
-        action = self.theta if self.undo else still
+        action = self._tables(self.theta) if self.undo else self._still
         raw = self._raw(poses, len(x))
         merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
         return merged if self.out == "invariant" else _turned(h, merged)
@@ -136,7 +140,7 @@ class CanonicalLambdaEquiTune(nn.Module):
     def _poses(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """θz for all θ as one batch (|Θ|·B, \\*, d), and h(x)."""
         h = self._frame(x)
-        return orbit(_turned(h.mT, x), self.theta).flatten(0, 1), h
+        return orbit(_turned(h.mT, x), self._tables(self.theta)).flatten(0, 1), h
 
     def _outputs(self, poses: Tensor, batch: int) -> Tensor:
         y = self.backbone(poses)
@@ -278,7 +282,7 @@ def _undefined(vectors: list[Tensor]) -> Tensor:
 def _coordinates(x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in checks.FLOATS:
+    if x.dtype not in FLOATS:
         raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 2 or x.shape[-1] not in (2, 3):
         raise ValueError(f"x: expected (B, points, 2) or (B, points, 3), got shape {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""The language of views: the one place that knows what a code such as ``hw Wh HW wH`` or ``permutation -1 9: . x`` says.
+"""The language of views: the one place that knows what a code such as ``hw Wh HW wH`` or ``tokens 9: . x`` says.
 
 Everybody else asks the object that ``of`` gives, which is made once and kept. One file a kind; a new kind is a file of
 its own beside its kernels, and a line of ``KINDS``.

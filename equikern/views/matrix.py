@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Kind, Views, accumulator, parts
+from .base import Kind, Views, parts
 
 __all__ = ["LARGEST", "Matrix", "matrix_table", "multiplied", "table_part"]
 
@@ -89,4 +89,4 @@ class Matrix(Kind):
         return 0, views.codes, views.size, table_part(views, table), 0
 
 
-_FLAGS = ([], ["adjoint"], ["inverse"], ["inverse", "adjoint"])
+_FLAGS: tuple[list[str], ...] = ([], ["adjoint"], ["inverse"], ["inverse", "adjoint"])

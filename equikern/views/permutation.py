@@ -75,9 +75,10 @@ class Permutation(Kind):
         """See ``Kind.written``."""
         return f"{self.name} {views.dim} {views.size}{' adjoint' * adjoint}: {' '.join(words)}"
 
-    def along(self, views: Views, dim: int) -> str:
+    @staticmethod
+    def along(views: Views, dim: int) -> str:
         """The code of the same permutations of another dim."""
-        return self.written(replace(views, dim=dim), views.words, views.adjoint, False)
+        return views.kind.written(replace(views, dim=dim), views.words, views.adjoint, False)
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
         """See ``Kind.table_shape``."""

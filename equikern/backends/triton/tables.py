@@ -76,7 +76,7 @@ def part(views: Views, table: Tensor) -> Tensor:
 
 
 def channels(views: Views, table: Tensor | None) -> Tensor | None:
-    """(2, |G|, n): the channel that each one of each view shows, and which one of it shows each; None without fields."""
+    """(2, |G|, n): the channel that each one of a view shows, and which of a view's shows it; None without fields."""
     if table is None:
         return None
     return _of(table, ("channels", views.adjoint), lambda: _aligned(table.flip(0) if views.adjoint else table))
