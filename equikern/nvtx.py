@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .backends import Kernels
+from .backends.base import Backend
+from .views import Views
 
 __all__ = ["Ranged", "moved", "ranged"]
 
@@ -48,7 +47,7 @@ class _NvtxRange:
         torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
 
 
-def ranged(kernels: Kernels) -> Kernels:
+def ranged(kernels: Backend) -> Backend:
     """The kernels with a range around each call if ``EQUIKERN_NVTX`` is 1, else the kernels themselves.
 
     On a torch build without CUDA the ranges go to ``torch.profiler``, which shows them on any machine.
@@ -59,64 +58,101 @@ def ranged(kernels: Kernels) -> Kernels:
     return Ranged(kernels, _NvtxRange if built_with_cuda else torch.profiler.record_function)
 
 
-class Ranged:
+class Ranged(Backend):
     """A backend whose kernels run inside ranges named ``equikern.<backend>.<kernel> shape dtype views bytes``."""
 
-    def __init__(self, kernels: Kernels, mark: Callable[[str], AbstractContextManager[object]]) -> None:
+    name = "ranged"
+
+    def __init__(self, kernels: Backend, mark: Callable[[str], AbstractContextManager[object]]) -> None:
         self._kernels = kernels
         self._mark = mark
-        self._prefix = "equikern." + str(getattr(kernels, "__name__", "")).rpartition(".")[2]
 
-    def _range(self, kernel: str, t: Tensor, maps: str, count: int) -> AbstractContextManager[object]:
+    def _range(self, kernel: str, t: Tensor, views: str, count: int) -> AbstractContextManager[object]:
         shape = "x".join(map(str, t.shape))
         dtype = str(t.dtype).removeprefix("torch.")
-        return self._mark(f"{self._prefix}.{kernel} {shape} {dtype} views [{maps}] {count} bytes")
+        return self._mark(f"equikern.{self._kernels.name}.{kernel} {shape} {dtype} views [{views}] {count} bytes")
 
     def orbit(
-        self, x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None
+        self,
+        x: Tensor,
+        out: Tensor,
+        views: Views,
+        table: Tensor | None,
+        scale: float,
+        weights: Tensor | None,
+        index: Tensor | None,
     ) -> None:
         """``orbit`` in a range that shows x's shape."""
-        with self._range("orbit", x, maps, moved(x, out, weights, index)):
-            self._kernels.orbit(x, out, maps, scale, weights, index)
+        with self._range("orbit", x, views.code, moved(x, out, weights, index)):
+            self._kernels.orbit(x, out, views, table, scale, weights, index)
 
     def reduce(
-        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
+        self,
+        y: Tensor,
+        out: Tensor,
+        views: Views,
+        table: Tensor | None,
+        op: str,
+        scale: float,
+        weights: Tensor | None,
+        plus: Tensor | None,
+        spread: Tensor | None,
     ) -> None:
         """``reduce`` in a range that shows the operation and y's shape."""
-        with self._range(f"reduce({op})", y, maps, moved(y, out, weights, other)):
-            self._kernels.reduce(y, out, maps, op, scale, weights, other)
+        with self._range(f"reduce({op})", y, views.code, moved(y, out, weights, plus, spread)):
+            self._kernels.reduce(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
-        self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        out: Tensor | None,
+        dots: Tensor,
+        views: Views,
+        table: Tensor | None,
+        weights: Tensor | None,
     ) -> None:
         """``orbit_dot`` in a range that shows y's shape."""
-        with self._range("orbit_dot", y, maps, moved(x, y, out, dots, weights)):
-            self._kernels.orbit_dot(x, y, out, dots, maps, weights)
+        with self._range("orbit_dot", y, views.code, moved(x, y, out, dots, weights)):
+            self._kernels.orbit_dot(x, y, out, dots, views, table, weights)
 
-    def select(self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+    def select(
+        self,
+        y: Tensor,
+        out: Tensor,
+        index: Tensor,
+        views: Views,
+        table: Tensor | None,
+        scores: Tensor | None,
+        minimum: bool,
+    ) -> None:
         """``select`` in a range that shows y's shape; only the chosen views count."""
-        with self._range("select" if scores is not None else "take", y, maps, moved(out, out, index, scores)):
-            self._kernels.select(y, out, index, maps, scores, minimum)
+        with self._range("select" if scores is not None else "take", y, views.code, moved(out, out, index, scores)):
+            self._kernels.select(y, out, index, views, table, scores, minimum)
 
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
         """``softmax_mean`` in a range that shows the space and y's shape."""
-        with self._range(f"softmax_mean({space})", y, maps, moved(y, out, lse)):
-            self._kernels.softmax_mean(y, out, lse, maps, space)
+        with self._range(f"softmax_mean({space})", y, views.code, moved(y, out, lse)):
+            self._kernels.softmax_mean(y, out, lse, views, table, space)
 
-    def softmax_mean_backward(self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
+    def softmax_mean_backward(
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+    ) -> None:
         """``softmax_mean_backward`` in a range that shows the space and y's shape."""
-        with self._range(f"softmax_mean_backward({space})", y, maps, moved(grad, y, lse, out)):
-            self._kernels.softmax_mean_backward(grad, y, lse, out, maps, space)
+        with self._range(f"softmax_mean_backward({space})", y, views.code, moved(grad, y, lse, out)):
+            self._kernels.softmax_mean_backward(grad, y, lse, out, views, table, space)
 
     def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
         """``score`` in a range that shows the kind and the logits' shape."""
         with self._range(f"score({kind})", logits, ".", moved(logits, out)):
             self._kernels.score(logits, out, kind)
 
-    def score_select(self, y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
+    def score_select(
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
+    ) -> None:
         """``score_select`` in a range that shows the kind and y's shape."""
-        with self._range(f"score_select({kind})", y, maps, moved(y, out, index)):
-            self._kernels.score_select(y, out, index, maps, kind, minimum)
+        with self._range(f"score_select({kind})", y, views.code, moved(y, out, index)):
+            self._kernels.score_select(y, out, index, views, table, kind, minimum)
 
     def cross_entropy(
         self,
@@ -124,15 +160,16 @@ class Ranged:
         target: Tensor,
         loss: Tensor,
         grad: Tensor | None,
-        maps: str,
+        views: Views,
+        table: Tensor | None,
         space: str,
         ignore_index: int,
         smoothing: float,
         scale: Tensor | None,
     ) -> None:
         """``cross_entropy`` in a range that shows the space and y's shape."""
-        with self._range(f"cross_entropy({space})", y, maps, moved(y, target, loss, grad)):
-            self._kernels.cross_entropy(y, target, loss, grad, maps, space, ignore_index, smoothing, scale)
+        with self._range(f"cross_entropy({space})", y, views.code, moved(y, target, loss, grad)):
+            self._kernels.cross_entropy(y, target, loss, grad, views, table, space, ignore_index, smoothing, scale)
 
     def unavailable(self, device: torch.device) -> str | None:
         """The backend's own answer."""

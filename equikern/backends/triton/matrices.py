@@ -18,6 +18,7 @@ from .compat import jit_kernel
 from .device import alone, combine, finish, outcome, prepare
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
 from .layout import Operand, contiguous_views, dense_like, known, operand
+from .orbits import same_lead
 from .selection import best
 from .tables import part
 
@@ -305,6 +306,8 @@ def orbit(
     """See ``Backend.orbit``."""
     if out.numel() == 0:
         return
+    if weights is not None and index is not None:
+        weights, index = same_lead(weights, index)
     mats = part(views, table)
     found = plan_orbit(scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     if found is not None:
