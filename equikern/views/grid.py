@@ -9,12 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .base import Kind, Views
 
-__all__ = ["Grid", "Still", "axes_of", "compose", "grid_code", "grid_words", "inverse_word", "turn_grid", "upright"]
+__all__ = [
+    "Grid",
+    "Numbers",
+    "Still",
+    "axes_of",
+    "compose",
+    "grid_code",
+    "grid_words",
+    "inverse_word",
+    "numbers",
+    "turn_grid",
+    "upright",
+]
 
 AXES = {2: "hw", 3: "dhw"}  # by the number of spatial dims
 
@@ -80,6 +93,43 @@ def grid_code(word: str) -> int:
         return (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word)
     first, second = ("dhw".index(letter.lower()) for letter in word[:2])
     return first + 4 * second + 16 * ("D" in word) + 32 * ("H" in word) + 64 * ("W" in word)
+
+
+class Numbers(NamedTuple):
+    """What views do to the axes d, h and w, for kernels that find every point on its own.
+
+    Attributes:
+        words: per view three bits for each output axis, d's the lowest: the input axis it reads, and 4 if backwards.
+        codes: per view what it does to h and w, as in ``grid_code``; without a meaning where d is moved, too.
+        planar: no view moves d.
+        moves: some view moves something.
+    """
+
+    words: tuple[int, ...]
+    codes: tuple[int, ...]
+    planar: bool
+    moves: bool
+
+
+@lru_cache(maxsize=1024)
+def numbers(words: tuple[str, ...]) -> Numbers:
+    """The views of a grid in numbers; ``.`` and words of two letters leave the axes in place that they do not name.
+
+    Example:
+        >>> numbers(("hw", "hW"))
+        Numbers(words=(136, 392), codes=(0, 4), planar=True, moves=True)
+    """
+    full = ["dhw" if word == "." else word.rjust(3, "d") for word in words]
+    bits = tuple(
+        sum(("dhw".index(letter.lower()) + 4 * letter.isupper()) << 3 * k for k, letter in enumerate(word))
+        for word in full
+    )
+    return Numbers(
+        bits,
+        tuple(grid_code(word[1:]) for word in full),
+        all(bit & 7 == 0 for bit in bits),
+        any(word != "dhw" for word in full),
+    )
 
 
 def grid_words(code: str, words: str) -> tuple[str, ...]:
