@@ -314,5 +314,5 @@ def _turned(h: Tensor, x: Tensor) -> Tensor:
 
     Not matmul, which autocast and TF32 would round.
     """
-    rows = h.reshape(len(h), *(1,) * (x.dim() - 2), *h.shape[1:])
+    rows = h.reshape(h.shape[0], *(1,) * (x.dim() - 2), *h.shape[1:])
     return (x.unsqueeze(-2).to(torch.promote_types(x.dtype, h.dtype)) * rows).sum(-1).to(x.dtype)
