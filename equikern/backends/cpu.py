@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from torch import Tensor
 
-from ..field_tables import grids, is_field, mixes, sources, targets
+from ..field_tables import grids, is_field, matrices, mixes, sources, targets
 from ..matrix_tables import multiplies
-from ..tables import entry, moved_dim, permutes, table
-from . import cpu_fields, cpu_matrices
+from ..matrix_tables import table as matrix_table
+from ..tables import moved_dim, permutes, table
+from .reference import accumulator
 
 try:
     from equikern import _C
 except ImportError as error:  # built without a C++ compiler, or not built at all
     _C = None  # type: ignore[assignment]
     _reason = str(error)
+else:
+    _KINDS, _OPS, _SPACES, _SCORES = _C.KINDS, _C.OPS, _C.SPACES, _C.SCORES
+    _DTYPES = {getattr(torch, name): code for name, code in _C.DTYPES.items() if hasattr(torch, name)}
+    for _dtype in (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64):
+        _DTYPES[_dtype] = _C.DTYPES[f"bits{8 * _dtype.itemsize}"]
 
-_FLOATS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_BITS = {1: 4, 2: 5, 4: 6, 8: 7}  # by element size: integers and bool are moved, never added
-_DTYPES = dict(_FLOATS)
-for _dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
-    _DTYPES[_dtype] = _BITS[_dtype.itemsize]
-_OPS = {
-    op: k for k, op in enumerate("sum max min gmean hmean tsharpen logodd std mean_std weighted_mean".split())
-}  # enum Op
-_SPACES = {"logits": 0, "probs": 1, "log_probs": 2}  # enum Space
-_KINDS = {"max_prob": 0, "entropy": 1, "margin": 2, "max": 3}  # enum ScoreKind
-_codes: dict[str, tuple[bytes, int]] = {}
-_spread_codes: dict[str, tuple[bytes, int]] = {}
-_inverses: dict[str, tuple[bytes, list[Tensor]]] = {}
-_token_maps: dict[str, tuple[bytes, bytes, Tensor]] = {}
+Views = tuple[int, int, bytes, int, int, int]
+_views: dict[tuple[str, bool, torch.dtype | None], tuple[Views, list[Tensor]]] = {}
+_inverses: dict[str, Tensor] = {}
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -43,91 +36,94 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def _parsed(maps: str, spreads: bool = False) -> tuple[bytes, int]:
-    """What the native module calls codes and spatial: what each view does, and to which dims.
-
-    ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
-    """
-    known = _spread_codes if spreads else _codes
-    found = known.get(maps)
-    if found is None:
-        words = maps.split(" ")
-        if is_field(maps):
-            channels = (targets if spreads else sources)(maps)
-            codes, spatial = _parsed(grids(maps))
-            found = known[maps] = (codes + channels.numpy().tobytes(), spatial + 256 * channels.shape[1])
-            return found
-        if permutes(maps):
-            found = known[maps] = (b"".join(map(_moves, words)), moved_dim(words[0]))
-            return found
-        spatial = 0 if words[0] == "." else len(words[0])
-        found = known[maps] = (bytes(map(cpu_fields.volume_code if spatial == 3 else _image_code, words)), spatial)
-    return found
-
-
 def _image_code(word: str) -> int:
     """See ``csrc/grid_index.h``."""
     return 0 if word == "." else (word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word)
 
 
-def _moves(word: str) -> bytes:
-    """A struct Moves of ``csrc/cpu/problem.h``; it points into the register, which keeps its entries."""
-    view = entry(word)
-    return _packed(view.positions, view.sources, bool((view.sources < 0).any()))
+def _volume_code(word: str) -> int:
+    """See ``csrc/cpu/boxes.h``; of an image as a volume of one plane."""
+    word = word.rjust(3, "d")
+    axes = ["dhw".index(letter.lower()) for letter in word]
+    return axes[0] + 4 * axes[1] + 16 * ("D" in word) + 32 * ("H" in word) + 64 * ("W" in word)
 
 
-def _packed(positions: Tensor, sources: Tensor, signed: bool) -> bytes:
-    return struct.pack("4q", positions.data_ptr(), sources.data_ptr(), len(positions), signed)
+def _parsed(maps: str, dtype: torch.dtype, spreads: bool = False) -> Views:
+    """The views as ``_C.pyi`` describes them.
+
+    ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
+    """
+    computed = multiplies(maps) or mixes(maps)
+    key = maps, spreads, accumulator(dtype) if computed else None
+    found = _views.get(key)
+    if found is None:
+        found = _views[key] = _described(maps, dtype, spreads)
+    return found[0]
 
 
-def _along_rows(maps: str) -> tuple[bytes, bytes]:
-    """The Moves of every view of a row and of its inverse, none for words that leave the row in place."""
+def _described(maps: str, dtype: torch.dtype, spreads: bool) -> tuple[Views, list[Tensor]]:
+    words = maps.split(" ")
+    still = bytes(len(words))
+    if multiplies(maps):
+        mats = matrix_table(maps).on(torch.device("cpu"), accumulator(dtype))
+        return (_KINDS["matrix"], 0, still, mats.shape[-1], mats.data_ptr(), 0), [mats]
+    if mixes(maps):
+        mats = matrix_table(matrices(maps)).on(torch.device("cpu"), accumulator(dtype))
+        grid = grids(maps).split(" ")
+        codes = bytes(map(_volume_code, grid))
+        return (_KINDS["mixed"], len(grid[0]), codes, mats.shape[-1], mats.data_ptr(), 0), [mats]
+    if is_field(maps):
+        channels = (targets if spreads else sources)(maps).contiguous()
+        (_, sides, codes, *_rest), _ = _described(grids(maps), dtype, spreads)
+        return (_KINDS["field"], sides, codes, channels.shape[1], channels.data_ptr(), 0), [channels]
+    if permutes(maps):
+        found = table(maps)
+        assert found is not None
+        if maps[0] == "t":
+            whole = found.whole
+            return (_KINDS["tokens"], 0, still, whole.shape[1], whole.data_ptr(), 0), [whole]
+        moves, minus = (found.sources != found.positions).any(1), (found.sources < 0).any(1)
+        codes = bytes((moves.int() + minus.int()).tolist())
+        kept = [found.sources.contiguous(), found.positions]
+        addresses = [t.data_ptr() for t in kept]
+        views = (_KINDS["permutation"], -moved_dim(words[0]), codes, len(found.positions), addresses[0], addresses[1])
+        return views, kept
+    if words[0] == ".":
+        return (_KINDS["still"], 0, still, 0, 0, 0), []
+    sides = len(words[0])
+    return (_KINDS["grid"], sides, bytes(map(_volume_code if sides == 3 else _image_code, words)), 0, 0, 0), []
+
+
+def _inverse(maps: str) -> int:
+    """The address of the sources of the inverse permutations, at the same positions."""
     if not permutes(maps):
-        nothing = bytes(32 * (maps.count(" ") + 1))
-        return nothing, nothing
+        return 0
     found = _inverses.get(maps)
     if found is None:
-        packed, kept = b"", []
-        for word in maps.split(" "):
-            view = entry(word)
-            positions, order = view.sources.sort()  # what is moved from somewhere is moved to there, too
-            kept += [positions, view.positions[order]]
-            packed += _packed(kept[-2], kept[-1], False)
-        found = _inverses[maps] = (packed, kept)
-    return _parsed(maps)[0], found[0]
-
-
-def _token_map(maps: str) -> tuple[bytes, bytes, Tensor]:
-    """A code for each view, Moves with all its ids, and the (|G|, V) tensor that they point to."""
-    found = _token_maps.get(maps)
-    if found is None:
-        whole = table(maps).whole  # type: ignore[union-attr]  # they are maps of tokens
-        moves = b"".join(_packed(row[:0], row, False) for row in whole)
-        found = _token_maps[maps] = (bytes(len(whole)), moves, whole)
-    return found
+        own = table(maps)
+        assert own is not None
+        places = torch.searchsorted(own.positions, own.sources)
+        found = _inverses[maps] = torch.empty_like(own.sources).scatter_(
+            1, places, own.positions.expand_as(own.sources)
+        )
+    return found.data_ptr()
 
 
 def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
     """See ``reference.orbit``."""
-    if multiplies(maps):
-        return cpu_matrices.orbit(x, out, maps, scale, weights, index)
-    if mixes(maps):
-        return cpu_fields.orbit(x, out, maps, scale, weights, index)
     if maps[0] == "t":
-        views, tokens, whole = _token_map(maps)
         _C.tokens(
-            x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), views, _DTYPES[x.dtype], tokens,
-            whole.shape[1], torch.get_num_threads(),
+            x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), _parsed(maps, x.dtype), _DTYPES[x.dtype],
+            0, 0, torch.get_num_threads(),
         )  # fmt: skip
         return
-    codes, dims = _parsed(maps, spreads=True)
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
     at_index = 0
     if index is not None:
         at_index, keep = index.data_ptr(), index.dim()
     _C.orbit(
-        x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), codes, dims, _DTYPES[x.dtype], scale,
-        at_weights, at_index, keep, torch.get_num_threads(),
+        x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), _parsed(maps, x.dtype, True),
+        _DTYPES[x.dtype], scale, at_weights, at_index, keep, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -135,79 +131,66 @@ def reduce(
     y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
 ) -> None:
     """See ``reference.reduce``."""
-    if multiplies(maps):
-        return cpu_matrices.reduce(y, out, maps, op, scale, weights, other)
-    if mixes(maps):
-        return cpu_fields.reduce(y, out, maps, op, scale, weights, other)
-    codes, dims = _parsed(maps)
+    if op == "weighted_mean" and weights is not None and (multiplies(maps) or mixes(maps)):
+        weights, op = weights / weights.sum(0), "sum"
     at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
-    at_other, other_strides = (0, ()) if other is None else (other.data_ptr(), other.stride())
+    nothing: tuple[int, tuple[int, ...]] = 0, ()
+    given = nothing if other is None else (other.data_ptr(), other.stride())
+    plus, spread = (nothing, given) if op == "mean_std" else (given, nothing)
     _C.reduce(
-        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), at_other, other_strides, codes, dims,
-        _FLOATS[y.dtype], _OPS[op], scale, at_weights, keep, torch.get_num_threads(),
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), *plus, *spread, _parsed(maps, y.dtype),
+        _DTYPES[y.dtype], _OPS[op], scale, at_weights, keep, torch.get_num_threads(),
     )  # fmt: skip
 
 
 def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
     """See ``reference.orbit_dot``."""
-    if multiplies(maps):
-        return cpu_matrices.orbit_dot(x, y, out, dots, maps, weights)
-    if mixes(maps):
-        return cpu_fields.orbit_dot(x, y, out, dots, maps, weights)
-    codes, dims = _parsed(maps, spreads=True)
     at_out, out_strides = (0, ()) if out is None else (out.data_ptr(), out.stride())
     _C.orbit_dot(
-        x.data_ptr(), x.shape, x.stride(), y.data_ptr(), y.stride(), at_out, out_strides, dots.data_ptr(), codes, dims,
-        _FLOATS[y.dtype], 0 if weights is None else weights.data_ptr(), dots.dim() - 1, torch.get_num_threads(),
+        x.data_ptr(), x.shape, x.stride(), y.data_ptr(), y.stride(), at_out, out_strides, dots.data_ptr(),
+        _parsed(maps, y.dtype, True), _DTYPES[y.dtype], 0 if weights is None else weights.data_ptr(), dots.dim() - 1,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
     """See ``reference.select``."""
-    if multiplies(maps):
-        return cpu_matrices.select(y, out, index, maps, scores, minimum)
-    if mixes(maps):
-        return cpu_fields.select(y, out, index, maps, scores, minimum)
-    codes, dims = _parsed(maps)
     at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
     _C.select(
-        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), codes, dims,
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), _parsed(maps, y.dtype),
         _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
     )  # fmt: skip
 
 
 def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None:
     """See ``reference.softmax_mean``."""
-    moves, _ = _along_rows(maps)
     _C.softmax_mean(
-        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), lse.data_ptr(), moves, _FLOATS[y.dtype],
-        _SPACES[space], torch.get_num_threads(),
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), lse.data_ptr(), _parsed(maps, y.dtype),
+        _DTYPES[y.dtype], _SPACES[space], torch.get_num_threads(),
     )  # fmt: skip
 
 
 def softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
     """See ``reference.softmax_mean_backward``."""
-    moves, inverse = _along_rows(maps)
     _C.softmax_mean_backward(
         grad.data_ptr(), grad.stride(), y.data_ptr(), y.shape, y.stride(), lse.data_ptr(), out.data_ptr(), out.stride(),
-        moves, inverse, _FLOATS[y.dtype], _SPACES[space], torch.get_num_threads(),
+        _parsed(maps, y.dtype), _inverse(maps), _DTYPES[y.dtype], _SPACES[space], torch.get_num_threads(),
     )  # fmt: skip
 
 
 def score(logits: Tensor, out: Tensor, kind: str) -> None:
     """See ``reference.score``."""
     _C.score(
-        logits.data_ptr(), logits.shape, logits.stride(), out.data_ptr(), _FLOATS[logits.dtype], _KINDS[kind],
+        logits.data_ptr(), logits.shape, logits.stride(), out.data_ptr(), _DTYPES[logits.dtype], _SCORES[kind],
         torch.get_num_threads(),
     )  # fmt: skip
 
 
 def score_select(y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
     """See ``reference.score_select``."""
-    moves, _ = _along_rows(maps)
     _C.score_select(
-        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), moves, _FLOATS[y.dtype],
-        _KINDS[kind], minimum, torch.get_num_threads(),
+        y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), _parsed(maps, y.dtype),
+        _DTYPES[y.dtype], _SCORES[kind], minimum, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -223,10 +206,9 @@ def cross_entropy(
     scale: Tensor | None,
 ) -> None:
     """See ``reference.cross_entropy``."""
-    moves, inverse = _along_rows(maps)
     at_grad, grad_strides = (0, ()) if grad is None else (grad.data_ptr(), grad.stride())
     _C.cross_entropy(
-        y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), at_grad, grad_strides, moves, inverse,
-        _FLOATS[y.dtype], _SPACES[space], ignore_index, smoothing, 1.0 if scale is None else scale.item(),
-        torch.get_num_threads(),
+        y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), at_grad, grad_strides,
+        _parsed(maps, y.dtype), _inverse(maps), _DTYPES[y.dtype], _SPACES[space], ignore_index, smoothing,
+        1.0 if scale is None else scale.item(), torch.get_num_threads(),
     )  # fmt: skip
