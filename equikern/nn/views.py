@@ -34,10 +34,10 @@ class OrbitModule(nn.Module):
     """
 
     def __init__(
-        self, backbone: Callable[[Tensor], Any] | None, inp: ActionSpec, out: OutputSpec, views_per_forward: int | None
+        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None
     ) -> None:
         super().__init__()
-        if backbone is not None and not callable(backbone):
+        if not callable(backbone):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         if views_per_forward is not None:
             if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
@@ -62,7 +62,6 @@ class OrbitModule(nn.Module):
 
     def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
         """The model on one batch of views, and what it says of each of them, (n·B,), that the merge needs."""
-        assert self.backbone is not None
         return self.backbone(views), None
 
     def _beside(self, outputs: Any, beside: Tensor | None) -> Tensor | None:

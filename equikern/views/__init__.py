@@ -20,7 +20,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# A dict, which the compiler looks things up in, where it would trace what a cached function does.
+# A dict, in which the compiler looks things up, where it would trace what a cached function does.
 _known: dict[str, Views] = {}
 _MOST = 4096  # codes: those of long-running programs are few
 
@@ -52,6 +52,11 @@ def _learnt(code: str) -> Views:
     for other in (views.back, views.undo):
         of(other)
     return views
+
+
+# What torch.compiler.assume_constant_result says, which would import the compiler. Without it a code that is new inside
+# a compiled function breaks the graph there.
+_learnt._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def transposed(code: str) -> str:
