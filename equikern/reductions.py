@@ -150,7 +150,7 @@ def _median(v: Tensor) -> Tensor:
 def _vote(v: Tensor) -> Tensor:
     ordered = v.sort(0).values
     count = torch.stack([(ordered == value).sum(0) for value in ordered])
-    most, place = count.amax(0), torch.full_like(count[0], len(v))
+    most, place = count.amax(0), torch.zeros_like(count[0])
     for k in reversed(range(len(v))):
         place = place.masked_fill(count[k] == most, k)
     return ordered.gather(0, place.unsqueeze(0)).squeeze(0)

@@ -20,8 +20,8 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# A dict, in which the compiler looks things up, where it would trace what a cached function does. (It does not follow how
-# a code is parsed, so wrappers see to it that theirs are known.)
+# A dict, in which the compiler looks things up, where it would trace what a cached function does. (It does not follow
+# how a code is parsed, so wrappers see to it that theirs are known.)
 _known: dict[str, Views] = {}
 _MOST = 4096  # codes: those of long-running programs are few
 
