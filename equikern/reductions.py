@@ -87,7 +87,7 @@ def _of_logodd(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: T
     return torch.where(inside, spread(grad * slope / len(y)) / (p * (1 - p)), torch.zeros_like(y))
 
 
-def of_std(y: Tensor, _: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
+def of_std(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
     """``∂/∂y[g]`` of the population std: ``(y[g] − g·mean) / (|G| g·std)``, zero where std is zero."""
     order = len(y)
     centred = y
