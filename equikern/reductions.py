@@ -87,7 +87,7 @@ def _of_logodd(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: T
     return torch.where(inside, spread(grad * slope / len(y)) / (p * (1 - p)), torch.zeros_like(y))
 
 
-def of_std(y: Tensor, _: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
+def of_std(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
     """``∂/∂y[g]`` of the population std: ``(y[g] − g·mean) / (|G| g·std)``, zero where std is zero."""
     order = len(y)
     centred = y
@@ -150,7 +150,7 @@ def _median(v: Tensor) -> Tensor:
 def _vote(v: Tensor) -> Tensor:
     ordered = v.sort(0).values
     count = torch.stack([(ordered == value).sum(0) for value in ordered])
-    most, place = count.amax(0), torch.full_like(count[0], len(v))
+    most, place = count.amax(0), torch.zeros_like(count[0])
     for k in reversed(range(len(v))):
         place = place.masked_fill(count[k] == most, k)
     return ordered.gather(0, place.unsqueeze(0)).squeeze(0)

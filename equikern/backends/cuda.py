@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..buildinfo import build_info
 from ..views import Views
 from . import choice
 from .triton import Triton
@@ -156,8 +157,6 @@ class Cuda(Triton):
             return f"CUDA kernels run on CUDA tensors, not on {device.type}: move them, or use another backend"
         if torch.version.hip is not None:
             return "CUDA kernels do not run on ROCm: use the backend 'triton'"
-        from ..buildinfo import build_info
-
         info = build_info()
         if not info.native:
             return f"equikern was installed without its C++ part: {info.reason}"

@@ -23,6 +23,12 @@ __all__ = ["Extremum", "Gathered", "Merge", "Output", "Selected", "Summed", "Wei
 Normalize = Literal["sum", "softmax"] | None
 
 
+def unturned(words: Sequence[str]) -> list[str]:
+    """What is left to undo of some views where their sides have been put upright."""
+    turned_back = inverse_word(upright(words[0]))
+    return [compose(word, turned_back) for word in words]
+
+
 class Output:
     """How one output of the backbone transforms, for images of one size.
 
@@ -73,8 +79,7 @@ class Output:
                 )
             return y, back
         # Turned views are laid beside the upright ones by exchanging their sides, which leaves only flips to undo.
-        sides = upright(back.views.words[0])
-        y, turned_back = turn_grid(y, sides), inverse_word(sides)
+        y = turn_grid(y, upright(back.views.words[0]))
         shape = tuple(y.shape[1:])
         if self._shape not in (None, shape):
             raise ValueError(
@@ -82,7 +87,7 @@ class Output:
                 f"{' and '.join(map(str, sorted([self._shape, shape])))}"
             )
         self._shape = shape
-        return y, back.with_words([compose(word, turned_back) for word in back.views.words])
+        return y, back.with_words(unturned(back.views.words))
 
     def finished(self, merged: Tensor) -> Tensor:
         """The merged output as the user knows it."""

@@ -171,8 +171,9 @@ class Still(Kind):
     def parse(self, code: str) -> Views:
         """See ``Kind.parse``."""
         words = tuple(code.split(" "))
-        if set(words) != {"."}:
-            raise ValueError(f"words: expected the letters h and w once each, or '.' throughout, got {code[:80]!r}")
+        for g, word in enumerate(words):
+            if word != ".":
+                raise ValueError(f"words[{g}]: expected '.' throughout, like the first one, got {word!r}")
         return Views(code, self, words, codes=bytes(len(words)))
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:

@@ -94,13 +94,12 @@ class Maps:
         views = self.views
         if len(elements) == views.order and all(g == k for k, g in enumerate(elements)):
             return self
-        code = views.kind.written(views, [views.words[g] for g in elements], views.adjoint, views.inverse)
-        return Maps(code, Tables(*(views.kind.subtable(t, elements) for t in self.tables.own)))
+        own = (views.kind.subtable(t, elements) for t in self.tables.own)
+        return Maps(views.with_words([views.words[g] for g in elements]), Tables(*own))
 
     def with_words(self, words: Sequence[str]) -> Maps:
         """The same with other words for the grid."""
-        views = self.views
-        return Maps(views.kind.written(views, words, views.adjoint, views.inverse), self.tables)
+        return Maps(self.views.with_words(words), self.tables)
 
     def with_tables(self, *own: Tensor) -> Maps:
         """The same with the table somewhere else, as in a module's buffers."""

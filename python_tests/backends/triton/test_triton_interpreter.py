@@ -440,7 +440,7 @@ else:
     def test_tuned_launches_give_the_same_bits(size: int) -> None:
         from equikern.backends.triton import launch, orbits, reductions, selection
         from equikern.backends.triton.layout import known, operand
-        from equikern.tuning import Choice
+        from equikern.backends.tuning import Choice
 
         x, y, index = torch.rand(1, size, size), torch.rand(4, 1, size, size), torch.tensor([2])
         weights = torch.rand(4, 1)

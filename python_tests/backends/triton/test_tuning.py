@@ -15,7 +15,7 @@ import equikern
 import pytest
 import torch
 from equikern import EquiTune, grid, orbit, orbit_mean, orbit_weighted_mean, tuned, warmup
-from equikern.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
+from equikern.backends.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
 from torch import Tensor, nn
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -34,7 +34,7 @@ def test_tuned_is_a_switch_and_a_block() -> None:
 
 
 def test_the_environment_switches_it_on() -> None:
-    code = "import equikern.tuning as t; print(t.is_tuned())"
+    code = "import equikern.backends.tuning as t; print(t.is_tuned())"
     done = subprocess.run([sys.executable, "-c", code], env={"EQUIKERN_TUNE": "1"}, capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
 
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
 WRITER = """
 import sys, json
 from pathlib import Path
-from equikern.tuning import Choice, Winners
+from equikern.backends.tuning import Choice, Winners
 winners = Winners(["GPU"], Path(sys.argv[1]))
 for k in range(100):
     winners.keep(f"{sys.argv[2]}{k}", Choice(1, 0))
@@ -193,7 +193,7 @@ sys.path.insert(0, sys.argv[1])
 from helpers.triton_audit import build
 from equikern.backends.triton.compat import compile_kernel
 from equikern.backends.triton.tune import same_launch
-from equikern.tuning import candidates
+from equikern.backends.tuning import candidates
 for case in ("mean d4 bf16 32x32", "orbit d4 fp16 7x7", "select c4 fp64 37x37"):
     plan = build(case)
     for p in candidates(plan.variant, same_launch).values():

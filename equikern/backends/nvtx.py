@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from .backends.base import Backend
-from .views import Views
+from ..views import Views
+from .base import Backend
 
 __all__ = ["Ranged", "moved", "ranged"]
 
