@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..views import Views
-from .base import Backend
+from .base import Backend, Maybe
 
 __all__ = ["Ranged", "moved", "ranged"]
 
 
-def moved(*tensors: Tensor | None) -> int:
+def moved(*tensors: Maybe) -> int:
     """Bytes of the tensors' distinct elements: a dim that was expanded counts once.
 
     Example:
@@ -73,14 +73,7 @@ class Ranged(Backend):
         return self._mark(f"equikern.{self._kernels.name}.{kernel} {shape} {dtype} views [{views}] {count} bytes")
 
     def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
         """``orbit`` in a range that shows x's shape."""
         with self._range("orbit", x, views.code, moved(x, out, weights, index)):
@@ -91,52 +84,38 @@ class Ranged(Backend):
         y: Tensor,
         out: Tensor,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         op: str,
         scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
     ) -> None:
         """``reduce`` in a range that shows the operation and y's shape."""
         with self._range(f"reduce({op})", y, views.code, moved(y, out, weights, plus, spread)):
             self._kernels.reduce(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
         """``orbit_dot`` in a range that shows y's shape."""
         with self._range("orbit_dot", y, views.code, moved(x, y, out, dots, weights)):
             self._kernels.orbit_dot(x, y, out, dots, views, table, weights)
 
     def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
         """``select`` in a range that shows y's shape; only the chosen views count."""
         with self._range("select" if scores is not None else "take", y, views.code, moved(out, out, index, scores)):
             self._kernels.select(y, out, index, views, table, scores, minimum)
 
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         """``softmax_mean`` in a range that shows the space and y's shape."""
         with self._range(f"softmax_mean({space})", y, views.code, moved(y, out, lse)):
             self._kernels.softmax_mean(y, out, lse, views, table, space)
 
     def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
         """``softmax_mean_backward`` in a range that shows the space and y's shape."""
         with self._range(f"softmax_mean_backward({space})", y, views.code, moved(grad, y, lse, out)):
@@ -148,7 +127,7 @@ class Ranged(Backend):
             self._kernels.score(logits, out, kind)
 
     def score_select(
-        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
         """``score_select`` in a range that shows the kind and y's shape."""
         with self._range(f"score_select({kind})", y, views.code, moved(y, out, index)):
@@ -159,13 +138,13 @@ class Ranged(Backend):
         y: Tensor,
         target: Tensor,
         loss: Tensor,
-        grad: Tensor | None,
+        grad: Maybe,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         space: str,
         ignore_index: int,
         smoothing: float,
-        scale: Tensor | None,
+        scale: Maybe,
     ) -> None:
         """``cross_entropy`` in a range that shows the space and y's shape."""
         with self._range(f"cross_entropy({space})", y, views.code, moved(y, target, loss, grad)):

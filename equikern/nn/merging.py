@@ -266,10 +266,7 @@ class Selected(Merge):
         assert beside is not None
         y, back = self.output.upright(y, elements)
         acting = _action(self.output.action.name, back)
-        found, index = cast(
-            "tuple[Tensor, Tensor]",
-            orbit_select(y, beside, acting, gradient=None, return_index=True),
-        )
+        found, index = cast("tuple[Tensor, Tensor]", orbit_select(y, beside, acting, gradient=None, return_index=True))
         score = beside.gather(0, index.unsqueeze(0)).squeeze(0)
         element = torch.tensor(list(elements), device=index.device)[index]
         if self.best is None:

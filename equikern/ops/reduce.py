@@ -20,11 +20,7 @@ Op = Literal["sum", "max", "min", "gmean", "hmean", "std", "mean_std", "tsharpen
 
 
 def orbit_reduce(
-    y: Tensor,
-    action: Action,
-    op: Op,
-    *,
-    out: Tensor | tuple[Tensor, Tensor] | None = None,
+    y: Tensor, action: Action, op: Op, *, out: Tensor | tuple[Tensor, Tensor] | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Undo each view's transform and merge the |G| values of every element, in one pass.
 
@@ -152,7 +148,7 @@ class _Reduce(Function):
 
 def _of_median(y: Tensor, grad: Tensor, code: str, table: Tensor | None) -> Tensor:
     """Half of the gradient to each of the two middle values, shared by all views that have it."""
-    elements = torch.arange(len(y), device=y.device)
+    elements = torch.arange(y.shape[0], device=y.device)
     v = library.act(y, elements, code, table) if of(code).dims else y
     shares = torch.zeros_like(v)
     for value in middle(v):
