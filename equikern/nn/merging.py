@@ -49,8 +49,7 @@ class Output:
         turned: bool,
         dtypes: frozenset[torch.dtype],
     ) -> None:
-        self.action, self.coordinates, self.size = action, coordinates, size
-        self.turned = turned and action.sides > 0
+        self.action, self.coordinates, self.size, self.turned = action, coordinates, size, turned
         self.dtypes = dtypes
         self._shape: tuple[int, ...] | None = None
 
@@ -70,24 +69,24 @@ class Output:
                 'an output without spatial dims takes "trivial"'
             )
         back = action.inverse_maps.subset(elements)
-        if not self.turned:
-            if not action.views.keeps(y.shape):
-                sides = "cubic" if action.sides == 3 else "square"
-                raise ValueError(
-                    f"backbone: expected {sides} outputs for a {sides} input under {action.name!r}, got "
-                    f"{'×'.join(map(str, y.shape[-action.sides :]))}"
-                )
-            return y, back
-        # Turned views are laid beside the upright ones by exchanging their sides, which leaves only flips to undo.
-        y = turn_grid(y, upright(back.views.words[0]))
+        if not self.turned and not action.views.keeps(y.shape):
+            sides = "cubic" if action.sides == 3 else "square"
+            raise ValueError(
+                f"backbone: expected {sides} outputs for a {sides} input under {action.name!r}, got "
+                f"{'×'.join(map(str, y.shape[-action.sides :]))}"
+            )
+        if self.turned and action.sides:
+            # Turned views are laid beside the upright ones by exchanging their sides: that leaves only flips to undo.
+            y = turn_grid(y, upright(back.views.words[0]))
+            back = back.with_words(unturned(back.views.words))
         shape = tuple(y.shape[1:])
-        if self._shape not in (None, shape):
+        if self.turned and self._shape not in (None, shape):
             raise ValueError(
                 f"backbone: expected the same output shape for an image and the turned image (turned back), got "
                 f"{' and '.join(map(str, sorted([self._shape, shape])))}"
             )
         self._shape = shape
-        return y, back.with_words(unturned(back.views.words))
+        return y, back
 
     def finished(self, merged: Tensor) -> Tensor:
         """The merged output as the user knows it."""
@@ -157,7 +156,7 @@ class _Streamed(Merge):
     def _plus(self, term: Tensor) -> None:
         if self.total is None:
             self.total = term
-        elif self.total.requires_grad or term.requires_grad:
+        elif self.total.requires_grad or term.requires_grad or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.total = self.total + term
         else:
             self.total += term
@@ -184,7 +183,7 @@ class Summed(_Streamed):
         """See ``Merge.add``."""
         y, back = self._wide(y, elements)
         if self.prepare is not None:
-            y = self.prepare(y, self.output.action)
+            y = self.prepare(y, _action(self.output.action.name, back))
         self._plus(autograd.total(y, back, self.scale))
 
     def result(self) -> Tensor:

@@ -94,10 +94,11 @@ def _differentiable(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Te
 
 
 def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor]:
-    """Differentiable in two steps: every view transformed back, in wide precision, then the reduction of what lies
-    there. The derivatives need to know values that the kernel keeps to itself where it does not only move them.
+    """Differentiable in two steps: every view transformed back, in wide precision but where entries of a dim only move,
+    then the reduction of what lies there. The derivatives need to know values that the kernel keeps to itself.
     """
-    found = _differentiable(autograd.each(y.to(accumulator(y)), 0, back), Maps(still(y.shape[0]).code), op)
+    wide = y if back.views.kind.name == "permutation" else y.to(accumulator(y))
+    found = _differentiable(autograd.each(wide, 0, back), Maps(still(y.shape[0]).code), op)
     return (found[0].to(y.dtype), found[1].to(y.dtype)) if isinstance(found, tuple) else found.to(y.dtype)
 
 

@@ -32,7 +32,6 @@ __all__ = [
 AXES = {2: "hw", 3: "dhw"}  # by the number of spatial dims
 
 
-@lru_cache(maxsize=8192)  # for tables of whole groups
 def compose(outer: str, inner: str) -> str:
     """The word of doing inner first, then outer.
 
