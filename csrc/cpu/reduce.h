@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "orbit.h"
 #include "sum.h"
@@ -54,6 +55,21 @@ EQK_INLINE void join_value(V& s, V& m, V v, int k, A w) {
   }
 }
 
+// f(which way to join), a constant.
+template <class F>
+void with_op(int op, const F& f) {
+  switch (op) {
+    case kSum: return f(std::integral_constant<int, kSum>());
+    case kMax: return f(std::integral_constant<int, kMax>());
+    case kMin: return f(std::integral_constant<int, kMin>());
+    case kGmean: return f(std::integral_constant<int, kGmean>());
+    case kHmean: return f(std::integral_constant<int, kHmean>());
+    case kTsharpen: return f(std::integral_constant<int, kTsharpen>());
+    case kLogodd: return f(std::integral_constant<int, kLogodd>());
+    default: return f(std::integral_constant<int, kStd>());
+  }
+}
+
 // s and m hold chunks in their own order, then single numbers: always over the same n.
 template <class T, int kOp>
 void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
@@ -73,6 +89,12 @@ void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
     join_value<kOp>(s[i], square, up(from[i]), k, w);
     if (m) m[i] = square;
   }
+}
+
+// The same for numbers in the accumulator's type that are no band of a view, such as products.
+template <class A>
+inline void join_numbers(int op, A* s, A* m, const A* from, int64_t n, int k, A w) {
+  with_op(op, [&](auto which) { join_run<A, which()>(s, m, from, n, k, w); });
 }
 
 template <class A>
@@ -125,7 +147,7 @@ void fold_typed(const Problem& p, const Units& u, bool streaming) {
   const bool pair = p.op == kMeanStd;
   for_units(p, u, p.planes() * p.Ho * p.Wo * p.V * p.views, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
-    const Place<E> place(p, p.out, t.plane, 0), place2(p, p.other, t.plane, 0);
+    const Place<E> place(p, p.out, t.plane, 0), place2(p, p.spread, t.plane, 0);
     for_bands(p, t.region(), 2 * sizeof(A), [&](const Region& r) {
       const int64_t elements = elements_of(p, r);
       E* stage = scratch<E>(0, 2 * elements);
@@ -149,18 +171,8 @@ template <class T>
 void reduce_typed(const Problem& p) {
   const Units u(p, p.Ho, p.Wo);
   const bool streaming = past_caches((std::min(p.views, p.added + 1) + 1) * p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)));
-  switch (p.op) {
-    case kSum:
-      if (p.moves ? sum_moved<T>(p, u, streaming) : sum_small<T>(p, u, streaming) || sum_typed<T>(p, u, streaming)) return;
-      return fold_typed<T, kSum>(p, u, streaming);
-    case kMax: return fold_typed<T, kMax>(p, u, streaming);
-    case kMin: return fold_typed<T, kMin>(p, u, streaming);
-    case kGmean: return fold_typed<T, kGmean>(p, u, streaming);
-    case kHmean: return fold_typed<T, kHmean>(p, u, streaming);
-    case kTsharpen: return fold_typed<T, kTsharpen>(p, u, streaming);
-    case kLogodd: return fold_typed<T, kLogodd>(p, u, streaming);
-    default: return fold_typed<T, kStd>(p, u, streaming);
-  }
+  if (p.op == kSum && (p.permutes() ? sum_moved<T>(p, u, streaming) : sum_small<T>(p, u, streaming) || sum_typed<T>(p, u, streaming))) return;
+  with_op(p.op, [&](auto op) { fold_typed<T, op()>(p, u, streaming); });
 }
 
 }  // namespace EQK_ISA

@@ -35,7 +35,7 @@ def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     would drop it silently.
     """
     if torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad)):
-        return True
+        return not torch.jit.is_tracing()  # which records operators, and takes no Function of Python's
     return in_forward_mode()
 
 

@@ -327,7 +327,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
 
     def _views(self, ids: Tensor, inputs: dict[str, Any], cache: Any, use_cache: bool | None) -> tuple[Tensor, Any]:
         """Every view's logits (|G|, B, S, V), and the cache of |G|·B rows."""
-        order, batch = self._count, len(ids)
+        order, batch = self._count, ids.shape[0]
         views = self._orbit(ids)
         size = self.views_per_forward or order
         if cache is not None or use_cache or size >= order:

@@ -143,12 +143,12 @@ class LambdaEquiTune(OrbitModule):
     def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
         output, features = self._with_features(views)
         raw: Tensor = self.weight_net(pooled(features))
-        if raw.shape not in ((len(views), 1), (len(views),)):
+        if raw.shape not in ((views.shape[0], 1), (views.shape[0],)):
             raise ValueError(
-                f"weight_net: expected one number for each of {len(views)} views, ({len(views)}, 1), got "
+                f"weight_net: expected one number for each of {views.shape[0]} views, ({views.shape[0]}, 1), got "
                 f"{tuple(raw.shape)}"
             )
-        return output, raw.reshape(len(views))
+        return output, raw.reshape(views.shape[0])
 
     def _with_features(self, views: Tensor) -> tuple[Any, Any]:
         assert self.backbone is not None

@@ -170,9 +170,9 @@ class ProductEquiTune(nn.Module):
                 raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
             return symmetrize(x, self._factors[j]._tables(self.inps[j]))
         z = c(x)
-        if not isinstance(z, Tensor) or z.dim() == 0 or len(z) != len(x):
+        if not isinstance(z, Tensor) or z.dim() == 0 or z.shape[0] != x.shape[0]:
             got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-            raise ValueError(f"canonical[{j}]: expected a batch of {len(x)} like its input, got {got}")
+            raise ValueError(f"canonical[{j}]: expected a batch of {x.shape[0]} like its input, got {got}")
         return z
 
     def extra_repr(self) -> str:

@@ -101,7 +101,7 @@ def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor
     """Differentiable in two steps: every view transformed back, in wide precision, then the reduction of what lies
     there. The derivatives need to know values that the kernel keeps to itself where it does not only move them.
     """
-    found = _differentiable(autograd.each(y.to(accumulator(y)), 0, back), Maps(still(len(y)).code), op)
+    found = _differentiable(autograd.each(y.to(accumulator(y)), 0, back), Maps(still(y.shape[0]).code), op)
     return (found[0].to(y.dtype), found[1].to(y.dtype)) if isinstance(found, tuple) else found.to(y.dtype)
 
 

@@ -6,8 +6,6 @@ its own beside its kernels, and a line of ``KINDS``.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from .base import EXACT, FLOATS, UNSIGNED, Kind, Views, accumulator
 from .field import Field, Mixed
 from .grid import Grid, Still
@@ -22,7 +20,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
-@lru_cache(maxsize=4096)
+# A dict, which the compiler looks things up in, where it would trace what a cached function does.
+_known: dict[str, Views] = {}
+_MOST = 4096  # codes: those of long-running programs are few
+
+
 def of(code: str) -> Views:
     """The views that a code says.
 
@@ -33,13 +35,25 @@ def of(code: str) -> Views:
         >>> of("hw Wh").turns, of("permutation -1 9: . x").size
         (True, 9)
     """
+    found = _known.get(code)
+    return _learnt(code) if found is None else found
+
+
+def _learnt(code: str) -> Views:
+    """Parse a code, and with it those of the adjoint and the inverse maps."""
     kind = KINDS.get(code.partition(" ")[0]) if ":" in code else KINDS["still" if code[:1] == "." else "grid"]
     if kind is None:
         raise ValueError(f"views: expected words or a kind of {', '.join(KINDS)}, got {code[:80]!r}")
-    return kind.parse(code)
+    views = kind.parse(code)
+    if len(_known) >= _MOST:
+        _known.clear()
+    _known[code] = views
+    views.link(kind.transposed(views), kind.inverted(views))
+    for other in (views.back, views.undo):
+        of(other)
+    return views
 
 
-@lru_cache(maxsize=4096)
 def transposed(code: str) -> str:
     """The code of the adjoint maps.
 
@@ -47,8 +61,7 @@ def transposed(code: str) -> str:
         >>> transposed("hw Wh")
         'hw wH'
     """
-    views = of(code)
-    return views.kind.transposed(views)
+    return of(code).back
 
 
 def still(order: int) -> Views:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -41,6 +40,10 @@ class Views:
         signed: whether some view changes signs.
         adjoint, inverse: which part of the table is theirs, see ``Maps``.
         axes: for each view the dim that each of its sides shows, counted from the end; None where all stay.
+        order: |G|, the number of views.
+        turns: whether some view exchanges sides.
+        dtypes: what views can be made of.
+        back, undo: the codes of the adjoint and of the inverse maps.
         codes: one number a view, as C++ and Triton know it: what it does to an image (``csrc/grid_index.h``) or to a
             volume (``csrc/cpu/boxes.h``); of permutations 0 where nothing moves, 1 where something does, 2 with signs.
     """
@@ -58,22 +61,24 @@ class Views:
     axes: tuple[tuple[int, ...] | None, ...] = ()
     codes: bytes = b""
 
-    @cached_property
-    def order(self) -> int:
-        """|G|, the number of views."""
-        return len(self.words)
+    # Found from the others, once: the compiler follows attributes, but no property that keeps its value.
+    order: int = field(init=False)
+    turns: bool = field(init=False)
+    dtypes: frozenset[torch.dtype] = field(init=False)
+    back: str = field(init=False)
+    undo: str = field(init=False)
 
-    @cached_property
-    def turns(self) -> bool:
-        """Whether some view exchanges sides."""
-        return any(self.axes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", len(self.words))
+        object.__setattr__(self, "turns", any(self.axes))
+        object.__setattr__(self, "dtypes", self.kind.dtypes(self))
 
-    @cached_property
-    def dtypes(self) -> frozenset[torch.dtype]:
-        """What views can be made of."""
-        return self.kind.dtypes(self)
+    def link(self, back: str, undo: str) -> None:
+        """Name the adjoint and the inverse maps."""
+        object.__setattr__(self, "back", back)
+        object.__setattr__(self, "undo", undo)
 
-    @cached_property
+    @property
     def grid(self) -> Views:
         """What these views do to the grid, without its channels."""
         return self.kind.of_grid(self)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import of, transposed
+from . import of
 from .base import Views, accumulator
 
 __all__ = ["Acting", "Maps", "Tables"]
@@ -75,12 +75,12 @@ class Maps:
     @property
     def T(self) -> Maps:  # noqa: N802  (torch's name)
         """The adjoint maps, ⟨map_g(x), y⟩ = ⟨x, T_g(y)⟩: what gradients go through."""
-        return Maps(transposed(self.code), self.tables)
+        return Maps(self.views.back, self.tables)
 
     @property
     def inverse(self) -> Maps:
         """The inverse maps."""
-        return Maps(self.views.kind.inverted(self.views), self.tables)
+        return Maps(self.views.undo, self.tables)
 
     def table(self, t: Tensor) -> Tensor | None:
         """What an operator takes beside the code for a tensor: on its device, in the dtype of its accumulator."""

@@ -4,13 +4,14 @@
 #include <stdexcept>
 #include <string>
 
-#include "problem.h"
+#include "cpu/problem.h"
 
 namespace equikern {
 
-extern const Kernels kernels_baseline;
+namespace baseline { extern const Kernels kernels; }
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512;
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
 #endif
 
 const char* const* isa_names() {
@@ -35,10 +36,10 @@ static const Kernels& choose() {
   for (const char* const* name = isa_names(); *name; ++name) {
     if (wanted && *wanted && std::strcmp(wanted, *name)) continue;
 #if defined(__x86_64__)
-    if (!std::strcmp(*name, "avx512")) return kernels_avx512;
-    if (!std::strcmp(*name, "avx2")) return kernels_avx2;
+    for (const Kernels* found : {&avx512::kernels, &avx2::kernels})
+      if (!std::strcmp(*name, found->name)) return *found;
 #endif
-    return kernels_baseline;
+    return baseline::kernels;
   }
   throw std::invalid_argument(std::string("EQUIKERN_CPU: expected an instruction set of this machine, got '") + wanted + "'");
 }

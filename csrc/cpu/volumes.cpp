@@ -1,7 +1,6 @@
 // The kernels of volumes, see boxes.h.
-#pragma once
-
 #include "boxes.h"
+#include "kernels.h"
 #include "mixes.h"
 
 namespace equikern {
@@ -90,7 +89,6 @@ void volume_orbit(const Problem& p) {
 template <class E>
 void volume_select(const Problem& call) {
   Problem p = call;
-  const int64_t* const index = p.index;
   p.index = nullptr;  // it chooses views to read, not to write
   const Turns turns(p);
   const Boxes boxes(p, turns, turns.out_size, 256 / int64_t(sizeof(E)));
@@ -98,7 +96,7 @@ void volume_select(const Problem& call) {
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
     const int64_t n = boxes.volume(unit);
-    const int g = int(std::min<int64_t>(std::max<int64_t>(index[n / p.planes_per_index], 0), p.views - 1));
+    const int g = call.chosen(n);
     const Turn& turn = turns.all[g];
     const Box out = turn.code & kTranspose ? boxes.at(unit) : boxes.slab(unit, turns.out_size);
     if (out.size(0) == 0) return;
@@ -160,7 +158,7 @@ void volume_fold(const Problem& p, const Turns& turns, const Boxes& boxes, bool 
     E* second = pair ? stage + elements : nullptr;
     finish_run<T>(p, numbers<T>(stage), numbers<T>(second), s, m, elements);
     put_box<E>(p, p.out, n, out, stage, streaming);
-    if (pair) put_box<E>(p, p.other, n, out, second, streaming);
+    if (pair) put_box<E>(p, p.spread, n, out, second, streaming);
   });
 }
 
@@ -231,7 +229,7 @@ void volume_sum_chunks(const Problem& p, const Turns& turns, const Boxes& boxes,
   typedef Bits<T> E;
   std::vector<TurnClass> classes(16);
   for (int g = 0; g < p.views; ++g) {
-    TurnClass& own = classes[p.codes[g] & 15];
+    TurnClass& own = classes[p.code(g) & 15];
     own.turn = &turns.all[g];
     own.views.push_back(g);
   }
@@ -272,66 +270,27 @@ void volume_reduce(const Problem& p) {
   const Turns turns(p);
   const Boxes boxes(p, turns, turns.out_size, kSumSide);
   const bool streaming = past_caches((std::min(p.views, p.added + 1) + 1) * turns.elements(p) * int64_t(sizeof(T)));
-  switch (p.op) {
-    case kSum:
-      if (!volume_sum<T>(p, turns, boxes, streaming)) volume_fold<T, kSum>(p, turns, boxes, streaming);
-      return;
-    case kMax: return volume_fold<T, kMax>(p, turns, boxes, streaming);
-    case kMin: return volume_fold<T, kMin>(p, turns, boxes, streaming);
-    case kGmean: return volume_fold<T, kGmean>(p, turns, boxes, streaming);
-    case kHmean: return volume_fold<T, kHmean>(p, turns, boxes, streaming);
-    case kTsharpen: return volume_fold<T, kTsharpen>(p, turns, boxes, streaming);
-    case kLogodd: return volume_fold<T, kLogodd>(p, turns, boxes, streaming);
-    default: return volume_fold<T, kStd>(p, turns, boxes, streaming);
-  }
+  if (p.op == kSum && volume_sum<T>(p, turns, boxes, streaming)) return;
+  with_op(p.op, [&](auto op) { volume_fold<T, op()>(p, turns, boxes, streaming); });
 }
 
 void orbit_of_volumes(const Problem& p) {
-  if (p.mats) return with_floats(p, MixOrbit());
-  if (p.exact) {
-    switch (element_size(p.dtype)) {
-      case 1: return volume_orbit<uint8_t, true>(p);
-      case 2: return volume_orbit<uint16_t, true>(p);
-      case 4: return volume_orbit<uint32_t, true>(p);
-      default: return volume_orbit<uint64_t, true>(p);
-    }
-  }
-  switch (p.dtype) {
-    case Dtype::kFloat32: return volume_orbit<float, false>(p);
-    case Dtype::kFloat64: return volume_orbit<double, false>(p);
-    case Dtype::kFloat16: return volume_orbit<Half, false>(p);
-    default: return volume_orbit<BFloat16, false>(p);
-  }
+  if (p.mats) return with_float(p.dtype, [&](auto t) { mix_orbit<decltype(t)>(p); });
+  if (p.exact) return with_bits(p.dtype, [&](auto e) { volume_orbit<decltype(e), true>(p); });
+  with_float(p.dtype, [&](auto t) { volume_orbit<decltype(t), false>(p); });
 }
 
 void reduce_of_volumes(const Problem& p) {
-  if (p.mats) return with_floats(p, MixReduce());
-  switch (p.dtype) {
-    case Dtype::kFloat32: return volume_reduce<float>(p);
-    case Dtype::kFloat64: return volume_reduce<double>(p);
-    case Dtype::kFloat16: return volume_reduce<Half>(p);
-    default: return volume_reduce<BFloat16>(p);
-  }
+  with_float(p.dtype, [&](auto t) { p.mats ? mix_reduce<decltype(t)>(p) : volume_reduce<decltype(t)>(p); });
 }
 
 void dot_of_volumes(const Problem& p) {
-  if (p.mats) return with_floats(p, MixDot());
-  switch (p.dtype) {
-    case Dtype::kFloat32: return volume_dot<float>(p);
-    case Dtype::kFloat64: return volume_dot<double>(p);
-    case Dtype::kFloat16: return volume_dot<Half>(p);
-    default: return volume_dot<BFloat16>(p);
-  }
+  with_float(p.dtype, [&](auto t) { p.mats ? mix_dot<decltype(t)>(p) : volume_dot<decltype(t)>(p); });
 }
 
 void select_of_volumes(const Problem& p) {
-  if (p.mats) return with_floats(p, MixSelect());
-  switch (element_size(p.dtype)) {
-    case 1: return volume_select<uint8_t>(p);
-    case 2: return volume_select<uint16_t>(p);
-    case 4: return volume_select<uint32_t>(p);
-    default: return volume_select<uint64_t>(p);
-  }
+  if (p.mats) return with_float(p.dtype, [&](auto t) { mix_select<decltype(t)>(p); });
+  with_bits(p.dtype, [&](auto e) { volume_select<decltype(e)>(p); });
 }
 
 }  // namespace EQK_ISA

@@ -1,24 +1,19 @@
 // Views that multiply the vectors of the last dim by small matrices. A block of vectors is brought into registers' order,
 // entry by entry, so that one vector instruction works on as many vectors of the user's; every view of a block is made
 // from there. 2, 3 and 4 entries are unrolled, other numbers run in loops.
-#pragma once
-
 #include <type_traits>
 #include <vector>
 
-#include "matrix_problem.h"
+#include "kernels.h"
 #include "orbit.h"
 #include "reduce.h"
 
 namespace equikern {
 namespace EQK_ISA {
 
-constexpr int kBlock = 64;        // vectors that are in registers' order at a time
-constexpr int64_t kShare = 4096;  // vectors of one unit of work, and of one partial dot
-
-// `d` rows of kBlock numbers, row i holding entry i of every vector.
+// `d` rows of kVectorBlock numbers, row i holding entry i of every vector.
 template <class A>
-inline A* rows_of(int slot, int64_t d) { return scratch<A>(slot, d * kBlock); }
+inline A* rows_of(int slot, int64_t d) { return scratch<A>(slot, d * kVectorBlock); }
 // Lanes that are computed for n vectors; those behind them hold zeros.
 inline int lanes_for(int64_t n) { return int((n + 15) / 16 * 16); }
 
@@ -44,9 +39,9 @@ inline void load_vectors(Acc<T>* to, const T* from, int64_t step, int64_t entry,
   const int64_t d = D ? D : size;
   const int lanes = lanes_for(n);
   if (lanes > n)
-    for (int64_t i = 0; i < d; ++i) std::memset(to + i * kBlock + n, 0, (lanes - n) * sizeof(A));
+    for (int64_t i = 0; i < d; ++i) std::memset(to + i * kVectorBlock + n, 0, (lanes - n) * sizeof(A));
   if (D && entry == 1 && step == d) {
-    alignas(64) A flat[D ? D * kBlock : 1];
+    alignas(64) A flat[D ? D * kVectorBlock : 1];
     const A* numbers = flat;
     if constexpr (sizeof(T) == sizeof(A)) {
       numbers = from;
@@ -57,11 +52,11 @@ inline void load_vectors(Acc<T>* to, const T* from, int64_t step, int64_t entry,
       for (; k < n * d; ++k) flat[k] = up(from[k]);
     }
     for (int64_t k = 0; k < n; ++k)
-      for (int i = 0; i < D; ++i) to[i * kBlock + k] = numbers[k * D + i];
+      for (int i = 0; i < D; ++i) to[i * kVectorBlock + k] = numbers[k * D + i];
     return;
   }
   for (int64_t i = 0; i < d; ++i)
-    for (int64_t k = 0; k < n; ++k) to[i * kBlock + k] = up(from[k * step + i * entry]);
+    for (int64_t k = 0; k < n; ++k) to[i * kVectorBlock + k] = up(from[k * step + i * entry]);
 }
 
 template <class T, int D>
@@ -71,11 +66,11 @@ inline void store_vectors(T* to, int64_t step, int64_t entry, int64_t size, int6
   if (D && entry == 1 && step == d) {
     if constexpr (sizeof(T) == sizeof(A)) {
       for (int64_t k = 0; k < n; ++k)
-        for (int i = 0; i < D; ++i) to[k * D + i] = from[i * kBlock + k];
+        for (int i = 0; i < D; ++i) to[k * D + i] = from[i * kVectorBlock + k];
     } else {
-      alignas(64) A flat[D ? D * kBlock : 1];
+      alignas(64) A flat[D ? D * kVectorBlock : 1];
       for (int64_t k = 0; k < n; ++k)
-        for (int i = 0; i < D; ++i) flat[k * D + i] = from[i * kBlock + k];
+        for (int i = 0; i < D; ++i) flat[k * D + i] = from[i * kVectorBlock + k];
       constexpr int L = kLanesOf<T>;
       int64_t k = 0;
       for (; k + L <= n * d; k += L) narrowed<T, L>(to + k, load<A, L>(flat + k));
@@ -84,7 +79,7 @@ inline void store_vectors(T* to, int64_t step, int64_t entry, int64_t size, int6
     return;
   }
   for (int64_t i = 0; i < d; ++i)
-    for (int64_t k = 0; k < n; ++k) down(to + k * step + i * entry, from[i * kBlock + k]);
+    for (int64_t k = 0; k < n; ++k) down(to + k * step + i * entry, from[i * kVectorBlock + k]);
 }
 
 // to = m · from for every lane.
@@ -93,20 +88,20 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
   if constexpr (D > 0) {
     for (int k = 0; k < lanes; ++k) {
       A x[D];
-      for (int j = 0; j < D; ++j) x[j] = from[j * kBlock + k];
+      for (int j = 0; j < D; ++j) x[j] = from[j * kVectorBlock + k];
       for (int i = 0; i < D; ++i) {
         A sum = m[i * D] * x[0];
         for (int j = 1; j < D; ++j) sum += m[i * D + j] * x[j];
-        to[i * kBlock + k] = sum;
+        to[i * kVectorBlock + k] = sum;
       }
     }
   } else {
     for (int64_t i = 0; i < size; ++i) {
-      A* row = to + i * kBlock;
+      A* row = to + i * kVectorBlock;
       for (int k = 0; k < lanes; ++k) row[k] = m[i * size] * from[k];
       for (int64_t j = 1; j < size; ++j) {
         const A f = m[i * size + j];
-        for (int k = 0; k < lanes; ++k) row[k] += f * from[j * kBlock + k];
+        for (int k = 0; k < lanes; ++k) row[k] += f * from[j * kVectorBlock + k];
       }
     }
   }
@@ -114,70 +109,60 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
 
 // Every row of v times the factor of its vector: scale times view g's weight.
 template <class A>
-inline void weigh(const MatrixProblem& p, A* v, int64_t first, int64_t n, int g, A scale) {
+inline void weigh(const Problem& p, A* v, int64_t first, int64_t n, int g, A scale) {
   if (!p.weights && scale == A(1)) return;
   const int lanes = lanes_for(n);
   const int64_t per = p.planes_per_weight;
   if (!p.weights || first / per == (first + n - 1) / per) {
     const A factor = A(weight(p, g, first)) * scale;
     for (int64_t i = 0; i < p.W; ++i)
-      for (int k = 0; k < lanes; ++k) v[i * kBlock + k] *= factor;
+      for (int k = 0; k < lanes; ++k) v[i * kVectorBlock + k] *= factor;
     return;
   }
-  alignas(64) A factors[kBlock] = {};
+  alignas(64) A factors[kVectorBlock] = {};
   for (int64_t k = 0; k < n; ++k) factors[k] = A(weight(p, g, first + k)) * scale;
   for (int64_t i = 0; i < p.W; ++i)
-    for (int k = 0; k < lanes; ++k) v[i * kBlock + k] *= factors[k];
+    for (int k = 0; k < lanes; ++k) v[i * kVectorBlock + k] *= factors[k];
 }
 
 // body(first vector, vectors) for blocks that lie a constant step apart and do not cross a multiple of `border`.
 template <class F>
-inline void for_blocks(const MatrixProblem& p, int64_t first, int64_t end, int64_t border, const F& body) {
+inline void for_blocks(const Problem& p, int64_t first, int64_t end, int64_t border, const F& body) {
   const int64_t run = p.dims ? p.size[p.dims - 1] : 1;
   while (first < end) {
-    const int64_t n = std::min({end - first, run - first % run, border - first % border, int64_t(kBlock)});
+    const int64_t n = std::min({end - first, run - first % run, border - first % border, kVectorBlock});
     body(first, n);
     first += n;
   }
 }
 constexpr int64_t kNoBorder = INT64_MAX;
 
-// body(unit) for so many units, on the problem's threads if that pays.
+inline int64_t work_of(const Problem& p) { return p.planes() * p.W * p.views; }
+// The same over all vectors, kVectorShare of them a unit.
 template <class F>
-inline void for_shares(const MatrixProblem& p, int64_t count, const F& body) {
-  const int64_t work = p.planes() * p.W * p.views;
-  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(p.threads, count));
-  if (threads <= 1) {
-    for (int64_t n = 0; n < count; ++n) body(n);
-    return;
-  }
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t n = 0; n < count; ++n) body(n);
-}
-// The same over all vectors, kShare of them a unit.
-template <class F>
-inline void for_vectors(const MatrixProblem& p, int64_t border, const F& body) {
+inline void for_vectors(const Problem& p, int64_t border, const F& body) {
   const int64_t vectors = p.planes();
-  for_shares(p, (vectors + kShare - 1) / kShare,
-             [&](int64_t u) { for_blocks(p, u * kShare, std::min(vectors, (u + 1) * kShare), border, body); });
+  for_units(p, (vectors + kVectorShare - 1) / kVectorShare, work_of(p), [&](int64_t u) {
+    for_blocks(p, u * kVectorShare, std::min(vectors, (u + 1) * kVectorShare), border, body);
+  });
 }
 
 template <class T>
-inline T* vectors_at(const MatrixProblem& p, const Side& side, int64_t first, int64_t g) { return at<T>(p, side, first) + g * side.group; }
+inline T* vectors_at(const Problem& p, const Side& side, int64_t first, int64_t g) { return at<T>(p, side, first) + g * side.group; }
 
 template <class T, int D>
-inline void read_block(const MatrixProblem& p, const Side& side, int64_t first, int64_t n, int64_t g, Acc<T>* to) {
+inline void read_block(const Problem& p, const Side& side, int64_t first, int64_t n, int64_t g, Acc<T>* to) {
   load_vectors<T, D>(to, vectors_at<T>(p, side, first, g), next_plane(p, side), side.col, p.W, n);
 }
 template <class T, int D>
-inline void write_block(const MatrixProblem& p, const Side& side, int64_t first, int64_t n, int64_t g, const Acc<T>* from) {
+inline void write_block(const Problem& p, const Side& side, int64_t first, int64_t n, int64_t g, const Acc<T>* from) {
   store_vectors<T, D>(vectors_at<T>(p, side, first, g), next_plane(p, side), side.col, p.W, n, from);
 }
 template <class A>
-inline const A* mat(const MatrixProblem& p, int64_t g) { return static_cast<const A*>(p.mats) + g * p.W * p.W; }
+inline const A* mat(const Problem& p, int64_t g) { return static_cast<const A*>(p.mats) + g * p.W * p.W; }
 
 template <class T, int D>
-void matrix_orbit(const MatrixProblem& p) {
+void matrix_orbit(const Problem& p) {
   typedef Acc<T> A;
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
     const int lanes = lanes_for(n);
@@ -189,60 +174,47 @@ void matrix_orbit(const MatrixProblem& p) {
       if (p.index)
         for (int64_t k = 0; k < n; ++k)
           if (p.index[(first + k) / p.planes_per_index] != g)
-            for (int64_t i = 0; i < p.W; ++i) v[i * kBlock + k] = 0;
+            for (int64_t i = 0; i < p.W; ++i) v[i * kVectorBlock + k] = 0;
       write_block<T, D>(p, p.out, first, n, g, v);
     }
   });
 }
 
-template <class A>
-inline void join_row(int op, A* s, A* m, const A* v, int lanes, int g) {
-  switch (op) {
-    case kSum: return join_run<A, kSum>(s, nullptr, v, lanes, g, A(1));
-    case kMax: return join_run<A, kMax>(s, nullptr, v, lanes, g, A(1));
-    case kMin: return join_run<A, kMin>(s, nullptr, v, lanes, g, A(1));
-    case kGmean: return join_run<A, kGmean>(s, nullptr, v, lanes, g, A(1));
-    case kHmean: return join_run<A, kHmean>(s, nullptr, v, lanes, g, A(1));
-    case kTsharpen: return join_run<A, kTsharpen>(s, nullptr, v, lanes, g, A(1));
-    case kLogodd: return join_run<A, kLogodd>(s, nullptr, v, lanes, g, A(1));
-    default: return join_run<A, kStd>(s, m, v, lanes, g, A(1));
-  }
-}
-
 template <class T, int D>
-void matrix_reduce(const MatrixProblem& p) {
+void matrix_reduce(const Problem& p) {
   typedef Acc<T> A;
-  const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd, plus = p.op == kSum && p.other.data;
+  const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd, plus = p.plus.data;
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
     const int lanes = lanes_for(n);
-    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, 2 * p.W), *m = s + p.W * kBlock;
+    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, 2 * p.W), *m = s + p.W * kVectorBlock;
     A* beside = plus ? rows_of<A>(3, p.W) : nullptr;
-    if (plus) read_block<T, D>(p, p.other, first, n, 0, beside);
+    if (plus) read_block<T, D>(p, p.plus, first, n, 0, beside);
     for (int g = 0; g < p.views; ++g) {
       read_block<T, D>(p, p.in, first, n, g, x);
       for (int64_t i = 0; plus && i < p.W; ++i)
-        for (int k = 0; k < lanes; ++k) x[i * kBlock + k] += beside[i * kBlock + k];
+        for (int k = 0; k < lanes; ++k) x[i * kVectorBlock + k] += beside[i * kVectorBlock + k];
       multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes);
       if (p.op == kSum) weigh<A>(p, v, first, n, g, A(1));
-      for (int64_t i = 0; i < p.W; ++i) join_row<A>(p.op, s + i * kBlock, m + i * kBlock, v + i * kBlock, lanes, g);
+      for (int64_t i = 0; i < p.W; ++i) 
+        join_numbers<A>(p.op, s + i * kVectorBlock, spread ? m + i * kVectorBlock : nullptr, v + i * kVectorBlock, lanes, g, A(1));
     }
     for (int64_t i = 0; i < p.W; ++i)
-      finish_run<A>(p, v + i * kBlock, pair ? x + i * kBlock : nullptr, s + i * kBlock, spread ? m + i * kBlock : nullptr, lanes);
+      finish_run<A>(p, v + i * kVectorBlock, pair ? x + i * kVectorBlock : nullptr, s + i * kVectorBlock, spread ? m + i * kVectorBlock : nullptr, lanes);
     write_block<T, D>(p, p.out, first, n, 0, v);
-    if (pair) write_block<T, D>(p, p.other, first, n, 0, x);
+    if (pair) write_block<T, D>(p, p.spread, first, n, 0, x);
   });
 }
 
 template <class T, int D>
-void matrix_dot(const MatrixProblem& p) {
+void matrix_dot(const Problem& p) {
   typedef Acc<T> A;
   // A unit is a part of one weight's vectors: by shapes only, so that sums do not depend on the number of threads.
-  const int64_t per = p.planes_per_weight, shares = (per + kShare - 1) / kShare;
+  const int64_t per = p.planes_per_weight, shares = (per + kVectorShare - 1) / kVectorShare;
   const int64_t columns = p.planes() ? p.planes() / per : 0;
   std::vector<double> parts(p.views * columns * shares);
-  for_shares(p, columns * shares, [&](int64_t u) {
-    const int64_t column = u / shares, start = (u % shares) * kShare;
-    for_blocks(p, column * per + start, column * per + std::min(per, start + kShare), kNoBorder, [&](int64_t first, int64_t n) {
+  for_units(p, columns * shares, work_of(p), [&](int64_t u) {
+    const int64_t column = u / shares, start = (u % shares) * kVectorShare;
+    for_blocks(p, column * per + start, column * per + std::min(per, start + kVectorShare), kNoBorder, [&](int64_t first, int64_t n) {
       const int lanes = lanes_for(n);
       A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *y = rows_of<A>(2, p.W);
       read_block<T, D>(p, p.in, first, n, 0, x);
@@ -252,7 +224,7 @@ void matrix_dot(const MatrixProblem& p) {
         alignas(64) A sums[16] = {};
         for (int64_t i = 0; i < p.W; ++i)
           for (int k = 0; k < lanes; k += 16)
-            for (int l = 0; l < 16; ++l) sums[l] += v[i * kBlock + k + l] * y[i * kBlock + k + l];
+            for (int l = 0; l < 16; ++l) sums[l] += v[i * kVectorBlock + k + l] * y[i * kVectorBlock + k + l];
         double sum = 0;
         for (const A a : sums) sum += a;
         parts[u * p.views + g] += sum;
@@ -273,15 +245,14 @@ void matrix_dot(const MatrixProblem& p) {
 }
 
 template <class T, int D>
-void matrix_select(const MatrixProblem& p) {
+void matrix_select(const Problem& p) {
   typedef Acc<T> A;
   const int64_t per = p.planes_per_index;
-  const auto chosen = [&](int64_t vector) { return std::min<int64_t>(std::max<int64_t>(p.index[vector / per], 0), p.views - 1); };
   if (per < 16) {  // too few alike for a block: one vector after the other
     for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
       A* x = rows_of<A>(0, p.W);
       for (int64_t k = 0; k < n; ++k) {
-        const int64_t g = chosen(first + k);
+        const int g = p.chosen(first + k);
         const T* from = vectors_at<T>(p, p.in, first, g) + k * next_plane(p, p.in);
         T* to = vectors_at<T>(p, p.out, first, 0) + k * next_plane(p, p.out);
         for (int64_t j = 0; j < p.W; ++j) x[j] = up(from[j * p.in.col]);
@@ -296,7 +267,7 @@ void matrix_select(const MatrixProblem& p) {
     return;
   }
   for_vectors(p, per, [&](int64_t first, int64_t n) {
-    const int64_t g = chosen(first);
+    const int g = p.chosen(first);
     A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W);
     read_block<T, D>(p, p.in, first, n, g, x);
     multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes_for(n));
@@ -304,49 +275,30 @@ void matrix_select(const MatrixProblem& p) {
   });
 }
 
-// Calls kernel.run<T, D>() for the problem's dtype and size.
-template <class T, class K>
-void with_size(const MatrixProblem& p, const K& kernel) {
-  switch (p.W) {
-    case 2: return kernel.template run<T, 2>(p);
-    case 3: return kernel.template run<T, 3>(p);
-    case 4: return kernel.template run<T, 4>(p);
-    default: return kernel.template run<T, 0>(p);
-  }
-}
-template <class K>
-void with_types(const MatrixProblem& p, const K& kernel) {
-  switch (p.dtype) {
-    case Dtype::kFloat32: return with_size<float>(p, kernel);
-    case Dtype::kFloat64: return with_size<double>(p, kernel);
-    case Dtype::kFloat16: return with_size<Half>(p, kernel);
-    default: return with_size<BFloat16>(p, kernel);
-  }
+// f(a value of the dtype's type, the size where it is unrolled or else 0), as constants.
+template <class F>
+void with_size(const Problem& p, const F& f) {
+  with_float(p.dtype, [&](auto t) {
+    switch (p.W) {
+      case 2: return f(t, std::integral_constant<int, 2>());
+      case 3: return f(t, std::integral_constant<int, 3>());
+      case 4: return f(t, std::integral_constant<int, 4>());
+      default: return f(t, std::integral_constant<int, 0>());
+    }
+  });
 }
 
-struct RunOrbit {
-  template <class T, int D>
-  void run(const MatrixProblem& p) const { matrix_orbit<T, D>(p); }
-};
-struct RunReduce {
-  template <class T, int D>
-  void run(const MatrixProblem& p) const { matrix_reduce<T, D>(p); }
-};
-struct RunDot {
-  template <class T, int D>
-  void run(const MatrixProblem& p) const { matrix_dot<T, D>(p); }
-};
-struct RunSelect {
-  template <class T, int D>
-  void run(const MatrixProblem& p) const { matrix_select<T, D>(p); }
-};
-
-inline void orbit_of_matrices(const MatrixProblem& p) { with_types(p, RunOrbit()); }
-inline void reduce_of_matrices(const MatrixProblem& p) { with_types(p, RunReduce()); }
-inline void dot_of_matrices(const MatrixProblem& p) { with_types(p, RunDot()); }
-inline void select_of_matrices(const MatrixProblem& p) {
-  if (p.scores) p.scores_double ? choose_views<double>(p) : choose_views<float>(p);
-  with_types(p, RunSelect());
+void orbit_of_matrices(const Problem& p) {
+  with_size(p, [&](auto t, auto d) { matrix_orbit<decltype(t), d()>(p); });
+}
+void reduce_of_matrices(const Problem& p) {
+  with_size(p, [&](auto t, auto d) { matrix_reduce<decltype(t), d()>(p); });
+}
+void dot_of_matrices(const Problem& p) {
+  with_size(p, [&](auto t, auto d) { matrix_dot<decltype(t), d()>(p); });
+}
+void select_of_matrices(const Problem& p) {
+  with_size(p, [&](auto t, auto d) { matrix_select<decltype(t), d()>(p); });
 }
 
 }  // namespace EQK_ISA
