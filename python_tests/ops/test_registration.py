@@ -47,7 +47,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     swaps, signed = CASES["cycle3"].action, CASES["signed"].action
     logits = random_values((3, 2, 41), torch.float32, 5)
     flow, mixed, matrices = (CASES[name].action for name in ("flow", "mixed", "matrix3"))
-    vectors = random_values((3, 2, 3), torch.float32, 9)
+    vectors = random_values((3, 2, 3), torch.float32, 9, "positive")
     words = [(". . .", None), of(swaps.inverse_maps, logits)]
     hidden, weight = random_values((3, 2, 7), torch.float32, 6), random_values((41, 7), torch.float32, 7)
     target = torch.tensor([40, -100])
