@@ -51,7 +51,6 @@ class Cpu(Backend):
     def orbit(
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        """See ``Backend.orbit``."""
         if views.kind.name == "tokens":
             return self._tokens(x, out, views, table, None)
         at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
@@ -82,7 +81,6 @@ class Cpu(Backend):
         plus: Maybe,
         spread: Maybe,
     ) -> None:
-        """See ``Backend.reduce``."""
         if op == "weighted_mean" and views.kind.computes and weights is not None:
             weights, op = weights / weights.sum(0), "sum"
         at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
@@ -95,7 +93,6 @@ class Cpu(Backend):
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
-        """See ``Backend.orbit_dot``."""
         _C.orbit_dot(
             x.data_ptr(), x.shape, x.stride(), y.data_ptr(), y.stride(), *_strides(out), dots.data_ptr(),
             _views(views, table, True), _FLOATS[y.dtype], 0 if weights is None else weights.data_ptr(), dots.dim() - 1,
@@ -105,7 +102,6 @@ class Cpu(Backend):
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        """See ``Backend.select``."""
         if views.kind.name == "tokens":
             return self._tokens(y[0], out, views, table, index)
         at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
@@ -115,7 +111,6 @@ class Cpu(Backend):
         )  # fmt: skip
 
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
-        """See ``Backend.softmax_mean``."""
         _C.softmax_mean(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), lse.data_ptr(), _views(views, table),
             _FLOATS[y.dtype], _C.SPACES[space], torch.get_num_threads(),
@@ -124,7 +119,6 @@ class Cpu(Backend):
     def softmax_mean_backward(
         self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
-        """See ``Backend.softmax_mean_backward``."""
         _C.softmax_mean_backward(
             grad.data_ptr(), grad.stride(), y.data_ptr(), y.shape, y.stride(), lse.data_ptr(), out.data_ptr(),
             out.stride(), _views(views, table), _inverse(views, table), _FLOATS[y.dtype], _C.SPACES[space],
@@ -132,7 +126,6 @@ class Cpu(Backend):
         )  # fmt: skip
 
     def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
-        """See ``Backend.score``."""
         _C.score(
             logits.data_ptr(), logits.shape, logits.stride(), out.data_ptr(), _FLOATS[logits.dtype], _C.SCORES[kind],
             torch.get_num_threads(),
@@ -141,7 +134,6 @@ class Cpu(Backend):
     def score_select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
-        """See ``Backend.score_select``."""
         _C.score_select(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), _views(views, table),
             _FLOATS[y.dtype], _C.SCORES[kind], minimum, torch.get_num_threads(),
@@ -160,7 +152,6 @@ class Cpu(Backend):
         smoothing: float,
         scale: Maybe,
     ) -> None:
-        """See ``Backend.cross_entropy``."""
         _C.cross_entropy(
             y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), *_strides(grad),
             _views(views, table), _inverse(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing,

@@ -55,7 +55,6 @@ class Reference(Backend):
     def orbit(
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        """See ``Backend.orbit``."""
         exact = scale == 1.0 and weights is None and not views.kind.computes
         for g in range(views.order):
             view = views.kind.apply(x if exact else x.to(accumulator(x)), views, table, g)
@@ -112,7 +111,6 @@ class Reference(Backend):
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        """See ``Backend.select``."""
         if scores is not None:
             index.copy_(best_view(scores, minimum))
         products = views.kind.computes

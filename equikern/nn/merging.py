@@ -122,13 +122,11 @@ class Gathered(Merge):
         self.words: list[str] = []
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         y, back = self.output.upright(y, elements)
         self.words += back.views.words
         self.parts.append((y, list(elements), beside))
 
     def result(self) -> Any:
-        """See ``Merge.result``."""
         ys, groups, besides = zip(*self.parts, strict=True)
         self.parts = []
         elements = [g for group in groups for g in group]
@@ -180,14 +178,12 @@ class Summed(_Streamed):
         self.scale, self.prepare, self.finish = scale, prepare, finish
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         y, back = self._wide(y, elements)
         if self.prepare is not None:
             y = self.prepare(y, _action(self.output.action.name, back))
         self._plus(autograd.total(y, back, self.scale))
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.total is not None
         return self._given(self.total if self.finish is None else self.finish(self.total))
 
@@ -200,14 +196,12 @@ class Extremum(_Streamed):
         self.op = op
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         y, back = self._wide(y, elements)
         best = cast(Tensor, orbit_reduce(y, _action(self.output.action.name, back), self.op))
         join = torch.maximum if self.op == "max" else torch.minimum
         self.total = best if self.total is None else join(self.total, best)
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.total is not None
         return self._given(self.total)
 
@@ -222,7 +216,6 @@ class Weighted(_Streamed):
         self.top: Tensor | None = None  # the largest logarithm so far, from which exponentials are counted
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         assert beside is not None
         y, back = self._wide(y, elements)
         weights = beside.to(y.dtype)
@@ -241,7 +234,6 @@ class Weighted(_Streamed):
         self.weight = whole if self.weight is None else self.weight + whole
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.total is not None
         assert self.weight is not None
         return self._given(self.total if self.normalize is None else self.total / _each_sample(self.weight, self.total))
@@ -261,7 +253,6 @@ class Selected(Merge):
         self.element: Tensor | None = None
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         assert beside is not None
         y, back = self.output.upright(y, elements)
         acting = _action(self.output.action.name, back)
@@ -279,7 +270,6 @@ class Selected(Merge):
         self.score, self.element = torch.where(ahead, score, self.score), torch.where(ahead, element, self.element)
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.best is not None
         return self.output.finished(self.best)
 
