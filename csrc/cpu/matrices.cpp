@@ -184,9 +184,10 @@ template <class T, int D>
 void matrix_reduce(const Problem& p) {
   typedef Acc<T> A;
   const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd, plus = p.plus.data;
+  const int64_t row = p.kept() * kVectorBlock;
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
     const int lanes = lanes_for(n);
-    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, 2 * p.W), *m = s + p.W * kVectorBlock;
+    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, (p.kept() + 1) * p.W), *m = s + p.W * row;
     A* beside = plus ? rows_of<A>(3, p.W) : nullptr;
     if (plus) read_block<T, D>(p, p.plus, first, n, 0, beside);
     for (int g = 0; g < p.views; ++g) {
@@ -196,10 +197,11 @@ void matrix_reduce(const Problem& p) {
       multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes);
       if (p.op == kSum) weigh<A>(p, v, first, n, g, A(1));
       for (int64_t i = 0; i < p.W; ++i) 
-        join_numbers<A>(p.op, s + i * kVectorBlock, spread ? m + i * kVectorBlock : nullptr, v + i * kVectorBlock, lanes, g, A(1));
+        join_numbers<A>(p.op, s + i * row, spread ? m + i * kVectorBlock : nullptr, v + i * kVectorBlock, lanes, g, A(1));
     }
     for (int64_t i = 0; i < p.W; ++i)
-      finish_run<A>(p, v + i * kVectorBlock, pair ? x + i * kVectorBlock : nullptr, s + i * kVectorBlock, spread ? m + i * kVectorBlock : nullptr, lanes);
+      finish_run<A>(p, v + i * kVectorBlock, pair ? x + i * kVectorBlock : nullptr, s + i * row, spread ? m + i * kVectorBlock : nullptr,
+                    lanes);
     write_block<T, D>(p, p.out, first, n, 0, v);
     if (pair) write_block<T, D>(p, p.spread, first, n, 0, x);
   });
