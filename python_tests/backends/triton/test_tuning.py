@@ -129,11 +129,12 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
 def a_plan(size: int = 64, batch: int = 4) -> Any:
     from equikern.backends.triton import reductions
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
     y = torch.empty(4, batch, size, size, device="meta")
     # meta tensors have no address: aligned as allocated memory is
     described = [operand(t)._replace(aligned=True) for t in (y, y[0])]
-    return reductions.plan("hw Wh HW wH", "sum", 0.25, *described, None, None)
+    return reductions.plan(of("hw Wh HW wH"), "sum", 0.25, *described, None, None, None)
 
 
 @needs_triton
@@ -178,9 +179,10 @@ def test_nothing_is_measured_under_capture(tmp_path: Path) -> None:
 def test_sums_whose_order_follows_the_launch_are_not_tuned() -> None:
     from equikern.backends.triton import dots
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
     y, weights = torch.empty(4, 3, 64, 64), torch.empty(4, 3)
-    found = dots.plan("hw Wh HW wH", operand(y[0]), operand(y), operand(y), operand(weights), operand(weights))
+    found = dots.plan(of("hw Wh HW wH"), operand(y[0]), operand(y), operand(y), operand(weights), operand(weights))
     assert found is not None
     assert found[0].variant is None
 
