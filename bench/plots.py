@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.readme import family
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from readme import family
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 MARKERS = "ooss^^DD"  # by group, every other one hollow

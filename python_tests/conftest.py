@@ -15,6 +15,7 @@ import equikern
 import pytest
 import torch
 from equikern.backends import unavailable
+from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
 from hypothesis import HealthCheck, settings
 from torch import Tensor
@@ -34,6 +35,15 @@ settings.register_profile(
 settings.load_profile("equikern")
 
 collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of pytest-xdist's processes the first hears of all tests
+        config.pluginmanager.register(audited.Recorder(config))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    audited.skip_needless(config, items)
 
 
 def poisoned(t: Tensor) -> Tensor:

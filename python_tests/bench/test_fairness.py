@@ -6,23 +6,14 @@ import doctest
 import importlib
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import equikern
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-try:
-    from bench.papers.fairness import checkpoint, command, contexts, metrics, report, sources
-finally:
-    sys.path.remove(str(ROOT))
+from bench.papers.fairness import checkpoint, command, contexts, metrics, report, sources
+from helpers.repository import ROOT, python
 
 FOLDER = ROOT / "bench" / "papers" / "fairness"
 needs_packages = pytest.mark.skipif(
@@ -33,13 +24,6 @@ GROUPS = ["man", "woman", "Black man", "White man", "gay man", "straight man"]
 
 def module(name: str) -> Any:
     return importlib.import_module(f"bench.papers.fairness.{name}")
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(equikern.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
 
 
 @pytest.mark.parametrize("name", ["contexts", "metrics", pytest.param("likelihood", marks=needs_packages)])

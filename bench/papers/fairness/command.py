@@ -142,7 +142,8 @@ def measured(
         step = bar.add_task("regard by the proxies", total=2 * sum(map(len, texts.values())))
         for place, group in texts.items():
             for proxy, judge in ((proxies.VADER, vader), (proxies.MINILM, minilm)):
-                judged[(*place, proxy)] = judge.judge(group, lambda count: bar.advance(step, count))
+                key = (*place, proxy)
+                judged[key] = judge.judge(group, lambda count: bar.advance(step, count))
         regard, gaps = metrics.rows(judged)
 
         symmetry = []

@@ -66,6 +66,7 @@ def kernel(struct: str) -> Counter[str]:
     return matches[0]
 
 
+@pytest.mark.audit
 def test_nothing_is_spilled() -> None:
     assert len(kernels()) == sum(3 * len(types) for types in OPERATORS.values()) + len(BITS) + 2
     for name, counts in kernels().items():
@@ -74,6 +75,7 @@ def test_nothing_is_spilled() -> None:
         assert counts["ATOM"] == counts["ATOMG"] == counts["RED"] == 0, name
 
 
+@pytest.mark.audit
 @pytest.mark.parametrize(("operator", "element"), [(op, t) for op, types in OPERATORS.items() for t in types])
 def test_16_bytes_an_access(operator: str, element: str) -> None:
     tiles, runs = kernel(f"{operator}Tiles<{element}, true>"), kernel(f"{operator}Runs<{element}>")

@@ -187,6 +187,7 @@ def test_sums_whose_order_follows_the_launch_are_not_tuned() -> None:
     assert found[0].variant is None
 
 
+@pytest.mark.audit
 @needs_triton
 def test_every_candidate_compiles() -> None:
     code = """
