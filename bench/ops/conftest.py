@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import machine
 import pytest
-import report
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # the parts of this folder import each other
+
+import machine
+import report
 from providers import Compiler
 
 _LEDGER = pytest.StashKey[report.Ledger]()
