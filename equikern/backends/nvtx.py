@@ -6,17 +6,19 @@ over the range's time is the bandwidth. Off, nothing is wrapped and nothing is a
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..views import Views
 from .base import Backend
 
-__all__ = ["Ranged", "moved", "ranged"]
+__all__ = ["moved", "ranged"]
 
 
 def moved(*tensors: Tensor | None) -> int:
@@ -55,122 +57,31 @@ def ranged(kernels: Backend) -> Backend:
     if os.environ.get("EQUIKERN_NVTX", "0") != "1":
         return kernels
     built_with_cuda = torch.version.cuda is not None or torch.version.hip is not None
-    return Ranged(kernels, _NvtxRange if built_with_cuda else torch.profiler.record_function)
+    mark = _NvtxRange if built_with_cuda else torch.profiler.record_function
+    marked = copy.copy(kernels)
+    for kernel in Backend.__abstractmethods__ - {"unavailable"}:
+        setattr(marked, kernel, _in_a_range(f"equikern.{kernels.name}", kernel, getattr(kernels, kernel), mark))
+    return marked
 
 
-class Ranged(Backend):
-    """A backend whose kernels run inside ranges named ``equikern.<backend>.<kernel> shape dtype views bytes``."""
+def _in_a_range(
+    prefix: str, kernel: str, call: Callable[..., None], mark: Callable[[str], AbstractContextManager[object]]
+) -> Callable[..., None]:
+    """One kernel inside a range named ``<prefix>.<kernel> shape dtype views bytes``."""
+    names = tuple(inspect.signature(call).parameters)
 
-    name = "ranged"
+    def run(*args: Any) -> None:
+        given = dict(zip(names, args, strict=True))
+        shown = next(given[name] for name in ("y", "x", "logits") if name in given)
+        views = given["views"].code if "views" in given else "."
+        option = next((f"({given[name]})" for name in ("op", "space", "kind") if name in given), "")
+        if kernel == "select":  # the chosen views alone are read
+            count = moved(given["out"], given["out"], given["index"], given["scores"])
+        else:
+            count = moved(*(t for name, t in given.items() if isinstance(t, Tensor) and name not in ("table", "scale")))
+        name = "take" if kernel == "select" and given["scores"] is None else kernel + option
+        shape, dtype = "x".join(map(str, shown.shape)), str(shown.dtype).removeprefix("torch.")
+        with mark(f"{prefix}.{name} {shape} {dtype} views [{views}] {count} bytes"):
+            call(*args)
 
-    def __init__(self, kernels: Backend, mark: Callable[[str], AbstractContextManager[object]]) -> None:
-        self._kernels = kernels
-        self._mark = mark
-
-    def _range(self, kernel: str, t: Tensor, views: str, count: int) -> AbstractContextManager[object]:
-        shape = "x".join(map(str, t.shape))
-        dtype = str(t.dtype).removeprefix("torch.")
-        return self._mark(f"equikern.{self._kernels.name}.{kernel} {shape} {dtype} views [{views}] {count} bytes")
-
-    def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
-    ) -> None:
-        """``orbit`` in a range that shows x's shape."""
-        with self._range("orbit", x, views.code, moved(x, out, weights, index)):
-            self._kernels.orbit(x, out, views, table, scale, weights, index)
-
-    def reduce(
-        self,
-        y: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        op: str,
-        scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
-    ) -> None:
-        """``reduce`` in a range that shows the operation and y's shape."""
-        with self._range(f"reduce({op})", y, views.code, moved(y, out, weights, plus, spread)):
-            self._kernels.reduce(y, out, views, table, op, scale, weights, plus, spread)
-
-    def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
-    ) -> None:
-        """``orbit_dot`` in a range that shows y's shape."""
-        with self._range("orbit_dot", y, views.code, moved(x, y, out, dots, weights)):
-            self._kernels.orbit_dot(x, y, out, dots, views, table, weights)
-
-    def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
-    ) -> None:
-        """``select`` in a range that shows y's shape; only the chosen views count."""
-        with self._range("select" if scores is not None else "take", y, views.code, moved(out, out, index, scores)):
-            self._kernels.select(y, out, index, views, table, scores, minimum)
-
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
-        """``softmax_mean`` in a range that shows the space and y's shape."""
-        with self._range(f"softmax_mean({space})", y, views.code, moved(y, out, lse)):
-            self._kernels.softmax_mean(y, out, lse, views, table, space)
-
-    def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
-    ) -> None:
-        """``softmax_mean_backward`` in a range that shows the space and y's shape."""
-        with self._range(f"softmax_mean_backward({space})", y, views.code, moved(grad, y, lse, out)):
-            self._kernels.softmax_mean_backward(grad, y, lse, out, views, table, space)
-
-    def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
-        """``score`` in a range that shows the kind and the logits' shape."""
-        with self._range(f"score({kind})", logits, ".", moved(logits, out)):
-            self._kernels.score(logits, out, kind)
-
-    def score_select(
-        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
-    ) -> None:
-        """``score_select`` in a range that shows the kind and y's shape."""
-        with self._range(f"score_select({kind})", y, views.code, moved(y, out, index)):
-            self._kernels.score_select(y, out, index, views, table, kind, minimum)
-
-    def cross_entropy(
-        self,
-        y: Tensor,
-        target: Tensor,
-        loss: Tensor,
-        grad: Tensor | None,
-        views: Views,
-        table: Tensor | None,
-        space: str,
-        ignore_index: int,
-        smoothing: float,
-        scale: Tensor | None,
-    ) -> None:
-        """``cross_entropy`` in a range that shows the space and y's shape."""
-        with self._range(f"cross_entropy({space})", y, views.code, moved(y, target, loss, grad)):
-            self._kernels.cross_entropy(y, target, loss, grad, views, table, space, ignore_index, smoothing, scale)
-
-    def unavailable(self, device: torch.device) -> str | None:
-        """The backend's own answer."""
-        return self._kernels.unavailable(device)
+    return run

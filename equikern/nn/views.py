@@ -121,11 +121,7 @@ class OrbitModule(nn.Module):
         return outputs, self._beside(outputs, beside)
 
     def _merged(
-        self,
-        x: Tensor,
-        make: MakeMerge,
-        dtypes: frozenset[torch.dtype] = FLOATS,
-        call: Call | None = None,
+        self, x: Tensor, make: MakeMerge, dtypes: frozenset[torch.dtype] = FLOATS, call: Call | None = None
     ) -> Any:
         """The merged outputs for a batch x: every output's views go to the merge that ``make`` gives for it."""
         parts = self._parts(x)
