@@ -72,31 +72,25 @@ def test_pictures(results: Path) -> None:
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
 
 
-<<<<<<< HEAD
-=======
 @needs_plots
 @pytest.mark.parametrize("path", sorted((BENCH / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_pictures_of_what_was_measured_before(path: Path, tmp_path: Path) -> None:
-    drawn = load("plots").draw(Path(shutil.copy(path, tmp_path)))
+    from bench import plots
+
+    drawn = plots.draw(Path(shutil.copy(path, tmp_path)))
     assert {picture.name for picture in drawn} == {picture.name for picture in path.parent.glob(f"{path.stem}-*.png")}
 
 
 @needs_plots
 def test_pictures_of_many_operators(results: Path, tmp_path: Path) -> None:
+    from bench import plots
+
     run: dict[str, Any] = json.loads(results.read_text())
     run["kernels"] = [row | {"operator": f"operator {k}"} for row in run["kernels"] for k in range(20)]
     (tmp_path / "many.json").write_text(json.dumps(run))
-    assert len(load("plots").draw(tmp_path / "many.json")) == 2
+    assert len(plots.draw(tmp_path / "many.json")) == 2
 
 
-def ops(code: str) -> list[str]:
-    """What code prints that imports from bench/ops."""
-    done = python("-c", f"import sys\nsys.path.insert(0, 'bench/ops')\n{code}")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
->>>>>>> bench
 @needs_plots
 def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.ops.cases import all_cases
@@ -112,24 +106,19 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {c.id.split("-")[3] for c in graphs} == {"16x64x56x56", "8x1280x7x7", "64x3x32x32"}
     assert all(c.buffers == 1 for c in cases if c.state != "cold")
     for device in ("cpu", "cuda"):
-<<<<<<< HEAD
         mine = [c for c in cases if c.device == device]
         combinations = {(c.name, c.direction, c.dtype_name) for c in mine}
         for operator in ("orbit", "mean", "mean plus", "weighted", "select", "symmetrize", "max", "mean_std"):
-=======
         mine = [c for c in cases if c[1] == device]
         combinations = {(c[6], c[7], c[8]) for c in mine}
         for operator in (*"orbit act mean weighted select symmetrize max mean_std median log1p".split(), "mean plus"):
->>>>>>> bench
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 assert (operator, "forward", dtype) in combinations
                 assert (operator, "backward", dtype) in combinations
             assert (operator, "both", "float32") in combinations
-<<<<<<< HEAD
         assert ("orbit", "forward", "int8") in combinations
         assert {"ttach", "toolbelt"} <= {p for c in mine if c.name == "orbit" for p in c.providers}
     quick = {c.id.split("-")[3] for c in cases if c.device == "cuda" and c.quick}
-=======
         assert {("orbit", "forward", "int8"), ("act", "forward", "int8")} <= combinations
         beside = {(c[6], c[7]): set(c[10].split(",")) for c in mine if c[8] == "float32"}
         assert beside["act", "forward"] >= {"equikern", "eager"}
@@ -138,7 +127,6 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not beside["median", "backward"] & {"eager", "compile"}  # which give a tie's gradient to one view
         assert {"ttach", "toolbelt"} <= {p for c in mine if c[6] == "orbit" for p in c[10].split(",")}
     quick = {c[0].split("-")[3] for c in cases if c[1] == "cuda" and c[9] == "True"}
->>>>>>> bench
     assert {"256x3x224x224", "512x1280x7x7"} <= quick
 
 
