@@ -15,6 +15,7 @@ import equikern
 import pytest
 import torch
 from equikern.backends import choice, cuda
+from equikern.views import of
 
 INFO = equikern.build_info()
 FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
@@ -106,10 +107,10 @@ def test_16_bytes_an_access(operator: str, element: str) -> None:
 def test_the_choice(
     operator: str, shape: tuple[int, ...], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    t, maps = torch.empty(shape, dtype=dtype, device="meta"), "hw Wh HW wH hW wh Hw WH"
-    assert choice.runs_cuda(operator, t, maps) == expected
+    t, views = torch.empty(shape, dtype=dtype, device="meta"), of("hw Wh HW wH hW wh Hw WH")
+    assert choice.runs_cuda(operator, t, views) == expected
     monkeypatch.setattr(choice, "everywhere", True)
-    assert choice.runs_cuda(operator, t, maps)
+    assert choice.runs_cuda(operator, t, views)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -120,16 +121,17 @@ def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "everywhere", True)
     monkeypatch.setattr(cuda, "_where", lambda t: (0, 0))
     x, y = torch.zeros(2, 30, 8, 8), torch.zeros(4, 2, 30, 8, 8)
-    weights, index, maps = torch.ones(4, 2), torch.zeros(2, dtype=torch.int64), "hw Wh HW wH"
+    weights, index, views = torch.ones(4, 2), torch.zeros(2, dtype=torch.int64), of("hw Wh HW wH")
+    kernels = cuda.Cuda()
     calls = [
-        lambda: cuda.orbit(x, y, maps, 1.0, None, None),
-        lambda: cuda.orbit(x, y, maps, 0.5, weights, index),
-        lambda: cuda.reduce(y, x, maps, "sum", 0.25, None, None),
-        lambda: cuda.reduce(y, x, maps, "weighted_mean", 1.0, weights, None),
-        lambda: cuda.orbit_dot(x, y, None, weights, maps, None),
-        lambda: cuda.orbit_dot(x, y, y, weights, maps, weights),
-        lambda: cuda.select(y, x, index, maps, weights, True),
-        lambda: cuda.select(y, x, index, maps, None, False),
+        lambda: kernels.orbit(x, y, views, None, 1.0, None, None),
+        lambda: kernels.orbit(x, y, views, None, 0.5, weights, index),
+        lambda: kernels.reduce(y, x, views, None, "sum", 0.25, None, None, None),
+        lambda: kernels.reduce(y, x, views, None, "weighted_mean", 1.0, weights, None, None),
+        lambda: kernels.orbit_dot(x, y, None, weights, views, None, None),
+        lambda: kernels.orbit_dot(x, y, y, weights, views, None, weights),
+        lambda: kernels.select(y, x, index, views, None, weights, True),
+        lambda: kernels.select(y, x, index, views, None, None, False),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="CUDA"):
