@@ -63,7 +63,7 @@ def test_call(name: str, group: str, mode: str, device: str, benchmark: Benchmar
     other = Interleaved(_many(eager), wait, wait)
     other()
     other.seconds.clear()
-    benchmark.pedantic(_many(mine), setup=other, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(_many(mine), setup=other, rounds=ROUNDS)
     if benchmark.stats is None:  # --benchmark-disable
         return
     row = CallRow(name, group, mode, summary(benchmark.stats.stats.data, CALLS), summary(other.seconds, CALLS))

@@ -57,7 +57,7 @@ def test_linear_loss(size: str, device: str, benchmark: BenchmarkFixture, ledger
         synchronize(device)
 
     other = Interleaved(timed_eager)
-    benchmark.pedantic(timed, setup=other, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(timed, setup=other, rounds=ROUNDS)
     if benchmark.stats is None:  # --benchmark-disable
         return
     row = LossRow(

@@ -104,7 +104,7 @@ def _measure(case: Case, provider: str, benchmark: BenchmarkFixture, ledger: Led
     mine = provider in FUSED
     rounds = min(MOST, max(FEWEST[mine], int(SECONDS[mine] / (step + once(copies)))))
     copies.seconds.clear()
-    benchmark.pedantic(ring, setup=copies, rounds=rounds)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(ring, setup=copies, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
     calls = GRAPH_CALLS if case.state == "graph" else 1

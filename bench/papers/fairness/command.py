@@ -168,14 +168,20 @@ def measured(
         step = bar.add_task("perplexity", total=len(passes) * len(likelihood.windows(len(text))))
         values: dict[str, dict[str, Any]] = {}
         for system, pair in passes:
-            key = f"perplexity/{system}/{pair.name}/{len(text)}"
+            measured = f"perplexity/{system}/{pair.name}/{len(text)}"
             bar.update(step, description=f"perplexity: {system}, {pair.name}")
-            if key in done:
+            if measured in done:
                 bar.advance(step, len(likelihood.windows(len(text))))
             else:
-                done[key] = likelihood.perplexity(systems[pair.name][system], text, progress=lambda: bar.advance(step))
+                done[measured] = likelihood.perplexity(
+                    systems[pair.name][system], text, progress=lambda: bar.advance(step)
+                )
             row = values.setdefault(system, {"system": system})
-            row |= dict.fromkeys((p.name for p in PAIRS), done[key]) if system == "plain" else {pair.name: done[key]}
+            row |= (
+                dict.fromkeys((p.name for p in PAIRS), done[measured])
+                if system == "plain"
+                else {pair.name: done[measured]}
+            )
 
     same: dict[str, dict[str, float]] = {system: {} for system in SYSTEMS}
     for system in SYSTEMS:
