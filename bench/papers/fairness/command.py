@@ -168,19 +168,19 @@ def measured(
         step = bar.add_task("perplexity", total=len(passes) * len(likelihood.windows(len(text))))
         values: dict[str, dict[str, Any]] = {}
         for system, pair in passes:
-            measured = f"perplexity/{system}/{pair.name}/{len(text)}"
+            place = f"perplexity/{system}/{pair.name}/{len(text)}"
             bar.update(step, description=f"perplexity: {system}, {pair.name}")
-            if measured in done:
+            if place in done:
                 bar.advance(step, len(likelihood.windows(len(text))))
             else:
-                done[measured] = likelihood.perplexity(
+                done[place] = likelihood.perplexity(
                     systems[pair.name][system], text, progress=lambda: bar.advance(step)
                 )
             row = values.setdefault(system, {"system": system})
             row |= (
-                dict.fromkeys((p.name for p in PAIRS), done[measured])
+                dict.fromkeys((p.name for p in PAIRS), done[place])
                 if system == "plain"
-                else {pair.name: done[measured]}
+                else {pair.name: done[place]}
             )
 
     same: dict[str, dict[str, float]] = {system: {} for system in SYSTEMS}
