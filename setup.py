@@ -20,9 +20,9 @@ from setuptools.command.build_ext import build_ext
 
 ENV = os.environ
 CSRC = Path(__file__).parent.resolve() / "csrc"
-# Instruction sets by file name, csrc/cpu/*_avx2.cpp, chosen among at run time; every other file is the baseline.
+# csrc/cpu/*.cpp is compiled once for each instruction set, chosen among at run time; every other file is the baseline.
 AVX2 = "-mavx2 -mfma -mf16c"
-ISA = {"avx2": AVX2, "avx512": f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
+ISA = {"baseline": "", "avx2": AVX2, "avx512": f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
 DARWIN = sys.platform == "darwin"  # its clang has no OpenMP
 
 
@@ -76,27 +76,26 @@ def write_ninja(build, cxx, nvcc):
     sanitizers += ["-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
     flags = "-O3 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wno-psabi" + ("" if DARWIN else " -fopenmp")
     flags = [*flags.split(), *shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
-    isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {}
-    # The baseline first: the linker keeps the first copy of an inline function, which must not need a newer CPU.
-    suffix = {f: f.stem.rpartition("_")[2] for f in sorted((CSRC / "cpu").glob("*.cpp"), key=lambda f: "avx" in f.name)}
-    sources = [CSRC / "bindings.cpp", *(f for f in suffix if suffix[f] in isa or suffix[f] not in ISA)]
-    info = {"compiler": version(cxx), "flags": " ".join(flags), "cuda": bool(nvcc)}
-    info["cpu_isa"] = ["baseline", *sorted(set(suffix.values()) & set(isa))]
+    isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {"baseline": ""}
+    info = {"compiler": version(cxx), "flags": " ".join(flags), "cuda": bool(nvcc), "cpu_isa": list(isa)}
     info["nvcc"] = version([nvcc]) if nvcc else None
     info["cuda_archs"], gencode = cuda_archs(info["nvcc"]) if nvcc else ([], "")
     common = f"-std=c++17 -I{headers} -I{sysconfig.get_path('include')} -I{CSRC}"
     link = f"{shlex.join([*cxx, *flags])} -shared {'-undefined dynamic_lookup' if DARWIN else ''}"
     if nvcc:  # which then links, since it knows where its static runtime is
-        sources += sorted((CSRC / "cuda").glob("*.c*"))
         common += " -DEQUIKERN_WITH_CUDA"
         link = f"{nvcc} -shared -cudart static -ccbin {cxx[-1]} {' '.join(f'-Xcompiler {f}' for f in flags)}"
     depfile = "-MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc\n"
     nvflags = f"-O3 -ccbin {cxx[-1]} -Xcompiler -fPIC,-fvisibility=hidden,-Wall {gencode}"
     rules = f"rule cxx\n command = {shlex.join(cxx)} {common} {shlex.join(flags)} $isa {depfile}"
     rules += f"rule cu\n command = {nvcc} {common} {nvflags} {depfile}rule link\n command = {link} $in -o $out\n"
-    objects = {f"{f.relative_to(CSRC)}.o": f for f in sources}
-    for target, f in objects.items():
-        rules += f"build {target}: {'cu' if f.suffix == '.cu' else 'cxx'} {f}\n isa = {isa.get(suffix.get(f), '')}\n"
+    objects = {f"{f.name}.o": (f, "") for f in sorted(CSRC.glob("*.cpp"))}
+    # The baseline first: the linker keeps the first copy of an inline function, which must not need a newer CPU.
+    for name, flag in isa.items():
+        objects |= {f"{name}/{f.name}.o": (f, f"-DEQK_ISA={name} {flag}") for f in sorted((CSRC / "cpu").glob("*.cpp"))}
+    objects |= {f"cuda/{f.name}.o": (f, "") for f in sorted((CSRC / "cuda").glob("*.c*")) if nvcc}
+    for target, (f, flag) in objects.items():
+        rules += f"build {target}: {'cu' if f.suffix == '.cu' else 'cxx'} {f}\n isa = {flag}\n"
     (build / "build.ninja").write_text(f"{rules}build _C.so: link {' '.join(objects)}\n")
     return info
 

@@ -1,26 +1,30 @@
 // equikern._C: tensors come as pointers, sizes and strides, so that no torch header is needed and one build serves
 // every version of torch. Checks of the user's input are in Python; here are the canonical form and the kernels.
+#include <cstring>
+#include <vector>
+
 #include "builder.h"
 
 namespace equikern {
 
-void bind_matrices(py::module_& m);
 #ifdef EQUIKERN_WITH_CUDA
 void bind_cuda(py::module_& m);
 #endif
 
 namespace {
 
-void orbit(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uintptr_t out, const py::tuple& out_strides,
-           const std::string& codes, int spatial, int dtype, double scale, uintptr_t weights, uintptr_t index, int keep, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sizes, spatial, codes, dtype, threads);
-  b.add(b.p.in, x, read(x_strides), false);
-  b.add(b.p.out, out, read(out_strides), true);
+// The dims behind the group axis.
+Ints sample_of(const Ints& shape) { return shape.from(1); }
+
+void orbit(uintptr_t x, const Ints& shape, const Ints& x_strides, uintptr_t out, const Ints& out_strides, const Views& views, int dtype,
+           double scale, uintptr_t weights, uintptr_t index, int keep, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(shape, views, dtype, threads);
+  b.add(b.p.in, x, x_strides, false);
+  b.add(b.p.out, out, out_strides, true);
   b.p.scale = scale;
-  b.p.weights = pointer(weights);
-  b.p.index = reinterpret_cast<int64_t*>(pointer(index));
+  b.p.weights = at<void>(weights);
+  b.p.index = at<int64_t>(index);
   b.p.exact = scale == 1.0 && !weights;
   b.finish(keep);
   b.run(kernels().orbit);
@@ -29,31 +33,30 @@ void orbit(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uint
 // λ divided by its sum over the views, in the accumulator's type.
 template <class A>
 std::vector<char> normalised(const Problem& p) {
-  std::vector<char> memory(sizeof(A) * p.views * p.weight_columns);
+  const int order = p.order();
+  std::vector<char> memory(sizeof(A) * order * p.weight_columns);
   const A* from = static_cast<const A*>(p.weights);
   A* to = reinterpret_cast<A*>(memory.data());
   for (int64_t c = 0; c < p.weight_columns; ++c) {
     A sum = 0;
-    for (int g = 0; g < p.views; ++g) sum += from[g * p.weight_columns + c];
-    for (int g = 0; g < p.views; ++g) to[g * p.weight_columns + c] = from[g * p.weight_columns + c] / sum;
+    for (int g = 0; g < order; ++g) sum += from[g * p.weight_columns + c];
+    for (int g = 0; g < order; ++g) to[g * p.weight_columns + c] = from[g * p.weight_columns + c] / sum;
   }
   return memory;
 }
 
-// `other`: the second output of mean_std, or for a sum what is added to every view: as many views more, of one tensor.
-void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t other,
-            const py::tuple& other_strides, const std::string& codes, int spatial, int dtype, int op, double scale, uintptr_t weights,
-            int keep, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sample_of(sizes), spatial, codes, dtype, threads);
-  b.add(b.p.in, y, read(y_strides), true);
-  b.add(b.p.out, out, read(out_strides), false);
-  if (other && op == kSum) b.add_to_views(other, read(other_strides));
-  else if (other) b.add(b.p.other, other, read(other_strides), false);
+void reduce(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, uintptr_t plus,
+            const Ints& plus_strides, uintptr_t spread, const Ints& spread_strides, const Views& views, int dtype, int op, double scale,
+            uintptr_t weights, int keep, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views, dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, false);
+  if (plus) b.add_to_views(plus, plus_strides);
+  if (spread) b.add(b.p.spread, spread, spread_strides, false);
   b.p.op = op;
   b.p.scale = scale;
-  b.p.weights = pointer(weights);
+  b.p.weights = at<void>(weights);
   b.finish(keep);
   std::vector<char> shares;
   if (op == kWeightedMean) {
@@ -64,132 +67,114 @@ void reduce(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uin
   b.run(kernels().reduce);
 }
 
-void orbit_dot(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uintptr_t y, const py::tuple& y_strides, uintptr_t out,
-               const py::tuple& out_strides, uintptr_t dots, const std::string& codes, int spatial, int dtype, uintptr_t weights, int keep,
-               int threads) {
-  const Ints sizes = read(shape);
-  Builder b(sizes, spatial, codes, dtype, threads);
-  b.add(b.p.in, x, read(x_strides), false);
-  b.add(b.p.other, y, read(y_strides), true);
-  if (out) b.add(b.p.out, out, read(out_strides), true);
-  b.p.weights = pointer(weights);
-  b.p.dots = pointer(dots);
+void orbit_dot(uintptr_t x, const Ints& shape, const Ints& x_strides, uintptr_t y, const Ints& y_strides, uintptr_t out,
+               const Ints& out_strides, uintptr_t dots, const Views& views, int dtype, uintptr_t weights, int keep, int threads) {
+  Builder b(shape, views, dtype, threads);
+  b.add(b.p.in, x, x_strides, false);
+  b.add(b.p.other, y, y_strides, true);
+  if (out) b.add(b.p.out, out, out_strides, true);
+  b.p.weights = at<void>(weights);
+  b.p.dots = at<void>(dots);
   b.finish(keep);
   b.run(kernels().orbit_dot);
 }
 
-void select(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides, uintptr_t index,
-            const std::string& codes, int spatial, int dtype, uintptr_t scores, bool scores_double, bool minimum, int keep, int threads) {
-  const Ints sizes = read(shape);
-  Builder b(sample_of(sizes), spatial, codes, dtype, threads);
-  b.add(b.p.in, y, read(y_strides), true);
-  b.add(b.p.out, out, read(out_strides), false);
-  b.p.index = reinterpret_cast<int64_t*>(pointer(index));
-  b.p.scores = pointer(scores);
+void select(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, uintptr_t index,
+            const Views& views, int dtype, uintptr_t scores, bool scores_double, bool minimum, int keep, int threads) {
+  Builder b(sample_of(shape), views, dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, false);
+  b.p.index = at<int64_t>(index);
+  b.p.scores = at<void>(scores);
   b.p.scores_double = scores_double;
   b.p.minimum = minimum;
   b.finish(keep);
   b.run(kernels().select);
 }
 
-// The Moves of views, which Python packs.
-std::vector<Moves> unpacked(const std::string& bytes) {
-  std::vector<Moves> moves(bytes.size() / sizeof(Moves));
-  std::memcpy(moves.data(), bytes.data(), bytes.size());
-  return moves;
-}
-
-// `codes`: one 0 for each view; `maps`: Moves whose sources are the whole map.
-void tokens(uintptr_t x, const py::tuple& shape, const py::tuple& x_strides, uintptr_t out, const py::tuple& out_strides,
-            const std::string& codes, int dtype, const std::string& maps, int64_t size, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sizes, 0, codes, dtype, threads);
-  b.add(b.p.in, x, read(x_strides), false);
-  b.add(b.p.out, out, read(out_strides), true);
-  b.finish(0);
-  const std::vector<Moves> tables = unpacked(maps);
-  b.p.moves = tables.data();
+// Every view of x, or with an index the view that it names for each of the first `keep` dims.
+void tokens(uintptr_t x, const Ints& shape, const Ints& x_strides, uintptr_t out, const Ints& out_strides, const Views& views, int dtype,
+            uintptr_t index, int keep, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(shape, views, dtype, threads);
+  b.add(b.p.in, x, x_strides, false);
+  b.add(b.p.out, out, out_strides, !index);
+  b.p.index = at<int64_t>(index);
+  b.finish(keep);
   int64_t outside = 0;
   bool done = true;
-  b.run([&](const Problem& p) { done = kernels().tokens(p, size, &outside); });
-  if (!done) throw py::value_error("x: expected token ids from 0 to " + std::to_string(size - 1) + ", got " + std::to_string(outside));
+  b.run([&](const Problem& p) { done = kernels().tokens(p, &outside); });
+  if (!done) throw py::value_error("x: expected token ids from 0 to " + std::to_string(views.size - 1) + ", got " + std::to_string(outside));
 }
 
-void softmax_mean(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides,
-                  uintptr_t lse, const std::string& moves, int dtype, int space, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sample_of(sizes), -1, moves, dtype, threads);
-  b.add(b.p.in, y, read(y_strides), true);
-  b.add(b.p.out, out, read(out_strides), false);
+void softmax_mean(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, uintptr_t lse,
+                  const Views& views, int dtype, int space, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views.of_rows(), dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, false);
   b.finish(0);
-  b.p.numbers = pointer(lse);
+  b.p.numbers = at<void>(lse);
   b.p.space = space;
   b.run(kernels().softmax_mean);
 }
 
-void softmax_mean_backward(uintptr_t grad, const py::tuple& grad_strides, uintptr_t y, const py::tuple& shape, const py::tuple& y_strides,
-                           uintptr_t lse, uintptr_t out, const py::tuple& out_strides, const std::string& moves,
-                           const std::string& inverse, int dtype, int space, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sample_of(sizes), -1, moves, dtype, threads);
-  b.add(b.p.in, y, read(y_strides), true);
-  b.add(b.p.out, out, read(out_strides), true);
-  b.add(b.p.other, grad, read(grad_strides), false);
+void softmax_mean_backward(uintptr_t grad, const Ints& grad_strides, uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t lse,
+                           uintptr_t out, const Ints& out_strides, const Views& views, uintptr_t inverse, int dtype, int space,
+                           int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views.of_rows(), dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, true);
+  b.add(b.p.other, grad, grad_strides, false);
   b.finish(0);
-  const std::vector<Moves> back = unpacked(inverse);
-  b.p.inverse = back.data();
-  b.p.numbers = pointer(lse);
+  b.p.inverse_sources = at<int32_t>(inverse);
+  b.p.numbers = at<void>(lse);
   b.p.space = space;
   b.run(kernels().softmax_mean_backward);
 }
 
-void score(uintptr_t logits, const py::tuple& shape, const py::tuple& strides, uintptr_t out, int dtype, int kind, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sizes, -1, std::string(sizeof(Moves), '\0'), dtype, threads);
-  b.add(b.p.in, logits, read(strides), false);
+void score(uintptr_t logits, const Ints& shape, const Ints& strides, uintptr_t out, int dtype, int kind, int threads) {
+  if (shape.has_zero()) return;
+  static const uint8_t still = 0;
+  Builder b(shape, Views{kPermutation, 1, 1, &still, 0, 0, 0}, dtype, threads);
+  b.add(b.p.in, logits, strides, false);
   b.finish(0);
-  b.p.numbers = pointer(out);
-  b.p.kind = kind;
+  b.p.numbers = at<void>(out);
+  b.p.score = kind;
   b.run(kernels().score);
 }
 
-void score_select(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t out, const py::tuple& out_strides,
-                  uintptr_t index, const std::string& moves, int dtype, int kind, bool minimum, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sample_of(sizes), -1, moves, dtype, threads);
-  b.add(b.p.in, y, read(y_strides), true);
-  b.add(b.p.out, out, read(out_strides), false);
+void score_select(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, uintptr_t index,
+                  const Views& views, int dtype, int kind, bool minimum, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views.of_rows(), dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, false);
   b.finish(0);
-  b.p.index = reinterpret_cast<int64_t*>(pointer(index));
-  b.p.kind = kind;
+  b.p.index = at<int64_t>(index);
+  b.p.score = kind;
   b.p.minimum = minimum;
   b.run(kernels().score_select);
 }
 
-void cross_entropy(uintptr_t y, const py::tuple& shape, const py::tuple& y_strides, uintptr_t target, uintptr_t loss, uintptr_t grad,
-                   const py::tuple& grad_strides, const std::string& moves, const std::string& inverse, int dtype, int space,
-                   int64_t ignore_index, double smoothing, double factor, int threads) {
-  const Ints sizes = read(shape);
-  if (empty(sizes)) return;
-  Builder b(sample_of(sizes), -1, moves, dtype, threads);
-  b.add(b.p.in, y, read(y_strides), true);
-  if (grad) b.add(b.p.out, grad, read(grad_strides), true);
+void cross_entropy(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t target, uintptr_t loss, uintptr_t grad,
+                   const Ints& grad_strides, const Views& views, uintptr_t inverse, int dtype, int space, int64_t ignore_index,
+                   double smoothing, double factor, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views.of_rows(), dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  if (grad) b.add(b.p.out, grad, grad_strides, true);
   b.finish(0);
-  const std::vector<Moves> back = unpacked(inverse);
-  b.p.inverse = back.data();
-  b.p.target = reinterpret_cast<const int64_t*>(pointer(target));
+  b.p.inverse_sources = at<int32_t>(inverse);
+  b.p.target = at<int64_t>(target);
   for (int64_t r = 0, rows = b.p.planes(); r < rows; ++r) {
     const int64_t t = b.p.target[r];
     if (t != ignore_index && (t < 0 || t >= b.p.W))
       throw py::value_error("target: expected 0 … " + std::to_string(b.p.W - 1) + " or " + std::to_string(ignore_index) + ", got " +
                             std::to_string(t));
   }
-  b.p.numbers = pointer(loss);
+  b.p.numbers = at<void>(loss);
   b.p.space = space;
   b.p.ignore_index = ignore_index;
   b.p.smoothing = smoothing;
@@ -203,20 +188,11 @@ py::list isas() {
   return names;
 }
 
-py::dict build_config() {
-  py::dict config;
-  config["compiler"] = __VERSION__;
-#ifdef _OPENMP
-  config["openmp"] = _OPENMP;
-#else
-  config["openmp"] = py::none();
-#endif
-#ifdef EQUIKERN_WITH_CUDA
-  config["with_cuda"] = true;
-#else
-  config["with_cuda"] = false;
-#endif
-  return config;
+template <class E>
+py::dict named(std::initializer_list<std::pair<const char*, E>> members) {
+  py::dict names;
+  for (const auto& [name, value] : members) names[name] = int(value);
+  return names;
 }
 
 }  // namespace
@@ -235,10 +211,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("score", &equikern::score);
   m.def("score_select", &equikern::score_select);
   m.def("cross_entropy", &equikern::cross_entropy);
-  bind_matrices(m);
   m.def("cpu_isa", [] { return kernels().name; });
   m.def("cpu_features", &isas);
-  m.def("build_config", &build_config);
+  m.attr("KINDS") = named<Kind>({{"still", kStill}, {"grid", kGrid}, {"permutation", kPermutation}, {"field", kField},
+                                 {"mixed", kMixed}, {"matrix", kMatrix}, {"tokens", kTokens}});
+  m.attr("DTYPES") = named<Dtype>({{"float32", Dtype::kFloat32}, {"float64", Dtype::kFloat64}, {"float16", Dtype::kFloat16},
+                                   {"bfloat16", Dtype::kBFloat16}, {"bits8", Dtype::kBits8}, {"bits16", Dtype::kBits16},
+                                   {"bits32", Dtype::kBits32}, {"bits64", Dtype::kBits64}, {"uint8", Dtype::kUint8}});
+  m.attr("OPS") = named<Op>({{"sum", kSum}, {"max", kMax}, {"min", kMin}, {"gmean", kGmean}, {"hmean", kHmean},
+                             {"tsharpen", kTsharpen}, {"logodd", kLogodd}, {"log1p", kLog1p}, {"std", kStd}, {"mean_std", kMeanStd},
+                             {"weighted_mean", kWeightedMean}, {"median", kMedian}, {"vote", kVote}});
+  m.attr("SPACES") = named<Space>({{"logits", kLogits}, {"probs", kProbs}, {"log_probs", kLogProbs}});
+  m.attr("SCORES") = named<ScoreKind>({{"max_prob", kMaxProb}, {"entropy", kEntropy}, {"margin", kMargin}, {"max", kLargest}});
 #ifdef EQUIKERN_WITH_CUDA
   bind_cuda(m);
 #endif

@@ -3,26 +3,60 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "grid_index.h"
 
 namespace equikern {
 
-enum class Dtype : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3, kBits8 = 4, kBits16 = 5, kBits32 = 6, kBits64 = 7 };
-
-inline int element_size(Dtype t) {
-  switch (t) {
-    case Dtype::kFloat64:
-    case Dtype::kBits64: return 8;
-    case Dtype::kFloat32:
-    case Dtype::kBits32: return 4;
-    case Dtype::kBits8: return 1;
-    default: return 2;
-  }
-}
+// Integers are moved as bits; where they are compared, those of 8 bits are told apart by their sign.
+enum class Dtype : int { kFloat32 = 0, kFloat64, kFloat16, kBFloat16, kBits8, kBits16, kBits32, kBits64, kUint8 };
 
 struct Half { uint16_t bits; };
 struct BFloat16 { uint16_t bits; };
+
+constexpr bool is_float(Dtype t) { return t <= Dtype::kBFloat16; }
+
+// f(a value of the dtype's type): of floats, of integers as they are compared, of unsigned ones that carry any dtype's bits.
+template <class F>
+auto with_float(Dtype t, const F& f) {
+  switch (t) {
+    case Dtype::kFloat32: return f(float());
+    case Dtype::kFloat64: return f(double());
+    case Dtype::kFloat16: return f(Half());
+    case Dtype::kBFloat16: return f(BFloat16());
+    default: throw std::invalid_argument("dtype: expected a floating-point type");
+  }
+}
+template <class F>
+auto with_integer(Dtype t, const F& f) {
+  switch (t) {
+    case Dtype::kUint8: return f(uint8_t());
+    case Dtype::kBits8: return f(int8_t());
+    case Dtype::kBits16: return f(int16_t());
+    case Dtype::kBits32: return f(int32_t());
+    case Dtype::kBits64: return f(int64_t());
+    default: throw std::invalid_argument("dtype: expected an integer type");
+  }
+}
+template <class F>
+auto with_bits(int element_size, const F& f) {
+  switch (element_size) {
+    case 1: return f(uint8_t());
+    case 2: return f(uint16_t());
+    case 4: return f(uint32_t());
+    default: return f(uint64_t());
+  }
+}
+
+template <class F>
+auto with_number(Dtype t, const F& f) { return is_float(t) ? with_float(t, f) : with_integer(t, f); }
+
+inline int element_size(Dtype t) {
+  return with_number(t, [](auto value) { return int(sizeof value); });
+}
+template <class F>
+auto with_bits(Dtype t, const F& f) { return with_bits(element_size(t), f); }
 
 EQK_HD float bits_to_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 EQK_HD uint32_t float_to_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, active_backend, build_info
-from .backends import NAMES, unavailable
+from .backends import BACKENDS, unavailable
 
 
 def info() -> None:
@@ -39,7 +39,7 @@ def info() -> None:
         except ValueError as error:
             used = f"none is used: {error}"
         print(f"\nbackends for {device} tensors, {used}")
-        for name in NAMES:
+        for name in BACKENDS:
             reason = unavailable(name, torch.device(device))
             print(f"  {name:9} {'runs' if reason is None else f'does not run: {reason}'}")
     try:

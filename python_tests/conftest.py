@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -18,6 +20,10 @@ from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
 from hypothesis import HealthCheck, settings
 from torch import Tensor
+
+_native = importlib.util.find_spec("equikern._C")
+if _native is not None and _native.origin is not None:  # a half-built tree may find another one's
+    assert Path(_native.origin).parent == Path(equikern.__file__).parent, f"{equikern.__file__} beside {_native.origin}"
 
 settings.register_profile(
     "equikern",

@@ -68,7 +68,7 @@ struct Turns {
 
   explicit Turns(const Problem& p) : size{p.D, p.H, p.W}, out_size{p.Do, p.Ho, p.Wo}, planes{p, p} {
     for (int g = 0; g < p.views; ++g) {
-      all.emplace_back(p.codes[g]);
+      all.emplace_back(p.code(g));
       moves |= all.back().order[0] != 0 || all.back().order[1] != 1;
     }
     planes[1].H = p.D;
@@ -76,22 +76,24 @@ struct Turns {
   int64_t elements(const Problem& p) const { return p.planes() * p.D * p.H * p.W * p.V; }
 };
 
-// The boxes of all volumes: whole volumes where they are small, slabs with whole rows where no axis moves.
+// The boxes of all volumes: whole volumes where they are small, slabs with whole rows where no axis moves; smaller ones
+// where scratch memory takes `kept` numbers for each element.
 struct Boxes {
   int64_t side[3], parts[3], size[3], count;
 
-  Boxes(const Problem& p, const Turns& turns, const int64_t* of, int64_t edge) {
-    int64_t elements = p.V;
+  Boxes(const Problem& p, const Turns& turns, const int64_t* of, int64_t edge, int64_t kept = 1) {
+    const int64_t pixel = p.V * kept;
+    int64_t elements = pixel;
     for (int k = 0; k < 3; ++k) size[k] = of[k], elements *= of[k];
-    while (edge > 8 && edge * edge * p.V > 4096) edge /= 2;
+    while (edge > 8 && edge * edge * pixel > 4096) edge /= 2;
     for (int k = 0; k < 3; ++k) side[k] = elements <= kPlane ? std::max<int64_t>(1, size[k]) : edge;
     if (elements > kPlane && !turns.moves) {
-      side[2] = std::min<int64_t>(size[2], 32768);
-      side[1] = std::min<int64_t>(size[1], std::max<int64_t>(1, 32768 / (side[2] * p.V)));
-      side[0] = std::max<int64_t>(1, 32768 / (side[1] * side[2] * p.V));
+      side[2] = std::min(size[2], kPart);
+      side[1] = std::min(size[1], std::max<int64_t>(1, kPart / (side[2] * pixel)));
+      side[0] = std::max<int64_t>(1, kPart / (side[1] * side[2] * pixel));
     }
     count = elements == 0 ? 0 : p.planes();
-    const int64_t line = std::max<int64_t>(1, 64 / (element_size(p.dtype) * p.V));
+    const int64_t line = std::max<int64_t>(1, kLine / (element_size(p.dtype) * p.V));
     for (int k = 0; k < 3; ++k) {  // parts of nearly the same size, of whole cache lines
       parts[k] = std::max<int64_t>(1, (size[k] + side[k] / 2) / side[k]);
       side[k] = (size[k] + parts[k] - 1) / parts[k];
@@ -124,7 +126,7 @@ struct Volume {
   E* data;
   int64_t step[3];
 
-  Volume(const Problem& p, const Side& side, int64_t n, int64_t g)
+  Volume(const Problem& p, const Side& side, int64_t n, int g)
       : data(side.data ? at<E>(p, side, n) + view_offset(p, side, n, g) : nullptr), step{side.slab, side.row, side.col} {}
   E* at_box(const Box& box) const { return data ? data + box.lo[0] * step[0] + box.lo[1] * step[1] + box.lo[2] * step[2] : nullptr; }
 };
@@ -134,7 +136,7 @@ struct Volume {
 template <int kWrites = 0, class E>
 inline void fetch_rows(const E* first, int64_t row, int64_t rows, int64_t n) {
   for (int64_t i = 0; i < rows; ++i, first += row)
-    for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(E))) __builtin_prefetch(first + j, kWrites, 2);
+    for (int64_t j = 0; j < n; j += kLine / int64_t(sizeof(E))) __builtin_prefetch(first + j, kWrites, 2);
 }
 constexpr int64_t kPlanesAhead = 2;
 
@@ -149,7 +151,7 @@ struct Planes {
   int64_t first;     // of the view's planes
 
   Planes(const Turns& turns, int g, const Volume<E>& volume, const Box& in)
-      : p(turns.planes[turns.all[g].third]), view{turns.all[g].code, nullptr, nullptr}, turn(turns.all[g]) {
+      : p(turns.planes[turns.all[g].third]), view{turns.all[g].code}, turn(turns.all[g]) {
     const int t = turn.third;
     const bool back = turn.back[t];
     first = back ? turns.size[t] - in.hi[t] : in.lo[t];

@@ -35,7 +35,7 @@ struct Row {
   // q = softmax of the mean of the views' logits. In scratch memory that mean becomes its exponentials, then the gradient.
   A of_logits() const {
     A* const mean = scratch<A>(1, n + L);
-    A* const tops = scratch<A>(6, n / kBlock + 1);
+    A* const tops = scratch<A>(6, n / kRowBlock + 1);
     const bool writes = p.out.data;
     A at_target = 0;
     double sum = 0;
@@ -54,22 +54,22 @@ struct Row {
       // Whole vectors: what follows the row is −∞.
       online.template join<false>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); },
                                   writes ? mean + j : nullptr);
-      tops[j / kBlock] = online.top;
+      tops[j / kRowBlock] = online.top;
     });
     const Stats<A> s = online.finish();
     const double log_q = log_p(s, at_target);
     if (writes) {
       const A scale = factor * share, uniform = spread * scale;
       for_blocks(n, [&](int64_t j, int64_t length) {
-        const A weight = exp_one(tops[j / kBlock] - s.top) * s.inverse * scale;
+        const A weight = exp_one(tops[j / kRowBlock] - s.top) * s.inverse * scale;
         for_vectors<L>(length, [&](int64_t i, auto) { store<A, L>(mean + j + i, load<A, L>(mean + j + i) * weight - uniform); });
       });
       mean[t] = A(std::exp(log_q) - double(spread) - double(kept)) * scale;
-      A* const stage = scratch<A>(7, kBlock);
+      A* const stage = scratch<A>(7, kRowBlock);
       for (int g = 0; g < p.views; ++g) {
         const RowOut<T> out = grad(g);
         for_blocks(n, [&](int64_t j, int64_t length) {
-          const A* const from = moved_row(mean, p.inverse[g], j, length, stage);
+          const A* const from = moved_row(mean, p.inverse(g), j, length, stage);
           for_vectors<L>(length, [&](int64_t i, auto count) { out.put(j, i, lift<A, L>(from + i, count, 0), count); });
           out.end(j, length);
         });
@@ -80,7 +80,7 @@ struct Row {
 
   // Each view's exponentials, in one row of scratch memory a view, and what was subtracted in each block.
   A* kept_exps(int g) const { return scratch<A>(1, p.views * (n + L)) + g * (n + L); }
-  A* kept_tops(int g) const { return scratch<A>(6, p.views * (n / kBlock + 1)) + g * (n / kBlock + 1); }
+  A* kept_tops(int g) const { return scratch<A>(6, p.views * (n / kRowBlock + 1)) + g * (n / kRowBlock + 1); }
 
   Stats<A>* statistics(bool keeps) const {
     Stats<A>* const stats = scratch<Stats<A>>(5, p.views);
@@ -89,7 +89,7 @@ struct Row {
     return stats;
   }
   // log p_g[t], in double: its rounding would be that of the whole gradient.
-  double at_target(const Stats<A>* stats, int g) const { return log_p(stats[g], up(y.rows[g][source_of(p.moves[g], t)])); }
+  double at_target(const Stats<A>* stats, int g) const { return log_p(stats[g], up(y.rows[g][source_of(p.moves(g), t)])); }
   static double log_p(const Stats<A>& s, A x) { return double(x) - double(s.top) + std::log(double(s.inverse)); }
 
   // The part of view g in the views' mean probability of the target: none where the view does not allow it.
@@ -126,11 +126,11 @@ struct Row {
       const A* const exps = kept_exps(g);
       const RowOut<T> out = grad(g);
       for_blocks(n, [&](int64_t j, int64_t length) {
-        const A weight = exp_one(kept_tops(g)[j / kBlock] - s.top) * s.inverse * scale;
+        const A weight = exp_one(kept_tops(g)[j / kRowBlock] - s.top) * s.inverse * scale;
         for_vectors<L>(length, [&](int64_t i, auto count) { out.put(j, i, load<A, L>(exps + j + i) * weight - uniform, count); });
         out.end(j, length);
       });
-      out.replace(source_of(p.moves[g], t), A(std::exp(at_target(stats, g)) - double(spread) - double(kept)) * scale);
+      out.replace(source_of(p.moves(g), t), A(std::exp(at_target(stats, g)) - double(spread) - double(kept)) * scale);
     }
     return loss(log_q, sum * double(share));
   }
@@ -174,13 +174,13 @@ struct Row {
     });
     const A log_q = log_qs[t];
     if (!p.out.data) return loss(log_q, sum);
-    A* const stage = scratch<A>(7, kBlock);
+    A* const stage = scratch<A>(7, kRowBlock);
     for (int g = 0; g < views; ++g) {
       const Stats<A> s = stats[g];
       const T* const row = y.rows[g];
       const A target_share = part_of(stats, g, log_q) * kept, part = share, scale = factor;
       const A total = A(totals[g] + double(target_share));
-      const int64_t source = source_of(p.moves[g], t);
+      const int64_t source = source_of(p.moves(g), t);
       const RowOut<T> out = grad(g);
       const auto gradient = [&](V x, V q) {
         const V d = x - s.top;
@@ -188,7 +188,7 @@ struct Row {
         return (exp_lanes<A, L>(d) * s.inverse) * total - (d == -kInfinity<A> ? V{} : ratio) * part * uniform;
       };
       for_blocks(n, [&](int64_t j, int64_t length) {
-        const A* const log_q_here = moved_row(log_qs, p.inverse[g], j, length, stage);
+        const A* const log_q_here = moved_row(log_qs, p.inverse(g), j, length, stage);
         for_vectors<L>(length, [&](int64_t i, auto count) {
           out.put(j, i, gradient(lift<T, L>(row + j + i, count, 0), lift<A, L>(log_q_here + i, count, 0)) * scale, count);
         });

@@ -98,7 +98,7 @@ void dot_typed(const Problem& p) {
       const Acc<T> w = Acc<T>(weight(p, g, t.plane));
       const Place<E> other(p, p.other, t.plane, g), out(p, p.out, t.plane, g);
       Dot<T> dot;
-      for_bands(p, region_of(p, p.codes[g], t), 2 * sizeof(E), [&](const Region& r) {
+      for_bands(p, region_of(p, p.code(g), t), 2 * sizeof(E), [&](const Region& r) {
         dot_band<T>(p, dot, out, other, from, views[g], r, w, streaming);
       });
       parts[n * p.views + g] = negates(p, t.plane, g) ? -dot.total() : dot.total();

@@ -8,7 +8,7 @@ namespace equikern {
 namespace EQK_ISA {
 
 template <class A>
-inline const A* matrix_of(const Problem& p, int g) { return static_cast<const A*>(p.mats) + g % p.added * p.channels * p.channels; }
+inline const A* matrix_of(const Problem& p, int g) { return static_cast<const A*>(p.mats) + p.view(g) * p.channels * p.channels; }
 
 // to = Σ_c row[c] · from[c · step …], n numbers.
 template <class T>
@@ -25,15 +25,6 @@ inline void mix_run(Acc<T>* to, const Acc<T>* row, int64_t channels, const T* fr
     for (int64_t c = 1; c < channels; ++c) sum += row[c] * up(from[c * step + j]);
     to[j] = sum;
   }
-}
-
-// to = from · s, rounded.
-template <class T>
-inline void round_run(T* to, const Acc<T>* from, Acc<T> s, int64_t n) {
-  typedef Widest<T> C;
-  int64_t j = 0;
-  for (; j + C::kLanes <= n; j += C::kLanes) times(fetch_in_order<C>(from + j), s).to(to + j);
-  for (; j < n; ++j) down(to + j, from[j] * s);
 }
 
 // All channels of a band of a view, one dense run behind the other.
@@ -72,183 +63,150 @@ inline void put_mixed(const Planes<Bits<T>>& planes, int64_t channel, const Plac
   });
 }
 
-struct MixOrbit {
-  template <class T>
-  void run(const Problem& p) const {
-    typedef Bits<T> E;
-    const Turns turns(p);
-    const Boxes boxes(p, turns, turns.size, kSumSide);
-    const int64_t work = p.views * p.channels * turns.elements(p);
-    const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
-    for_units(p, boxes.count, work, [&](int64_t unit) {
-      const int64_t n = boxes.volume(unit);
-      const Box in = boxes.at(unit);
-      const int64_t chosen = p.index ? p.index[n / p.planes_per_index] : -1;
-      for (int g = 0; g < p.views; ++g) {
-        const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, 0), in);
-        const Place<E> place = planes.place(Volume<E>(p, p.out, n, g));
-        if (!p.index || chosen == g) {
-          put_mixed<T>(planes, p.in.channel, place, p.out.channel, streaming, g, Acc<T>(p.scale * weight(p, g, n)));
-          continue;
-        }
-        planes.for_each(sizeof(E), [&](int64_t k, const Region& r) {
-          Place<E> to = place;
-          to.data += k * to.plane;
-          for (int64_t c = 0; c < p.channels; ++c, to.data += p.out.channel) put_zeros<E>(planes.p, to, r, streaming);
-        });
+template <class T>
+void mix_orbit(const Problem& p) {
+  typedef Bits<T> E;
+  const Turns turns(p);
+  const Boxes boxes(p, turns, turns.size, kSumSide);
+  const int64_t work = p.views * p.channels * turns.elements(p);
+  const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
+  for_units(p, boxes.count, work, [&](int64_t unit) {
+    const int64_t n = boxes.volume(unit);
+    const Box in = boxes.at(unit);
+    const int64_t chosen = p.index ? p.index[n / p.planes_per_index] : -1;
+    for (int g = 0; g < p.views; ++g) {
+      const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, 0), in);
+      const Place<E> place = planes.place(Volume<E>(p, p.out, n, g));
+      if (!p.index || chosen == g) {
+        put_mixed<T>(planes, p.in.channel, place, p.out.channel, streaming, g, Acc<T>(p.scale * weight(p, g, n)));
+        continue;
       }
-    });
-  }
-};
-
-struct MixSelect {
-  template <class T>
-  void run(const Problem& p) const {
-    typedef Bits<T> E;
-    const Turns turns(p);
-    const Boxes boxes(p, turns, turns.out_size, kSumSide);
-    const int64_t work = p.channels * turns.elements(p);
-    const bool streaming = past_caches(2 * work * int64_t(sizeof(T)));
-    for_units(p, boxes.count, work, [&](int64_t unit) {
-      const int64_t n = boxes.volume(unit);
-      const int g = int(std::min<int64_t>(std::max<int64_t>(p.index[n / p.planes_per_index], 0), p.views - 1));
-      const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turns.all[g].source(boxes.at(unit), turns.size));
-      put_mixed<T>(planes, p.in.channel, planes.place(Volume<E>(p, p.out, n, 0)), p.out.channel, streaming, g, Acc<T>(1));
-    });
-  }
-};
-
-template <class A>
-inline void join_mixed(int op, A* s, A* m, const A* v, int64_t n, int g, A w) {
-  switch (op) {
-    case kSum: return join_run<A, kSum>(s, nullptr, v, n, g, w);
-    case kMax: return join_run<A, kMax>(s, nullptr, v, n, g, w);
-    case kMin: return join_run<A, kMin>(s, nullptr, v, n, g, w);
-    case kGmean: return join_run<A, kGmean>(s, nullptr, v, n, g, w);
-    case kHmean: return join_run<A, kHmean>(s, nullptr, v, n, g, w);
-    case kTsharpen: return join_run<A, kTsharpen>(s, nullptr, v, n, g, w);
-    case kLogodd: return join_run<A, kLogodd>(s, nullptr, v, n, g, w);
-    default: return join_run<A, kStd>(s, m, v, n, g, w);
-  }
+      planes.for_each(sizeof(E), [&](int64_t k, const Region& r) {
+        Place<E> to = place;
+        to.data += k * to.plane;
+        for (int64_t c = 0; c < p.channels; ++c, to.data += p.out.channel) put_zeros<E>(planes.p, to, r, streaming);
+      });
+    }
+  });
 }
 
-struct MixReduce {
-  template <class T>
-  void run(const Problem& p) const {
-    typedef Bits<T> E;
-    typedef Acc<T> A;
-    const Turns turns(p);
-    const Boxes boxes(p, turns, turns.out_size, kSumSide);
-    const int64_t work = p.views * p.channels * turns.elements(p), channels = p.channels;
-    const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
-    const bool spread = p.op == kStd || p.op == kMeanStd;
-    for_units(p, boxes.count, work, [&](int64_t unit) {
-      const int64_t n = boxes.volume(unit);
-      const Box out = boxes.at(unit);
-      const int64_t elements = out.size(0) * out.size(1) * out.size(2);
-      E* const stage = scratch<E>(0, channels * elements);
-      A* const s = scratch<A>(1, channels * elements);
-      A* const m = spread ? scratch<A>(2, channels * elements) : nullptr;
-      A* const mixed = scratch<A>(3, 2 * elements);
-      for (int g = 0; g < p.views; ++g) {
-        const Side& side = p.source(g);
-        Planes<E> planes(turns, g, Volume<E>(p, side, n, g), turns.all[g].source(out, turns.size));
-        for (int64_t c = 0; c < channels; ++c, planes.from.data += side.channel) stage_planes<E>(planes, out, stage + c * elements, false);
-        const A w = A(weight(p, g, n));
-        for (int64_t c = 0; c < channels; ++c) {
-          mix_run<T>(mixed, matrix_of<A>(p, g) + c * channels, channels, numbers<T>(stage), elements, elements);
-          join_mixed<A>(p.op, s + c * elements, spread ? m + c * elements : nullptr, mixed, elements, g, w);
-        }
-      }
+template <class T>
+void mix_select(const Problem& p) {
+  typedef Bits<T> E;
+  const Turns turns(p);
+  const Boxes boxes(p, turns, turns.out_size, kSumSide);
+  const int64_t work = p.channels * turns.elements(p);
+  const bool streaming = past_caches(2 * work * int64_t(sizeof(T)));
+  for_units(p, boxes.count, work, [&](int64_t unit) {
+    const int64_t n = boxes.volume(unit);
+    const int g = p.chosen(n);
+    const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turns.all[g].source(boxes.at(unit), turns.size));
+    put_mixed<T>(planes, p.in.channel, planes.place(Volume<E>(p, p.out, n, 0)), p.out.channel, streaming, g, Acc<T>(1));
+  });
+}
+
+template <class T>
+void mix_reduce(const Problem& p) {
+  typedef Bits<T> E;
+  typedef Acc<T> A;
+  const Turns turns(p);
+  const int64_t work = p.views * p.channels * turns.elements(p), channels = p.channels, kept = p.kept();
+  const Boxes boxes(p, turns, turns.out_size, kSumSide, kept);
+  const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
+  const bool spread = p.op == kStd || p.op == kMeanStd;
+  for_units(p, boxes.count, work, [&](int64_t unit) {
+    const int64_t n = boxes.volume(unit);
+    const Box out = boxes.at(unit);
+    const int64_t elements = out.size(0) * out.size(1) * out.size(2);
+    E* const stage = scratch<E>(0, channels * elements);
+    A* const s = scratch<A>(1, channels * elements * kept);
+    A* const m = spread ? scratch<A>(2, channels * elements) : nullptr;
+    A* const mixed = scratch<A>(3, 2 * elements);
+    for (int g = 0; g < p.views; ++g) {
+      const Side& side = p.source(g);
+      Planes<E> planes(turns, g, Volume<E>(p, side, n, g), turns.all[g].source(out, turns.size));
+      for (int64_t c = 0; c < channels; ++c, planes.from.data += side.channel) stage_planes<E>(planes, out, stage + c * elements, false);
+      const A w = A(weight(p, g, n));
       for (int64_t c = 0; c < channels; ++c) {
-        A* const second = p.op == kMeanStd ? mixed + elements : nullptr;
-        finish_run<A>(p, mixed, second, s + c * elements, spread ? m + c * elements : nullptr, elements);
-        const auto put_channel = [&](const Side& side, const A* from) {
-          round_run<T>(numbers<T>(stage), from, A(1), elements);
-          Side own = side;
-          own.data += c * side.channel * int64_t(sizeof(T));
-          put_box<E>(p, own, n, out, stage, streaming);
-        };
-        put_channel(p.out, mixed);
-        if (second) put_channel(p.other, second);
-      }
-    });
-  }
-};
-
-struct MixDot {
-  template <class T>
-  void run(const Problem& p) const {
-    typedef Bits<T> E;
-    typedef Acc<T> A;
-    const Turns turns(p);
-    const Boxes boxes(p, turns, turns.size, kSumSide);
-    const int64_t work = p.views * p.channels * turns.elements(p);
-    const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
-    std::vector<double> parts(boxes.count * p.views);
-    for_units(p, boxes.count, work, [&](int64_t unit) {
-      const int64_t n = boxes.volume(unit);
-      const Box in = boxes.at(unit);
-      for (int g = 0; g < p.views; ++g) {
-        const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, 0), in);
-        const Place<E> other = planes.place(Volume<E>(p, p.other, n, g)), out = planes.place(Volume<E>(p, p.out, n, g));
-        const A w = A(weight(p, g, n));
-        double total = 0;
-        planes.for_each((p.channels + 2) * sizeof(A), [&](int64_t k, const Region& r) {
-          const int64_t elements = elements_of(p, r);
-          const T* const moved = numbers<T>(moved_channels<E>(planes, p.in.channel, k, r));
-          A* const mixed = scratch<A>(1, elements);
-          E* const rounded = scratch<E>(2, elements);
-          Place<E> beside = other, to = out;
-          beside.data += k * beside.plane;
-          if (to.data) to.data += k * to.plane;
-          for (int64_t c = 0; c < p.channels; ++c) {
-            mix_run<T>(mixed, matrix_of<A>(p, g) + c * p.channels, p.channels, moved, elements, elements);
-            total += product<T>(planes.p, mixed, beside, r);
-            beside.data += p.other.channel;
-            if (!to.data) continue;
-            round_run<T>(numbers<T>(rounded), mixed, w, elements);
-            put<E>(planes.p, to, dense_band<E>(planes.p, r, rounded), r, streaming);
-            to.data += p.out.channel;
-          }
-        });
-        parts[unit * p.views + g] = total;
-      }
-    });
-    add_dots<T>(p, parts, boxes.count, [&](int64_t unit) { return boxes.volume(unit); });
-  }
-
-  // Σ v · y over a band of the view.
-  template <class T>
-  static double product(const Problem& p, const Acc<T>* v, const Place<Bits<T>>& place, const Region& r) {
-    typedef Bits<T> E;
-    typedef Acc<T> A;
-    const Band<E> y = gathered<E>(p, place, r, scratch<E>(4, elements_of(p, r)));
-    double total = 0;
-    for (int64_t k = 0; k < r.planes; ++k) {
-      for (int64_t i = 0; i < r.rows(); ++i, v += r.pixels()) {
-        const T* const row = numbers<T>(y.data + k * y.plane + i * y.row);
-        A sums[16] = {};
-        int64_t j = 0;
-        for (; j + 16 <= r.pixels(); j += 16)
-          for (int l = 0; l < 16; ++l) sums[l] += v[j + l] * up(row[j + l]);
-        for (; j < r.pixels(); ++j) sums[j & 15] += v[j] * up(row[j]);
-        for (const A sum : sums) total += sum;
+        mix_run<T>(mixed, matrix_of<A>(p, g) + c * channels, channels, numbers<T>(stage), elements, elements);
+        join_numbers<A>(p.op, s + c * elements * kept, spread ? m + c * elements : nullptr, mixed, elements, g, w);
       }
     }
-    return total;
-  }
-};
+    for (int64_t c = 0; c < channels; ++c) {
+      A* const second = p.op == kMeanStd ? mixed + elements : nullptr;
+      finish_run<A>(p, mixed, second, s + c * elements * kept, spread ? m + c * elements : nullptr, elements);
+      const auto put_channel = [&](const Side& side, const A* from) {
+        round_run<T>(numbers<T>(stage), from, A(1), elements);
+        Side own = side;
+        own.data += c * side.channel * int64_t(sizeof(T));
+        put_box<E>(p, own, n, out, stage, streaming);
+      };
+      put_channel(p.out, mixed);
+      if (second) put_channel(p.spread, second);
+    }
+  });
+}
 
-// kernel.run<T>() for the problem's dtype.
-template <class K>
-void with_floats(const Problem& p, const K& kernel) {
-  switch (p.dtype) {
-    case Dtype::kFloat32: return kernel.template run<float>(p);
-    case Dtype::kFloat64: return kernel.template run<double>(p);
-    case Dtype::kFloat16: return kernel.template run<Half>(p);
-    default: return kernel.template run<BFloat16>(p);
+// Σ v · y over a band of the view.
+template <class T>
+double product(const Problem& p, const Acc<T>* v, const Place<Bits<T>>& place, const Region& r) {
+  typedef Bits<T> E;
+  typedef Acc<T> A;
+  const Band<E> y = gathered<E>(p, place, r, scratch<E>(4, elements_of(p, r)));
+  double total = 0;
+  for (int64_t k = 0; k < r.planes; ++k) {
+    for (int64_t i = 0; i < r.rows(); ++i, v += r.pixels()) {
+      const T* const row = numbers<T>(y.data + k * y.plane + i * y.row);
+      A sums[16] = {};
+      int64_t j = 0;
+      for (; j + 16 <= r.pixels(); j += 16)
+        for (int l = 0; l < 16; ++l) sums[l] += v[j + l] * up(row[j + l]);
+      for (; j < r.pixels(); ++j) sums[j & 15] += v[j] * up(row[j]);
+      for (const A sum : sums) total += sum;
+    }
   }
+  return total;
+}
+
+template <class T>
+void mix_dot(const Problem& p) {
+  typedef Bits<T> E;
+  typedef Acc<T> A;
+  const Turns turns(p);
+  const Boxes boxes(p, turns, turns.size, kSumSide);
+  const int64_t work = p.views * p.channels * turns.elements(p);
+  const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
+  std::vector<double> parts(boxes.count * p.views);
+  for_units(p, boxes.count, work, [&](int64_t unit) {
+    const int64_t n = boxes.volume(unit);
+    const Box in = boxes.at(unit);
+    for (int g = 0; g < p.views; ++g) {
+      const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, 0), in);
+      const Place<E> other = planes.place(Volume<E>(p, p.other, n, g)), out = planes.place(Volume<E>(p, p.out, n, g));
+      const A w = A(weight(p, g, n));
+      double total = 0;
+      planes.for_each((p.channels + 2) * sizeof(A), [&](int64_t k, const Region& r) {
+        const int64_t elements = elements_of(p, r);
+        const T* const moved = numbers<T>(moved_channels<E>(planes, p.in.channel, k, r));
+        A* const mixed = scratch<A>(1, elements);
+        E* const rounded = scratch<E>(2, elements);
+        Place<E> beside = other, to = out;
+        beside.data += k * beside.plane;
+        if (to.data) to.data += k * to.plane;
+        for (int64_t c = 0; c < p.channels; ++c) {
+          mix_run<T>(mixed, matrix_of<A>(p, g) + c * p.channels, p.channels, moved, elements, elements);
+          total += product<T>(planes.p, mixed, beside, r);
+          beside.data += p.other.channel;
+          if (!to.data) continue;
+          round_run<T>(numbers<T>(rounded), mixed, w, elements);
+          put<E>(planes.p, to, dense_band<E>(planes.p, r, rounded), r, streaming);
+          to.data += p.out.channel;
+        }
+      });
+      parts[unit * p.views + g] = total;
+    }
+  });
+  add_dots<T>(p, parts, boxes.count, [&](int64_t unit) { return boxes.volume(unit); });
 }
 
 }  // namespace EQK_ISA

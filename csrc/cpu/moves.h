@@ -6,13 +6,14 @@
 namespace equikern {
 namespace EQK_ISA {
 
-// The moved entries lo … hi of a view; `dense` where they are all that is asked for.
+// The moved entries lo … hi among first … last; `dense` where that is all of them.
 struct MovedRange {
   int64_t lo, hi;
   bool dense;
 
-  MovedRange(const Moves& m, int64_t first, int64_t last) {
-    const int32_t *begin = m.positions, *end = begin + m.count;
+  MovedRange(const Moves& m, int64_t first, int64_t last) : MovedRange(m.positions, m.count, first, last) {}
+  MovedRange(const int32_t* begin, int64_t count, int64_t first, int64_t last) {
+    const int32_t* const end = begin + count;
     lo = std::lower_bound(begin, end, first) - begin;
     hi = std::lower_bound(begin + lo, end, last) - begin;
     dense = hi - lo == last - first;
@@ -46,8 +47,8 @@ inline void gather_entries(E* to, int64_t first, const E* from, int64_t step, co
 // Fetches a row into L2 in order, before its entries are read in any order.
 template <class E>
 inline void warm_row(const E* row, int64_t n) {
-  if (n * int64_t(sizeof(E)) > (1 << 20)) return;
-  for (int64_t k = 0; k < n; k += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + k, 0, 2);
+  if (n * int64_t(sizeof(E)) > kWarmBytes) return;
+  for (int64_t k = 0; k < n; k += kLine / int64_t(sizeof(E))) __builtin_prefetch(row + k, 0, 2);
 }
 
 // The part of a row that begins at entry `first` and is n long, permuted: in place where nothing of it moves.
@@ -65,7 +66,7 @@ template <class E>
 inline void copy_moved(E* to, int64_t to_plane, int64_t to_row, const Source<E>& from, const Problem& p, const Moves& m, const Region& r) {
   const int64_t first = p.move_rows ? r.i0 : r.j0;
   const MovedRange range(m, first, p.move_rows ? r.i1 : r.j1);
-  const bool number = p.dtype <= Dtype::kBFloat16;
+  const bool number = is_float(p.dtype);
   Source<E> plane = from;
   for (int64_t n = 0; n < r.planes; ++n, to += to_plane, plane.data += from.plane) {
     if (!range.dense) copy_view<E>(to, to_row, plane, p, 0, r);

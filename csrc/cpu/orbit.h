@@ -14,10 +14,19 @@ inline void scale_run(T* to, const T* from, int64_t n, Acc<T> s) {
   for (; k < n; ++k) down(to + k, up(from[k]) * s);
 }
 
+// to = from · s, rounded.
+template <class T>
+inline void round_run(T* to, const Acc<T>* from, Acc<T> s, int64_t n) {
+  typedef Widest<T> C;
+  int64_t j = 0;
+  for (; j + C::kLanes <= n; j += C::kLanes) times(fetch_in_order<C>(from + j), s).to(to + j);
+  for (; j < n; ++j) down(to + j, from[j] * s);
+}
+
 // The region's elements with the other sign, where they are.
 template <class E>
 inline void negate(const Problem& p, E* to, int64_t to_plane, int64_t to_row, const Region& r) {
-  const bool number = p.dtype <= Dtype::kBFloat16;
+  const bool number = is_float(p.dtype);
   const bool joined = to_row == r.pixels() * p.V;
   const int64_t rows = joined ? 1 : r.rows(), n = r.pixels() * p.V * (joined ? r.rows() : 1);
   for (int64_t k = 0; k < r.planes; ++k) {
@@ -83,7 +92,7 @@ inline void put_view(const Problem& p, const Place<Bits<T>>& place, const Source
   typedef Bits<T> E;
   if (p.index && chosen != g) return put_zeros<E>(p, place, r, streaming);
   if constexpr (!kExact) {
-    if (p.weights || p.moves || p.signs || p.volumes) {
+    if (p.weights || p.permutes() || p.signs || p.volumes) {
       const int64_t elements = elements_of(p, r);
       E* stage = scratch<E>(1, elements);
       const Band<E> band = view_band<E>(p, from, view, r, scratch<E>(0, elements), true);
@@ -106,11 +115,11 @@ void orbit_typed(const Problem& p) {
     const Unit t = unit_at(u, n, p.H, p.W);
     Source<E> from = source<E>(p, t.plane);
     if constexpr (!kExact)
-      if (!p.weights && !p.moves && !p.signs) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
+      if (!p.weights && !p.permutes() && !p.signs) from = scaled_source<T>(p, from, t, Acc<T>(p.scale));
     const int64_t chosen = p.index ? p.index[t.plane / p.planes_per_index] : -1;
     for (int g = 0; g < p.views; ++g) {
       const Place<E> place(p, p.out, t.plane, g);
-      for_bands(p, region_of(p, p.codes[g], t), sizeof(E), [&](const Region& r) {
+      for_bands(p, region_of(p, p.code(g), t), sizeof(E), [&](const Region& r) {
         put_view<T, kExact>(p, place, from, views[g], r, streaming, g, t.plane, chosen);
       });
     }
@@ -126,7 +135,7 @@ void select_typed(const Problem& p) {
   const Units u(p, p.Ho, p.Wo);
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
-    const int64_t g = std::min<int64_t>(std::max<int64_t>(p.index[t.plane / p.planes_per_index], 0), p.views - 1);
+    const int g = p.chosen(t.plane);
     const Source<E> from = source<E>(p, t.plane, g);
     const Place<E> place(p, p.out, t.plane, 0);
     const bool minus = negates(p, t.plane, g);

@@ -1,14 +1,18 @@
 // A kernel call in canonical form: planes of pixels, addressed by a few merged outer dims.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../dtypes.h"
+#include "sizes.h"
 
 namespace equikern {
 
-constexpr int kMaxDims = 16;
-constexpr int kMaxViews = 2048;  // groups of 1024, every view once more for what is added to it
+enum Kind : int { kStill = 0, kGrid, kPermutation, kField, kMixed, kMatrix, kTokens };
+enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kLog1p, kStd, kMeanStd, kWeightedMean, kMedian, kVote };
+enum Space : int { kLogits = 0, kProbs, kLogProbs };
+enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin, kLargest };
 
 // One tensor of a call; strides in elements.
 struct Side {
@@ -22,24 +26,29 @@ struct Side {
 // One view of a permuted dim: entry positions[k] shows entry sources[k] of the tensor, or minus entry ~sources[k] where
 // that is below zero; all others stay in place. Positions rise.
 struct Moves {
-  const int32_t* positions;
-  const int32_t* sources;
+  const int32_t *positions, *sources;
   int64_t count;
-  int64_t has_signs;
+  bool has_signs;
 };
 
 struct Problem {
   Dtype dtype;
+  Kind kind = kStill;
   int views = 0;
-  const uint8_t* codes = nullptr;  // one element code per view, see grid_index.h; of volumes, see boxes.h
-  const Moves* moves = nullptr;    // or for each view what it moves: entries of a row, or whole rows
+  int added = kMaxViews;           // views from this one on are the same ones again, read from `plus`
+  const uint8_t* codes = nullptr;  // one a view: of images see grid_index.h, of volumes boxes.h, of permutations whether it moves
+  // Permutations of the entries of a row, or of whole rows: the entries that some view moves, for each view their sources.
+  const int32_t *positions = nullptr, *sources = nullptr;
+  int64_t moved = 0;
   bool move_rows = false;
   // Fields: plane n has channel c = n / channel_planes % channels, whose view g has channels_of[g·channels + c] on the
   // sides with views; ~channel (below zero) stands for minus that one.
   const int32_t* channels_of = nullptr;
   int64_t channels = 1, channel_planes = 1;
   bool signs = false;              // whether there is a minus among them
-  const void* mats = nullptr;      // or fields whose channels are multiplied by (views, channels, channels): one plane a field
+  const void* mats = nullptr;      // a matrix a view: of the W entries of a vector, or of a field's channels, a plane being a field
+  const int32_t* tokens = nullptr; // (views, vocabulary): what each id becomes
+  int64_t vocabulary = 0;
   bool volumes = false;            // planes are volumes D×H×W, whose views may permute all three
   int64_t D = 1, Do = 1;
   int64_t H = 1, W = 1;            // the plane that is looked at
@@ -47,9 +56,9 @@ struct Problem {
   int64_t V = 1;                   // elements of a pixel that lie side by side (channels-last), moved together
   int dims = 0;                    // outer dims, the last one running fastest
   int64_t size[kMaxDims] = {};
-  Side in, out, other;             // other: y of orbit_dot, the second output of mean_std, what is added to every view
-  int added = kMaxViews;           // views from this one on are read from `other`
-  int sides = 2;
+  Side in, out;
+  Side other;                      // y of orbit_dot, the gradient of softmax_mean
+  Side plus, spread;               // what is added to every view of a sum; the second output of mean_std
   // Weights, scores and indices hold one number for `planes_per_*` consecutive planes.
   const void* weights = nullptr;   // float or double, (views, weight_columns)
   int64_t weight_columns = 1, planes_per_weight = 1;
@@ -63,8 +72,23 @@ struct Problem {
   int op = 0;
   int threads = 1;
 
-  const Side& source(int64_t g) const { return g < added ? in : other; }
-
+  // Numbers that a reduction keeps for each element until the last view has come: a running value, or every view's.
+  int64_t kept() const { return op == kMedian || op == kVote ? views : 1; }
+  int order() const { return std::min(views, added); }
+  const Side& source(int g) const { return g < added ? in : plus; }
+  // The view that an added one repeats.
+  int view(int g) const { return g < added ? g : g - added; }
+  bool permutes() const { return kind == kPermutation; }
+  unsigned code(int g) const { return permutes() ? 0 : codes[view(g)]; }
+  Moves moves(int g, const int32_t* from) const {
+    g = view(g);
+    return {positions, from + g * moved, codes[g] ? moved : 0, codes[g] == 2};
+  }
+  Moves moves(int g) const { return moves(g, sources); }
+  // The view that the index names for a plane; any, but one that exists, where the index is out of range.
+  int chosen(int64_t plane) const {
+    return int(std::min<int64_t>(std::max<int64_t>(index[plane / planes_per_index], 0), views - 1));
+  }
   int64_t planes() const {
     int64_t n = 1;
     for (int d = 0; d < dims; ++d) n *= size[d];
@@ -72,19 +96,16 @@ struct Problem {
   }
 };
 
-enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd, kWeightedMean };
-
-enum Space : int { kLogits = 0, kProbs, kLogProbs };
-enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin, kLargest };
-
 // A call on rows of W logits, H being 1: views that permute them or leave them in place.
 struct RowProblem : Problem {
-  const Moves* inverse = nullptr;  // for each view what the inverse permutation moves
-  int space = kLogits, kind = kMaxProb;
+  const int32_t* inverse_sources = nullptr;  // of the inverse permutations, at the same positions
+  int space = kLogits, score = kMaxProb;
   void* numbers = nullptr;         // of the accumulator's type: logarithms of sums (views, rows), losses or scores (rows)
   const int64_t* target = nullptr;
   int64_t ignore_index = 0;
   double smoothing = 0, factor = 1;
+
+  Moves inverse(int g) const { return moves(g, inverse_sources); }
 };
 
 struct Kernels {
@@ -93,7 +114,7 @@ struct Kernels {
   void (*reduce)(const Problem&);
   void (*orbit_dot)(const Problem&);
   void (*select)(const Problem&);
-  bool (*tokens)(const Problem&, int64_t size, int64_t* outside);  // false and an id that is not in 0 … size − 1, if any
+  bool (*tokens)(const Problem&, int64_t* outside);  // false and an id that is not in 0 … vocabulary − 1, if any
   void (*softmax_mean)(const RowProblem&);
   void (*softmax_mean_backward)(const RowProblem&);
   void (*score)(const RowProblem&);

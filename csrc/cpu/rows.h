@@ -9,32 +9,14 @@
 namespace equikern {
 namespace EQK_ISA {
 
-constexpr int64_t kBlock = 2048;  // numbers that are handled while they are in L1
-
 template <class F>
 inline void for_blocks(int64_t n, const F& body) {
-  for (int64_t j = 0; j < n; j += kBlock) body(j, std::min(kBlock, n - j));
+  for (int64_t j = 0; j < n; j += kRowBlock) body(j, std::min(kRowBlock, n - j));
 }
 
-// body(0 … count − 1), each by one thread, so that no sum depends on their number.
-template <class F>
-inline void for_each(int64_t count, int64_t work, int most_threads, const F& body) {
-  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(most_threads, count));
-  if (threads <= 1) {
-    for (int64_t n = 0; n < count; ++n) body(n);
-    stream_fence();
-    return;
-  }
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < count; ++n) body(n);
-    stream_fence();
-  }
-}
 template <class F>
 inline void for_rows(const RowProblem& p, const F& body) {
-  for_each(p.planes(), p.planes() * p.W * p.views, p.threads, body);
+  for_units(p, p.planes(), p.planes() * p.W * p.views, body);
 }
 
 // What a softmax needs to know of a row: log p = (x − top) − log_sum, p = exp(x − top) · inverse. NaN if the row has one,
@@ -87,7 +69,7 @@ struct Online {
   }
 };
 
-// `kept`, if given, gets the exponentials, and tops[j / kBlock] what was subtracted in each block.
+// `kept`, if given, gets the exponentials, and tops[j / kRowBlock] what was subtracted in each block.
 template <bool kMoment, class T>
 inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n, Acc<T>* kept = nullptr, Acc<T>* tops = nullptr) {
   Online<Acc<T>, kLanesOf<T>> online;
@@ -95,7 +77,7 @@ inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n, Acc<T>* kept
     online.template join<kMoment>(
         length, [from = row + j](int64_t i, auto count) { return lift<T, kLanesOf<T>>(from + i, count, -kInfinity<Acc<T>>); },
         kept ? kept + j : nullptr);
-    if (kept) tops[j / kBlock] = online.top;
+    if (kept) tops[j / kRowBlock] = online.top;
   });
   return online;
 }
@@ -138,8 +120,8 @@ struct RowViews {
   }
   // All views' numbers j … j + length, transformed.
   const T* const* moved(const RowProblem& p, int64_t j, int64_t length) const {
-    T* const stages = scratch<T>(4, p.views * kBlock);
-    for (int g = 0; g < p.views; ++g) blocks[g] = moved_row(rows[g], p.moves[g], j, length, stages + g * kBlock);
+    T* const stages = scratch<T>(4, p.views * kRowBlock);
+    for (int g = 0; g < p.views; ++g) blocks[g] = moved_row(rows[g], p.moves(g), j, length, stages + g * kRowBlock);
     return blocks;
   }
 };
@@ -156,8 +138,8 @@ struct RowOut {
 
   RowOut(const RowProblem& p, const Side& side, int64_t r, int g, bool streaming) : data(at<T>(p, side, r) + g * side.group) {
     step = RowViews<T>::is_run(p, side) ? 1 : side.col;
-    past = streaming && step == 1 && reinterpret_cast<uintptr_t>(data) % 64 == 0;
-    stage = (streaming && !past) || step != 1 ? scratch<T>(0, kBlock) : nullptr;
+    past = streaming && step == 1 && reinterpret_cast<uintptr_t>(data) % kLine == 0;
+    stage = (streaming && !past) || step != 1 ? scratch<T>(0, kRowBlock) : nullptr;
   }
   // Numbers i … of the block at j; `end` when all of the block are there.
   EQK_INLINE void put(int64_t j, int64_t i, Vec<Acc<T>, L> v, All<L> count) const {

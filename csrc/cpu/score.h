@@ -73,17 +73,17 @@ inline const T* view_row(const RowProblem& p, int64_t r, int g) {
 
 template <class T>
 void score_typed(const RowProblem& p) {
-  for_rows(p, [&](int64_t r) { static_cast<Acc<T>*>(p.numbers)[r] = row_score(view_row<T>(p, r, 0), p.W, p.kind); });
+  for_rows(p, [&](int64_t r) { static_cast<Acc<T>*>(p.numbers)[r] = row_score(view_row<T>(p, r, 0), p.W, p.score); });
 }
 
 // View g of row r, transformed, into the result: bits are moved, nothing is computed.
 template <class T>
 inline void put_view(const RowProblem& p, int64_t r, int g, bool streaming) {
   const T* const row = view_row<T>(p, r, g);
-  T* const stage = scratch<T>(4, kBlock);
+  T* const stage = scratch<T>(4, kRowBlock);
   T* const out = at<T>(p, p.out, r);
   for_blocks(p.W, [&](int64_t j, int64_t length) {
-    const T* const from = moved_row(row, p.moves[g], j, length, stage);
+    const T* const from = moved_row(row, p.moves(g), j, length, stage);
     if (!RowViews<T>::is_run(p, p.out))
       for (int64_t i = 0; i < length; ++i) out[(j + i) * p.out.col] = from[i];
     else if (streaming)
@@ -112,13 +112,13 @@ void score_select_typed(const RowProblem& p) {
     put_view<T>(p, r, best, streaming);
   };
   if (rows >= p.threads) {
-    for_each(rows, work, p.threads, [&](int64_t r) { choose(r, [&](int g) { return row_score(view_row<T>(p, r, g), p.W, p.kind); }); });
+    for_units(p, rows, work, [&](int64_t r) { choose(r, [&](int g) { return row_score(view_row<T>(p, r, g), p.W, p.score); }); });
     return;
   }
   std::vector<A> scores(rows * views);
-  for_each(rows * views, work, p.threads,
-           [&](int64_t n) { scores[n] = row_score(view_row<T>(p, n / views, int(n % views)), p.W, p.kind); });
-  for_each(rows, work, p.threads, [&](int64_t r) { choose(r, [&](int g) { return scores[r * views + g]; }); });
+  for_units(p, rows * views, work,
+            [&](int64_t n) { scores[n] = row_score(view_row<T>(p, n / views, int(n % views)), p.W, p.score); });
+  for_units(p, rows, work, [&](int64_t r) { choose(r, [&](int g) { return scores[r * views + g]; }); });
 }
 
 }  // namespace EQK_ISA

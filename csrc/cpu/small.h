@@ -124,9 +124,9 @@ template <class E>
 struct SmallViews {
   std::vector<SmallView<E>> all;
   explicit SmallViews(const Problem& p) {
-    if (!SmallView<E>::kAvailable || !is_small(p) || p.moves || p.planes() < 32) return;
+    if (!SmallView<E>::kAvailable || !is_small(p) || p.permutes() || p.planes() < 32) return;
     all.reserve(p.views);
-    for (int g = 0; g < p.views; ++g) all.emplace_back(p, p.codes[g]);
+    for (int g = 0; g < p.views; ++g) all.emplace_back(p, p.code(g));
   }
   const SmallView<E>* operator[](int g) const { return all.empty() ? nullptr : &all[g]; }
 };

@@ -67,11 +67,11 @@ void softmax_mean_backward_typed(const RowProblem& p) {
   for_rows(p, [&](int64_t r) {
     const RowViews<T> y(p, r);
     const T* const grad = RowViews<T>::piece(p, p.other, r, 0, scratch<T>(6, RowViews<T>::is_run(p, p.other) ? 0 : n));
-    T* const stage = scratch<T>(4, kBlock);
+    T* const stage = scratch<T>(4, kRowBlock);
     const A total = probs ? A(0) : A(sum_blocks<A, L>(n, [&](int64_t i, auto count) { return lift<T, L>(grad + i, count, 0); }));
     for (int g = 0; g < p.views; ++g) {
       const T* const row = y.rows[g];
-      const Moves& back = p.inverse[g];
+      const Moves back = p.inverse(g);
       const A lse = static_cast<const A*>(p.numbers)[g * rows + r];
       A mean = 0, inverse = 1;
       if (probs) {  // Σ p · gradient, and Σ p, which is not exactly 1 where lse is large

@@ -9,9 +9,6 @@ namespace equikern {
 namespace EQK_ISA {
 
 constexpr int kMostSummed = 64;  // views
-// How far ahead of the sums memory is fetched, since the hardware stops at each page: some rows, or where the views' planes
-// are small the same place of the next ones, whichever way their rows are walked.
-constexpr int64_t kAheadBytes = 4096, kSmallPlanes = 256 << 10;
 
 // Rows to be summed: line l of view k begins at at[k] + l·step[k].
 template <class T>
@@ -105,7 +102,7 @@ struct Fold {
   Fold(const Problem& p, const Unit& t, int64_t plane) {
     const T *const own = at<T>(p, p.in, plane), *const beside = at<T>(p, p.source(p.views - 1), plane);
     for (int g = 0; g < p.views; ++g) {
-      const unsigned code = p.codes[g];
+      const unsigned code = p.code(g);
       const Side& side = p.source(g);
       const int64_t row = side.row;
       const T* from = (g < p.added ? own : beside) + view_offset(p, side, plane, g);
@@ -155,7 +152,7 @@ void sum_block(const Problem& p, const Unit& t, int64_t plane, bool streaming) {
   const int64_t rows = t.r1 - t.r0, cols = t.c1 - t.c0;
   const A scale = A(p.scale);
   const Fold<T> fold(p, t, plane);
-  const int64_t jump = p.views * rows * cols * int64_t(sizeof(T)) <= kSmallPlanes ? next_plane(p, p.in) : 0;
+  const int64_t jump = p.views * rows * cols * int64_t(sizeof(T)) <= kSmallPlaneBytes ? next_plane(p, p.in) : 0;
   const bool turns = fold.turned.count || fold.turned_mirrored.count;
   const Place<E> place(p, p.out, plane, 0);
   const bool direct = !streaming && place.rows_fit(p);
@@ -208,7 +205,7 @@ template <class T>
 bool sum_typed(const Problem& p, const Units& u, bool streaming) {
   if (p.V != 1 || p.in.col != 1 || p.source(p.views - 1).col != 1 || p.views > kMostSummed) return false;
   bool turns = false;
-  for (int g = 0; g < p.views; ++g) turns |= p.codes[g] & kTranspose;
+  for (int g = 0; g < p.views; ++g) turns |= p.code(g) & kTranspose;
   const int64_t n = turns ? std::min(p.Ho, p.Wo) : p.Wo;
   constexpr int L = kLanesOf<T>;
   if (n >= Chunk<T, L>::kLanes) return sum_planes<T, Chunk<T, L>>(p, u, streaming), true;

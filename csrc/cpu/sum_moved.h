@@ -8,50 +8,27 @@
 namespace equikern {
 namespace EQK_ISA {
 
-// The entries of a row that some view moves, if they are few: the row is then summed as if all stayed, and these again.
-struct Few {
-  const Region r;
-  int64_t most = 0;  // as many positions, or fewer where views move the same ones
-
-  Few(const Problem& p, const Unit& t) : r(t.region()) {
-    if (p.move_rows || p.V != 1 || p.in.col != 1 || r.planes != 1 || r.rows() != 1) return;
-    int64_t moved = 0;
-    for (int g = 0; g < p.views; ++g) {
-      const MovedRange range(p.moves[g], r.j0, r.j1);
-      moved += range.hi - range.lo;
-    }
-    if (moved <= r.pixels() / 16) most = moved;
-  }
-};
+// Whether the entries of a unit that some view moves are few: its row is then summed as if all stayed, and these again.
+inline bool are_few(const Problem& p, const Region& r, const MovedRange& range) {
+  const int64_t moved = range.hi - range.lo;
+  return !p.move_rows && p.V == 1 && p.in.col == 1 && r.planes == 1 && r.rows() == 1 && moved > 0 && moved <= r.pixels() / 16;
+}
 
 template <class T, class C, bool kWeighted>
-void sum_few(const Problem& p, const Unit& t, const Few& few, const Place<Bits<T>>& place) {
+void sum_few(const Problem& p, const Unit& t, const MovedRange& range, const Place<Bits<T>>& place) {
   typedef Acc<T> A;
   typedef Bits<T> E;
-  const Region& r = few.r;
-  int32_t* const at = scratch<int32_t>(2, few.most);
-  int64_t m = 0;
-  for (int g = 0; g < p.views; ++g) {
-    const MovedRange range(p.moves[g], r.j0, r.j1);
-    std::copy(p.moves[g].positions + range.lo, p.moves[g].positions + range.hi, at + m);
-    m += range.hi - range.lo;
-  }
-  std::sort(at, at + m);
-  m = std::unique(at, at + m) - at;
-  const int64_t n = std::max<int64_t>(m, C::kLanes);  // the sums are those of the rows, a chunk at a time
+  const int32_t* const at = p.positions + range.lo;
+  const int64_t m = range.hi - range.lo, n = std::max<int64_t>(m, C::kLanes);  // the sums are those of the rows, a chunk at a time
   E *const stages = scratch<E>(1, p.views * n), *const sums = scratch<E>(0, n);
-  const bool number = p.dtype <= Dtype::kBFloat16;
+  const bool number = is_float(p.dtype);
   Lines<T> lines;
   for (int g = 0; g < p.views; ++g) {
-    const Moves& moves = p.moves[g];
-    const MovedRange range(moves, r.j0, r.j1);
-    const E* const row = source<E>(p, t.plane, g).at(r.i0, 0);
+    const Moves moves = p.moves(g);
+    const int32_t* const from = moves.count ? moves.sources + range.lo : at;
+    const E* const row = source<E>(p, t.plane, g).at(t.r0, 0);
     E* const to = stages + g * n;
-    for (int64_t k = 0, i = range.lo; k < m; ++k) {
-      const bool here = i < range.hi && moves.positions[i] == at[k];
-      const int64_t from = here ? moves.sources[i++] : at[k];
-      to[k] = from < 0 ? minus(row[~from], number) : row[from];
-    }
+    for (int64_t k = 0; k < m; ++k) to[k] = from[k] < 0 ? minus(row[~from[k]], number) : row[from[k]];
     std::fill(to + m, to + n, E(0));
     lines.add(numbers<T>(to), 0, A(weight(p, g, t.plane)));
   }
@@ -59,7 +36,7 @@ void sum_few(const Problem& p, const Unit& t, const Few& few, const Place<Bits<T
   T* const summed = numbers<T>(sums);
   sum_lines<C, kWeighted>(lines, Lines<T>(), 0, 1, n, n,
                           [=](int64_t, int64_t, int64_t j, const C& sum) { times(sum, scale).to(summed + j); });
-  E* const out = place.data + r.i0 * place.row;
+  E* const out = place.data + t.r0 * place.row;
   for (int64_t k = 0; k < m; ++k) out[at[k] * place.col] = sums[k];
 }
 
@@ -69,8 +46,9 @@ void sum_bands(const Problem& p, const Unit& t, const Views<Bits<T>>& views, boo
   typedef Bits<T> E;
   const A scale = A(p.scale);
   const Place<E> place(p, p.out, t.plane, 0);
-  const Few few(p, t);
-  const View<E> still{0, nullptr, nullptr};
+  const MovedRange range(p.positions, p.moved, t.c0, t.c1);
+  const bool few = are_few(p, t.region(), range);
+  const View<E> still{};
   for_bands(p, t.region(), 2 * sizeof(A), [&](const Region& r) {
     const int64_t elements = elements_of(p, r);
     const bool flat = place.rows_fit(p) && is_flat(p, r, place.plane, place.row, place.plane, place.row);
@@ -80,7 +58,7 @@ void sum_bands(const Problem& p, const Unit& t, const Views<Bits<T>>& views, boo
     E* const stages = scratch<E>(1, p.views * elements);
     Lines<T> lines;
     for (int g = 0; g < p.views; ++g) {
-      const Band<E> band = view_band<E>(p, source<E>(p, t.plane, g), few.most ? still : views[g], r, stages + g * elements, true);
+      const Band<E> band = view_band<E>(p, source<E>(p, t.plane, g), few ? still : views[g], r, stages + g * elements, true);
       lines.add(numbers<T>(band.data), 0, A(weight(p, g, t.plane)));
     }
     sum_lines<C, kWeighted>(lines, Lines<T>(), 0, 1, elements, elements, [=](int64_t, int64_t, int64_t j, const C& sum) {
@@ -89,9 +67,9 @@ void sum_bands(const Problem& p, const Unit& t, const Views<Bits<T>>& views, boo
     });
     if (!direct) put<E>(p, place, dense_band<E>(p, r, reinterpret_cast<E*>(to)), r, streaming);
   });
-  if (!few.most) return;
+  if (!few) return;
   if (streaming) stream_fence();
-  sum_few<T, C, kWeighted>(p, t, few, place);
+  sum_few<T, C, kWeighted>(p, t, range, place);
 }
 
 template <class T, class C>

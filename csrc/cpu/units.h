@@ -11,9 +11,6 @@
 namespace equikern {
 namespace EQK_ISA {
 
-constexpr int64_t kPlane = 65536;           // elements of a plane that one core's L2 holds beside the result
-constexpr int64_t kBand = 16384;            // bytes that are handled while they are in L1
-
 // Bytes of the last-level cache of the first CPU. Not sysconf's, which multiplies the cache of some AMD CPUs.
 inline int64_t last_level_cache() {
   int64_t size = 0;
@@ -23,7 +20,7 @@ inline int64_t last_level_cache() {
     std::fclose(file);
   }
   size *= unit == 'K' ? 1 << 10 : unit == 'M' ? 1 << 20 : 1;
-  return std::min<int64_t>(std::max<int64_t>(size, 16 << 20), 64 << 20);
+  return std::min(std::max(size, kLeastCache), kMostCache);
 }
 
 // Whether a call that reads and writes so many bytes should write past the caches, which could not hold them.
@@ -49,7 +46,7 @@ struct Units {
     rows = std::max<int64_t>(1, h), cols = std::max<int64_t>(1, w);
     if (plane > kPlane) {
       rows = std::min<int64_t>(h, 128);
-      cols = std::min<int64_t>(w, std::max<int64_t>(16, 32768 / (rows * p.V)));
+      cols = std::min<int64_t>(w, std::max<int64_t>(16, kPart / (rows * p.V)));
     }
     // A last block that would be narrower than a tile is joined to the one before.
     down = std::max<int64_t>(1, h / rows), across = std::max<int64_t>(1, w / cols);
@@ -90,28 +87,28 @@ inline E* at(const Problem& p, const Side& side, int64_t plane) {
 inline int64_t next_plane(const Problem& p, const Side& side) { return p.dims ? side.outer[p.dims - 1] : 0; }
 
 // The entry of channels_of for a plane of a field.
-inline int32_t channel_of(const Problem& p, int64_t plane, int64_t g) {
-  return p.channels_of[g * p.channels + plane / p.channel_planes % p.channels];
+inline int32_t channel_of(const Problem& p, int64_t plane, int g) {
+  return p.channels_of[p.view(g) * p.channels + plane / p.channel_planes % p.channels];
 }
-inline bool negates(const Problem& p, int64_t plane, int64_t g) { return p.signs && channel_of(p, plane, g) < 0; }
+inline bool negates(const Problem& p, int64_t plane, int g) { return p.signs && channel_of(p, plane, g) < 0; }
 
 // From a plane's place among those of view 0 to its place in view g.
-inline int64_t view_offset(const Problem& p, const Side& side, int64_t plane, int64_t g) {
+inline int64_t view_offset(const Problem& p, const Side& side, int64_t plane, int g) {
   if (!p.channels_of || !side.channel) return g * side.group;
   const int64_t there = channel_of(p, plane, g), here = plane / p.channel_planes % p.channels;
   return g * side.group + ((there < 0 ? ~there : there) - here) * side.channel;
 }
 
 template <class E>
-inline Source<E> source(const Problem& p, int64_t plane, int64_t g = 0) {
+inline Source<E> source(const Problem& p, int64_t plane, int g = 0) {
   const Side& from = p.source(g);
   return {at<E>(p, from, plane) + view_offset(p, from, plane, g), next_plane(p, from), from.row, from.col};
 }
 
-// body(unit number) for so many units, on the problem's threads if that pays.
+// body(0 … count − 1), each by one thread, on the problem's threads if so much work pays.
 template <class F>
 inline void for_units(const Problem& p, int64_t count, int64_t work, const F& body) {
-  const int threads = work < 32768 ? 1 : int(std::min<int64_t>(p.threads, count));
+  const int threads = work < kShares ? 1 : int(std::min<int64_t>(p.threads, count));
   if (threads <= 1) {
     for (int64_t n = 0; n < count; ++n) body(n);
     stream_fence();
@@ -146,7 +143,7 @@ inline E* scratch(int slot, int64_t elements) {
 inline double weight(const Problem& p, int g, int64_t plane) {
   const double sign = negates(p, plane, g) ? -1.0 : 1.0;
   if (!p.weights) return sign;
-  const int64_t k = g * p.weight_columns + plane / p.planes_per_weight;
+  const int64_t k = p.view(g) * p.weight_columns + plane / p.planes_per_weight;
   return sign * (p.dtype == Dtype::kFloat64 ? static_cast<const double*>(p.weights)[k] : static_cast<const float*>(p.weights)[k]);
 }
 
@@ -163,7 +160,7 @@ struct Place {
   E* data;
   int64_t plane, row, col;
 
-  Place(const Problem& p, const Side& side, int64_t first_plane, int64_t g)
+  Place(const Problem& p, const Side& side, int64_t first_plane, int g)
       : Place(side.data ? at<E>(p, side, first_plane) + view_offset(p, side, first_plane, g) : nullptr, next_plane(p, side), side.row, side.col) {}
   Place(E* first, int64_t to_plane, int64_t to_row, int64_t to_col) : data(first), plane(to_plane), row(to_row), col(to_col) {}
   E* at_region(const Region& r) const { return data + r.i0 * row + r.j0 * col; }

@@ -118,14 +118,15 @@ namespace EQK_ISA {
 // How a view is made: by its code, by its table where planes are small, or by the entries that it moves.
 template <class E>
 struct View {
-  unsigned code;
-  const SmallView<E>* small;
-  const Moves* moves;
+  unsigned code = 0;
+  const SmallView<E>* small = nullptr;
+  bool permutes = false;
+  Moves moves = {};
 
   // Whether a region of it is the same region of the source.
   bool stays(const Problem& p, const Region& r) const {
-    if (!moves) return !(code & (kTranspose | kReverseW));
-    const MovedRange range = p.move_rows ? MovedRange(*moves, r.i0, r.i1) : MovedRange(*moves, r.j0, r.j1);
+    if (!permutes) return !(code & (kTranspose | kReverseW));
+    const MovedRange range = p.move_rows ? MovedRange(moves, r.i0, r.i1) : MovedRange(moves, r.j0, r.j1);
     return range.lo == range.hi;
   }
 };
@@ -135,14 +136,17 @@ struct Views {
   const Problem& p;
   SmallViews<E> small;
   explicit Views(const Problem& problem) : p(problem), small(problem) {}
-  View<E> operator[](int g) const { return {p.codes[g], small[g], p.moves ? p.moves + g : nullptr}; }
+  View<E> operator[](int g) const {
+    if (p.permutes()) return {0, nullptr, true, p.moves(g)};
+    return {p.code(g), small[g], false, {}};
+  }
 };
 
 // All planes of a region, rows to_row apart and planes to_plane apart.
 template <class E>
 inline void copy_views(E* to, int64_t to_plane, int64_t to_row, const Source<E>& from, const Problem& p, const View<E>& view, const Region& r) {
   const unsigned code = view.code;
-  if (view.moves && !view.stays(p, r)) return copy_moved(to, to_plane, to_row, from, p, *view.moves, r);
+  if (view.permutes && !view.stays(p, r)) return copy_moved(to, to_plane, to_row, from, p, view.moves, r);
   if (view.small && to_row == r.pixels()) return view.small->copy(to, to_plane, from.data, from.plane, r.planes);
   Source<E> plane = from;
   // Rows that follow each other in both places are one row: in the same order, or all of the plane backwards.

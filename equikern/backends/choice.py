@@ -16,6 +16,8 @@ from functools import lru_cache
 
 from torch import Tensor
 
+from ..views import Views
+
 __all__ = ["TABLE", "alignment_class", "plane_class", "runs_cuda"]
 
 everywhere = False  # set by use_backend("cuda"): CUDA C++ wherever there is a kernel, whatever the table says
@@ -62,13 +64,13 @@ def plane_class(operator: str, elements: int, size: int, views: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _from_table(operator: str, size: int, height: int, width: int, maps: str) -> bool:
-    plane = plane_class(operator, height * width, size, maps.count(" ") + 1)
+def _from_table(operator: str, size: int, height: int, width: int, order: int) -> bool:
+    plane = plane_class(operator, height * width, size, order)
     return TABLE.get((operator, size, alignment_class(width, size), plane)) == "cuda"
 
 
-def runs_cuda(operator: str, t: Tensor, maps: str) -> bool:
+def runs_cuda(operator: str, t: Tensor, views: Views) -> bool:
     """Whether the CUDA C++ kernels are asked first for a call, t (…, H, W) being its input."""
-    if maps[0] == ".":  # nothing moves: Triton's accesses are as wide as they can be
+    if not views.sides:  # nothing moves: Triton's accesses are as wide as they can be
         return everywhere and operator == "orbit"
-    return everywhere or _from_table(operator, t.element_size(), t.size(-2), t.size(-1), maps)
+    return everywhere or _from_table(operator, t.element_size(), t.size(-2), t.size(-1), views.order)

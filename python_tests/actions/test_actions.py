@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from itertools import product
 from math import prod
 
 import pytest
 import torch
-from equikern import GridAction, GroupAction, cyclic_group, dihedral_group, grid, product_group, trivial
-from equikern.actions import apply_word, compose
+from equikern import (
+    GridAction,
+    GroupAction,
+    cyclic_group,
+    dihedral_group,
+    field,
+    grid,
+    matrix,
+    permutation,
+    product_group,
+    tokens,
+    trivial,
+)
+from equikern.views.grid import compose, turn_grid
+from helpers.mapped import shown
 from helpers.oracles import CASES, NAMED, Case
 from torch import Tensor
 
@@ -41,19 +56,21 @@ def test_act_is_torchs(case: Case) -> None:
 
 
 @EVERY
-def test_inverse_words_undo(case: Case) -> None:
-    x = numbered(case)
-    for word, back in zip(case.action.words, case.action.inverse_words, strict=True):
-        assert torch.equal(apply_word(apply_word(x, word), back), x)
-    assert case.action.maps.split() == list(case.action.words)
-    assert case.action.inverse_maps.split() == list(case.action.inverse_words)
+def test_inverse_maps_undo(case: Case) -> None:
+    x, maps, back = numbered(case), case.action.maps, case.action.inverse_maps
+    for g in range(case.order):
+        assert torch.equal(shown(back, shown(maps, x, g), g), x)
+        assert torch.equal(shown(maps, x, g), case.action.act(g, x))
+    assert maps.views.words == case.action.words
+    assert back.views.order == len(case.action.words)
+    assert back.inverse == maps
 
 
 @pytest.mark.parametrize("outer", WORDS)
 @pytest.mark.parametrize("inner", WORDS)
 def test_compose(outer: str, inner: str) -> None:
     x = torch.arange(5 * 3).reshape(5, 3)
-    assert torch.equal(apply_word(x, compose(outer, inner)), apply_word(apply_word(x, inner), outer))
+    assert torch.equal(turn_grid(x, compose(outer, inner)), turn_grid(turn_grid(x, inner), outer))
 
 
 def test_quarter_turn_of_a_rectangle() -> None:
@@ -100,13 +117,48 @@ def test_words_that_are_no_action_name_the_pair(words: list[str], message: str) 
 
 def test_the_inverse_order_of_turns_is_no_action_of_d4() -> None:
     """Inverting each element gives an anti-homomorphism: accepted for C4, which is abelian, refused for D4."""
-    assert GridAction(cyclic_group(4), grid("c4").inverse_words).order == 4
+    assert GridAction(cyclic_group(4), grid("c4").inverse_maps.views.words).order == 4
     with pytest.raises(ValueError, match="not an action of D4"):
-        GridAction(dihedral_group(4), grid("d4").inverse_words)
+        GridAction(dihedral_group(4), grid("d4").inverse_maps.views.words)
 
 
 def test_actions_are_made_under_any_default_device() -> None:
     with torch.device("meta"):
         action = GridAction(cyclic_group(4), ["hw", "Wh", "HW", "wH"])
-        assert trivial(cyclic_group(3)).maps == ". . ."
+        assert trivial(cyclic_group(3)).maps.code == ". . ."
     assert action == grid("c4")
+
+
+@EVERY
+def test_copies_and_pickles_are_the_same_action(case: Case) -> None:
+    action = case.action
+    for same in (copy.copy(action), copy.deepcopy(action), pickle.loads(pickle.dumps(action))):
+        assert type(same) is type(action)
+        assert same == action
+        assert hash(same) == hash(action)
+        assert (same.name, same.words, same.dims) == (action.name, action.words, action.dims)
+        for a, b in zip(same.maps.tables.own, action.maps.tables.own, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(same.act(action.order - 1, numbered(case)), action.act(action.order - 1, numbered(case)))
+
+
+def test_actions_are_compared_by_what_they_do() -> None:
+    """Each pair differs in one thing alone; several in no more than the contents of their tables."""
+    turn = [[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [-1.0, 0.0]]]
+    other = [[[1.0, 0.0], [0.0, 1.0]], [[0.0, -2.0], [-0.5, 0.0]]]
+    pairs = [
+        (permutation([[0, 1, 2], [1, 0, 2]]), permutation([[0, 1, 2], [2, 1, 0]])),
+        (permutation([[0, 1, 2], [1, 0, 2]]), permutation([[0, 1, 2], [1, 0, 2]], dim=-2)),
+        (permutation([[0, 1], [1, 0]]), permutation([[0, 1], [1, 0]], [[1, 1], [-1, -1]])),
+        (tokens([[0, 1, 2], [1, 0, 2]]), tokens([[0, 1, 2], [2, 1, 0]])),
+        (tokens([[0, 1], [1, 0]]), permutation([[0, 1], [1, 0]])),
+        (matrix(turn), matrix(other)),
+        (matrix(turn, closed=False), matrix(other, closed=False)),
+        (field(grid("hflip"), matrix(turn)), field(grid("hflip"), matrix(other))),
+        (field(grid("hflip"), "regular"), field(grid("vflip"), "regular")),
+        (field(grid("hflip"), "vector"), field(grid("hflip"), "regular")),
+    ]
+    for a, b in pairs:
+        assert a != b
+        assert a == pickle.loads(pickle.dumps(a)) != b
+        assert len({a, b, copy.deepcopy(a), pickle.loads(pickle.dumps(b))}) == 2

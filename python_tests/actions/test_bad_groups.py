@@ -18,11 +18,13 @@ from equikern import (
     cyclic_group,
     dihedral_group,
     grid,
+    orbit,
     product_group,
     trivial,
     use_backend,
 )
-from equikern.backends import NAMES
+from equikern.backends import BACKENDS
+from equikern.views.maps import Maps
 from helpers import fresh
 from helpers.bad_input import assert_error
 
@@ -92,8 +94,11 @@ CASES: dict[str, Case] = {
     "element −1": (lambda: grid("c4").act(-1, torch.ones(2, 2)), ValueError, "g", "0 … 3", "-1"),
     "acting on a list": (lambda: grid("c4").act(1, [1]), TypeError, "x", "a torch.Tensor", "list"),  # type: ignore[arg-type]
     "acting on a row": (lambda: grid("c4").act(1, torch.ones(3)), ValueError, "x", "at least 2 dims", r"\(3,\)"),
-    "views of another letter": (lambda: Action("x", ["zz"], ["hw"]), ValueError, r"words\[0\]", "h and w", "'zz'"),
-    "views without inverses": (lambda: Action("x", ["hw"], []), ValueError, "inverse_words", "one for each", r"\[\]"),
+    "views of another letter": (lambda: Action("x", Maps("zz")), ValueError, r"words\[0\]", "h and w", "'zz'"),
+    "views without their table": (
+        lambda: orbit(torch.ones(3), Action("x", Maps("permutation -1 3: . x"))),
+        *(ValueError, "table", "a contiguous one of torch.int32", "none"),
+    ),
     "element by name": (
         lambda: grid("c4").act("r1", torch.ones(2, 2)),  # type: ignore[arg-type]
         *(TypeError, "g", "a whole number", "str"),
@@ -122,7 +127,7 @@ CASES: dict[str, Case] = {
     ),
     "model of a number": (lambda: EquiTune(torch.relu, 4, "c4"), TypeError, "inp", "an action or a name", "int"),  # type: ignore[arg-type]
     "model of two groups": (lambda: EquiTune(torch.relu, "d4", "c4"), ValueError, "out", "input's group", "'c4'"),
-    "unknown merge": (lambda: EquiTune(torch.relu, "c4", "c4", "median"), ValueError, "reduce", "'mean'", "'median'"),
+    "unknown merge": (lambda: EquiTune(torch.relu, "c4", "c4", "average"), ValueError, "reduce", "'mean'", "'average'"),
     "no views at a time": (
         lambda: EquiTune(torch.relu, "c4", "c4", views_per_forward=0),
         *(ValueError, "views_per_forward", "1 or more", "0"),
@@ -162,7 +167,7 @@ def test_environment(backend: str | None) -> None:
 def test_environment_with_an_unknown_backend() -> None:
     result = environment("gpu")
     assert result.returncode == 1
-    expected = f"ValueError: EQUIKERN_BACKEND: expected one of {', '.join(NAMES)}, got 'gpu'"
+    expected = f"ValueError: EQUIKERN_BACKEND: expected one of {', '.join(BACKENDS)}, got 'gpu'"
     assert result.stderr.rstrip().endswith(expected)
 
 

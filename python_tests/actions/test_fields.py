@@ -27,7 +27,7 @@ from equikern import (
     trivial,
     use_backend,
 )
-from equikern.ops import library
+from equikern.core import library
 from helpers.strategies import random_values
 from torch import Tensor
 
@@ -102,7 +102,7 @@ def test_operators(action: FieldAction) -> None:
         assert torch.equal(index, weights.argmin(0))
         where = index.reshape(*index.shape, *(1,) * (y.dim() - 1 - index.dim())).expand(shape)
         close(chosen, back.gather(0, where.unsqueeze(0))[0])
-        out, dots = library.orbit_dot(x, y, action.maps, weights)
+        out, dots = library.orbit_dot(x, y, action.maps.code, action.maps.table(y), weights)
         close(out, views * weights.reshape(*weights.shape, *(1,) * (y.dim() - weights.dim())).double())
         products = (views * y).flatten(weights.dim())  # whose sum may be small beside them
         assert bool(((dots.double() - products.sum(-1)).abs() <= 4e-7 * products.abs().sum(-1)).all())

@@ -27,8 +27,8 @@ from equikern import (
     orbit_weighted_mean,
     symmetrize,
 )
-from equikern.matrix_tables import table
-from equikern.ops import autograd
+from equikern.core import autograd
+from equikern.views.maps import Maps
 from helpers.accuracy import assert_rounded_once
 from helpers.calls import CALLS, Call
 from helpers.strategies import FLOATS, LAYOUTS, laid_out, random_values
@@ -158,17 +158,20 @@ def test_derivatives(call: Call, name: str) -> None:
 def test_building_blocks() -> None:
     """What only a higher derivative of a public operator calls."""
     action = ACTIONS["c3 skewed"]()
-    form = action.inverse_adjoint_maps, action.inverse_maps
+    back = action.inverse_maps
+    forth = back.T
     index = torch.tensor([2, 1])
     shapes = {"x": (2, 2), "y": (3, 2, 2), "w": (3, 2)}
     blocks: dict[str, Callable[..., Any]] = {
-        "xw": lambda x, w: autograd.orbit(x, *form, 0.5, w),
-        "yw": lambda y, w: autograd.total(y, *form, 0.5, w),
-        "x": lambda x: autograd.symmetrize(x, *form),
-        "xy": lambda x, y: autograd.dots(x, y, *form, 2),
-        "xyw": lambda x, y, w: autograd.orbit_dot(x, y, *form, w),
-        "y": lambda y: autograd.take(y, index, *form),
-        " x": lambda x: autograd.put(x, index, *form),
+        "xw": lambda x, w: autograd.orbit(x, forth, 0.5, w),
+        "yw": lambda y, w: autograd.total(y, back, 0.5, w),
+        "x": lambda x: autograd.symmetrize(x, back),
+        "xy": lambda x, y: autograd.dots(x, y, forth, 2),
+        "xyw": lambda x, y, w: autograd.orbit_dot_by(x, y, forth.code, forth.table(y), w),
+        "y": lambda y: autograd.take(y, index, back),
+        " x": lambda x: autograd.put(x, index, forth),
+        "x ": lambda x: autograd.act(x, index, back),
+        "y ": lambda y: autograd.each(y, 0, back),
     }
     for takes, call in blocks.items():
         leaves = [
@@ -256,7 +259,7 @@ def test_the_group_is_read_off_the_matrices() -> None:
     assert matrix(turns(4)).group == cyclic_group(4)
     given = matrix(turns(5), cyclic_group(5))
     assert given == matrix(turns(5).numpy()) == matrix(turns(5).tolist())
-    assert given.maps.startswith("m:")
+    assert given.views.kind.name == "matrix"
 
 
 def test_float32_matrices_are_close_enough() -> None:
@@ -266,16 +269,18 @@ def test_float32_matrices_are_close_enough() -> None:
     torch.testing.assert_close(orbit_mean(orbit(x, action), action), x)
 
 
-def test_words_are_the_contents() -> None:
+def test_maps_are_compared_by_their_contents() -> None:
     action = matrix(turns(3))
-    assert matrix(turns(3)).words == action.words
-    assert action.words[0] == matrix(turns(5)).words[0]
-    assert action.adjoint_words[0] == action.words[0]
-    assert torch.equal(table(action.adjoint_maps).values, action.mats.mT)
+    assert matrix(turns(3)).maps == action.maps
+    assert matrix(skewed(turns(3))).maps != action.maps  # of the same code
+    assert action.maps.subset([0]) == matrix(turns(5)).maps.subset([0])
+    adjoint = action.maps.T
+    (rows, _) = (adjoint.views.kind.rows(adjoint.views, t) for t in adjoint.tables.own)
+    assert torch.equal(rows, action.mats.mT)
+    assert torch.equal(rows[0], action.mats[0])
     copied = pickle.loads(pickle.dumps(action))
     assert copied == action
-    with pytest.raises(LookupError, match="no matrix 'm:0123'"):
-        table("m:0123")
+    assert hash(copied) == hash(action)
 
 
 def test_matrices_of_another_orbit_are_not_the_users_memory() -> None:
@@ -369,14 +374,19 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"y: .* \(\|G\|, …, 2\)",
     ),
     "mixed words": (
-        lambda: Action("x", [*matrix(turns(2)).words], ["hw", "HW"]),
+        lambda: Action("x", Maps("matrix 2: x hw")),
         ValueError,
-        "inverse_words: expected matrices of one size",
+        "views: expected such as 'matrix 3: x x', got 'matrix 2: x hw'",
     ),
-    "mixed sizes": (
-        lambda: Action("x", [matrix(turns(2)).words[0], matrix(turns(2, 3)).words[0]], [".", "."]),
+    "matrices of another size": (
+        lambda: orbit(torch.ones(2), Action("x", Maps("matrix 2: x x", matrix(turns(2, 3)).maps.tables))),
         ValueError,
-        "words: expected matrices of one size",
+        r"table: expected a contiguous one of torch.float32 and shape \(4, 2, 2, 2\) .*, got .*\(4, 2, 3, 3\)",
+    ),
+    "matrices of more elements": (
+        lambda: orbit(torch.ones(2), Action("x", Maps("matrix 2: x x", matrix(turns(3)).maps.tables))),
+        ValueError,
+        r"table: expected a contiguous one of torch.float32 and shape \(4, 2, 2, 2\) .*, got .*\(4, 3, 2, 2\)",
     ),
 }
 

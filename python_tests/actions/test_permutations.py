@@ -23,10 +23,10 @@ from equikern import (
     product_action,
     product_group,
     symmetrize,
-    tables,
     tokens,
     trivial,
 )
+from helpers.mapped import shown
 from helpers.oracles import powers
 from helpers.strategies import laid_out, layouts, random_values
 from hypothesis import given
@@ -125,18 +125,18 @@ def test_g_inverse_is_not_g() -> None:
 def test_few_moved_entries_are_kept_as_a_list() -> None:
     perm = torch.arange(50_000).repeat(2, 1)
     perm[1, [7, 40_000]] = torch.tensor([40_000, 7])
-    found = tokens(perm).logits.table
-    assert found is not None
-    assert found.positions.tolist() == [7, 40_000]
-    assert found.sources.tolist() == [[7, 40_000], [40_000, 7]]
-    assert not found.dense
-    assert found.whole.tolist() == perm.tolist()
-    turned = permutation(powers([*range(1, 40), 0], 40)).table
-    assert turned is not None
-    assert turned.dense
+    maps = tokens(perm).logits.maps
+    (table,) = maps.tables.own
+    assert table.tolist() == [[7, 40_000]] + 2 * [[7, 40_000], [40_000, 7]]
+    assert table.dtype == torch.int32
+    assert maps.views.words == (".", "x")
+    x = torch.arange(50_000)
+    assert shown(maps, x, 1).tolist() == perm[1].tolist()
+    (turned,) = permutation(powers([*range(1, 40), 0], 40)).maps.tables.own
+    assert turned[0].tolist() == list(range(40))  # all are listed
 
 
-def test_words_are_made_from_the_contents() -> None:
+def test_maps_are_made_from_the_contents() -> None:
     assert permutation(CYCLE).maps == permutation(torch.tensor(CYCLE)).maps == permutation(np.array(CYCLE)).maps
     assert permutation(CYCLE) == permutation(CYCLE)
     assert permutation(CYCLE) != permutation(CYCLE, dim=-2)
@@ -150,11 +150,6 @@ def test_copies_and_pickles_are_the_same_action(action: Any) -> None:
     for copied in (copy.deepcopy(action), pickle.loads(pickle.dumps(action))):
         assert copied == action
         assert torch.equal(copied.perm, action.perm)
-
-
-def test_an_unknown_word_says_what_to_do() -> None:
-    with pytest.raises(LookupError, match=r"make the action \(equikern.permutation or tokens\) before"):
-        tables.table("p-1:0123")
 
 
 def test_a_group_that_acts_through_a_quotient_is_named() -> None:
@@ -303,5 +298,5 @@ def test_actions_are_made_under_any_default_device() -> None:
     with torch.device("meta"):
         action = tokens(CYCLE)
         assert product_action(permutation(SWAP), permutation(SWAP)).order == 4
-        assert action.table is not None
+        assert action.maps.tables.own[0].device.type == "cpu"
     assert action == tokens(CYCLE)

@@ -19,7 +19,7 @@ from equikern import (
     symmetrize,
     use_backend,
 )
-from equikern.ops import library
+from equikern.core import library
 from helpers.strategies import bits, laid_out, random_bits, random_values
 from torch import Tensor
 
@@ -99,7 +99,7 @@ def test_large_volumes_agree_with_plain_torch(name: str, shape: tuple[int, ...])
                 orbit_reduce(y, action, "max"),
                 *orbit_reduce(y, action, "mean_std"),
                 symmetrize(x, action),
-                *library.orbit_dot(x, y, action.maps, weights),
+                *library.orbit_dot(x, y, action.maps.code, None, weights),
             ]
     for ours, plain in zip(found["cpu"], found["reference"], strict=True):
         torch.testing.assert_close(ours, plain, rtol=2e-5, atol=2e-5 * float(plain.abs().max()))
@@ -127,7 +127,7 @@ def test_sides_that_do_not_change_places_are_free() -> None:
 def test_what_is_not_chosen_is_zero(sides: tuple[int, ...]) -> None:
     """Also where every view turns a box: its planes are others than the input's."""
     x, index = torch.randn(2, 3, *sides), torch.tensor([1, 0])
-    views = library.orbit(x, "whd WHd", 1.0, None, index)
+    views = library.orbit(x, "whd WHd", None, 1.0, None, index)
     turned = x.permute(0, 1, 4, 3, 2)
     expected = torch.stack([torch.zeros_like(turned), torch.zeros_like(turned)])
     expected[1, 0], expected[0, 1] = turned.flip(2, 3)[0], turned[1]

@@ -73,6 +73,25 @@ def test_pictures(results: Path) -> None:
 
 
 @needs_plots
+@pytest.mark.parametrize("path", sorted((BENCH / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_pictures_of_what_was_measured_before(path: Path, tmp_path: Path) -> None:
+    from bench import plots
+
+    drawn = plots.draw(Path(shutil.copy(path, tmp_path)))
+    assert {picture.name for picture in drawn} == {picture.name for picture in path.parent.glob(f"{path.stem}-*.png")}
+
+
+@needs_plots
+def test_pictures_of_many_operators(results: Path, tmp_path: Path) -> None:
+    from bench import plots
+
+    run: dict[str, Any] = json.loads(results.read_text())
+    run["kernels"] = [row | {"operator": f"operator {k}"} for row in run["kernels"] for k in range(20)]
+    (tmp_path / "many.json").write_text(json.dumps(run))
+    assert len(plots.draw(tmp_path / "many.json")) == 2
+
+
+@needs_plots
 def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.ops.cases import all_cases
 
@@ -89,12 +108,17 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cpu", "cuda"):
         mine = [c for c in cases if c.device == device]
         combinations = {(c.name, c.direction, c.dtype_name) for c in mine}
-        for operator in ("orbit", "mean", "mean plus", "weighted", "select", "symmetrize", "max", "mean_std"):
+        for operator in (*"orbit act mean weighted select symmetrize max mean_std median log1p".split(), "mean plus"):
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 assert (operator, "forward", dtype) in combinations
                 assert (operator, "backward", dtype) in combinations
             assert (operator, "both", "float32") in combinations
-        assert ("orbit", "forward", "int8") in combinations
+        assert {("orbit", "forward", "int8"), ("act", "forward", "int8")} <= combinations
+        beside = {(c.name, c.direction): set(c.providers) for c in mine if c.dtype == torch.float32}
+        assert beside["act", "forward"] >= {"equikern", "eager"}
+        assert "compile" not in beside["act", "forward"]  # a loop that reads the elements
+        assert beside["median", "forward"] >= {"equikern", "eager", "compile"}
+        assert not beside["median", "backward"] & {"eager", "compile"}  # which give a tie's gradient to one view
         assert {"ttach", "toolbelt"} <= {p for c in mine if c.name == "orbit" for p in c.providers}
     quick = {c.id.split("-")[3] for c in cases if c.device == "cuda" and c.quick}
     assert {"256x3x224x224", "512x1280x7x7"} <= quick

@@ -15,7 +15,7 @@ from equikern import (
     orbit_weighted_mean,
     symmetrize,
 )
-from equikern.ops.reduce import REDUCTIONS
+from equikern.reductions import REDUCTIONS
 from helpers.strategies import random_values
 from torch import Tensor
 
@@ -39,8 +39,12 @@ class Call:
     def tensors(
         self, action: Action, lead: tuple[int, ...], side: int, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> list[Tensor]:
-        """Arguments for it: the data, and weights or scores for every entry of the first lead dim."""
+        """Arguments for it: the data, and weights or scores for every entry of the first lead dim.
+
+        Labels are of a dtype of theirs.
+        """
         shape = (*lead, side, side)
+        dtype = torch.int32 if self.kind == "labels" else dtype
         if self.takes == "image":
             return [random_values(shape, dtype, seed, self.kind)]
         data = random_values((action.order, *shape), dtype, seed, self.kind)
@@ -60,7 +64,11 @@ class Call:
         return self.name
 
 
-_KINDS = {"gmean": "positive", "hmean": "positive", "tsharpen": "positive", "logodd": "probabilities"}
+_KINDS = {
+    **dict.fromkeys(("gmean", "hmean", "tsharpen", "log1p"), "positive"),
+    "logodd": "probabilities",
+    "vote": "labels",
+}
 
 CALLS: dict[str, Call] = {
     call.name: call
@@ -81,7 +89,16 @@ CALLS: dict[str, Call] = {
             "scores",
             differentiable=False,
         ),
-        *(Call(op, lambda a, y, op=op: orbit_reduce(y, a, op), "views", _KINDS.get(op, "signed")) for op in REDUCTIONS),
+        *(
+            Call(
+                op,
+                lambda a, y, op=op: orbit_reduce(y, a, op),
+                "views",
+                _KINDS.get(op, "signed"),
+                differentiable=not reduction.integers,
+            )
+            for op, reduction in REDUCTIONS.items()
+        ),
     )
 }
 DIFFERENTIABLE = [call for call in CALLS.values() if call.differentiable]

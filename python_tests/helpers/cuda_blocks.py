@@ -49,7 +49,7 @@ class Blocks:
         text = ctypes.create_string_buffer(1000)
         self._launches(text, ctypes.c_size_t(len(text)))
         lines = (line.split(" ") for line in text.value.decode().splitlines())
-        return {f"equikern::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
+        return {f"equikern::cuda::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
 
     def _call(self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, **options: object) -> int:
         image = x if op in (0, 3) else x[0]

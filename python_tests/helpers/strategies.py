@@ -35,12 +35,14 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Te
 
 
 def random_values(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, kind: str = "signed") -> Tensor:
-    """Random numbers rounded to dtype: any sign, positive (0.2 … 2) or probabilities."""
+    """Random numbers rounded to dtype: any sign, positive (0.2 … 2), probabilities, or labels 0 … 3."""
     g = generator(seed)
     if kind == "signed":
         values = torch.randn(shape, generator=g, dtype=torch.float64) * 2
     elif kind == "positive":
         values = torch.rand(shape, generator=g, dtype=torch.float64) * 1.8 + 0.2
+    elif kind == "labels":
+        values = torch.randint(0, 4, shape, generator=g, dtype=torch.int64)
     else:
         values = torch.rand(shape, generator=g, dtype=torch.float64) * 0.98 + 0.01
     return values.to(dtype)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from equikern import EquiTune, grid, orbit, orbit_mean, orbit_select, orbit_weighted_mean, trivial
-from equikern.ops import autograd, reduce, select
+from equikern.core import autograd
+from equikern.ops import reduce, select
 from helpers.calls import CALLS, DIFFERENTIABLE, Call, gradients, results
 from helpers.oracles import CASES
 from helpers.strategies import laid_out, random_values
@@ -153,6 +154,8 @@ def test_forward_is_traced_for_a_gpu_that_is_not_there(call: Call) -> None:
 class Context(SimpleNamespace):
     """What a Function's backward needs of its context: torch without CUDA cannot record autograd on CUDA tensors."""
 
+    saved_tensors: tuple[Tensor | None, ...] = ()
+
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self.saved_tensors = tensors
 
@@ -161,27 +164,28 @@ class Context(SimpleNamespace):
 
 
 W = ((8, 2),)
+FORTH, BACK = (D4.maps.code, None), (D4.inverse_maps.code, None)
 SHAPES: dict[str, tuple[Any, tuple[tuple[int, ...], ...], tuple[Any, ...]]] = {
     # Function, shapes of its tensors, what follows them
-    "orbit": (autograd._Orbit, ((2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps, 1.0)),
-    "total": (autograd._Total, ((8, 2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps, 1.0)),
-    "weighted_mean": (autograd._WeightedMean, ((8, 2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps)),
-    "mean_plus": (autograd._MeanPlus, ((8, 2, 3, 8, 8), (2, 3, 8, 8)), (D4.maps, D4.inverse_maps)),
-    "symmetrize": (autograd._Symmetrize, ((2, 3, 8, 8),), (D4.maps, D4.inverse_maps)),
-    "dots": (autograd._Dots, ((2, 3, 8, 8), (8, 2, 3, 8, 8)), (D4.maps, D4.inverse_maps, 1)),
-    "orbit_dot": (autograd._OrbitDot, ((2, 3, 8, 8), (8, 2, 3, 8, 8), *W), (D4.maps, D4.inverse_maps)),
-    "mean_std": (reduce._MeanStd, ((8, 2, 3, 8, 8),), (D4.maps, D4.inverse_maps)),
+    "orbit": (autograd._Orbit, ((2, 3, 8, 8), *W), (*FORTH, 1.0)),
+    "total": (autograd._Total, ((8, 2, 3, 8, 8), *W), (*BACK, 1.0)),
+    "weighted_mean": (autograd._WeightedMean, ((8, 2, 3, 8, 8), *W), BACK),
+    "mean_plus": (autograd._MeanPlus, ((8, 2, 3, 8, 8), (2, 3, 8, 8)), BACK),
+    "symmetrize": (autograd._Symmetrize, ((2, 3, 8, 8),), BACK),
+    "dots": (autograd._Dots, ((2, 3, 8, 8), (8, 2, 3, 8, 8)), (*FORTH, 1)),
+    "orbit_dot": (autograd._OrbitDot, ((2, 3, 8, 8), (8, 2, 3, 8, 8), *W), FORTH),
+    "mean_std": (reduce._MeanStd, ((8, 2, 3, 8, 8),), BACK),
     **{
         f"select {gradient}": (
             select._Select,
             ((8, 2, 3, 8, 8), *W),
-            (D4.maps, D4.inverse_maps, True, gradient),
+            (*BACK, True, gradient),
         )
         for gradient in ("mean", "identity", "selected")
     },
     **{
-        op: (reduce._Reduce, ((8, 2, 3, 8, 8),), (op, D4.maps, D4.inverse_maps))
-        for op in ("max", "min", "gmean", "hmean", "std", "tsharpen", "logodd")
+        op: (reduce._Reduce, ((8, 2, 3, 8, 8),), (*BACK, op))
+        for op in ("max", "min", "gmean", "hmean", "std", "tsharpen", "logodd", "log1p", "median")
     },
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from equikern import orbit_mean, orbit_reduce
-from equikern.ops import autograd
+from equikern.core import autograd
 from helpers.calls import CALLS, Call
 from helpers.oracles import CASES, Case
 from helpers.strategies import random_values
@@ -70,18 +70,20 @@ def test_gradient_of_y_or_of_the_weights_alone(name: str) -> None:
 
 INDEX = torch.tensor([5, 2])
 D4 = CASES["d4"].action
-FORM = D4.maps, D4.inverse_maps
+FORTH, BACK = D4.maps, D4.inverse_maps
 # the building blocks whose derivatives are one another, on x (2, 2, 2), y (8, 2, 2, 2), weights and dots (8, 2)
 BLOCKS = {
-    "orbit": (lambda x, w: autograd.orbit(x, *FORM, 0.5, w), "xw"),
-    "total": (lambda y, w: autograd.total(y, *FORM, 0.5, w), "yw"),
-    "weighted_mean": (lambda y, w: autograd.weighted_mean(y, w, *FORM), "yw"),
-    "mean_plus": (lambda y, x: autograd.mean_plus(y, x, *FORM), "yx"),
-    "symmetrize": (lambda x: autograd.symmetrize(x, *FORM), "x"),
-    "dots": (lambda x, y: autograd.dots(x, y, *FORM, 2), "xy"),
-    "orbit_dot": (lambda x, y, w: autograd.orbit_dot(x, y, *FORM, w), "xyw"),
-    "take": (lambda y: autograd.take(y, INDEX, *FORM), "y"),
-    "put": (lambda x: autograd.put(x, INDEX, *FORM), "x"),
+    "orbit": (lambda x, w: autograd.orbit(x, FORTH, 0.5, w), "xw"),
+    "total": (lambda y, w: autograd.total(y, BACK, 0.5, w), "yw"),
+    "weighted_mean": (lambda y, w: autograd.weighted_mean(y, w, BACK), "yw"),
+    "mean_plus": (lambda y, x: autograd.mean_plus(y, x, BACK), "yx"),
+    "symmetrize": (lambda x: autograd.symmetrize(x, BACK), "x"),
+    "dots": (lambda x, y: autograd.dots(x, y, FORTH, 2), "xy"),
+    "orbit_dot": (lambda x, y, w: autograd.orbit_dot_by(x, y, FORTH.code, None, w), "xyw"),
+    "take": (lambda y: autograd.take(y, INDEX, BACK), "y"),
+    "put": (lambda x: autograd.put(x, INDEX, FORTH), "x"),
+    "act": (lambda x: autograd.act(x, INDEX, FORTH), "x"),
+    "each": (lambda y: autograd.each(y, 0, BACK), "y"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
-from equikern.ops.reduce import REDUCTIONS
+from equikern.reductions import REDUCTIONS
 from helpers.oracles import CASES
 from helpers.strategies import LAYOUTS, bits, random_values
 from torch import Tensor
@@ -31,10 +31,13 @@ RUNS: dict[str, Run] = {
     **{op: (lambda y, op=op, **out: orbit_reduce(y, ACTION, op, **out)) for op in REDUCTIONS if op != "mean_std"},
 }
 EVERY = pytest.mark.parametrize("name", RUNS)
+OF_FLOATS = pytest.mark.parametrize("name", [name for name in RUNS if name != "vote"])
 
 
 def argument(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
     shape = (2, 3, SIDE, SIDE) if name in ("orbit", "symmetrize") else (8, 2, 3, SIDE, SIDE)
+    if name == "vote":
+        return random_values(shape, torch.int64, 1, "labels")
     return random_values(shape, dtype, 1, "positive")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from bench.papers.fashion.data import images_and_labels
-from equikern import MultiInputEquiTune, grid
+from equikern import MultiInputEquiTune, grid, orbit_act
 from torch import Tensor, nn
 
 # group on every image, whether the images meet before the classifier, whether they are rotated in training
@@ -66,8 +66,8 @@ class Sets:
         held = [self.by_class[c] for c in labels.tolist()]
         chosen = torch.stack([own[(u * len(own)).long()] for own, u in zip(held, share, strict=True)])
         images = self.pixels[chosen]
-        for k in range(1, 4) if turned else ():
-            images[turns == k] = torch.rot90(images[turns == k], k, (-2, -1))
+        if turned:
+            images = orbit_act(images, turns, grid("c4"))
         return images.unbind(1), labels
 
 

@@ -18,7 +18,7 @@ from equikern.backends import choice, cuda
 
 INFO = equikern.build_info()
 FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
-BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::Bytes16")
+BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::cuda::Bytes16")
 OPERATORS = {"Orbit": BITS, "ScaledOrbit": FLOATS, "Select": BITS, "Sum": FLOATS, "Dot": FLOATS}
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
@@ -61,7 +61,7 @@ def kernels() -> dict[str, Counter[str]]:
 
 
 def kernel(struct: str) -> Counter[str]:
-    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::{struct} >" in name]
+    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::cuda::{struct} >" in name]
     assert len(matches) == 1, f"{struct}: {len(matches)} kernels"
     return matches[0]
 

@@ -15,7 +15,7 @@ import equikern
 import pytest
 import torch
 from equikern import EquiTune, grid, orbit, orbit_mean, orbit_weighted_mean, tuned, warmup
-from equikern.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
+from equikern.backends.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
 from helpers import fresh
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ def test_tuned_is_a_switch_and_a_block() -> None:
 
 
 def test_the_environment_switches_it_on() -> None:
-    code = "import equikern.tuning as t; print(t.is_tuned())"
+    code = "import equikern.backends.tuning as t; print(t.is_tuned())"
     done = fresh.run("-c", code, EQUIKERN_TUNE="1")
     assert done.stdout == "True\n", done.stderr
 
@@ -109,7 +109,7 @@ WRITER = """
 import sys, json, warnings
 from pathlib import Path
 warnings.simplefilter("error")
-from equikern.tuning import Choice, Winners
+from equikern.backends.tuning import Choice, Winners
 winners = Winners(["GPU"], Path(sys.argv[1]))
 for k in range(100):
     winners.keep(f"{sys.argv[2]}{k}", Choice(1, 0))
@@ -129,11 +129,12 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
 def a_plan(size: int = 64, batch: int = 4) -> Any:
     from equikern.backends.triton import reductions
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
     y = torch.empty(4, batch, size, size, device="meta")
     # meta tensors have no address: aligned as allocated memory is
     described = [operand(t)._replace(aligned=True) for t in (y, y[0])]
-    return reductions.plan("hw Wh HW wH", "sum", 0.25, *described, None, None)
+    return reductions.plan(of("hw Wh HW wH"), "sum", 0.25, *described, None, None, None)
 
 
 @needs_triton
@@ -178,9 +179,10 @@ def test_nothing_is_measured_under_capture(tmp_path: Path) -> None:
 def test_sums_whose_order_follows_the_launch_are_not_tuned() -> None:
     from equikern.backends.triton import dots
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
     y, weights = torch.empty(4, 3, 64, 64), torch.empty(4, 3)
-    found = dots.plan("hw Wh HW wH", operand(y[0]), operand(y), operand(y), operand(weights), operand(weights))
+    found = dots.plan(of("hw Wh HW wH"), operand(y[0]), operand(y), operand(y), operand(weights), operand(weights))
     assert found is not None
     assert found[0].variant is None
 
@@ -194,7 +196,7 @@ sys.path.insert(0, sys.argv[1])
 from helpers.triton_audit import build
 from equikern.backends.triton.compat import compile_kernel
 from equikern.backends.triton.tune import same_launch
-from equikern.tuning import candidates
+from equikern.backends.tuning import candidates
 for case in ("mean d4 bf16 32x32", "orbit d4 fp16 7x7", "select c4 fp64 37x37"):
     plan = build(case)
     for p in candidates(plan.variant, same_launch).values():

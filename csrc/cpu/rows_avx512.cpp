@@ -1,3 +1,0 @@
-// The kernels with a softmax for one instruction set; setup.py adds the compiler's flags by this file's name.
-#define EQK_ISA avx512
-#include "row_kernels.h"

@@ -1,3 +1,0 @@
-// The kernels of volumes for one instruction set; setup.py adds the compiler's flags by this file's name.
-#define EQK_ISA baseline
-#include "volumes.h"
