@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.readme import family
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from readme import family
 
 COLORS = [colormaps["tab20"](k) for k in (*range(0, 20, 2), *range(1, 20, 2))]  # the dark ones, then the light ones
 MARKERS = "ooss^^DD"  # by group, every other one hollow

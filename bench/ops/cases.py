@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import equikern
-import machine
 import torch
+from bench.ops import machine
+from bench.ops.operators import OPERATORS, Operator, Tensors
 from equikern import Action
-from operators import OPERATORS, Operator, Tensors
 from torch import Tensor
 
 # By device and class of shape; "small" stays in the caches of the CPU, or is where a GPU's launches show.
@@ -29,7 +29,7 @@ SHAPES = {
 }
 # The goals: the largest time, in times of the copy, and how many times eager torch must take under C4 and D4 where the
 # bytes outgrow the last-level cache; 1 where they do not. No goal is ever asserted.
-GOALS = {
+GOALS: dict[str, dict[str, tuple[float | None, float, float]]] = {
     "cpu": {"large": (1.3, 4.0, 4.0), "small": (2.0, 4.0, 4.0)},
     "cuda": {"large": (1 / 0.9, 5.0, 8.0), "odd": (1 / 0.7, 5.0, 8.0), "small": (None, 1.0, 1.0)},
 }
