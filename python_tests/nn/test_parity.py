@@ -146,7 +146,7 @@ TOOLBELT = pytest.mark.parametrize(
 
 
 @TOOLBELT
-@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd", "log1p"])
 def test_toolbelt_wrapper(
     prefix: str, name: str, reduction: str, toolbelt: ModuleType, segmenter: nn.Module, images: Tensor
 ) -> None:
