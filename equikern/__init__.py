@@ -19,6 +19,7 @@ from .actions import (
     trivial,
 )
 from .backends import active_backend, use_backend
+from .backends.tuning import tuned
 from .buildinfo import BuildInfo, build_info
 from .coordinates import Coordinates, boxes, heat_maps, keypoints
 from .groups import Group, cyclic_group, dihedral_group, product_group
@@ -55,9 +56,8 @@ from .ops import (
     orbit_weighted_mean,
     symmetrize,
 )
-from .tuning import tuned, warmup
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
+from .warmup import warmup
 
 __all__ = [
     "Action",

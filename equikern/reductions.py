@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "middle", "of_std", "plain"]
+__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "best_view", "middle", "of_std", "plain"]
 
 LOGODD_EPS = 1e-6
 
@@ -63,33 +63,33 @@ def _of_extremum(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total:
 
 
 def _of_gmean(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
-    return spread(grad * result / len(y)) / y
+    return spread(grad * result / y.shape[0]) / y
 
 
 def _of_hmean(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
-    return spread(grad * result.square() / len(y)) / y.square()
+    return spread(grad * result.square() / y.shape[0]) / y.square()
 
 
 def _of_tsharpen(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
-    return spread(grad * (0.5 / len(y))) / y.sqrt()
+    return spread(grad * (0.5 / y.shape[0])) / y.sqrt()
 
 
 def _of_log1p(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
-    return spread(grad * (1 + result) / len(y)) / (1 + y)
+    return spread(grad * (1 + result) / y.shape[0]) / (1 + y)
 
 
 def _of_logodd(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
     inside = (y >= LOGODD_EPS) & (y <= 1 - LOGODD_EPS)
     p = torch.where(inside, y, torch.full_like(y, 0.5))
     # sigmoid' at the mean logit, from the float32 logits rather than the rounded result
-    mean = total(_logit(y), 1.0 / len(y))
+    mean = total(_logit(y), 1.0 / y.shape[0])
     slope = torch.sigmoid(mean) * torch.sigmoid(-mean)
-    return torch.where(inside, spread(grad * slope / len(y)) / (p * (1 - p)), torch.zeros_like(y))
+    return torch.where(inside, spread(grad * slope / y.shape[0]) / (p * (1 - p)), torch.zeros_like(y))
 
 
-def of_std(y: Tensor, _: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
+def of_std(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
     """``∂/∂y[g]`` of the population std: ``(y[g] − g·mean) / (|G| g·std)``, zero where std is zero."""
-    order = len(y)
+    order = y.shape[0]
     centred = y
     for _ in range(2):  # the second time takes away how the mean was rounded, which counts where views nearly agree
         centred = centred - spread(total(centred, 1.0 / order))
@@ -134,25 +134,37 @@ def plain(op: str, v: Tensor) -> tuple[Tensor, ...]:
     return (joined if reduction.finish is None else reduction.finish(joined),)
 
 
+def best_view(scores: Tensor, minimum: bool) -> Tensor:
+    """Index of the smallest (largest) score over dim 0; NaN never wins, all NaN gives 0, ties the lowest index."""
+    key = scores if minimum else -scores
+    best = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
+    least = key[0]
+    for g in range(1, scores.shape[0]):
+        better = (key[g] < least) | (least.isnan() & ~key[g].isnan())
+        best = torch.where(better, g, best)
+        least = torch.where(better, key[g], least)
+    return best
+
+
 def middle(v: Tensor) -> tuple[Tensor, Tensor]:
     """The two middle values over the first dim, the same one twice for an odd number; NaN where any is."""
     ordered = v.sort(0).values
     nan = v.isnan().any(0)
-    low, high = ordered[(len(v) - 1) // 2], ordered[len(v) // 2]
+    low, high = (ordered.select(0, k) for k in ((v.shape[0] - 1) // 2, v.shape[0] // 2))
     return low.masked_fill(nan, torch.nan), high.masked_fill(nan, torch.nan)
 
 
 def _median(v: Tensor) -> Tensor:
     low, high = middle(v)
-    return low if len(v) % 2 else 0.5 * low + 0.5 * high
+    return low if v.shape[0] % 2 else 0.5 * low + 0.5 * high
 
 
 def _vote(v: Tensor) -> Tensor:
     ordered = v.sort(0).values
-    count = torch.stack([(ordered == value).sum(0) for value in ordered])
-    most, place = count.amax(0), torch.full_like(count[0], len(v))
-    for k in reversed(range(len(v))):
-        place = place.masked_fill(count[k] == most, k)
+    count = torch.stack([(ordered == value).sum(0) for value in ordered.unbind(0)])
+    most, place = count.amax(0), torch.zeros_like(ordered.select(0, 0), dtype=torch.int64)
+    for k in reversed(range(v.shape[0])):
+        place = place.masked_fill(count.select(0, k) == most, k)
     return ordered.gather(0, place.unsqueeze(0)).squeeze(0)
 
 

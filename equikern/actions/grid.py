@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import permutations
 from itertools import product as choices
 from typing import Any
@@ -14,6 +15,8 @@ from ..views.maps import Maps
 from .base import GroupAction
 
 __all__ = ["GridAction", "grid", "trivial"]
+
+_composed = lru_cache(maxsize=8192)(compose)  # for tables of whole groups
 
 
 class GridAction(GroupAction):
@@ -51,7 +54,7 @@ class GridAction(GroupAction):
         table = [] if words[0] == "." else group.multiply.tolist()  # doing nothing is always an action
         for g, row in enumerate(table):
             for h, product in enumerate(row):
-                if compose(words[g], words[h]) != words[product]:
+                if _composed(words[g], words[h]) != words[product]:
                     raise ValueError(
                         f"words: not an action of {group.name}: {group.names[g]} after {group.names[h]} gives "
                         f"{compose(words[g], words[h])!r}, but {group.names[product]} is {words[product]!r}"
@@ -150,7 +153,7 @@ def grid(name: str, dims: int | None = None) -> GridAction:
 
 def _make(name: str, words: tuple[str, ...], names: tuple[str, ...]) -> GridAction:
     index = {word: g for g, word in enumerate(words)}
-    table = [[index[compose(g, h)] for h in words] for g in words]
+    table = [[index[_composed(g, h)] for h in words] for g in words]
     return GridAction(Group(table, names, name), words, name)
 
 

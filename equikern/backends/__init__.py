@@ -14,9 +14,9 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..nvtx import ranged
 from . import choice
 from .base import Backend
+from .nvtx import ranged
 
 __all__ = ["Backend", "active_backend", "kernels", "unavailable", "use_backend"]
 

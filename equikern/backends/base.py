@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..views import Views
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Maybe"]
+
+Maybe: TypeAlias = Tensor | None
 
 
 class Backend(ABC):
@@ -33,14 +35,7 @@ class Backend(ABC):
 
     @abstractmethod
     def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
         """``out[g] = scale · weights[g] · map_g(x)``; views other than index are zero when an index is given."""
 
@@ -50,48 +45,34 @@ class Backend(ABC):
         y: Tensor,
         out: Tensor,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         op: str,
         scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
     ) -> None:
         """Reduce ``map_g(y[g])`` over g; "sum" is ``scale · Σ weights[g] · map_g(y[g] + plus)``."""
 
     @abstractmethod
     def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
         """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``."""
 
     @abstractmethod
     def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
         """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
 
     @abstractmethod
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         """``out = 1/|G| Σ_g map_g(p_g)`` with p_g the softmax of y[g], or its logarithm."""
 
     @abstractmethod
     def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
         """The gradient of ``softmax_mean`` in y; views are those of ``softmax_mean``."""
 
@@ -101,7 +82,7 @@ class Backend(ABC):
 
     @abstractmethod
     def score_select(
-        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
         """``select`` by what ``score`` says of the rows of y."""
 
@@ -111,12 +92,12 @@ class Backend(ABC):
         y: Tensor,
         target: Tensor,
         loss: Tensor,
-        grad: Tensor | None,
+        grad: Maybe,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         space: str,
         ignore_index: int,
         smoothing: float,
-        scale: Tensor | None,
+        scale: Maybe,
     ) -> None:
         """The loss of the mean prediction, and its gradient in y."""

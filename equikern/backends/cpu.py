@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..views import EXACT, FLOATS, UNSIGNED, Views
-from .base import Backend
+from .base import Backend, Maybe
 
 try:
     from equikern import _C
@@ -22,7 +22,7 @@ else:
 __all__ = ["Cpu"]
 
 
-def _views(views: Views, table: Tensor | None, spreads: bool = False) -> tuple[int, int, bytes, int, int, int]:
+def _views(views: Views, table: Maybe, spreads: bool = False) -> tuple[int, int, bytes, int, int, int]:
     """What every function of the module takes as views: the kind's number, and what the kind says of them.
 
     ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
@@ -30,7 +30,7 @@ def _views(views: Views, table: Tensor | None, spreads: bool = False) -> tuple[i
     return _C.KINDS[views.kind.name], *views.kind.native(views, table, spreads)
 
 
-def _strides(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
+def _strides(t: Maybe) -> tuple[int, tuple[int, ...]]:
     return (0, ()) if t is None else (t.data_ptr(), t.stride())
 
 
@@ -49,16 +49,8 @@ class Cpu(Backend):
         return None
 
     def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        """See ``Backend.orbit``."""
         if views.kind.name == "tokens":
             return self._tokens(x, out, views, table, None)
         at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
@@ -70,7 +62,7 @@ class Cpu(Backend):
             _DTYPES[x.dtype], scale, at_weights, at_index, keep, torch.get_num_threads(),
         )  # fmt: skip
 
-    def _tokens(self, x: Tensor, out: Tensor, views: Views, table: Tensor | None, index: Tensor | None) -> None:
+    def _tokens(self, x: Tensor, out: Tensor, views: Views, table: Maybe, index: Maybe) -> None:
         at_index, keep = (0, 0) if index is None else (index.data_ptr(), index.dim())
         _C.tokens(
             x.data_ptr(), x.shape, x.stride(), out.data_ptr(), out.stride(), _views(views, table), _DTYPES[x.dtype],
@@ -82,14 +74,13 @@ class Cpu(Backend):
         y: Tensor,
         out: Tensor,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         op: str,
         scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
     ) -> None:
-        """See ``Backend.reduce``."""
         if op == "weighted_mean" and views.kind.computes and weights is not None:
             weights, op = weights / weights.sum(0), "sum"
         at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
@@ -100,16 +91,8 @@ class Cpu(Backend):
         )  # fmt: skip
 
     def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
-        """See ``Backend.orbit_dot``."""
         _C.orbit_dot(
             x.data_ptr(), x.shape, x.stride(), y.data_ptr(), y.stride(), *_strides(out), dots.data_ptr(),
             _views(views, table, True), _FLOATS[y.dtype], 0 if weights is None else weights.data_ptr(), dots.dim() - 1,
@@ -117,16 +100,8 @@ class Cpu(Backend):
         )  # fmt: skip
 
     def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        """See ``Backend.select``."""
         if views.kind.name == "tokens":
             return self._tokens(y[0], out, views, table, index)
         at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
@@ -135,17 +110,15 @@ class Cpu(Backend):
             _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
         )  # fmt: skip
 
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
-        """See ``Backend.softmax_mean``."""
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         _C.softmax_mean(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), lse.data_ptr(), _views(views, table),
             _FLOATS[y.dtype], _C.SPACES[space], torch.get_num_threads(),
         )  # fmt: skip
 
     def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
-        """See ``Backend.softmax_mean_backward``."""
         _C.softmax_mean_backward(
             grad.data_ptr(), grad.stride(), y.data_ptr(), y.shape, y.stride(), lse.data_ptr(), out.data_ptr(),
             out.stride(), _views(views, table), _inverse(views, table), _FLOATS[y.dtype], _C.SPACES[space],
@@ -153,16 +126,14 @@ class Cpu(Backend):
         )  # fmt: skip
 
     def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
-        """See ``Backend.score``."""
         _C.score(
             logits.data_ptr(), logits.shape, logits.stride(), out.data_ptr(), _FLOATS[logits.dtype], _C.SCORES[kind],
             torch.get_num_threads(),
         )  # fmt: skip
 
     def score_select(
-        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
-        """See ``Backend.score_select``."""
         _C.score_select(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), _views(views, table),
             _FLOATS[y.dtype], _C.SCORES[kind], minimum, torch.get_num_threads(),
@@ -173,15 +144,14 @@ class Cpu(Backend):
         y: Tensor,
         target: Tensor,
         loss: Tensor,
-        grad: Tensor | None,
+        grad: Maybe,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         space: str,
         ignore_index: int,
         smoothing: float,
-        scale: Tensor | None,
+        scale: Maybe,
     ) -> None:
-        """See ``Backend.cross_entropy``."""
         _C.cross_entropy(
             y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), *_strides(grad),
             _views(views, table), _inverse(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing,
@@ -189,6 +159,6 @@ class Cpu(Backend):
         )  # fmt: skip
 
 
-def _inverse(views: Views, table: Tensor | None) -> int:
+def _inverse(views: Views, table: Maybe) -> int:
     """Where a permutation's table has the sources of the adjoints, on the same positions."""
     return 0 if table is None else views.kind.rows(views, table, True).data_ptr()

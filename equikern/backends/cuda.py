@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..buildinfo import build_info
 from ..views import Views
 from . import choice
+from .base import Maybe
 from .triton import Triton
 
 __all__ = ["Cuda"]
@@ -43,7 +45,7 @@ def _kernels() -> Any:
     return _native
 
 
-def _given(t: Tensor | None, view: int) -> tuple[int, int]:
+def _given(t: Maybe, view: int) -> tuple[int, int]:
     """The address of weights, scores or an index, and how many leading dims of the image they have."""
     return (0, 0) if t is None else (t.data_ptr(), t.dim() - view)
 
@@ -55,14 +57,7 @@ class Cuda(Triton):
     fallback = "triton"
 
     def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
         """See ``Backend.orbit``: x is read once for all views."""
         codes = _codes(views)
@@ -82,12 +77,12 @@ class Cuda(Triton):
         y: Tensor,
         out: Tensor,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         op: str,
         scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
     ) -> None:
         """See ``Backend.reduce``; the sums "sum", of y alone, and "weighted_mean" have CUDA kernels."""
         codes = _codes(views)
@@ -103,14 +98,7 @@ class Cuda(Triton):
         super().reduce(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
         """See ``Backend.orbit_dot``: one read of x and y gives both; the dots' order of addition is fixed."""
         codes = _codes(views)
@@ -130,14 +118,7 @@ class Cuda(Triton):
         super().orbit_dot(x, y, out, dots, views, table, weights)
 
     def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
         """See ``Backend.select``: reads the chosen view alone."""
         codes = _codes(views)
@@ -156,8 +137,6 @@ class Cuda(Triton):
             return f"CUDA kernels run on CUDA tensors, not on {device.type}: move them, or use another backend"
         if torch.version.hip is not None:
             return "CUDA kernels do not run on ROCm: use the backend 'triton'"
-        from ..buildinfo import build_info
-
         info = build_info()
         if not info.native:
             return f"equikern was installed without its C++ part: {info.reason}"

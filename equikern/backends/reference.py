@@ -14,11 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..reductions import plain
+from ..reductions import best_view, plain
 from ..views import Views, accumulator, of, transposed
-from .base import Backend
+from .base import Backend, Maybe
 
-__all__ = ["Reference", "best_view"]
+__all__ = ["Reference"]
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -27,20 +27,8 @@ def _broadcast(t: Tensor, dim: int) -> Tensor:
     return t.reshape(t.shape + (1,) * (dim - t.dim()))
 
 
-def _mapped(y: Tensor, views: Views, table: Tensor | None) -> Tensor:
+def _mapped(y: Tensor, views: Views, table: Maybe) -> Tensor:
     return torch.stack([views.kind.apply(y[g], views, table, g) for g in range(views.order)])
-
-
-def best_view(scores: Tensor, minimum: bool) -> Tensor:
-    """Index of the smallest (largest) score over dim 0; NaN never wins, all NaN gives 0, ties the lowest index."""
-    key = scores if minimum else -scores
-    best = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
-    least = key[0]
-    for g in range(1, scores.shape[0]):
-        better = (key[g] < least) | (least.isnan() & ~key[g].isnan())
-        best = torch.where(better, g, best)
-        least = torch.where(better, key[g], least)
-    return best
 
 
 class Reference(Backend):
@@ -53,16 +41,8 @@ class Reference(Backend):
         return None
 
     def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        """See ``Backend.orbit``."""
         exact = scale == 1.0 and weights is None and not views.kind.computes
         for g in range(views.order):
             view = views.kind.apply(x if exact else x.to(accumulator(x)), views, table, g)
@@ -79,12 +59,12 @@ class Reference(Backend):
         y: Tensor,
         out: Tensor,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         op: str,
         scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
     ) -> None:
         """See ``Backend.reduce``.
 
@@ -106,14 +86,7 @@ class Reference(Backend):
             spread.copy_(second[0])
 
     def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
         """See ``Backend.orbit_dot``: a weighted mean's two gradients."""
         wide = x.to(accumulator(y))
@@ -124,16 +97,8 @@ class Reference(Backend):
         dots.copy_(product.flatten(dots.dim()).sum(-1) if product.dim() > dots.dim() else product)
 
     def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        """See ``Backend.select``."""
         if scores is not None:
             index.copy_(best_view(scores, minimum))
         products = views.kind.computes
@@ -144,7 +109,7 @@ class Reference(Backend):
         best = v.gather(0, chosen.expand(1, *v.shape[1:])).squeeze(0)
         out.copy_(best if products else best.view(y.dtype))
 
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         """See ``Backend.softmax_mean``; "log_probs" means logarithms.
 
         ``lse[g, …]``, in the accumulator's dtype, is the logarithm of the sum of exponentials of each row.
@@ -156,7 +121,7 @@ class Reference(Backend):
         out.copy_(_mapped(p, views, table).mean(0))
 
     def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
         """See ``Backend.softmax_mean_backward``: ``out[g] = ∂L/∂y[g]`` for grad = ∂L/∂ the result."""
         wide = accumulator(y)
@@ -187,7 +152,7 @@ class Reference(Backend):
             out.copy_(best[..., 1:].sum(-1) - best[..., 0])  # one class alone: minus its probability
 
     def score_select(
-        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
         """See ``Backend.score_select``: one choice, written to index, for each of lead in y (|G|, *lead, V)."""
         scores = torch.empty(y.shape[:-1], dtype=accumulator(y), device=y.device)
@@ -199,13 +164,13 @@ class Reference(Backend):
         y: Tensor,
         target: Tensor,
         loss: Tensor,
-        grad: Tensor | None,
+        grad: Maybe,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         space: str,
         ignore_index: int,
         smoothing: float,
-        scale: Tensor | None,
+        scale: Maybe,
     ) -> None:
         """``loss = −(1 − ε) log q[target] − ε/V Σ_v log q[v]`` of the mean prediction q, and its gradient in y.
 

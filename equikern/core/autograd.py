@@ -35,7 +35,8 @@ def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     would drop it silently.
     """
     if torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad)):
-        return not torch.jit.is_tracing()  # which records operators, and takes no Function of Python's
+        # A trace records operators, and takes no Function of Python's.
+        return not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return in_forward_mode()
 
 

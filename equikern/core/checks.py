@@ -84,9 +84,7 @@ def moved(action: Acting) -> str:
     return "C, " * (action.dims > action.sides > 0) + sides_named(action.sides)
 
 
-def image(
-    name: str, x: object, action: A, dtypes: frozenset[torch.dtype], turns: bool = False
-) -> tuple[Tensor, A]:
+def image(name: str, x: object, action: A, dtypes: frozenset[torch.dtype], turns: bool = False) -> tuple[Tensor, A]:
     """An input (*lead, H, W) that the action can transform; with ``turns`` a rectangle may be turned."""
     x = _tensor(name, x)
     action = acting(action)

@@ -37,9 +37,7 @@ softmax_mean = register(
     lambda y, code, table, space: (y.new_empty(y.shape[1:]), _lse_empty(y)),
 )
 softmax_mean_out = register(
-    "softmax_mean_out(Tensor y, str views, Tensor? table, str space, Tensor(a!) out) -> ()",
-    _softmax_mean_out,
-    nothing,
+    "softmax_mean_out(Tensor y, str views, Tensor? table, str space, Tensor(a!) out) -> ()", _softmax_mean_out, nothing
 )
 softmax_mean_backward = register(
     "softmax_mean_backward(Tensor grad, Tensor y, Tensor lse, str views, Tensor? table, str space) -> Tensor",

@@ -148,8 +148,8 @@ class CanonicalLambdaEquiTune(nn.Module):
             raise TypeError(f"backbone: expected it to return a tensor, got {type(y).__name__}")
         if y.dim() == 0 or y.shape[0] != poses.shape[0]:
             raise ValueError(
-                f"backbone: expected an output whose first dim is the batch {poses.shape[0]} ({self.theta.order} poses of "
-                f"{batch}), got shape {tuple(y.shape)}"
+                f"backbone: expected an output whose first dim is the batch {poses.shape[0]} ({self.theta.order} poses "
+                f"of {batch}), got shape {tuple(y.shape)}"
             )
         return y.reshape(self.theta.order, batch, *y.shape[1:])
 

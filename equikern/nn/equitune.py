@@ -76,9 +76,7 @@ class EquiTune(OrbitModule):
         checks.choice("reduce", self.reduce, ("mean", *REDUCTIONS))
         integers = self.reduce in REDUCTIONS and REDUCTIONS[self.reduce].integers
         parts = len(self._parts(x))
-        return self._merged(
-            x, lambda output: self._merge(output, parts), checks.INTEGERS if integers else FLOATS
-        )
+        return self._merged(x, lambda output: self._merge(output, parts), checks.INTEGERS if integers else FLOATS)
 
     def _merge(self, output: Output, parts: int) -> Merge:
         if self.reduce == "mean":

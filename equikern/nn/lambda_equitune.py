@@ -151,7 +151,6 @@ class LambdaEquiTune(OrbitModule):
         return output, raw.reshape(views.shape[0])
 
     def _with_features(self, views: Tensor) -> tuple[Any, Any]:
-        assert self.backbone is not None
         if callable(self.features):
             return self.backbone(views), self.features(views)
         if self.frozen is None:

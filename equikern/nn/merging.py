@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..actions import Action
 from ..coordinates import Coordinates
-from ..core import autograd, checks
+from ..core import checks
 from ..ops import orbit_reduce, orbit_select
+from ..ops.checked import orbit_sum
 from ..reductions import REDUCTIONS
 from ..views import accumulator
 from ..views.grid import compose, inverse_word, turn_grid, upright
@@ -21,6 +22,12 @@ from ..views.maps import Maps
 __all__ = ["Extremum", "Gathered", "Merge", "Output", "Selected", "Summed", "Weighted"]
 
 Normalize = Literal["sum", "softmax"] | None
+
+
+def unturned(words: Sequence[str]) -> list[str]:
+    """What is left to undo of some views where their sides have been put upright."""
+    turned_back = inverse_word(upright(words[0]))
+    return [compose(word, turned_back) for word in words]
 
 
 class Output:
@@ -43,8 +50,7 @@ class Output:
         turned: bool,
         dtypes: frozenset[torch.dtype],
     ) -> None:
-        self.action, self.coordinates, self.size = action, coordinates, size
-        self.turned = turned and action.sides > 0
+        self.action, self.coordinates, self.size, self.turned = action, coordinates, size, turned
         self.dtypes = dtypes
         self._shape: tuple[int, ...] | None = None
 
@@ -64,25 +70,24 @@ class Output:
                 'an output without spatial dims takes "trivial"'
             )
         back = action.inverse_maps.subset(elements)
-        if not self.turned:
-            if not action.views.keeps(y.shape):
-                sides = "cubic" if action.sides == 3 else "square"
-                raise ValueError(
-                    f"backbone: expected {sides} outputs for a {sides} input under {action.name!r}, got "
-                    f"{'×'.join(map(str, y.shape[-action.sides :]))}"
-                )
-            return y, back
-        # Turned views are laid beside the upright ones by exchanging their sides, which leaves only flips to undo.
-        sides = upright(back.views.words[0])
-        y, turned_back = turn_grid(y, sides), inverse_word(sides)
+        if not self.turned and not action.views.keeps(y.shape):
+            sides = "cubic" if action.sides == 3 else "square"
+            raise ValueError(
+                f"backbone: expected {sides} outputs for a {sides} input under {action.name!r}, got "
+                f"{'×'.join(map(str, y.shape[-action.sides :]))}"
+            )
+        if self.turned and action.sides:
+            # Turned views are laid beside the upright ones by exchanging their sides: that leaves only flips to undo.
+            y = turn_grid(y, upright(back.views.words[0]))
+            back = back.with_words(unturned(back.views.words))
         shape = tuple(y.shape[1:])
-        if self._shape not in (None, shape):
+        if self.turned and self._shape not in (None, shape):
             raise ValueError(
                 f"backbone: expected the same output shape for an image and the turned image (turned back), got "
                 f"{' and '.join(map(str, sorted([self._shape, shape])))}"
             )
         self._shape = shape
-        return y, back.with_words([compose(word, turned_back) for word in back.views.words])
+        return y, back
 
     def finished(self, merged: Tensor) -> Tensor:
         """The merged output as the user knows it."""
@@ -118,13 +123,11 @@ class Gathered(Merge):
         self.words: list[str] = []
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         y, back = self.output.upright(y, elements)
         self.words += back.views.words
         self.parts.append((y, list(elements), beside))
 
     def result(self) -> Any:
-        """See ``Merge.result``."""
         ys, groups, besides = zip(*self.parts, strict=True)
         self.parts = []
         elements = [g for group in groups for g in group]
@@ -152,7 +155,7 @@ class _Streamed(Merge):
     def _plus(self, term: Tensor) -> None:
         if self.total is None:
             self.total = term
-        elif self.total.requires_grad or term.requires_grad:
+        elif self.total.requires_grad or term.requires_grad or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self.total = self.total + term
         else:
             self.total += term
@@ -176,14 +179,13 @@ class Summed(_Streamed):
         self.scale, self.prepare, self.finish = scale, prepare, finish
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         y, back = self._wide(y, elements)
+        acting = _action(self.output.action.name, back)
         if self.prepare is not None:
-            y = self.prepare(y, self.output.action)
-        self._plus(autograd.total(y, back, self.scale))
+            y = self.prepare(y, acting)
+        self._plus(orbit_sum(y, acting, self.scale))
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.total is not None
         return self._given(self.total if self.finish is None else self.finish(self.total))
 
@@ -196,14 +198,12 @@ class Extremum(_Streamed):
         self.op = op
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         y, back = self._wide(y, elements)
         best = cast(Tensor, orbit_reduce(y, _action(self.output.action.name, back), self.op))
         join = torch.maximum if self.op == "max" else torch.minimum
         self.total = best if self.total is None else join(self.total, best)
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.total is not None
         return self._given(self.total)
 
@@ -218,7 +218,6 @@ class Weighted(_Streamed):
         self.top: Tensor | None = None  # the largest logarithm so far, from which exponentials are counted
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         assert beside is not None
         y, back = self._wide(y, elements)
         weights = beside.to(y.dtype)
@@ -232,12 +231,11 @@ class Weighted(_Streamed):
                 self.total = self.total * _each_sample(fades, self.total)
                 self.weight = self.weight * fades
             self.top, weights = top, (weights - top).exp()
-        self._plus(autograd.total(y, back, 1.0, weights.contiguous()))
+        self._plus(orbit_sum(y, _action(self.output.action.name, back), 1.0, weights))
         whole = weights.sum(0)
         self.weight = whole if self.weight is None else self.weight + whole
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.total is not None
         assert self.weight is not None
         return self._given(self.total if self.normalize is None else self.total / _each_sample(self.weight, self.total))
@@ -257,14 +255,10 @@ class Selected(Merge):
         self.element: Tensor | None = None
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
-        """See ``Merge.add``."""
         assert beside is not None
         y, back = self.output.upright(y, elements)
         acting = _action(self.output.action.name, back)
-        found, index = cast(
-            "tuple[Tensor, Tensor]",
-            orbit_select(y, beside, acting, gradient=None, return_index=True),
-        )
+        found, index = cast("tuple[Tensor, Tensor]", orbit_select(y, beside, acting, gradient=None, return_index=True))
         score = beside.gather(0, index.unsqueeze(0)).squeeze(0)
         element = torch.tensor(list(elements), device=index.device)[index]
         if self.best is None:
@@ -278,7 +272,6 @@ class Selected(Merge):
         self.score, self.element = torch.where(ahead, score, self.score), torch.where(ahead, element, self.element)
 
     def result(self) -> Tensor:
-        """See ``Merge.result``."""
         assert self.best is not None
         return self.output.finished(self.best)
 

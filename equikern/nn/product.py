@@ -100,7 +100,7 @@ class ProductEquiTune(nn.Module):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
         pairs = zip(self.inps, self.outs, strict=True)
-        self._factors = [OrbitModule(None, inp, out, views_per_forward) for inp, out in pairs]
+        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward) for inp, out in pairs]
         self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
         self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..coordinates import Coordinates
 from ..core import checks
 from ..ops.checked import orbit_some, undo_each
 from ..views import FLOATS
-from .merging import Gathered, Merge, Output
+from .merging import Gathered, Merge, Output, unturned
 from .tables import ActionTables
 
 ActionSpec = GroupAction | str
@@ -34,24 +35,44 @@ class OrbitModule(nn.Module):
     """
 
     def __init__(
-        self, backbone: Callable[[Tensor], Any] | None, inp: ActionSpec, out: OutputSpec, views_per_forward: int | None
+        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None
     ) -> None:
         super().__init__()
-        if backbone is not None and not callable(backbone):
+        if not callable(backbone):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
-        if views_per_forward is not None:
-            if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
-                raise TypeError(
-                    f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}"
-                )
-            if views_per_forward < 1:
-                raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
         self.backbone = backbone
         self.inp = action_of("inp", inp, None)
         self.out = _actions(out, self.inp)
-        self.views_per_forward = views_per_forward
         outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in leaves(self.out)]
         self._tables = ActionTables([self.inp, *outputs])
+        self.views_per_forward = views_per_forward
+
+    @property
+    def views_per_forward(self) -> int | None:
+        """The most views of one forward, or None."""
+        return self._views_per_forward
+
+    @views_per_forward.setter
+    def views_per_forward(self, most: int | None) -> None:
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
+            raise TypeError(f"views_per_forward: expected a whole number or None, got {type(most).__name__}")
+        if most is not None and most < 1:
+            raise ValueError(f"views_per_forward: expected 1 or more views, got {most}")
+        self._views_per_forward = most
+        # The codes of every part of the views, for whatever sides are alike: a compiled forward finds them known.
+        outputs = [self._tables(spec.linear if isinstance(spec, Coordinates) else spec) for spec in leaves(self.out)]
+        for sides in product((1, 2, 3), repeat=self.inp.sides) if self.inp.square else [(1,) * self.inp.sides]:
+            parts = self._split_elements(sides)
+            turned = not self.inp.views.keeps(sides)
+            for elements in parts:
+                self.inp.maps.subset(elements)
+            for action in outputs:
+                backs = [action.inverse_maps.subset(elements) for elements in parts]
+                words = [unturned(back.views.words) if turned and action.sides else back.views.words for back in backs]
+                for back, some in zip(backs, words, strict=True):
+                    back.with_words(some)
+                every = action.inverse_maps.subset([g for elements in parts for g in elements])
+                every.with_words([word for some in words for word in some])
 
     def views(self, x: Tensor) -> Any:
         """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
@@ -62,7 +83,6 @@ class OrbitModule(nn.Module):
 
     def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
         """The model on one batch of views, and what it says of each of them, (n·B,), that the merge needs."""
-        assert self.backbone is not None
         return self.backbone(views), None
 
     def _beside(self, outputs: Any, beside: Tensor | None) -> Tensor | None:
@@ -78,9 +98,12 @@ class OrbitModule(nn.Module):
                 f"x: expected a batch (B, …, {checks.moved(self.inp)}) for {self.inp.name!r}, got shape "
                 f"{tuple(x.shape)}"
             )
+        return self._split_elements(x.shape)
+
+    def _split_elements(self, shape: Sequence[int]) -> list[list[int]]:
         found = []
-        for bucket in buckets(self.inp, x):
-            size = self.views_per_forward or len(bucket)
+        for bucket in buckets(self.inp, shape):
+            size = self._views_per_forward or len(bucket)
             found += [bucket[start : start + size] for start in range(0, len(bucket), size)]
         return found
 
@@ -100,11 +123,7 @@ class OrbitModule(nn.Module):
         return outputs, self._beside(outputs, beside)
 
     def _merged(
-        self,
-        x: Tensor,
-        make: MakeMerge,
-        dtypes: frozenset[torch.dtype] = FLOATS,
-        call: Call | None = None,
+        self, x: Tensor, make: MakeMerge, dtypes: frozenset[torch.dtype] = FLOATS, call: Call | None = None
     ) -> Any:
         """The merged outputs for a batch x: every output's views go to the merge that ``make`` gives for it."""
         parts = self._parts(x)
@@ -150,16 +169,16 @@ def _undone(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) ->
     return in_group_order(undo_each("output", y, action), elements)
 
 
-def buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:
-    """Elements whose views have one shape: all of them, or upright and turned ones where x is a rectangle.
+def buckets(inp: GroupAction, shape: Sequence[int]) -> list[list[int]]:
+    """Elements whose views of such a shape have one: all of them, or upright and turned ones of a rectangle.
 
     They follow from what the views do to the sides, and from which sides are equal, not from how long they are.
     """
     views = inp.views
-    if views.keeps(x.shape):
+    if views.keeps(shape):
         return [list(range(inp.order))]
     sides = range(-views.sides, 0)
-    alike = {axis: min(other for other in sides if x.shape[other] == x.shape[axis]) for axis in sides}
+    alike = {axis: min(other for other in sides if shape[other] == shape[axis]) for axis in sides}
     found: dict[tuple[int, ...], list[int]] = {}
     for g, axes in enumerate(views.axes):
         found.setdefault(tuple(alike[axis] for axis in axes or sides), []).append(g)

@@ -20,11 +20,7 @@ Op = Literal["sum", "max", "min", "gmean", "hmean", "std", "mean_std", "tsharpen
 
 
 def orbit_reduce(
-    y: Tensor,
-    action: Action,
-    op: Op,
-    *,
-    out: Tensor | tuple[Tensor, Tensor] | None = None,
+    y: Tensor, action: Action, op: Op, *, out: Tensor | tuple[Tensor, Tensor] | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Undo each view's transform and merge the |G| values of every element, in one pass.
 
@@ -98,10 +94,11 @@ def _differentiable(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Te
 
 
 def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor]:
-    """Differentiable in two steps: every view transformed back, in wide precision, then the reduction of what lies
-    there. The derivatives need to know values that the kernel keeps to itself where it does not only move them.
+    """Differentiable in two steps: every view transformed back, in wide precision but where entries of a dim only move,
+    then the reduction of what lies there. The derivatives need to know values that the kernel keeps to itself.
     """
-    found = _differentiable(autograd.each(y.to(accumulator(y)), 0, back), Maps(still(y.shape[0]).code), op)
+    wide = y if back.views.kind.name == "permutation" else y.to(accumulator(y))
+    found = _differentiable(autograd.each(wide, 0, back), Maps(still(y.shape[0]).code), op)
     return (found[0].to(y.dtype), found[1].to(y.dtype)) if isinstance(found, tuple) else found.to(y.dtype)
 
 
@@ -152,7 +149,7 @@ class _Reduce(Function):
 
 def _of_median(y: Tensor, grad: Tensor, code: str, table: Tensor | None) -> Tensor:
     """Half of the gradient to each of the two middle values, shared by all views that have it."""
-    elements = torch.arange(len(y), device=y.device)
+    elements = torch.arange(y.shape[0], device=y.device)
     v = library.act(y, elements, code, table) if of(code).dims else y
     shares = torch.zeros_like(v)
     for value in middle(v):

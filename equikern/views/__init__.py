@@ -20,7 +20,8 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# A dict, which the compiler looks things up in, where it would trace what a cached function does.
+# A dict, in which the compiler looks things up, where it would trace what a cached function does. (It does not follow
+# how a code is parsed, so wrappers see to it that theirs are known.)
 _known: dict[str, Views] = {}
 _MOST = 4096  # codes: those of long-running programs are few
 
@@ -45,10 +46,10 @@ def _learnt(code: str) -> Views:
     if kind is None:
         raise ValueError(f"views: expected words or a kind of {', '.join(KINDS)}, got {code[:80]!r}")
     views = kind.parse(code)
-    if len(_known) >= _MOST:
-        _known.clear()
-    _known[code] = views
     views.link(kind.transposed(views), kind.inverted(views))
+    while len(_known) >= _MOST:  # the oldest ones are not in use, of so many
+        _known.pop(next(iter(_known)), None)
+    _known[code] = views
     for other in (views.back, views.undo):
         of(other)
     return views

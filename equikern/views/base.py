@@ -78,6 +78,10 @@ class Views:
         object.__setattr__(self, "back", back)
         object.__setattr__(self, "undo", undo)
 
+    def with_words(self, words: Sequence[str]) -> str:
+        """The code of such views with other words."""
+        return self.kind.written(self, words, self.adjoint, self.inverse)
+
     @property
     def grid(self) -> Views:
         """What these views do to the grid, without its channels."""

@@ -50,11 +50,9 @@ class _Fields(Kind):
         return bytes(map(grid_code, words))
 
     def of_grid(self, views: Views) -> Views:
-        """See ``Kind.of_grid``."""
         return Grid().parse(" ".join(views.words))
 
     def transposed(self, views: Views) -> str:
-        """See ``Kind.transposed``."""
         return self.written(views, [*map(inverse_word, views.words)], not views.adjoint, views.inverse)
 
 
@@ -64,20 +62,16 @@ class Field(_Fields):
     name = "field"
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         return self._parsed(code, ([], ["signed"], ["adjoint"], ["signed", "adjoint"]))
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         flags = " signed" * views.signed + " adjoint" * adjoint
         return f"{self.name} {views.size}{flags}: {' '.join(words)}"
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
-        """See ``Kind.table_shape``."""
         return 2, views.order, views.size
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
-        """See ``Kind.apply``."""
         assert table is not None
         turned = turn_grid(x, views.words[g])
         fields = turned.unflatten(views.dim, (turned.shape[views.dim] // views.size, views.size))  # type: ignore[no-untyped-call]
@@ -85,7 +79,6 @@ class Field(_Fields):
         return shown.flatten(views.dim - 1, views.dim)
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         assert table is not None
         half = 4 * views.order * views.size
         return views.sides, views.codes, views.size, table.data_ptr() + half * (views.adjoint != spreads), 0
@@ -98,26 +91,21 @@ class Mixed(_Fields):
     computes = True
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         return self._parsed(code, ([], ["adjoint"], ["inverse"], ["inverse", "adjoint"]))
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         return f"{self.name} {views.size}{' inverse' * inverse}{' adjoint' * adjoint}: {' '.join(words)}"
 
     def inverted(self, views: Views) -> str:
-        """See ``Kind.inverted``."""
         return self.written(views, [*map(inverse_word, views.words)], views.adjoint, not views.inverse)
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
-        """See ``Kind.table_shape``."""
         return 4, views.order, views.size, views.size
 
     def _codes(self, words: tuple[str, ...]) -> bytes:
         return bytes(grid_code(word.rjust(3, "d")) for word in words)  # C++ takes images for volumes of one plane
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
-        """See ``Kind.apply``."""
         assert table is not None
         turned = turn_grid(x, views.words[g])
         fields = turned.unflatten(views.dim, (-1, views.size)).movedim(views.dim, -1)  # type: ignore[no-untyped-call]
@@ -125,6 +113,5 @@ class Mixed(_Fields):
         return mixed.flatten(views.dim - 1, views.dim)
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         assert table is not None
         return views.sides, views.codes, views.size, table_part(views, table), 0

@@ -32,7 +32,6 @@ __all__ = [
 AXES = {2: "hw", 3: "dhw"}  # by the number of spatial dims
 
 
-@lru_cache(maxsize=8192)  # for tables of whole groups
 def compose(outer: str, inner: str) -> str:
     """The word of doing inner first, then outer.
 
@@ -169,18 +168,16 @@ class Still(Kind):
     name = "still"
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         words = tuple(code.split(" "))
-        if set(words) != {"."}:
-            raise ValueError(f"words: expected the letters h and w once each, or '.' throughout, got {code[:80]!r}")
+        for g, word in enumerate(words):
+            if word != ".":
+                raise ValueError(f"words[{g}]: expected '.' throughout, like the first one, got {word!r}")
         return Views(code, self, words, codes=bytes(len(words)))
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         return " ".join(words)
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         return 0, views.codes, 0, 0, 0
 
 
@@ -190,7 +187,6 @@ class Grid(Kind):
     name = "grid"
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         words = grid_words(code, code)
         sides = len(words[0])
         return Views(
@@ -198,17 +194,13 @@ class Grid(Kind):
         )
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         return " ".join(words)
 
     def transposed(self, views: Views) -> str:
-        """See ``Kind.transposed``."""
         return " ".join(map(inverse_word, views.words))
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
-        """See ``Kind.apply``."""
         return turn_grid(x, views.words[g])
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         return views.sides, views.codes, 0, 0, 0

@@ -42,7 +42,6 @@ class Matrix(Kind):
     computes = True
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         head, words = parts(code)
         if len(head) < 2 or not head[1].isdecimal() or head[2:] not in _FLAGS or set(words) != {"x"}:
             raise ValueError(f"views: expected such as 'matrix 3: x x', got {code[:80]!r}")
@@ -60,31 +59,25 @@ class Matrix(Kind):
         )
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         return f"{self.name} {views.size}{' inverse' * inverse}{' adjoint' * adjoint}: {' '.join(words)}"
 
     def inverted(self, views: Views) -> str:
-        """See ``Kind.inverted``."""
         return self.written(views, views.words, views.adjoint, not views.inverse)
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
-        """See ``Kind.table_shape``."""
         return 4, views.order, views.size, views.size
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
-        """See ``Kind.apply``."""
         assert table is not None
         return multiplied(x, self.rows(views, table)[g])
 
     def lacks(self, views: Views, shape: Sequence[int], action: str) -> str | None:
-        """See ``Kind.lacks``."""
         if shape and shape[-1] == views.size:
             return None
         n = views.size
         return f"…, {n}), whose last dim {action!r} multiplies by {n}×{n} matrices"
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         assert table is not None
         return 0, views.codes, views.size, table_part(views, table), 0
 

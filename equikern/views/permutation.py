@@ -51,7 +51,6 @@ class Permutation(Kind):
     name = "permutation"
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         head, words = parts(code)
         try:
             dim, size = int(head[1]), int(head[2])
@@ -72,7 +71,6 @@ class Permutation(Kind):
         )
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         return f"{self.name} {views.dim} {views.size}{' adjoint' * adjoint}: {' '.join(words)}"
 
     @staticmethod
@@ -81,16 +79,13 @@ class Permutation(Kind):
         return views.kind.written(replace(views, dim=dim), views.words, views.adjoint, False)
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
-        """See ``Kind.table_shape``."""
         return 1 + 2 * views.order, None
 
     def subtable(self, table: Tensor, elements: Sequence[int]) -> Tensor:
-        """See ``Kind.subtable``."""
         order = len(table) // 2
         return torch.stack([table[row] for row in (0, *(1 + g for g in elements), *(1 + order + g for g in elements))])
 
     def rows(self, views: Views, table: Tensor, other: bool = False) -> Tensor:
-        """See ``Kind.rows``."""
         order = views.order
         return table[1 + order :] if views.adjoint != other else table[1 : 1 + order]
 
@@ -99,20 +94,17 @@ class Permutation(Kind):
         return None if table.shape[1] == views.size else table[0]
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
-        """See ``Kind.apply``."""
         assert table is not None
         if views.words[g] == ".":
             return x
         return permuted(x, self.rows(views, table)[g], self.positions(views, table), views.dim)
 
     def lacks(self, views: Views, shape: Sequence[int], action: str) -> str | None:
-        """See ``Kind.lacks``."""
         if len(shape) >= views.dims and shape[views.dim] == views.size:
             return None
         return f"…) with {views.size} entries on dim {views.dim}, which {action!r} permutes"
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         assert table is not None
         order, m = views.order, table.shape[1]
         address = table.data_ptr()

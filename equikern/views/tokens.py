@@ -23,22 +23,18 @@ class Tokens(Kind):
     name = "tokens"
 
     def parse(self, code: str) -> Views:
-        """See ``Kind.parse``."""
         head, words = parts(code)
         if len(head) < 2 or not head[1].isdecimal() or head[2:] not in ([], ["adjoint"]) or not set(words) <= set(".x"):
             raise ValueError(f"views: expected such as 'tokens 50257: . x', got {code[:80]!r}")
         return Views(code, self, words, size=int(head[1]), adjoint=head[-1] == "adjoint", codes=bytes(len(words)))
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
-        """See ``Kind.written``."""
         return f"{self.name} {views.size}{' adjoint' * adjoint}: {' '.join(words)}"
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
-        """See ``Kind.table_shape``."""
         return 2, views.order, views.size
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
-        """See ``Kind.apply``."""
         assert table is not None
         outside = (x < 0) | (x >= views.size)
         if bool(outside.any()):
@@ -46,11 +42,9 @@ class Tokens(Kind):
         return self.rows(views, table)[g][x.long()].to(x.dtype)
 
     def dtypes(self, views: Views) -> frozenset[torch.dtype]:
-        """See ``Kind.dtypes``."""
         return IDS
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
-        """See ``Kind.native``."""
         assert table is not None
         half = 4 * views.order * views.size
         return 0, views.codes, views.size, table.data_ptr() + half * views.adjoint, 0

@@ -71,18 +71,19 @@ def operands(operator: str, size: int, side: int, views: int) -> tuple[Tensor, T
 def triton_plan(operator: str, maps: str, image: Tensor, views: Tensor) -> Any:
     from equikern.backends.triton import dots, orbits, reductions, selection
     from equikern.backends.triton.layout import as_words, operand
+    from equikern.views import of
 
     if operator in ("orbit", "select"):
         image, views = as_words(image, views)
     x, y = (operand(t)._replace(aligned=True) for t in (image, views))
     if operator in ("orbit", "scaled orbit"):
-        return orbits.plan(maps, 1.0 if operator == "orbit" else 0.5, x, y, None, None)
+        return orbits.plan(of(maps), 1.0 if operator == "orbit" else 0.5, x, y, None, None)
     if operator in ("sum", "symmetrize"):
-        return reductions.plan(maps, "sum", 1.0, y, x, None, None)
+        return reductions.plan(of(maps), "sum", 1.0, y, x, None, None, None)
     if operator == "orbit_dot":
-        found = dots.plan(maps, x, y, y, None, operand(torch.zeros(len(views))))
+        found = dots.plan(of(maps), x, y, y, None, operand(torch.zeros(len(views))))
         return found[0] if found else None
-    return selection.plan(maps, True, y, x, None, operand(torch.zeros(2, dtype=torch.int64)))
+    return selection.plan(of(maps), True, y, x, None, operand(torch.zeros(2, dtype=torch.int64)))
 
 
 def test_the_table_has_every_class() -> None:

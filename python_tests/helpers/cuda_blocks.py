@@ -50,11 +50,9 @@ class Blocks:
         text = ctypes.create_string_buffer(1000)
         self._launches(text, ctypes.c_size_t(len(text)))
         lines = (line.split(" ") for line in text.value.decode().splitlines())
-        return {f"equikern::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
+        return {f"equikern::cuda::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
 
-    def _call(
-        self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None = None, **options: object
-    ) -> int:
+    def _call(self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, **options: object) -> int:
         image = x if op in (0, 3) else x[0]
         views = of(maps)
         if not views.sides:
@@ -87,7 +85,7 @@ class Blocks:
         self, x: Tensor, out: Tensor, maps: str, scale: float = 1.0, weights: Tensor | None = None,
         index: Tensor | None = None,
     ) -> int:  # fmt: skip
-        return self._call(0, x, out, maps, scale=scale, **_weighted(weights), **_indexed(index))
+        return self._call(0, x, out, maps, None, scale=scale, **_weighted(weights), **_indexed(index))
 
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool = True
@@ -95,12 +93,12 @@ class Blocks:
         options = (
             {} if scores is None else {"scores": scores.data_ptr(), "scores_double": scores.dtype == torch.float64}
         )
-        return self._call(1, y, out, maps, minimum=minimum, **options, **_indexed(index))
+        return self._call(1, y, out, maps, None, minimum=minimum, **options, **_indexed(index))
 
     def reduce(
         self, y: Tensor, out: Tensor, maps: str, op: str = "sum", scale: float = 1.0, weights: Tensor | None = None
     ) -> int:
-        return self._call(2, y, out, maps, scale=scale, normalized=op == "weighted_mean", **_weighted(weights))
+        return self._call(2, y, out, maps, None, scale=scale, normalized=op == "weighted_mean", **_weighted(weights))
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None

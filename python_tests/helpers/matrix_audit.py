@@ -12,7 +12,7 @@ from helpers.compiling import report
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 CASES = [
     *(f"{kind} {size} bf16" for kind, size in product(("orbit", "put", "sum", "dot", "select"), (2, 3, 4))),
-    *("std 3 fp16", "mean_std 2 fp32", "gmean 3 fp64", "logodd 4 bf16", "max 5 fp32"),
+    *("std 3 fp16", "mean_std 2 fp32", "gmean 3 fp64", "logodd 4 bf16", "max 5 fp32", "median 3 bf16", "log1p 3 fp32"),
     *("each 3 fp32", "take 3 bf16", "orbit 7 fp64", "dot 4 fp64"),
 ]
 
@@ -42,7 +42,7 @@ def build(case: str) -> launch.Plan:
         plan = matrices.plan_select(True, y, x, mats, weights if kind == "select" else None, index)
     else:
         pair, factors = kind == "mean_std", kind == "sum"
-        plan = matrices.plan_reduce(kind, 0.5, y, x, x if pair else None, mats, weights if factors else None)
+        plan = matrices.plan_reduce(kind, 0.5, y, x, None, x if pair else None, mats, weights if factors else None)
     assert plan is not None, case
     return plan
 

@@ -19,6 +19,7 @@ import torch
 from equikern.backends.triton import launch
 from equikern.backends.triton.launch import Plan
 from equikern.backends.triton.layout import Operand
+from equikern.views import Views, of
 from helpers.machine_code import amd_kernel, cuda_kernels
 from helpers.vocabulary_audit import FEW as FEW_OF_VOCABULARY
 from helpers.vocabulary_audit import VOCABULARY, dense
@@ -41,6 +42,7 @@ DTYPES = {
     "fp32": torch.float32,
     "fp64": torch.float64,
     "u8": torch.uint8,
+    "i32": torch.int32,
 }
 
 
@@ -55,34 +57,35 @@ Describe = Callable[[Iterable[int], torch.dtype], Operand]
 
 
 def _mean(
-    maps: str, y: Operand, out: Operand, op: str = "sum", weighted: bool = False, plus: bool = False
+    views: Views, y: Operand, out: Operand, op: str = "sum", weighted: bool = False, plus: bool = False
 ) -> Plan | None:
     from equikern.backends.triton import reductions
 
     weights = dense(y.shape[:2], _wide(y.dtype)) if weighted else None
-    return reductions.plan.__wrapped__(maps, op, 0.125, y, out, out if plus or op == "mean_std" else None, weights)
+    beside = out if plus else None, out if op == "mean_std" else None
+    return reductions.plan.__wrapped__(views, op, 0.125, y, out, *beside, weights)
 
 
-def _orbit(maps: str, x: Operand, out: Operand, scale: float = 1.0, factors: bool = False) -> Plan | None:
+def _orbit(views: Views, x: Operand, out: Operand, scale: float = 1.0, factors: bool = False) -> Plan | None:
     from equikern.backends.triton import orbits
 
     weights = dense(out.shape[:2], _wide(x.dtype)) if factors else None
-    return orbits.plan.__wrapped__(maps, scale, x, out, weights, dense(x.shape[:1], torch.int64) if factors else None)
+    return orbits.plan.__wrapped__(views, scale, x, out, weights, dense(x.shape[:1], torch.int64) if factors else None)
 
 
-def _dot(maps: str, x: Operand, y: Operand) -> Plan | None:
+def _dot(views: Views, x: Operand, y: Operand) -> Plan | None:
     from equikern.backends.triton import dots
 
     weights = dense(y.shape[:2], _wide(y.dtype))
-    found = dots.plan.__wrapped__(maps, x, y, y, weights, weights)
+    found = dots.plan.__wrapped__(views, x, y, y, weights, weights)
     return found[0] if found else None
 
 
-def _select(maps: str, y: Operand, out: Operand, scored: bool) -> Plan | None:
+def _select(views: Views, y: Operand, out: Operand, scored: bool) -> Plan | None:
     from equikern.backends.triton import selection
 
     scores = dense(y.shape[:2], torch.float32) if scored else None
-    return selection.plan.__wrapped__(maps, True, y, out, scores, dense(y.shape[1:2], torch.int64))
+    return selection.plan.__wrapped__(views, True, y, out, scores, dense(y.shape[1:2], torch.int64))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -94,29 +97,31 @@ def build(case: str) -> Plan:
     kind, group, kernel_dtype, size, *rest = case.split(" ")
     if case in VOCABULARY or case in FEW_OF_VOCABULARY:
         return build_vocabulary(kind, group, DTYPES[kernel_dtype], int(size))
-    maps = {"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "cube": CUBE, "still": STILL}[group]
+    views = of({"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "cube": CUBE, "still": STILL}[group])
     describe: Describe = channels_last if rest else dense
     dtype = DTYPES[kernel_dtype]
     sizes = tuple(map(int, size.split("x")))
-    views = maps.count(" ") + 1
     shape = (4, 64, *sizes)
-    x, y = describe(shape, dtype), describe((views, *shape), dtype)
+    x, y = describe(shape, dtype), describe((views.order, *shape), dtype)
     found = {
-        "mean": lambda: _mean(maps, y, x),
-        "weighted": lambda: _mean(maps, y, x, weighted=True),
-        "plus": lambda: _mean(maps, y, x, plus=True),
-        "max": lambda: _mean(maps, y, x, "max"),
-        "gmean": lambda: _mean(maps, y, x, "gmean"),
-        "hmean": lambda: _mean(maps, y, x, "hmean"),
-        "tsharpen": lambda: _mean(maps, y, x, "tsharpen"),
-        "logodd": lambda: _mean(maps, y, x, "logodd"),
-        "mean_std": lambda: _mean(maps, y, x, "mean_std"),
-        "orbit": lambda: _orbit(maps, x, y),
-        "scaled": lambda: _orbit(maps, x, y, 0.125),
-        "adjoint": lambda: _orbit(maps, x, y, 0.125, True),
-        "dot": lambda: _dot(maps, x, y),
-        "select": lambda: _select(maps, y, x, True),
-        "take": lambda: _select(maps, y, x, False),
+        "mean": lambda: _mean(views, y, x),
+        "weighted": lambda: _mean(views, y, x, weighted=True),
+        "plus": lambda: _mean(views, y, x, plus=True),
+        "max": lambda: _mean(views, y, x, "max"),
+        "gmean": lambda: _mean(views, y, x, "gmean"),
+        "hmean": lambda: _mean(views, y, x, "hmean"),
+        "tsharpen": lambda: _mean(views, y, x, "tsharpen"),
+        "logodd": lambda: _mean(views, y, x, "logodd"),
+        "log1p": lambda: _mean(views, y, x, "log1p"),
+        "median": lambda: _mean(views, y, x, "median"),
+        "vote": lambda: _mean(views, y, x, "vote"),
+        "mean_std": lambda: _mean(views, y, x, "mean_std"),
+        "orbit": lambda: _orbit(views, x, y),
+        "scaled": lambda: _orbit(views, x, y, 0.125),
+        "adjoint": lambda: _orbit(views, x, y, 0.125, True),
+        "dot": lambda: _dot(views, x, y),
+        "select": lambda: _select(views, y, x, True),
+        "take": lambda: _select(views, y, x, False),
     }[kind]()
     assert found is not None, f"{case}: would be copied first"
     return found
@@ -138,6 +143,12 @@ OTHERS = [
     "hmean c4 fp16 14x14",
     "tsharpen c4 fp64 224x224",
     "logodd c4 fp64 7x7",
+    "log1p c4 fp32 224x224",
+    "median d4 bf16 224x224",
+    "median d4 fp16 56x56 cl",
+    "median octants fp64 8x16x16",
+    "vote d4 u8 224x224",
+    "vote c4 i32 37x37",
     "scaled d4 fp64 224x224",
     "adjoint c4 bf16 224x224",
     "adjoint c4 fp16 7x7",
@@ -166,6 +177,8 @@ FEW += [
     "dot c4 bf16 7x7",
     "take octants u8 8x16x16",
     "logodd c4 fp32 37x37",
+    "median c4 fp32 37x37",
+    "vote d4 u8 7x7",
     *FEW_OF_VOCABULARY,
 ]
 

@@ -65,8 +65,9 @@ def calls() -> dict[str, tuple[Callable[[], None], Callable[[], Any]]]:
     """Per kernel: a call, and the plan it follows."""
     from equikern.backends.triton import dots, orbits, reductions, selection
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
-    c4 = "hw Wh HW wH"
+    c4 = of("hw Wh HW wH")
     found: dict[str, tuple[Callable[[], None], Callable[[], Any]]] = {}
     for size in (32, 7):
         x, y = (
@@ -77,19 +78,19 @@ def calls() -> dict[str, tuple[Callable[[], None], Callable[[], Any]]]:
         a, b, w, i = operand(x), operand(y), operand(weights), operand(index)
         found |= {
             f"mean {size}": (
-                lambda x=x, y=y: reductions.reduce(y, x, c4, "sum", 0.25, None, None),  # type: ignore[misc]
-                lambda a=a, b=b: reductions.plan(c4, "sum", 0.25, b, a, None, None),  # type: ignore[misc]
+                lambda x=x, y=y: reductions.reduce(y, x, c4, None, "sum", 0.25, None, None, None),  # type: ignore[misc]
+                lambda a=a, b=b: reductions.plan(c4, "sum", 0.25, b, a, None, None, None),  # type: ignore[misc]
             ),
             f"orbit {size}": (
-                lambda x=x, y=y: orbits.orbit(x, y, c4, 1.0, None, None),  # type: ignore[misc]
+                lambda x=x, y=y: orbits.orbit(x, y, c4, None, 1.0, None, None),  # type: ignore[misc]
                 lambda a=a, b=b: orbits.plan(c4, 1.0, a, b, None, None),  # type: ignore[misc]
             ),
             f"dot {size}": (
-                lambda x=x, y=y, w=weights: dots.orbit_dot(x, y, y, w, c4, w),  # type: ignore[misc]
+                lambda x=x, y=y, w=weights: dots.orbit_dot(x, y, y, w, c4, None, w),  # type: ignore[misc]
                 lambda a=a, b=b, w=w: dots.plan(c4, a, b, b, w, w)[0],  # type: ignore[misc, index]
             ),
             f"select {size}": (
-                lambda x=x, y=y, w=weights, i=index: selection.select(y, x, i, c4, w, True),  # type: ignore[misc]
+                lambda x=x, y=y, w=weights, i=index: selection.select(y, x, i, c4, None, w, True),  # type: ignore[misc]
                 lambda a=a, b=b, w=w, i=i: selection.plan(c4, True, b, a, w, i),  # type: ignore[misc]
             ),
         }

@@ -192,7 +192,7 @@ BAD = {
         r"out\[1\]: expected an action of .*order 3",
     ),
     "out type": (lambda: EquiTune(nn.Identity(), "c4", None), TypeError, "out: expected an action .*got NoneType"),
-    "reduce": (lambda: EquiTune(nn.Identity(), "c4", "c4", "median"), ValueError, "reduce: expected one of .*'median'"),
+    "reduce": (lambda: EquiTune(nn.Identity(), "c4", "c4", "mode"), ValueError, "reduce: expected one of .*'mode'"),
     "views type": (
         lambda: EquiTune(nn.Identity(), "c4", "c4", views_per_forward=1.5),
         TypeError,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...reductions import REDUCTIONS
 from ...views import Views
-from ..base import Backend
+from ..base import Backend, Maybe
 from ..reference import Reference
 
 __all__ = ["Triton"]
@@ -74,16 +74,8 @@ class Triton(Backend):
         return None
 
     def orbit(
-        self,
-        x: Tensor,
-        out: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scale: float,
-        weights: Tensor | None,
-        index: Tensor | None,
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        """See ``Backend.orbit``."""
         _of_kind(views.kind.name, "orbit")(x, out, views, table, scale, weights, index)
 
     def reduce(
@@ -91,14 +83,13 @@ class Triton(Backend):
         y: Tensor,
         out: Tensor,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         op: str,
         scale: float,
-        weights: Tensor | None,
-        plus: Tensor | None,
-        spread: Tensor | None,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
     ) -> None:
-        """See ``Backend.reduce``."""
         if op == "weighted_mean" and weights is not None:
             weights, op = weights / weights.sum(0), "sum"
         if op not in REDUCTIONS:
@@ -106,52 +97,32 @@ class Triton(Backend):
         _of_kind(views.kind.name, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
-        self,
-        x: Tensor,
-        y: Tensor,
-        out: Tensor | None,
-        dots: Tensor,
-        views: Views,
-        table: Tensor | None,
-        weights: Tensor | None,
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
-        """See ``Backend.orbit_dot``."""
         _of_kind(views.kind.name, "orbit_dot")(x, y, out, dots, views, table, weights)
 
     def select(
-        self,
-        y: Tensor,
-        out: Tensor,
-        index: Tensor,
-        views: Views,
-        table: Tensor | None,
-        scores: Tensor | None,
-        minimum: bool,
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        """See ``Backend.select``."""
         if out.numel():
             _of_kind(views.kind.name, "select")(y, out, index, views, table, scores, minimum)
         elif scores is not None:
             _of_rows("selection", "index_alone")(scores, index, minimum)
 
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
-        """See ``Backend.softmax_mean``."""
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         _of_rows("softmaxes", "softmax_mean")(y, out, lse, views, table, space)
 
     def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
-        """See ``Backend.softmax_mean_backward``."""
         _of_rows("softmaxes", "softmax_mean_backward")(grad, y, lse, out, views, table, space)
 
     def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
-        """See ``Backend.score``."""
         _of_rows("scores", "score")(logits, out, kind)
 
     def score_select(
-        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor | None, kind: str, minimum: bool
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
-        """See ``Backend.score_select``."""
         _of_rows("scores", "score_select")(y, out, index, views, table, kind, minimum)
 
     def cross_entropy(
@@ -159,15 +130,14 @@ class Triton(Backend):
         y: Tensor,
         target: Tensor,
         loss: Tensor,
-        grad: Tensor | None,
+        grad: Maybe,
         views: Views,
-        table: Tensor | None,
+        table: Maybe,
         space: str,
         ignore_index: int,
         smoothing: float,
-        scale: Tensor | None,
+        scale: Maybe,
     ) -> None:
-        """See ``Backend.cross_entropy``."""
         _of_rows("cross_entropies", "cross_entropy")(
             y, target, loss, grad, views, table, space, ignore_index, smoothing, scale
         )

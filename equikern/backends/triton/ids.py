@@ -11,8 +11,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ...tuning import RULE, Choice
 from ...views import Views
+from ..tuning import RULE, Choice
 from .compat import jit_kernel
 from .launch import FLAT, MOST_WARPS, Plan, ceil_div, make_plan, run, times_two, warps
 from .layout import Operand, contiguous_views, dense_like, operand

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...tuning import RULE, Choice, is_tuned
 from ...views import Views
+from ..tuning import RULE, Choice, is_tuned
 from . import tune
 from .compat import interpreting, launch
 from .layout import Layout, Operand, loops
+from .plan import Plan
 
 __all__ = [
     "Plan",
@@ -52,35 +52,6 @@ LARGE = 2**31  # row numbers from here on are 64 bits wide
 
 _PROGRAMS = 2**31 - 1  # grid axis 0; axes 1 and 2 stop at 65,535
 _VECTOR_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One launch, complete but for the tensors.
-
-    The machine code depends on ``kernel``, ``pointers``, ``aligned``, ``constants`` and ``num_warps`` alone: scalars
-    are never specialised on, so what a compile-time audit builds from these is what runs.
-    """
-
-    kernel: Any
-    grid: tuple[int]
-    pointers: tuple[torch.dtype | None, ...]
-    aligned: tuple[bool, ...]
-    scalars: tuple[int | float, ...]
-    constants: Mapping[str, Any]
-    num_warps: int
-    # The same work with another block and other warps; None where results would change with them.
-    variant: Callable[[Choice], Plan] | None = field(compare=False, default=None)
-    # By device: the launch that was chosen for this one, and what repeats it.
-    repeat: dict[int, tuple[Plan, Callable[..., None]]] = field(init=False, compare=False, default_factory=dict)
-
-    def with_units(self, value: int) -> Plan:
-        """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
-        return replace(self, scalars=(value, *self.scalars[1:])).fixed_block()
-
-    def fixed_block(self) -> Plan:
-        """The same for a kernel whose sums follow its block: no other is tried."""
-        return replace(self, variant=None)
 
 
 def make_plan(

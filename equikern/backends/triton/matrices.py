@@ -18,8 +18,9 @@ from .compat import jit_kernel
 from .device import alone, combine, finish, outcome, prepare
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
 from .layout import Operand, contiguous_views, dense_like, known, operand
+from .orbits import same_lead
 from .selection import best
-from .tables import part
+from .tables import padded
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
@@ -30,7 +31,7 @@ WARPS = 4
 
 
 @triton.jit
-def times(v, mats, g, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr):
+def times(v, mats, g, DP: tl.constexpr, P: tl.constexpr):
     """Matrix g times each of the vectors v [DP, P]. g is a number, or P of them.
 
     The vectors are the fastest axis, so that a thread has whole ones and sums without its neighbours. It loads the
@@ -38,12 +39,8 @@ def times(v, mats, g, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr):
     """
     row = tl.arange(0, DP)[:, None, None]
     col = tl.arange(0, DP)[None, :, None]
-    at = g * (D * D) + tl.zeros([P], tl.int32)
-    entries = mats + (at[None, None, :] + (row * D + col))
-    if D == DP:  # noqa: SIM108
-        m = tl.load(entries)
-    else:
-        m = tl.load(entries, mask=(row < D) & (col < D), other=0)
+    at = g * (DP * DP) + tl.zeros([P], tl.int32)
+    m = tl.load(mats + (at[None, None, :] + (row * DP + col)))
     return tl.sum(m * v[None, :, :], 1)
 
 
@@ -65,7 +62,7 @@ def matrix_orbit(
     if index is not None:
         chosen = tl.load(index + r // per, mask=inside, other=0)
     for g in tl.static_range(COUNT):
-        view = times(v, mats, g, D, DP, P) * tl.full([], scale, ACC)
+        view = times(v, mats, g, DP, P) * tl.full([], scale, ACC)
         if weights is not None:
             view = view * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if index is not None:
@@ -94,7 +91,7 @@ def matrix_reduce(
         v = tl.load(y + g * yg, mask=mask, other=0).to(ACC)
         if plus is not None:
             v += beside
-        v = prepare(times(v, mats, g, D, DP, P), OP)
+        v = prepare(times(v, mats, g, DP, P), OP)
         if weights is not None:
             v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if g == 0:
@@ -135,7 +132,7 @@ def matrix_dot(
             mask = inside[None, :] & (j < D)
             a = (r // nb)[None, :]
             b = (r % nb)[None, :]
-            v = times(tl.load(x + a * xa + b * xb + j * xe, mask=mask, other=0).to(ACC), mats, g, D, DP, P)
+            v = times(tl.load(x + a * xa + b * xb + j * xe, mask=mask, other=0).to(ACC), mats, g, DP, P)
             other = tl.load(y + g * yg + a * ya + b * yb + j * ye, mask=mask, other=0).to(ACC)
             # What lies behind a vector's end may be 0 · ∞.
             products = tl.sum(tl.where(mask, v * other, tl.zeros_like(v)), 0)
@@ -174,7 +171,7 @@ def matrix_select(
         chosen = tl.load(index + r // per, mask=inside, other=0)
         chosen = tl.minimum(tl.maximum(chosen, 0), COUNT - 1)
     v = tl.load(y + chosen[None, :] * yg + a * ya + b * yb + j * ye, mask=mask, other=0).to(ACC)
-    view = times(v, mats, chosen, D, DP, P)
+    view = times(v, mats, chosen, DP, P)
     tl.store(out + a * oa + b * ob + j * oe, view.to(out.dtype.element_ty), mask=mask)
 
 
@@ -305,7 +302,9 @@ def orbit(
     """See ``Backend.orbit``."""
     if out.numel() == 0:
         return
-    mats = part(views, table)
+    if weights is not None and index is not None:
+        weights, index = same_lead(weights, index)
+    mats = padded(views, table)
     found = plan_orbit(scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     if found is not None:
         run(found, x, out, mats, weights, index)
@@ -329,7 +328,7 @@ def reduce(
     """See ``Backend.reduce``."""
     if out.numel() == 0:
         return
-    mats = part(views, table)
+    mats = padded(views, table)
     beside = known(plus), known(spread)
     found = plan_reduce(op, scale, operand(y), operand(out), *beside, operand(mats), known(weights))
     if found is not None:
@@ -358,7 +357,7 @@ def orbit_dot(
     if y.numel() == 0:
         dots.zero_()
         return
-    mats = part(views, table)
+    mats = padded(views, table)
     found = plan_dot(operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
     if found is None:
         dense = dense_like(out)
@@ -385,7 +384,7 @@ def select(
     minimum: bool,
 ) -> None:
     """See ``Backend.select``; the caller has seen to empty outputs."""
-    mats = part(views, table)
+    mats = padded(views, table)
     found = plan_select(minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))
     if found is not None:
         run(found, y, out, mats, scores, index)

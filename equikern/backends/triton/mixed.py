@@ -21,7 +21,7 @@ from .launch import Plan, ceil_div, make_plan, run, view_sizes
 from .layout import Operand, known, operand
 from .matrices import constants_of, times
 from .selection import best
-from .tables import part
+from .tables import padded
 
 __all__ = ["orbit", "orbit_dot", "plan_dot", "plan_orbit", "plan_reduce", "plan_select", "reduce", "select"]
 
@@ -50,7 +50,7 @@ def mixed_orbit(
     for g in tl.static_range(len(WORDS)):
         offset = a * xa + b * xb + map_offset(p0, p1, p2, n0, n1, n2, x0, x1, x2, WORDS[g], 3, False)
         v = tl.load(x + offset[None, :] + j * xe, mask=mask, other=0).to(ACC)
-        view = times(v, mats, g, D, DP, P) * tl.full([], scale, ACC)
+        view = times(v, mats, g, DP, P) * tl.full([], scale, ACC)
         if weights is not None:
             view = view * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if index is not None:
@@ -81,7 +81,7 @@ def mixed_reduce(
         if plus is not None:
             beside = a * pa + b * pb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORDS[g], 3, False)
             v += tl.load(plus + beside[None, :] + j * pe, mask=mask, other=0).to(ACC)
-        v = prepare(times(v, mats, g, D, DP, P), OP)
+        v = prepare(times(v, mats, g, DP, P), OP)
         if weights is not None:
             v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if g == 0:
@@ -117,7 +117,7 @@ def mixed_dot(
     put = (a * oa + b * ob + p0 * o0 + p1 * o1 + p2 * o2)[None, :] + j * oe
     for g in tl.static_range(len(WORDS)):
         offset = a * xa + b * xb + map_offset(p0, p1, p2, n0, n1, n2, x0, x1, x2, WORDS[g], 3, False)
-        v = times(tl.load(x + offset[None, :] + j * xe, mask=mask, other=0).to(ACC), mats, g, D, DP, P)
+        v = times(tl.load(x + offset[None, :] + j * xe, mask=mask, other=0).to(ACC), mats, g, DP, P)
         other = tl.load(y + g * yg + beside, mask=mask, other=0).to(ACC)
         # What lies behind a field's last channel may be 0 · ∞.
         products = tl.sum(tl.where(mask, v * other, tl.zeros_like(v)), 0)
@@ -157,7 +157,7 @@ def mixed_select(
     offset += chosen * yg + a * ya + b * yb
     v = tl.load(y + offset[None, :] + j * ye, mask=mask, other=0).to(ACC)
     put = (a * oa + b * ob + p0 * o0 + p1 * o1 + p2 * o2)[None, :] + j * oe
-    tl.store(out + put, times(v, mats, chosen, D, DP, P).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + put, times(v, mats, chosen, DP, P).to(out.dtype.element_ty), mask=mask)
 
 
 def _steps(name: str, o: Operand, group: bool, count: int, sides: int) -> dict[str, int]:
@@ -250,7 +250,7 @@ def orbit(
     index: Tensor | None,
 ) -> None:
     """See ``Backend.orbit``; weights and index are given for every item."""
-    mats = part(views, table)
+    mats = padded(views, table)
     plan = plan_orbit(views, scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     run(plan, x, out, mats, weights, index)
 
@@ -267,7 +267,7 @@ def reduce(
     spread: Tensor | None,
 ) -> None:
     """See ``Backend.reduce``; weights are given for every item."""
-    mats = part(views, table)
+    mats = padded(views, table)
     beside = known(plus), known(spread)
     plan = plan_reduce(views, op, scale, operand(y), operand(out), *beside, operand(mats), known(weights))
     run(plan, y, out, plus, spread, mats, weights)
@@ -283,7 +283,7 @@ def orbit_dot(
     weights: Tensor | None,
 ) -> None:
     """See ``Backend.orbit_dot``; dots and weights are given for every item."""
-    mats = part(views, table)
+    mats = padded(views, table)
     plan, units = plan_dot(views, operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
     partial = dots if units == 1 else dots.new_empty((*dots.shape, units))
     run(plan, x, y, out, mats, weights, partial)
@@ -301,6 +301,6 @@ def select(
     minimum: bool,
 ) -> None:
     """See ``Backend.select``; scores and index are given for every item."""
-    mats = part(views, table)
+    mats = padded(views, table)
     plan = plan_select(views, minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))
     run(plan, y, out, mats, scores, index)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ...tuning import RULE, Choice
 from ...views import Views
+from ..tuning import RULE, Choice
 from .launch import (
     ELEMENTS,
     MOST_WARPS,

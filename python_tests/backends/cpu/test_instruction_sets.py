@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import pytest
+from helpers import fresh
 
 SCRIPT = """
 import random, sys
@@ -126,8 +125,7 @@ for _ in range(60):
 
 
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "EQUIKERN_CPU": name}
-    return subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, env=environment)
+    return fresh.run("-c", *arguments, EQUIKERN_CPU=name)
 
 
 def _features() -> list[str]:

@@ -19,7 +19,7 @@ from equikern.views import of
 
 INFO = equikern.build_info()
 FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
-BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::Bytes16")
+BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::cuda::Bytes16")
 OPERATORS = {"Orbit": BITS, "ScaledOrbit": FLOATS, "Select": BITS, "Sum": FLOATS, "Dot": FLOATS}
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
@@ -62,11 +62,12 @@ def kernels() -> dict[str, Counter[str]]:
 
 
 def kernel(struct: str) -> Counter[str]:
-    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::{struct} >" in name]
+    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::cuda::{struct} >" in name]
     assert len(matches) == 1, f"{struct}: {len(matches)} kernels"
     return matches[0]
 
 
+@pytest.mark.audit
 def test_nothing_is_spilled() -> None:
     assert len(kernels()) == sum(3 * len(types) for types in OPERATORS.values()) + len(BITS) + 2
     for name, counts in kernels().items():
@@ -75,6 +76,7 @@ def test_nothing_is_spilled() -> None:
         assert counts["ATOM"] == counts["ATOMG"] == counts["RED"] == 0, name
 
 
+@pytest.mark.audit
 @pytest.mark.parametrize(("operator", "element"), [(op, t) for op, types in OPERATORS.items() for t in types])
 def test_16_bytes_an_access(operator: str, element: str) -> None:
     tiles, runs = kernel(f"{operator}Tiles<{element}, true>"), kernel(f"{operator}Runs<{element}>")

@@ -82,7 +82,7 @@ SHAPES = [
     ((2, 1, 1), C4),
     ((3, 4, 5), STILL),
     ((2, 3, 5), "hw hw"),
-    ((9,), "w W"),
+    ((1, 9), "hw hW"),
     ((2, 3, 4, 5), FLIPS_3D),
     ((3, 3, 3), SOME_3D),
 ]
@@ -94,7 +94,10 @@ if not INTERPRETED:
         interpreted(__file__)
 
 else:
-    from equikern.backends import triton as kernels
+    from equikern.backends.triton import Triton
+    from equikern.views import of
+
+    kernels = Triton()
 
     @pytest.fixture(autouse=True)
     def seed() -> None:
@@ -108,7 +111,7 @@ else:
         x = dense(shape)
         count = maps.count(" ") + 1
         out = like((count, *view_shape(shape, maps)), "dense")
-        kernels.orbit(x, out, maps, 1.0, None, None)
+        kernels.orbit(x, out, of(maps), None, 1.0, None, None)
         assert torch.equal(out, torch.stack([view(x, word) for word in maps.split(" ")]))
 
     @pytest.mark.parametrize(("shape", "maps"), SHAPES)
@@ -116,7 +119,7 @@ else:
         words = maps.split(" ")
         y = dense((len(words), *shape))
         out = like(view_shape(shape, maps), "dense")
-        kernels.reduce(y, out, maps, "sum", 1 / len(words), None, None)
+        kernels.reduce(y, out, of(maps), None, "sum", 1 / len(words), None, None, None)
         expected = torch.stack([view(y[g], word) for g, word in enumerate(words)]).double().mean(0)
         torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -126,14 +129,14 @@ else:
         words = maps.split(" ")
         y, added = dense((len(words), *shape)), MAKERS[kind if len(shape) > 1 else "dense"](shape, torch.float32)
         out = like(view_shape(shape, maps), "dense")
-        kernels.reduce(y, out, maps, "sum", 1 / len(words), None, added)
+        kernels.reduce(y, out, of(maps), None, "sum", 1 / len(words), None, added, None)
         expected = torch.stack([view(y[g] + added, word) for g, word in enumerate(words)]).double().mean(0)
         torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
 
     def test_mean_plus_with_more_leading_dims_than_loops() -> None:
         y, added = dense((4, 3, 2, 5, 2, 6, 6))[:, ::2, :, ::2, :], dense((6, 6, 2, 3, 2, 2)).permute(5, 4, 3, 2, 0, 1)
         out = torch.empty(added.shape)
-        kernels.reduce(y, out, C4, "sum", 0.25, None, added)
+        kernels.reduce(y, out, of(C4), None, "sum", 0.25, None, added, None)
         expected = torch.stack([view(y[g] + added, word) for g, word in enumerate(C4.split(" "))]).mean(0)
         torch.testing.assert_close(out, expected)
 
@@ -162,10 +165,10 @@ else:
         target = view_shape(shape, maps)
         x, y = make(shape), make((len(words), *shape))
         out = like((len(words), *target), kind)
-        kernels.orbit(x, out, maps, 0.5, None, None)
+        kernels.orbit(x, out, of(maps), None, 0.5, None, None)
         assert torch.equal(out, torch.stack([view(x, word) for word in words]) * 0.5)
         mean, std = like(target, kind), like(target, kind)
-        kernels.reduce(y, mean, maps, "mean_std", 1.0, None, std)
+        kernels.reduce(y, mean, of(maps), None, "mean_std", 1.0, None, None, std)
         views = torch.stack([view(y[g], word) for g, word in enumerate(words)])
         torch.testing.assert_close(mean, views.mean(0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(std, views.std(0, correction=0), rtol=1e-5, atol=1e-6)
@@ -179,7 +182,7 @@ else:
         for weights in (None, torch.rand(views.shape[:k])):
             dots = torch.full(views.shape[:k], float("nan"))
             out = None if weights is None else torch.full_like(y, float("nan"))
-            kernels.orbit_dot(x, y, out, dots, maps, weights)
+            kernels.orbit_dot(x, y, out, dots, of(maps), None, weights)
             product = (views.double() * y).reshape(*views.shape[:k], -1)
             torch.testing.assert_close(dots.double(), product.sum(-1), rtol=1e-5, atol=1e-4)
             if out is not None and weights is not None:
@@ -193,7 +196,7 @@ else:
         out = like(view_shape(shape, maps), kind)
         scores = torch.randn(len(words), *shape[:k])
         index = torch.full(shape[:k], -1)
-        kernels.select(y, out, index, maps, scores, minimum)
+        kernels.select(y, out, index, of(maps), None, scores, minimum)
         expected = scores.argmin(0) if minimum else scores.argmax(0)
         assert torch.equal(index, expected)
         views = torch.stack([view(y[g], word) for g, word in enumerate(words)])
@@ -201,7 +204,7 @@ else:
         want = views.gather(0, chosen.unsqueeze(0))[0]
         assert torch.equal(out, want)
         again = like(view_shape(shape, maps), kind)
-        kernels.select(y, again, index, maps, None, minimum)
+        kernels.select(y, again, index, of(maps), None, None, minimum)
         assert torch.equal(again, want)
 
     REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -212,6 +215,8 @@ else:
         "hmean": lambda v: 1 / (1 / v).mean(0),
         "tsharpen": lambda v: v.sqrt().mean(0),
         "logodd": lambda v: torch.logit(v, eps=1e-6).mean(0).sigmoid(),
+        "log1p": lambda v: v.log1p().mean(0).expm1(),
+        "median": lambda v: v.quantile(0.5, 0),
         "std": lambda v: v.std(0, correction=0),
     }
 
@@ -224,26 +229,26 @@ else:
         y = torch.rand(len(words), *shape)
         y[0, 0, 0], y[-1, 1, 2] = 0.0, 1.0
         out = like(view_shape(shape, maps), "dense")
-        kernels.reduce(y, out, maps, op, 0.3 if op == "sum" else 1.0, None, None)
+        kernels.reduce(y, out, of(maps), None, op, 0.3 if op == "sum" else 1.0, None, None, None)
         views = torch.stack([view(y[g], word) for g, word in enumerate(words)])
         # The clamp of the log odds is a float32 number: only there does the oracle have to round alike.
         expected = REDUCTIONS[op](views if op == "logodd" else views.double())
         torch.testing.assert_close(out.double(), expected.double(), rtol=2e-5, atol=2e-6)
 
-    @pytest.mark.parametrize("op", ["max", "min", "logodd", "std", "sum"])
+    @pytest.mark.parametrize("op", ["max", "min", "logodd", "log1p", "median", "std", "sum"])
     @pytest.mark.parametrize("size", [4, 17])
     def test_nan_reaches_the_result(op: str, size: int) -> None:
         y = torch.rand(8, size, size)
         y[5, 2, 1] = float("nan")
         out = torch.zeros(size, size)
-        kernels.reduce(y, out, D4, op, 1.0, None, None)
+        kernels.reduce(y, out, of(D4), None, op, 1.0, None, None, None)
         views = torch.stack([view(y[g], word) for g, word in enumerate(D4.split(" "))])
         assert torch.equal(out.isnan(), views.isnan().any(0))
 
     def test_spread_of_large_values() -> None:
         y = torch.rand(8, 17, 17) + 4096
         std = torch.zeros(17, 17)
-        kernels.reduce(y, std, D4, "std", 1.0, None, None)
+        kernels.reduce(y, std, of(D4), None, "std", 1.0, None, None, None)
         views = torch.stack([view(y[g], word) for g, word in enumerate(D4.split(" "))]).double()
         torch.testing.assert_close(std.double(), views.std(0, correction=0), rtol=1e-3, atol=1e-4)
 
@@ -256,12 +261,12 @@ else:
         weights = torch.rand(4, *shape[: k - 1])
         factor = spread(weights, 5)
         mean = like(shape, kind)
-        kernels.reduce(y, mean, C4, "sum", 2.0, weights, None)
+        kernels.reduce(y, mean, of(C4), None, "sum", 2.0, weights, None, None)
         views = torch.stack([view(y[g], word) for g, word in enumerate(C4.split(" "))])
         torch.testing.assert_close(mean, (views * factor).sum(0) * 2.0, rtol=1e-5, atol=1e-5)
         index = torch.randint(0, 4, shape[: k - 1])
         out = like((4, *shape), kind)
-        kernels.orbit(x, out, C4, 2.0, weights, index)
+        kernels.orbit(x, out, of(C4), None, 2.0, weights, index)
         chosen = spread(torch.arange(4), k) == index
         expected = torch.stack([view(x, word) for word in C4.split(" ")]) * factor * 2.0
         torch.testing.assert_close(out, expected * spread(chosen, 5))
@@ -275,7 +280,7 @@ else:
     def test_weights_without_planes(k: int) -> None:
         y, weights = torch.randn(3, 4, 5), torch.rand((3, 4, 5)[:k])
         out = like((4, 5), "dense")
-        kernels.reduce(y, out, STILL, "sum", 1.0, weights, None)
+        kernels.reduce(y, out, of(STILL), None, "sum", 1.0, weights, None, None)
         torch.testing.assert_close(out, (y * spread(weights, 3)).sum(0))
 
     def test_more_leading_dims_than_loops() -> None:
@@ -284,25 +289,25 @@ else:
         y = torch.randn(4, 4, 2, 6, 4, 5, 5)[:, ::2, :, ::2, ::2]
         out = torch.randn(4, 4, 2, 6, 4, 5, 5)[:, ::2, :, ::2, ::2]
         weights, index = torch.rand(4, 2), torch.randint(0, 4, (2, 2, 3))
-        kernels.orbit(x, out, C4, 1.0, weights, index)
+        kernels.orbit(x, out, of(C4), None, 1.0, weights, index)
         views = torch.stack([view(x, word) for word in C4.split(" ")])
         chosen = spread(spread(torch.arange(4), 4) == index, 7)
         torch.testing.assert_close(out, views * spread(weights, 7) * chosen)
         mean = torch.randn(shape)
-        kernels.reduce(y, mean, C4, "sum", 1.0, weights, None)
+        kernels.reduce(y, mean, of(C4), None, "sum", 1.0, weights, None, None)
         back = torch.stack([view(y[g], word) for g, word in enumerate(C4.split(" "))])
         torch.testing.assert_close(mean, (back * spread(weights, 7)).sum(0), rtol=1e-5, atol=1e-5)
         dots = torch.zeros(4, 2, 2)
-        kernels.orbit_dot(x, y, out, dots, C4, None)
+        kernels.orbit_dot(x, y, out, dots, of(C4), None, None)
         torch.testing.assert_close(dots, (views * y).flatten(3).sum(-1), rtol=1e-5, atol=1e-4)
         assert torch.equal(out, views)
-        kernels.select(y, mean, index, C4, torch.randn(4, 2, 2, 3), True)
+        kernels.select(y, mean, index, of(C4), None, torch.randn(4, 2, 2, 3), True)
         assert torch.equal(mean, back.gather(0, spread(index, 6).expand(back.shape[1:]).unsqueeze(0))[0])
 
     def test_one_tensor_as_all_views() -> None:
         x = torch.randn(2, 18, 18)
         out = torch.empty_like(x)
-        kernels.reduce(x.expand(8, 2, 18, 18), out, D4, "sum", 0.125, None, None)
+        kernels.reduce(x.expand(8, 2, 18, 18), out, of(D4), None, "sum", 0.125, None, None, None)
         torch.testing.assert_close(out, torch.stack([view(x, word) for word in D4.split(" ")]).mean(0))
 
     @pytest.mark.parametrize("size", [3, 18])
@@ -314,7 +319,7 @@ else:
         y = torch.randn(4, 5, size, size)
         for minimum, expected in ((True, [1, 2, 0, 1, 0]), (False, [1, 0, 0, 3, 0])):
             index, out = torch.zeros(5, dtype=torch.int64), torch.zeros(5, size, size)
-            kernels.select(y, out, index, C4, scores, minimum)
+            kernels.select(y, out, index, of(C4), None, scores, minimum)
             assert index.tolist() == expected
             want = [view(y[g, i], C4.split(" ")[g]) for i, g in enumerate(expected)]
             assert torch.equal(out, torch.stack(want))
@@ -322,7 +327,7 @@ else:
     def test_index_outside_the_group_reads_the_nearest_view() -> None:
         y = torch.randn(4, 2, 3, 3)
         out = torch.zeros(2, 3, 3)
-        kernels.select(y, out, torch.tensor([-5, 99]), C4, None, True)
+        kernels.select(y, out, torch.tensor([-5, 99]), of(C4), None, None, True)
         assert torch.equal(out, torch.stack([y[0, 0], view(y[3, 1], "wH")]))
 
     @pytest.mark.parametrize("size", [3, 18])
@@ -330,7 +335,7 @@ else:
         """One orbit seen once for every view, by a stride of 0: what ``autograd.each`` asks for."""
         y = torch.randn(2, 8, size, size)
         out, index = torch.zeros_like(y), torch.arange(8).expand(2, 8).contiguous()
-        kernels.select(y.expand(8, *y.shape), out, index, D4, None, True)
+        kernels.select(y.expand(8, *y.shape), out, index, of(D4), None, None, True)
         assert torch.equal(out, torch.stack([view(y[:, g], word) for g, word in enumerate(D4.split(" "))], 1))
 
     EXACT = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -341,11 +346,11 @@ else:
     def test_any_bits_are_moved(dtype: torch.dtype, size: int) -> None:
         x = torch.randint(0, 2 if dtype == torch.bool else 100, (2, size, size)).to(dtype)
         out = torch.zeros(8, 2, size, size, dtype=dtype)
-        kernels.orbit(x, out, D4, 1.0, None, None)
+        kernels.orbit(x, out, of(D4), None, 1.0, None, None)
         views = torch.stack([view(x, word) for word in D4.split(" ")])
         assert torch.equal(out, views)
         back, index = torch.zeros_like(x), torch.tensor([1, 7])
-        kernels.select(views, back, index, "hw wH HW Wh hW wh Hw WH", None, True)
+        kernels.select(views, back, index, of("hw wH HW Wh hW wh Hw WH"), None, None, True)
         assert torch.equal(back, x)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -354,7 +359,7 @@ else:
         y = torch.randn(4, 2, size, size).to(dtype)
         weights = torch.rand(4, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         out = torch.zeros(2, size, size, dtype=dtype)
-        kernels.reduce(y, out, C4, "sum", 1 / 3, weights, None)
+        kernels.reduce(y, out, of(C4), None, "sum", 1 / 3, weights, None, None)
         views = torch.stack([view(y[g], word) for g, word in enumerate(C4.split(" "))]).double()
         exact = (views * spread(weights, 5 - 1).double()).sum(0) / 3
         step = torch.finfo(dtype).eps
@@ -363,13 +368,13 @@ else:
     @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 0), (2, 0, 18, 18)])
     def test_empty(shape: tuple[int, ...]) -> None:
         x, y = torch.randn(shape), torch.randn(4, *shape)
-        kernels.orbit(x, torch.empty(4, *shape), C4, 1.0, None, None)
-        kernels.reduce(y, torch.empty(shape), C4, "sum", 0.25, None, None)
+        kernels.orbit(x, torch.empty(4, *shape), of(C4), None, 1.0, None, None)
+        kernels.reduce(y, torch.empty(shape), of(C4), None, "sum", 0.25, None, None, None)
         dots = torch.full((4, *shape[:1]), float("nan"))
-        kernels.orbit_dot(x, y, torch.empty_like(y), dots, C4, None)
+        kernels.orbit_dot(x, y, torch.empty_like(y), dots, of(C4), None, None)
         assert torch.equal(dots, torch.zeros_like(dots))
         scores, index = torch.randn(4, *shape[:1]), torch.zeros(shape[:1], dtype=torch.int64)
-        kernels.select(y, torch.empty(shape), index, C4, scores, True)
+        kernels.select(y, torch.empty(shape), index, of(C4), None, scores, True)
         assert torch.equal(index, scores.argmin(0))
 
     def test_results_repeat_bit_by_bit() -> None:
@@ -377,7 +382,7 @@ else:
         runs = []
         for _ in range(2):
             dots = torch.zeros(4)
-            kernels.orbit_dot(x, y, None, dots, C4, None)
+            kernels.orbit_dot(x, y, None, dots, of(C4), None, None)
             runs.append(dots)
         assert torch.equal(*runs)
 
@@ -388,7 +393,9 @@ else:
         results = []
         for kind in ("dense", "channels_last"):
             out = like((3, 18, 18), kind)
-            kernels.reduce(channels_last_copy(y) if kind == "channels_last" else y, out, D4, op, 1.0, weights, None)
+            kernels.reduce(
+                channels_last_copy(y) if kind == "channels_last" else y, out, of(D4), None, op, 1.0, weights, None, None
+            )
             results.append(out)
         assert torch.equal(*results)
 
@@ -403,10 +410,10 @@ else:
         for size in (5, 21):
             out = memory.as_strided((2, size, size), (far, size, 1))
             x = torch.randint(0, 255, (size, size), dtype=torch.uint8)
-            kernels.orbit(x, out, "hw Wh", 1.0, None, None)
+            kernels.orbit(x, out, of("hw Wh"), None, 1.0, None, None)
             assert torch.equal(out[1], x.rot90())
             back = torch.zeros_like(x)
-            kernels.select(out, back, torch.tensor(1), "hw wH", None, True)
+            kernels.select(out, back, torch.tensor(1), of("hw wH"), None, None, True)
             assert torch.equal(back, x)
 
     def test_row_numbers_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,9 +425,9 @@ else:
             plan.cache_clear()
         try:
             x, y, out = torch.randn(3, 5, 5), torch.randn(4, 3, 5, 5), torch.zeros(4, 3, 5, 5)
-            kernels.orbit(x, out, C4, 1.0, None, None)
+            kernels.orbit(x, out, of(C4), None, 1.0, None, None)
             assert torch.equal(out, torch.stack([view(x, word) for word in C4.split(" ")]))
-            kernels.reduce(y, out[0], C4, "max", 1.0, None, None)
+            kernels.reduce(y, out[0], of(C4), None, "max", 1.0, None, None, None)
             assert torch.equal(out[0], torch.stack([view(y[g], w) for g, w in enumerate(C4.split(" "))]).amax(0))
             check_dot(x, dense, C4, 2)
             check_select(dense, (3, 5, 5), C4, 1, True, "dense")
@@ -432,23 +439,21 @@ else:
     @pytest.mark.parametrize("size", [7, 17])
     def test_tuned_launches_give_the_same_bits(size: int) -> None:
         from equikern.backends.triton import launch, orbits, reductions, selection
-        from equikern.backends.triton.layout import operand
-        from equikern.tuning import Choice
+        from equikern.backends.triton.layout import known, operand
+        from equikern.backends.tuning import Choice
 
         x, y, index = torch.rand(1, size, size), torch.rand(4, 1, size, size), torch.tensor([2])
         weights = torch.rand(4, 1)
         found: list[tuple[Tensor, launch.Plan | None, tuple[Tensor | None, ...]]] = []
         for op, factors in (("sum", weights), ("std", None)):
             out = torch.empty_like(x)
-            plan = reductions.plan(
-                C4, op, 0.5, operand(y), operand(out), None, factors if factors is None else operand(factors)
-            )
-            found.append((out, plan, (y, out, None, factors)))
+            plan = reductions.plan(of(C4), op, 0.5, operand(y), operand(out), None, None, known(factors))
+            found.append((out, plan, (y, out, None, None, factors)))
         out = torch.empty_like(y)
-        found.append((out, orbits.plan(C4, 1.0, operand(x), operand(out), None, None), (x, out, None, None)))
+        found.append((out, orbits.plan(of(C4), 1.0, operand(x), operand(out), None, None), (x, out, None, None)))
         out = torch.empty_like(x)
         found.append(
-            (out, selection.plan(C4, True, operand(y), operand(out), None, operand(index)), (y, out, None, index))
+            (out, selection.plan(of(C4), True, operand(y), operand(out), None, operand(index)), (y, out, None, index))
         )
         for out, plan, tensors in found:
             assert plan is not None
@@ -462,5 +467,5 @@ else:
             assert all(torch.equal(result, results[0]) for result in results)
 
     def test_unknown_reduction_is_named() -> None:
-        with pytest.raises(ValueError, match="median"):
-            kernels.reduce(torch.zeros(1, 2, 2), torch.zeros(2, 2), "hw", "median", 1.0, None, None)
+        with pytest.raises(ValueError, match="mode"):
+            kernels.reduce(torch.zeros(1, 2, 2), torch.zeros(2, 2), of("hw"), None, "mode", 1.0, None, None, None)

@@ -53,6 +53,7 @@ if not INTERPRETED:
             return version("triton")
         return next(Path(path).glob("triton-*.dist-info")).name.split("-")[1]
 
+    @pytest.mark.audit
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
         records: list[dict[str, Any]] = script("matrix_audit", *TARGETS, triton=path)
@@ -72,19 +73,24 @@ if not INTERPRETED:
 
 else:
     from equikern import matrix
-    from equikern.backends import reference
-    from equikern.backends import triton as kernels
+    from equikern.backends.reference import Reference
+    from equikern.backends.triton import Triton
+    from equikern.reductions import REDUCTIONS
+    from equikern.views import Views
+
+    kernels, reference = Triton(), Reference()
 
     @pytest.fixture(autouse=True)
     def seed() -> None:
         torch.manual_seed(0)
 
     SHAPES = [(7, 2), (2, 5, 3), (3, 2, 4), (33, 3), (2, 3, 5), (1, 1), (3,)]
-    OPS = ("sum", "max", "min", "gmean", "hmean", "tsharpen", "logodd", "std")
+    OPS = [name for name, reduction in REDUCTIONS.items() if not reduction.integers]
 
-    def views(count: int, size: int) -> str:
+    def views(count: int, size: int, wide: torch.dtype = torch.float32) -> tuple[Views, Tensor | None]:
         """Some matrices, none of them orthogonal; positive, so that products of positive numbers are."""
-        return matrix(torch.rand(count, size, size, dtype=torch.float64) + torch.eye(size), closed=False).maps
+        maps = matrix(torch.rand(count, size, size, dtype=torch.float64) + torch.eye(size), closed=False).maps
+        return maps.views, maps.table(torch.empty((), dtype=wide))
 
     def apart(t: Tensor) -> Tensor:
         """The same values in memory with gaps everywhere."""
@@ -114,8 +120,8 @@ else:
             weights, index = torch.rand(3, *shape[:k]), torch.randint(0, 3, shape[:k])
             for scale, w, i in ((1.0, None, None), (0.5, weights, None), (1.0, None, index)):
                 ours, expected = blank((3, *shape), layout), torch.empty(3, *shape)
-                kernels.orbit(x, ours, maps, scale, w, i)
-                reference.orbit(x, expected, maps, scale, w, i)
+                kernels.orbit(x, ours, *maps, scale, w, i)
+                reference.orbit(x, expected, *maps, scale, w, i)
                 close(ours, expected)
 
     @EVERY
@@ -126,20 +132,20 @@ else:
         for op in OPS if layout == "dense" else ("sum", "mean_std"):
             pair = op == "mean_std"
             ours, expected = [blank(shape, layout) for _ in range(2)], [torch.empty(shape) for _ in range(2)]
-            kernels.reduce(y, ours[0], maps, op, 0.5, None, ours[1] if pair else None)
-            reference.reduce(y, expected[0], maps, op, 0.5, None, expected[1] if pair else None)
+            kernels.reduce(y, ours[0], *maps, op, 0.5, None, None, ours[1] if pair else None)
+            reference.reduce(y, expected[0], *maps, op, 0.5, None, None, expected[1] if pair else None)
             for a, b in list(zip(ours, expected, strict=True))[: 1 + pair]:
                 close(a, b)
         added, ours_, expected_ = LAYOUTS[layout](torch.rand(shape)), blank(shape, layout), torch.empty(shape)
-        kernels.reduce(y, ours_, maps, "sum", 0.5, None, added)
-        reference.reduce(y, expected_, maps, "sum", 0.5, None, added)
+        kernels.reduce(y, ours_, *maps, "sum", 0.5, None, added, None)
+        reference.reduce(y, expected_, *maps, "sum", 0.5, None, added, None)
         close(ours_, expected_)
         for k in range(len(shape)):
             weights = torch.rand(3, *shape[:k])
             for op in ("sum", "weighted_mean"):
                 ours_, expected_ = blank(shape, layout), torch.empty(shape)
-                kernels.reduce(y, ours_, maps, op, 2.0, weights, None)
-                reference.reduce(y, expected_, maps, op, 2.0, weights, None)
+                kernels.reduce(y, ours_, *maps, op, 2.0, weights, None, None)
+                reference.reduce(y, expected_, *maps, op, 2.0, weights, None, None)
                 close(ours_, expected_)
 
     @EVERY
@@ -152,8 +158,8 @@ else:
                 out = None if weights is None else blank((3, *shape), layout)
                 wanted = None if weights is None else torch.empty(3, *shape)
                 ours, expected = torch.full((3, *shape[:k]), float("nan")), torch.empty(3, *shape[:k])
-                kernels.orbit_dot(x, y, out, ours, maps, weights)
-                reference.orbit_dot(x, y, wanted, expected, maps, weights)
+                kernels.orbit_dot(x, y, out, ours, *maps, weights)
+                reference.orbit_dot(x, y, wanted, expected, *maps, weights)
                 torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
                 if out is not None and wanted is not None:
                     close(out, wanted)
@@ -168,45 +174,45 @@ else:
             for minimum in (True, False):
                 ours, expected = blank(shape, layout), torch.empty(shape)
                 index, wanted = torch.full(shape[:k], -1), torch.empty(shape[:k], dtype=torch.int64)
-                kernels.select(y, ours, index, maps, scores, minimum)
-                reference.select(y, expected, wanted, maps, scores, minimum)
+                kernels.select(y, ours, index, *maps, scores, minimum)
+                reference.select(y, expected, wanted, *maps, scores, minimum)
                 assert torch.equal(index, wanted)
                 close(ours, expected)
                 again = blank(shape, layout)
-                kernels.select(y, again, index, maps, None, minimum)
+                kernels.select(y, again, index, *maps, None, minimum)
                 assert torch.equal(again, ours)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
     def test_dtypes(dtype: torch.dtype) -> None:
-        maps = views(3, 3)
+        maps = views(3, 3, dtype)
         x, y = torch.randn(6, 3).to(dtype), torch.rand(3, 6, 3).to(dtype)
         ours, expected = blank((3, 6, 3), "dense", dtype), torch.empty(3, 6, 3, dtype=dtype)
-        kernels.orbit(x, ours, maps, 1.0, None, None)
-        reference.orbit(x, expected, maps, 1.0, None, None)
+        kernels.orbit(x, ours, *maps, 1.0, None, None)
+        reference.orbit(x, expected, *maps, 1.0, None, None)
         tolerance = 4 * torch.finfo(dtype).eps
         torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
-        kernels.reduce(y, ours[0], maps, "gmean", 1.0, None, None)
-        reference.reduce(y, expected[0], maps, "gmean", 1.0, None, None)
+        kernels.reduce(y, ours[0], *maps, "gmean", 1.0, None, None, None)
+        reference.reduce(y, expected[0], *maps, "gmean", 1.0, None, None, None)
         torch.testing.assert_close(ours[0], expected[0], rtol=tolerance, atol=tolerance)
 
     def test_many_vectors_have_partial_sums() -> None:
         maps = views(2, 4)
         x, y = torch.randn(2, 1100, 4), torch.randn(2, 2, 1100, 4)
         ours, expected = torch.full((2, 2), float("nan")), torch.empty(2, 2)
-        kernels.orbit_dot(x, y, None, ours, maps, None)
-        reference.orbit_dot(x, y, None, expected, maps, None)
+        kernels.orbit_dot(x, y, None, ours, *maps, None)
+        reference.orbit_dot(x, y, None, expected, *maps, None)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
 
     def test_empty_tensors() -> None:
         maps = views(3, 2)
         index = torch.full((4,), -1)
-        kernels.orbit(torch.empty(0, 2), torch.empty(3, 0, 2), maps, 1.0, None, None)
-        kernels.reduce(torch.empty(3, 0, 2), torch.empty(0, 2), maps, "sum", 1.0, None, None)
+        kernels.orbit(torch.empty(0, 2), torch.empty(3, 0, 2), *maps, 1.0, None, None)
+        kernels.reduce(torch.empty(3, 0, 2), torch.empty(0, 2), *maps, "sum", 1.0, None, None, None)
         scores = torch.tensor([[0.0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0]])
-        kernels.select(torch.empty(3, 4, 0, 2), torch.empty(4, 0, 2), index, maps, scores, True)
+        kernels.select(torch.empty(3, 4, 0, 2), torch.empty(4, 0, 2), index, *maps, scores, True)
         assert index.tolist() == [0, 1, 2, 2]
         dots = torch.ones(3)
-        kernels.orbit_dot(torch.empty(0, 2), torch.empty(3, 0, 2), None, dots, maps, None)
+        kernels.orbit_dot(torch.empty(0, 2), torch.empty(3, 0, 2), None, dots, *maps, None)
         assert not dots.any()
 
     def test_infinite_entries_stay_in_their_vectors() -> None:
@@ -214,6 +220,6 @@ else:
         x, y = torch.ones(2, 3), torch.ones(2, 2, 3)
         x[1, 0] = float("inf")
         ours, expected = torch.full((2, 2), float("nan")), torch.empty(2, 2)
-        kernels.orbit_dot(x, y, None, ours, maps, None)
-        reference.orbit_dot(x, y, None, expected, maps, None)
+        kernels.orbit_dot(x, y, None, ours, *maps, None)
+        reference.orbit_dot(x, y, None, expected, *maps, None)
         torch.testing.assert_close(ours, expected, equal_nan=True)

@@ -15,7 +15,8 @@ import equikern
 import pytest
 import torch
 from equikern import EquiTune, grid, orbit, orbit_mean, orbit_weighted_mean, tuned, warmup
-from equikern.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
+from equikern.backends.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
+from helpers import fresh
 from torch import Tensor, nn
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -34,8 +35,8 @@ def test_tuned_is_a_switch_and_a_block() -> None:
 
 
 def test_the_environment_switches_it_on() -> None:
-    code = "import equikern.tuning as t; print(t.is_tuned())"
-    done = subprocess.run([sys.executable, "-c", code], env={"EQUIKERN_TUNE": "1"}, capture_output=True, text=True)
+    code = "import equikern.backends.tuning as t; print(t.is_tuned())"
+    done = fresh.run("-c", code, EQUIKERN_TUNE="1")
     assert done.stdout == "True\n", done.stderr
 
 
@@ -105,9 +106,10 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys, json
+import sys, json, warnings
 from pathlib import Path
-from equikern.tuning import Choice, Winners
+warnings.simplefilter("error")
+from equikern.backends.tuning import Choice, Winners
 winners = Winners(["GPU"], Path(sys.argv[1]))
 for k in range(100):
     winners.keep(f"{sys.argv[2]}{k}", Choice(1, 0))
@@ -117,10 +119,8 @@ for k in range(100):
 
 def test_processes_share_a_file(tmp_path: Path) -> None:
     """The file is whole at every moment; entries may be lost to another writer, and are then tuned anew."""
-    writers = [
-        subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(tmp_path), name]) for name in ("a", "b", "c")
-    ]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    writers = fresh.runs([("-c", WRITER, str(tmp_path), name) for name in ("a", "b", "c")])
+    assert [writer.returncode for writer in writers] == [0, 0, 0], writers
     found = json.loads(Winners(["GPU"], tmp_path).path.read_text())
     assert len([key for key in found if found[key] == [1, 0]]) >= 100
     assert [path.name for path in tmp_path.iterdir()] == ["tuning-GPU.json"]
@@ -129,11 +129,12 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
 def a_plan(size: int = 64, batch: int = 4) -> Any:
     from equikern.backends.triton import reductions
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
     y = torch.empty(4, batch, size, size, device="meta")
     # meta tensors have no address: aligned as allocated memory is
     described = [operand(t)._replace(aligned=True) for t in (y, y[0])]
-    return reductions.plan("hw Wh HW wH", "sum", 0.25, *described, None, None)
+    return reductions.plan(of("hw Wh HW wH"), "sum", 0.25, *described, None, None, None)
 
 
 @needs_triton
@@ -178,13 +179,15 @@ def test_nothing_is_measured_under_capture(tmp_path: Path) -> None:
 def test_sums_whose_order_follows_the_launch_are_not_tuned() -> None:
     from equikern.backends.triton import dots
     from equikern.backends.triton.layout import operand
+    from equikern.views import of
 
     y, weights = torch.empty(4, 3, 64, 64), torch.empty(4, 3)
-    found = dots.plan("hw Wh HW wH", operand(y[0]), operand(y), operand(y), operand(weights), operand(weights))
+    found = dots.plan(of("hw Wh HW wH"), operand(y[0]), operand(y), operand(y), operand(weights), operand(weights))
     assert found is not None
     assert found[0].variant is None
 
 
+@pytest.mark.audit
 @needs_triton
 def test_every_candidate_compiles() -> None:
     code = """
@@ -193,7 +196,7 @@ sys.path.insert(0, sys.argv[1])
 from helpers.triton_audit import build
 from equikern.backends.triton.compat import compile_kernel
 from equikern.backends.triton.tune import same_launch
-from equikern.tuning import candidates
+from equikern.backends.tuning import candidates
 for case in ("mean d4 bf16 32x32", "orbit d4 fp16 7x7", "select c4 fp64 37x37"):
     plan = build(case)
     for p in candidates(plan.variant, same_launch).values():
