@@ -23,7 +23,7 @@ import equikern
 import pytest
 import torch
 from equikern import BuildInfo, build_info
-from equikern.backends import cuda
+from equikern.backends.cuda import Cuda
 
 ROOT = Path(__file__).parents[2]
 INFO = build_info()
@@ -128,19 +128,19 @@ def test_a_launch_without_a_gpu_says_so() -> None:
     cuda_binary()
     with pytest.raises(RuntimeError, match="CUDA"):
         native().cuda_orbit(0, 0, (1, 1), (1, 1), (1, 1, 1), [0], 4, 0, 1.0, 0, 0, 0, 0, 0, 0)
-    reason = cuda.unavailable(torch.device("cuda"))
+    reason = Cuda().unavailable(torch.device("cuda"))
     assert reason is not None
     assert "driver" in reason
 
 
 def test_why_the_cuda_backend_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "CUDA tensors" in str(cuda.unavailable(torch.device("cpu")))
+    assert "CUDA tensors" in str(Cuda().unavailable(torch.device("cpu")))
     module = importlib.import_module("equikern.buildinfo")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(module, "build_info", lambda: BuildInfo(native=True, cuda_reason="nvcc not found"))
-    assert "nvcc not found" in str(cuda.unavailable(torch.device("cuda")))
+    assert "nvcc not found" in str(Cuda().unavailable(torch.device("cuda")))
     monkeypatch.setattr(module, "build_info", lambda: BuildInfo(reason="no C++ compiler"))
-    assert "no C++ compiler" in str(cuda.unavailable(torch.device("cuda")))
+    assert "no C++ compiler" in str(Cuda().unavailable(torch.device("cuda")))
 
 
 # -- setup.py, on a small csrc
