@@ -188,22 +188,6 @@ py::list isas() {
   return names;
 }
 
-py::dict build_config() {
-  py::dict config;
-  config["compiler"] = __VERSION__;
-#ifdef _OPENMP
-  config["openmp"] = _OPENMP;
-#else
-  config["openmp"] = py::none();
-#endif
-#ifdef EQUIKERN_WITH_CUDA
-  config["with_cuda"] = true;
-#else
-  config["with_cuda"] = false;
-#endif
-  return config;
-}
-
 template <class E>
 py::dict named(std::initializer_list<std::pair<const char*, E>> members) {
   py::dict names;
@@ -229,15 +213,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("cross_entropy", &equikern::cross_entropy);
   m.def("cpu_isa", [] { return kernels().name; });
   m.def("cpu_features", &isas);
-  m.def("build_config", &build_config);
   m.attr("KINDS") = named<Kind>({{"still", kStill}, {"grid", kGrid}, {"permutation", kPermutation}, {"field", kField},
                                  {"mixed", kMixed}, {"matrix", kMatrix}, {"tokens", kTokens}});
   m.attr("DTYPES") = named<Dtype>({{"float32", Dtype::kFloat32}, {"float64", Dtype::kFloat64}, {"float16", Dtype::kFloat16},
                                    {"bfloat16", Dtype::kBFloat16}, {"bits8", Dtype::kBits8}, {"bits16", Dtype::kBits16},
                                    {"bits32", Dtype::kBits32}, {"bits64", Dtype::kBits64}, {"uint8", Dtype::kUint8}});
   m.attr("OPS") = named<Op>({{"sum", kSum}, {"max", kMax}, {"min", kMin}, {"gmean", kGmean}, {"hmean", kHmean},
-                             {"tsharpen", kTsharpen}, {"logodd", kLogodd}, {"std", kStd}, {"mean_std", kMeanStd},
-                             {"weighted_mean", kWeightedMean}});
+                             {"tsharpen", kTsharpen}, {"logodd", kLogodd}, {"log1p", kLog1p}, {"std", kStd}, {"mean_std", kMeanStd},
+                             {"weighted_mean", kWeightedMean}, {"median", kMedian}, {"vote", kVote}});
   m.attr("SPACES") = named<Space>({{"logits", kLogits}, {"probs", kProbs}, {"log_probs", kLogProbs}});
   m.attr("SCORES") = named<ScoreKind>({{"max_prob", kMaxProb}, {"entropy", kEntropy}, {"margin", kMargin}, {"max", kLargest}});
 #ifdef EQUIKERN_WITH_CUDA

@@ -117,6 +117,7 @@ struct Builder {
   void add(Side& side, uintptr_t data, const Ints& s, bool group) {
     side.data = at<char>(data);
     side.group = group ? s[0] : 0;
+    side.row = side.col = 1;
     Ints own = s.from(group);
     if (p.permutes()) side.col = own[permuted], own = own.without(permuted);
     if (plane > 0) side.col = own.last();

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "grid_index.h"
 
@@ -23,7 +24,8 @@ auto with_float(Dtype t, const F& f) {
     case Dtype::kFloat32: return f(float());
     case Dtype::kFloat64: return f(double());
     case Dtype::kFloat16: return f(Half());
-    default: return f(BFloat16());
+    case Dtype::kBFloat16: return f(BFloat16());
+    default: throw std::invalid_argument("dtype: expected a floating-point type");
   }
 }
 template <class F>
@@ -33,7 +35,8 @@ auto with_integer(Dtype t, const F& f) {
     case Dtype::kBits8: return f(int8_t());
     case Dtype::kBits16: return f(int16_t());
     case Dtype::kBits32: return f(int32_t());
-    default: return f(int64_t());
+    case Dtype::kBits64: return f(int64_t());
+    default: throw std::invalid_argument("dtype: expected an integer type");
   }
 }
 template <class F>
@@ -46,9 +49,11 @@ auto with_bits(int element_size, const F& f) {
   }
 }
 
+template <class F>
+auto with_number(Dtype t, const F& f) { return is_float(t) ? with_float(t, f) : with_integer(t, f); }
+
 inline int element_size(Dtype t) {
-  const auto size = [](auto value) { return int(sizeof value); };
-  return is_float(t) ? with_float(t, size) : with_integer(t, size);
+  return with_number(t, [](auto value) { return int(sizeof value); });
 }
 template <class F>
 auto with_bits(Dtype t, const F& f) { return with_bits(element_size(t), f); }

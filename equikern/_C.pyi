@@ -31,7 +31,7 @@ KINDS: dict[str, int]  # still, grid, permutation, field, mixed, matrix, tokens
 DTYPES: dict[
     str, int
 ]  # float32, …, the bits of other types by their number, and uint8, which is compared without a sign
-OPS: dict[str, int]  # reductions
+OPS: dict[str, int]  # reductions; of integers only vote, of floats all others
 SPACES: dict[str, int]  # logits, probs, log_probs
 SCORES: dict[str, int]  # max_prob, entropy, margin, max
 
@@ -178,7 +178,6 @@ def cross_entropy(
 ) -> None: ...
 def cpu_isa() -> str: ...
 def cpu_features() -> list[str]: ...
-def build_config() -> dict[str, str | int | bool | None]: ...
 def cuda_orbit(
     x: int,
     out: int,

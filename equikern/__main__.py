@@ -60,8 +60,8 @@ def bench(arguments: list[str]) -> int:
             "the benchmarks are part of equikern's repository, not of the installed package: run this command in a "
             'checkout, after pip install -c constraints.txt -e ".[bench]"'
         )
-    sys.path.insert(0, str(folder))
-    return int(importlib.import_module("command").run(arguments))
+    sys.path.insert(0, str(folder.parent))
+    return int(importlib.import_module("bench.command").run(arguments))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "middle", "of_std", "plain"]
+__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "best_view", "middle", "of_std", "plain"]
 
 LOGODD_EPS = 1e-6
 
@@ -132,6 +132,18 @@ def plain(op: str, v: Tensor) -> tuple[Tensor, ...]:
     v = v if reduction.prepare is None else reduction.prepare(v)
     joined = _COMBINED[reduction.combine](v)
     return (joined if reduction.finish is None else reduction.finish(joined),)
+
+
+def best_view(scores: Tensor, minimum: bool) -> Tensor:
+    """Index of the smallest (largest) score over dim 0; NaN never wins, all NaN gives 0, ties the lowest index."""
+    key = scores if minimum else -scores
+    best = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
+    least = key[0]
+    for g in range(1, scores.shape[0]):
+        better = (key[g] < least) | (least.isnan() & ~key[g].isnan())
+        best = torch.where(better, g, best)
+        least = torch.where(better, key[g], least)
+    return best
 
 
 def middle(v: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,19 +76,21 @@ struct Turns {
   int64_t elements(const Problem& p) const { return p.planes() * p.D * p.H * p.W * p.V; }
 };
 
-// The boxes of all volumes: whole volumes where they are small, slabs with whole rows where no axis moves.
+// The boxes of all volumes: whole volumes where they are small, slabs with whole rows where no axis moves; smaller ones
+// where scratch memory takes `kept` numbers for each element.
 struct Boxes {
   int64_t side[3], parts[3], size[3], count;
 
-  Boxes(const Problem& p, const Turns& turns, const int64_t* of, int64_t edge) {
-    int64_t elements = p.V;
+  Boxes(const Problem& p, const Turns& turns, const int64_t* of, int64_t edge, int64_t kept = 1) {
+    const int64_t pixel = p.V * kept;
+    int64_t elements = pixel;
     for (int k = 0; k < 3; ++k) size[k] = of[k], elements *= of[k];
-    while (edge > 8 && edge * edge * p.V > 4096) edge /= 2;
+    while (edge > 8 && edge * edge * pixel > 4096) edge /= 2;
     for (int k = 0; k < 3; ++k) side[k] = elements <= kPlane ? std::max<int64_t>(1, size[k]) : edge;
     if (elements > kPlane && !turns.moves) {
       side[2] = std::min(size[2], kPart);
-      side[1] = std::min(size[1], std::max<int64_t>(1, kPart / (side[2] * p.V)));
-      side[0] = std::max<int64_t>(1, kPart / (side[1] * side[2] * p.V));
+      side[1] = std::min(size[1], std::max<int64_t>(1, kPart / (side[2] * pixel)));
+      side[0] = std::max<int64_t>(1, kPart / (side[1] * side[2] * pixel));
     }
     count = elements == 0 ? 0 : p.planes();
     const int64_t line = std::max<int64_t>(1, kLine / (element_size(p.dtype) * p.V));

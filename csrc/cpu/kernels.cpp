@@ -24,7 +24,7 @@ void orbit(const Problem& p) {
 void reduce(const Problem& p) {
   if (p.kind == kMatrix) return reduce_of_matrices(p);
   if (p.volumes) return reduce_of_volumes(p);
-  with_float(p.dtype, [&](auto t) { reduce_typed<decltype(t)>(p); });
+  with_number(p.dtype, [&](auto t) { reduce_typed<decltype(t)>(p); });
 }
 
 void orbit_dot(const Problem& p) {

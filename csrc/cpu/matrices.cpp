@@ -82,6 +82,16 @@ inline void store_vectors(T* to, int64_t step, int64_t entry, int64_t size, int6
     for (int64_t k = 0; k < n; ++k) down(to + k * step + i * entry, from[i * kVectorBlock + k]);
 }
 
+// a · b + c, rounded alike wherever a matrix multiplies: the compiler would fuse it here and not there.
+template <class A>
+EQK_INLINE A fused(A a, A b, A c) {
+#ifdef __FMA__
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // to = m · from for every lane.
 template <class A, int D>
 inline void multiply(A* __restrict to, const A* __restrict m, const A* __restrict from, int64_t size, int lanes) {
@@ -91,7 +101,7 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
       for (int j = 0; j < D; ++j) x[j] = from[j * kVectorBlock + k];
       for (int i = 0; i < D; ++i) {
         A sum = m[i * D] * x[0];
-        for (int j = 1; j < D; ++j) sum += m[i * D + j] * x[j];
+        for (int j = 1; j < D; ++j) sum = fused(m[i * D + j], x[j], sum);
         to[i * kVectorBlock + k] = sum;
       }
     }
@@ -101,7 +111,7 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
       for (int k = 0; k < lanes; ++k) row[k] = m[i * size] * from[k];
       for (int64_t j = 1; j < size; ++j) {
         const A f = m[i * size + j];
-        for (int k = 0; k < lanes; ++k) row[k] += f * from[j * kVectorBlock + k];
+        for (int k = 0; k < lanes; ++k) row[k] = fused(f, from[j * kVectorBlock + k], row[k]);
       }
     }
   }
@@ -184,9 +194,10 @@ template <class T, int D>
 void matrix_reduce(const Problem& p) {
   typedef Acc<T> A;
   const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd, plus = p.plus.data;
+  const int64_t row = p.kept() * kVectorBlock;
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
     const int lanes = lanes_for(n);
-    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, 2 * p.W), *m = s + p.W * kVectorBlock;
+    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, (p.kept() + 1) * p.W), *m = s + p.W * row;
     A* beside = plus ? rows_of<A>(3, p.W) : nullptr;
     if (plus) read_block<T, D>(p, p.plus, first, n, 0, beside);
     for (int g = 0; g < p.views; ++g) {
@@ -196,10 +207,11 @@ void matrix_reduce(const Problem& p) {
       multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes);
       if (p.op == kSum) weigh<A>(p, v, first, n, g, A(1));
       for (int64_t i = 0; i < p.W; ++i) 
-        join_numbers<A>(p.op, s + i * kVectorBlock, spread ? m + i * kVectorBlock : nullptr, v + i * kVectorBlock, lanes, g, A(1));
+        join_numbers<A>(p.op, s + i * row, spread ? m + i * kVectorBlock : nullptr, v + i * kVectorBlock, lanes, g, A(1));
     }
     for (int64_t i = 0; i < p.W; ++i)
-      finish_run<A>(p, v + i * kVectorBlock, pair ? x + i * kVectorBlock : nullptr, s + i * kVectorBlock, spread ? m + i * kVectorBlock : nullptr, lanes);
+      finish_run<A>(p, v + i * kVectorBlock, pair ? x + i * kVectorBlock : nullptr, s + i * row, spread ? m + i * kVectorBlock : nullptr,
+                    lanes);
     write_block<T, D>(p, p.out, first, n, 0, v);
     if (pair) write_block<T, D>(p, p.spread, first, n, 0, x);
   });
@@ -259,7 +271,7 @@ void matrix_select(const Problem& p) {
         for (int64_t i = 0; i < p.W; ++i) {
           const A* m = mat<A>(p, g) + i * p.W;
           A sum = m[0] * x[0];
-          for (int64_t j = 1; j < p.W; ++j) sum += m[j] * x[j];
+          for (int64_t j = 1; j < p.W; ++j) sum = fused(m[j], x[j], sum);
           down(to + i * p.out.col, sum);
         }
       }

@@ -27,15 +27,6 @@ inline void mix_run(Acc<T>* to, const Acc<T>* row, int64_t channels, const T* fr
   }
 }
 
-// to = from · s, rounded.
-template <class T>
-inline void round_run(T* to, const Acc<T>* from, Acc<T> s, int64_t n) {
-  typedef Widest<T> C;
-  int64_t j = 0;
-  for (; j + C::kLanes <= n; j += C::kLanes) times(fetch_in_order<C>(from + j), s).to(to + j);
-  for (; j < n; ++j) down(to + j, from[j] * s);
-}
-
 // All channels of a band of a view, one dense run behind the other.
 template <class E>
 inline E* moved_channels(const Planes<E>& planes, int64_t channel, int64_t k, const Region& r) {
@@ -119,8 +110,8 @@ void mix_reduce(const Problem& p) {
   typedef Bits<T> E;
   typedef Acc<T> A;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size, kSumSide);
-  const int64_t work = p.views * p.channels * turns.elements(p), channels = p.channels;
+  const int64_t work = p.views * p.channels * turns.elements(p), channels = p.channels, kept = p.kept();
+  const Boxes boxes(p, turns, turns.out_size, kSumSide, kept);
   const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   const bool spread = p.op == kStd || p.op == kMeanStd;
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -128,7 +119,7 @@ void mix_reduce(const Problem& p) {
     const Box out = boxes.at(unit);
     const int64_t elements = out.size(0) * out.size(1) * out.size(2);
     E* const stage = scratch<E>(0, channels * elements);
-    A* const s = scratch<A>(1, channels * elements);
+    A* const s = scratch<A>(1, channels * elements * kept);
     A* const m = spread ? scratch<A>(2, channels * elements) : nullptr;
     A* const mixed = scratch<A>(3, 2 * elements);
     for (int g = 0; g < p.views; ++g) {
@@ -138,12 +129,12 @@ void mix_reduce(const Problem& p) {
       const A w = A(weight(p, g, n));
       for (int64_t c = 0; c < channels; ++c) {
         mix_run<T>(mixed, matrix_of<A>(p, g) + c * channels, channels, numbers<T>(stage), elements, elements);
-        join_numbers<A>(p.op, s + c * elements, spread ? m + c * elements : nullptr, mixed, elements, g, w);
+        join_numbers<A>(p.op, s + c * elements * kept, spread ? m + c * elements : nullptr, mixed, elements, g, w);
       }
     }
     for (int64_t c = 0; c < channels; ++c) {
       A* const second = p.op == kMeanStd ? mixed + elements : nullptr;
-      finish_run<A>(p, mixed, second, s + c * elements, spread ? m + c * elements : nullptr, elements);
+      finish_run<A>(p, mixed, second, s + c * elements * kept, spread ? m + c * elements : nullptr, elements);
       const auto put_channel = [&](const Side& side, const A* from) {
         round_run<T>(numbers<T>(stage), from, A(1), elements);
         Side own = side;

@@ -14,6 +14,15 @@ inline void scale_run(T* to, const T* from, int64_t n, Acc<T> s) {
   for (; k < n; ++k) down(to + k, up(from[k]) * s);
 }
 
+// to = from · s, rounded.
+template <class T>
+inline void round_run(T* to, const Acc<T>* from, Acc<T> s, int64_t n) {
+  typedef Widest<T> C;
+  int64_t j = 0;
+  for (; j + C::kLanes <= n; j += C::kLanes) times(fetch_in_order<C>(from + j), s).to(to + j);
+  for (; j < n; ++j) down(to + j, from[j] * s);
+}
+
 // The region's elements with the other sign, where they are.
 template <class E>
 inline void negate(const Problem& p, E* to, int64_t to_plane, int64_t to_row, const Region& r) {

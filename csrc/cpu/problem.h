@@ -10,7 +10,7 @@
 namespace equikern {
 
 enum Kind : int { kStill = 0, kGrid, kPermutation, kField, kMixed, kMatrix, kTokens };
-enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kStd, kMeanStd, kWeightedMean };
+enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kLog1p, kStd, kMeanStd, kWeightedMean, kMedian, kVote };
 enum Space : int { kLogits = 0, kProbs, kLogProbs };
 enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin, kLargest };
 
@@ -20,7 +20,7 @@ struct Side {
   int64_t group = 0;               // between views
   int64_t channel = 0;             // between the channels of a field, where they are permuted on the sides that have views
   int64_t outer[kMaxDims] = {};    // of the outer dims
-  int64_t slab = 0, row = 1, col = 1;  // slab: between the planes of a volume
+  int64_t slab = 0, row = 0, col = 0;  // slab: between the planes of a volume
 };
 
 // One view of a permuted dim: entry positions[k] shows entry sources[k] of the tensor, or minus entry ~sources[k] where
@@ -72,6 +72,8 @@ struct Problem {
   int op = 0;
   int threads = 1;
 
+  // Numbers that a reduction keeps for each element until the last view has come: a running value, or every view's.
+  int64_t kept() const { return op == kMedian || op == kVote ? views : 1; }
   int order() const { return std::min(views, added); }
   const Side& source(int g) const { return g < added ? in : plus; }
   // The view that an added one repeats.

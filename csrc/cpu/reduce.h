@@ -1,10 +1,12 @@
-// Reductions over the views: sums on their fast paths, the others band by band into float32 (float64) scratch.
+// Reductions over the views: sums on their fast paths, the others band by band into scratch memory, in the accumulator's
+// type. It holds a running value of each element, or where all views are needed at once (sorted.h) every view's.
 #pragma once
 
 #include <cmath>
 #include <type_traits>
 
 #include "orbit.h"
+#include "sorted.h"
 #include "sum.h"
 #include "sum_moved.h"
 #include "sum_small.h"
@@ -42,15 +44,14 @@ EQK_INLINE void join_value(V& s, V& m, V v, int k, A w) {
       m += d * (v - s);
     }
   } else {
-    static_assert(kOp == kGmean || kOp == kTsharpen || kOp == kLogodd, "an operation");
-    if constexpr (sizeof(V) == sizeof(A)) {
-      v = kOp == kGmean ? std::log(v) : kOp == kTsharpen ? std::sqrt(v) : clamped_logit(v);
-    } else {
-      for (size_t l = 0; l < sizeof(V) / sizeof(A); ++l) {
-        const A x = v[l];
-        v[l] = kOp == kGmean ? std::log(x) : kOp == kTsharpen ? std::sqrt(x) : clamped_logit(x);
-      }
-    }
+    static_assert(kOp == kGmean || kOp == kTsharpen || kOp == kLogodd || kOp == kLog1p, "an operation");
+    const auto prepared = [](A x) {
+      return kOp == kGmean ? std::log(x) : kOp == kTsharpen ? std::sqrt(x) : kOp == kLogodd ? clamped_logit(x) : std::log1p(x);
+    };
+    if constexpr (sizeof(V) == sizeof(A))
+      v = prepared(v);
+    else
+      for (size_t l = 0; l < sizeof(V) / sizeof(A); ++l) v[l] = prepared(v[l]);
     s = k ? s + v : v;
   }
 }
@@ -66,13 +67,14 @@ void with_op(int op, const F& f) {
     case kHmean: return f(std::integral_constant<int, kHmean>());
     case kTsharpen: return f(std::integral_constant<int, kTsharpen>());
     case kLogodd: return f(std::integral_constant<int, kLogodd>());
+    case kLog1p: return f(std::integral_constant<int, kLog1p>());
+    case kMedian: return f(std::integral_constant<int, kMedian>());
     default: return f(std::integral_constant<int, kStd>());
   }
 }
 
-// s and m hold chunks in their own order, then single numbers: always over the same n.
 template <class T, int kOp>
-void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
+void join_chunks(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   typedef Widest<T> C;
   int64_t i = 0;
   for (; i + C::kLanes <= n; i += C::kLanes) {
@@ -91,6 +93,13 @@ void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   }
 }
 
+// s and m hold chunks in their own order, then single numbers: always over the same n. Or s holds n numbers of each view.
+template <class T, int kOp>
+void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
+  if constexpr (kOp == kMedian || kOp == kVote) return widen_run(s + k * n, from, n);
+  else join_chunks<T, kOp>(s, m, from, n, k, w);
+}
+
 // The same for numbers in the accumulator's type that are no band of a view, such as products.
 template <class A>
 inline void join_numbers(int op, A* s, A* m, const A* from, int64_t n, int k, A w) {
@@ -106,14 +115,14 @@ inline A finish_value(const Problem& p, A s, A m) {
     case kHmean: return A(1) / (s * share);
     case kTsharpen: return s * share;
     case kLogodd: return A(1) / (A(1) + std::exp(-s * share));
+    case kLog1p: return std::expm1(s * share);
     case kStd: return std::sqrt(m * share);
     default: return s;
   }
 }
 
-// The results of `n` elements, from s and m in the order of join_run.
 template <class T>
-void finish_run(const Problem& p, T* to, T* second, const Acc<T>* s, const Acc<T>* m, int64_t n) {
+void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Acc<T>* m, int64_t n) {
   typedef Widest<T> C;
   typedef Acc<T> A;
   const bool keeps = p.op == kMax || p.op == kMin || p.op == kMeanStd;
@@ -139,6 +148,14 @@ void finish_run(const Problem& p, T* to, T* second, const Acc<T>* s, const Acc<T
   }
 }
 
+// The results of `n` elements, from s and m in the order of join_run.
+template <class T>
+void finish_run(const Problem& p, T* to, T* second, Acc<T>* s, const Acc<T>* m, int64_t n) {
+  if constexpr (std::is_integral_v<T>) return finish_sorted(to, s, p.views, n);
+  else if (p.op == kMedian) return finish_sorted(to, s, p.views, n);
+  else finish_chunks(p, to, second, s, m, n);
+}
+
 template <class T, int kOp>
 void fold_typed(const Problem& p, const Units& u, bool streaming) {
   typedef Acc<T> A;
@@ -148,10 +165,10 @@ void fold_typed(const Problem& p, const Units& u, bool streaming) {
   for_units(p, u, p.planes() * p.Ho * p.Wo * p.V * p.views, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
     const Place<E> place(p, p.out, t.plane, 0), place2(p, p.spread, t.plane, 0);
-    for_bands(p, t.region(), 2 * sizeof(A), [&](const Region& r) {
+    for_bands(p, t.region(), (1 + p.kept()) * sizeof(A), [&](const Region& r) {
       const int64_t elements = elements_of(p, r);
       E* stage = scratch<E>(0, 2 * elements);
-      A* s = scratch<A>(1, elements);
+      A* s = scratch<A>(1, elements * p.kept());
       A* m = kOp == kStd ? scratch<A>(2, elements) : nullptr;
       for (int g = 0; g < p.views; ++g) {
         const Source<E> from = source<E>(p, t.plane, g);
@@ -171,8 +188,13 @@ template <class T>
 void reduce_typed(const Problem& p) {
   const Units u(p, p.Ho, p.Wo);
   const bool streaming = past_caches((std::min(p.views, p.added + 1) + 1) * p.planes() * p.Ho * p.Wo * p.V * int64_t(sizeof(T)));
-  if (p.op == kSum && (p.permutes() ? sum_moved<T>(p, u, streaming) : sum_small<T>(p, u, streaming) || sum_typed<T>(p, u, streaming))) return;
-  with_op(p.op, [&](auto op) { fold_typed<T, op()>(p, u, streaming); });
+  if constexpr (std::is_integral_v<T>) {
+    fold_typed<T, kVote>(p, u, streaming);
+  } else {
+    if (p.op == kSum && (p.permutes() ? sum_moved<T>(p, u, streaming) : sum_small<T>(p, u, streaming) || sum_typed<T>(p, u, streaming)))
+      return;
+    with_op(p.op, [&](auto op) { fold_typed<T, op()>(p, u, streaming); });
+  }
 }
 
 }  // namespace EQK_ISA

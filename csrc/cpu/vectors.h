@@ -154,6 +154,17 @@ template <>
 struct Accumulate<double> {
   typedef double type;
 };
+// Integers are compared and counted; the counts of views need 16 bits.
+template <>
+struct Accumulate<int8_t> { typedef int16_t type; };
+template <>
+struct Accumulate<uint8_t> { typedef int16_t type; };
+template <>
+struct Accumulate<int16_t> { typedef int16_t type; };
+template <>
+struct Accumulate<int32_t> { typedef int32_t type; };
+template <>
+struct Accumulate<int64_t> { typedef int64_t type; };
 template <class T>
 using Acc = typename Accumulate<T>::type;
 

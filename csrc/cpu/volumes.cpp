@@ -148,7 +148,7 @@ void volume_fold(const Problem& p, const Turns& turns, const Boxes& boxes, bool 
     const Box out = boxes.at(unit);
     const int64_t elements = out.size(0) * out.size(1) * out.size(2) * p.V;
     E* stage = scratch<E>(0, 2 * elements);
-    A* s = scratch<A>(1, elements);
+    A* s = scratch<A>(1, elements * p.kept());
     A* m = kOp == kStd ? scratch<A>(2, elements) : nullptr;
     for (int g = 0; g < p.views; ++g) {
       const Planes<E> planes(turns, g, Volume<E>(p, p.source(g), n, g), turns.all[g].source(out, turns.size));
@@ -268,10 +268,14 @@ bool volume_sum(const Problem& p, const Turns& turns, const Boxes& boxes, bool s
 template <class T>
 void volume_reduce(const Problem& p) {
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size, kSumSide);
+  const Boxes boxes(p, turns, turns.out_size, kSumSide, p.kept());
   const bool streaming = past_caches((std::min(p.views, p.added + 1) + 1) * turns.elements(p) * int64_t(sizeof(T)));
-  if (p.op == kSum && volume_sum<T>(p, turns, boxes, streaming)) return;
-  with_op(p.op, [&](auto op) { volume_fold<T, op()>(p, turns, boxes, streaming); });
+  if constexpr (std::is_integral_v<T>) {
+    volume_fold<T, kVote>(p, turns, boxes, streaming);
+  } else {
+    if (p.op == kSum && volume_sum<T>(p, turns, boxes, streaming)) return;
+    with_op(p.op, [&](auto op) { volume_fold<T, op()>(p, turns, boxes, streaming); });
+  }
 }
 
 void orbit_of_volumes(const Problem& p) {
@@ -281,7 +285,8 @@ void orbit_of_volumes(const Problem& p) {
 }
 
 void reduce_of_volumes(const Problem& p) {
-  with_float(p.dtype, [&](auto t) { p.mats ? mix_reduce<decltype(t)>(p) : volume_reduce<decltype(t)>(p); });
+  if (p.mats) return with_float(p.dtype, [&](auto t) { mix_reduce<decltype(t)>(p); });
+  with_number(p.dtype, [&](auto t) { volume_reduce<decltype(t)>(p); });
 }
 
 void dot_of_volumes(const Problem& p) {

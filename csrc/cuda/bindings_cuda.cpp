@@ -3,11 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "dtypes.h"
 #include "plan.h"
 
 namespace py = pybind11;
 
 namespace equikern {
+namespace cuda {
 namespace {
 
 using Ints = std::vector<int64_t>;
@@ -17,8 +19,6 @@ template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
-
-int64_t element_size(int dtype) { return dtype == 1 ? 8 : dtype == 0 ? 4 : 2; }  // the floats of dtypes.h
 
 // `weight_dims` and `index_dims` leading dims of x have weights and an index of their own.
 bool orbit(uintptr_t x, uintptr_t out, Ints sizes, Ints x_strides, Ints out_strides, Codes codes, int64_t element_size,
@@ -58,7 +58,7 @@ bool sum(uintptr_t y, uintptr_t out, Ints sizes, Ints y_strides, Ints out_stride
          uintptr_t weights, int weight_dims, bool normalized, int device, uintptr_t stream) {
   const py::gil_scoped_release unlocked;
   Call call{Operator::sum, at<void>(y), at<void>(out), nullptr, std::move(sizes), std::move(y_strides),
-            std::move(out_strides), {}, std::move(codes), element_size(dtype), scale};
+            std::move(out_strides), {}, std::move(codes), element_size(Dtype(dtype)), scale};
   call.weights = at<void>(weights), call.weight_dims = weight_dims, call.normalized = normalized;
   Plan plan;
   if (!make_plan(call, plan)) return false;
@@ -71,7 +71,7 @@ bool orbit_dot(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t dots, Ints siz
                Ints out_strides, Codes codes, int dtype, uintptr_t weights, int weight_dims, const py::function& allocate,
                int device, uintptr_t stream) {
   Call call{Operator::dots, at<void>(x), at<void>(out), at<void>(y), std::move(sizes), std::move(x_strides),
-            std::move(out_strides), std::move(y_strides), std::move(codes), element_size(dtype)};
+            std::move(out_strides), std::move(y_strides), std::move(codes), element_size(Dtype(dtype))};
   call.weights = at<void>(weights), call.weight_dims = weight_dims;
   Plan plan;
   if (!make_plan(call, plan) || plan.blocks == 0) return false;
@@ -83,12 +83,13 @@ bool orbit_dot(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t dots, Ints siz
 }
 
 }  // namespace
+}  // namespace cuda
 
 void bind_cuda(py::module_& m) {
-  m.def("cuda_orbit", &orbit);
-  m.def("cuda_select", &equikern::select);
-  m.def("cuda_sum", &sum);
-  m.def("cuda_orbit_dot", &orbit_dot);
+  m.def("cuda_orbit", &cuda::orbit);
+  m.def("cuda_select", &cuda::select);
+  m.def("cuda_sum", &cuda::sum);
+  m.def("cuda_orbit_dot", &cuda::orbit_dot);
 }
 
 }  // namespace equikern

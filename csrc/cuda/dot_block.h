@@ -6,6 +6,7 @@
 #include "move_block.h"
 
 namespace equikern {
+namespace cuda {
 
 // The sums of a block's threads, for each view: first to kDotLanes, then to one.
 template <class A>
@@ -173,4 +174,5 @@ struct SumOfDots {
   }
 };
 
+}  // namespace cuda
 }  // namespace equikern

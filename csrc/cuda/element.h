@@ -4,6 +4,7 @@
 #include "dtypes.h"
 
 namespace equikern {
+namespace cuda {
 
 template <class T>
 struct AccumulatorOf {
@@ -46,4 +47,5 @@ EQK_HD void narrow(float v, Half& to) {
 #endif
 }
 
+}  // namespace cuda
 }  // namespace equikern

@@ -10,6 +10,7 @@
 #include "plan.h"
 
 namespace equikern {
+namespace cuda {
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess)
@@ -62,4 +63,5 @@ void launch(const Plan& plan, int64_t blocks, int shared_bytes, void* stream) {
   check(cudaGetLastError(), "kernel launch");
 }
 
+}  // namespace cuda
 }  // namespace equikern

@@ -5,6 +5,7 @@
 #include "staging.h"
 
 namespace equikern {
+namespace cuda {
 
 // What happens to the elements on the way. A factor is a view's, for all planes of a column.
 template <class E>
@@ -258,4 +259,5 @@ struct SelectTiles : MoveTiles<Pick<E>, kVectors> {};
 template <class E>
 struct SelectRuns : MoveRuns<Pick<E>> {};
 
+}  // namespace cuda
 }  // namespace equikern

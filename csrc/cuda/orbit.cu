@@ -3,6 +3,7 @@
 #include "move_block.h"
 
 namespace equikern {
+namespace cuda {
 namespace {
 
 template <class E>
@@ -32,24 +33,14 @@ void launch_scaled(const Plan& plan, void* stream) {
 
 void launch_orbit(const Plan& plan, int device, void* stream) {
   const DeviceGuard guard(device);
-  switch (plan.element_size) {
-    case 1: return launch_bits<uint8_t>(plan, stream);
-    case 2: return launch_bits<uint16_t>(plan, stream);
-    case 4: return launch_bits<uint32_t>(plan, stream);
-    case 8: return launch_bits<uint64_t>(plan, stream);
-    default: return launch_bits<Bytes16>(plan, stream);
-  }
+  if (plan.element_size == 16) return launch_bits<Bytes16>(plan, stream);
+  with_bits(plan.element_size, [&](auto e) { launch_bits<decltype(e)>(plan, stream); });
 }
 
 void launch_scaled_orbit(const Plan& plan, int dtype, int device, void* stream) {
   const DeviceGuard guard(device);
-  switch (static_cast<Dtype>(dtype)) {
-    case Dtype::kFloat32: return launch_scaled<float>(plan, stream);
-    case Dtype::kFloat64: return launch_scaled<double>(plan, stream);
-    case Dtype::kFloat16: return launch_scaled<Half>(plan, stream);
-    case Dtype::kBFloat16: return launch_scaled<BFloat16>(plan, stream);
-    default: throw std::invalid_argument("expected a floating-point type");
-  }
+  with_float(static_cast<Dtype>(dtype), [&](auto t) { launch_scaled<decltype(t)>(plan, stream); });
 }
 
+}  // namespace cuda
 }  // namespace equikern

@@ -7,6 +7,7 @@
 #include "grid_index.h"
 
 namespace equikern {
+namespace cuda {
 namespace {
 
 constexpr int64_t kRunBytes = 16 * 1024;     // staged by a block of runs, where planes are smaller
@@ -266,4 +267,5 @@ bool make_plan(const Call& call, Plan& p) {
   return true;
 }
 
+}  // namespace cuda
 }  // namespace equikern

@@ -5,6 +5,7 @@
 #include <vector>
 
 namespace equikern {
+namespace cuda {
 
 constexpr int kMaxViews = 64, kMaxLead = 8, kThreads = 256;
 constexpr int kMaxDotViews = 16;             // each has its place for every thread's sum in shared memory
@@ -91,4 +92,5 @@ void launch_select(const Plan& plan, int device, void* stream);
 void launch_sum(const Plan& plan, int dtype, int device, void* stream);
 void launch_dots(const Plan& plan, int dtype, int device, void* stream);
 
+}  // namespace cuda
 }  // namespace equikern

@@ -3,6 +3,7 @@
 #include "move_block.h"
 
 namespace equikern {
+namespace cuda {
 namespace {
 
 template <class E>
@@ -18,13 +19,9 @@ void launch_element(const Plan& plan, void* stream) {
 
 void launch_select(const Plan& plan, int device, void* stream) {
   const DeviceGuard guard(device);
-  switch (plan.element_size) {
-    case 1: return launch_element<uint8_t>(plan, stream);
-    case 2: return launch_element<uint16_t>(plan, stream);
-    case 4: return launch_element<uint32_t>(plan, stream);
-    case 8: return launch_element<uint64_t>(plan, stream);
-    default: return launch_element<Bytes16>(plan, stream);
-  }
+  if (plan.element_size == 16) return launch_element<Bytes16>(plan, stream);
+  with_bits(plan.element_size, [&](auto e) { launch_element<decltype(e)>(plan, stream); });
 }
 
+}  // namespace cuda
 }  // namespace equikern

@@ -9,6 +9,7 @@
 #include "plan.h"
 
 namespace equikern {
+namespace cuda {
 
 template <class E>
 constexpr int kLanes = 16 / sizeof(E);
@@ -232,4 +233,5 @@ constexpr int kTileSide = sizeof(E) <= 2 ? 64 : sizeof(E) <= 8 ? 32 : 16;
 template <class E, bool kVectors>
 constexpr int kSumTileSide = kVectors ? kTileSide<E> : 32;
 
+}  // namespace cuda
 }  // namespace equikern

@@ -3,6 +3,7 @@
 #include "sum_block.h"
 
 namespace equikern {
+namespace cuda {
 namespace {
 
 template <class T>
@@ -18,13 +19,8 @@ void launch_element(const Plan& plan, void* stream) {
 
 void launch_sum(const Plan& plan, int dtype, int device, void* stream) {
   const DeviceGuard guard(device);
-  switch (static_cast<Dtype>(dtype)) {
-    case Dtype::kFloat32: return launch_element<float>(plan, stream);
-    case Dtype::kFloat64: return launch_element<double>(plan, stream);
-    case Dtype::kFloat16: return launch_element<Half>(plan, stream);
-    case Dtype::kBFloat16: return launch_element<BFloat16>(plan, stream);
-    default: throw std::invalid_argument("expected a floating-point type");
-  }
+  with_float(static_cast<Dtype>(dtype), [&](auto t) { launch_element<decltype(t)>(plan, stream); });
 }
 
+}  // namespace cuda
 }  // namespace equikern

@@ -4,6 +4,7 @@
 #include "staging.h"
 
 namespace equikern {
+namespace cuda {
 
 // Σ scaled or divided by the weights' sum: what every sum ends with.
 template <class A>
@@ -183,4 +184,5 @@ struct SumTiles {
   }
 };
 
+}  // namespace cuda
 }  // namespace equikern

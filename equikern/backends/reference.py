@@ -14,11 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..reductions import plain
+from ..reductions import best_view, plain
 from ..views import Views, accumulator, of, transposed
 from .base import Backend, Maybe
 
-__all__ = ["Reference", "best_view"]
+__all__ = ["Reference"]
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -29,18 +29,6 @@ def _broadcast(t: Tensor, dim: int) -> Tensor:
 
 def _mapped(y: Tensor, views: Views, table: Maybe) -> Tensor:
     return torch.stack([views.kind.apply(y[g], views, table, g) for g in range(views.order)])
-
-
-def best_view(scores: Tensor, minimum: bool) -> Tensor:
-    """Index of the smallest (largest) score over dim 0; NaN never wins, all NaN gives 0, ties the lowest index."""
-    key = scores if minimum else -scores
-    best = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
-    least = key[0]
-    for g in range(1, scores.shape[0]):
-        better = (key[g] < least) | (least.isnan() & ~key[g].isnan())
-        best = torch.where(better, g, best)
-        least = torch.where(better, key[g], least)
-    return best
 
 
 class Reference(Backend):

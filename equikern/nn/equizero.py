@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
-from ..backends.reference import best_view
 from ..core import checks
 from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
+from ..reductions import best_view
 from .merging import Gathered, Merge, Output, Selected
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, leaves
 

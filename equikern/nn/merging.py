@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..actions import Action
 from ..coordinates import Coordinates
-from ..core import autograd, checks
+from ..core import checks
 from ..ops import orbit_reduce, orbit_select
+from ..ops.checked import orbit_sum
 from ..reductions import REDUCTIONS
 from ..views import accumulator
 from ..views.grid import compose, inverse_word, turn_grid, upright
@@ -179,9 +180,10 @@ class Summed(_Streamed):
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
         y, back = self._wide(y, elements)
+        acting = _action(self.output.action.name, back)
         if self.prepare is not None:
-            y = self.prepare(y, _action(self.output.action.name, back))
-        self._plus(autograd.total(y, back, self.scale))
+            y = self.prepare(y, acting)
+        self._plus(orbit_sum(y, acting, self.scale))
 
     def result(self) -> Tensor:
         assert self.total is not None
@@ -229,7 +231,7 @@ class Weighted(_Streamed):
                 self.total = self.total * _each_sample(fades, self.total)
                 self.weight = self.weight * fades
             self.top, weights = top, (weights - top).exp()
-        self._plus(autograd.total(y, back, 1.0, weights.contiguous()))
+        self._plus(orbit_sum(y, _action(self.output.action.name, back), 1.0, weights))
         whole = weights.sum(0)
         self.weight = whole if self.weight is None else self.weight + whole
 

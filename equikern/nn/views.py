@@ -54,8 +54,10 @@ class OrbitModule(nn.Module):
 
     @views_per_forward.setter
     def views_per_forward(self, most: int | None) -> None:
-        if most is not None:
-            checks.whole("views_per_forward", most, 1)
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
+            raise TypeError(f"views_per_forward: expected a whole number or None, got {type(most).__name__}")
+        if most is not None and most < 1:
+            raise ValueError(f"views_per_forward: expected 1 or more views, got {most}")
         self._views_per_forward = most
         # The codes of every part of the views, for whatever sides are alike: a compiled forward finds them known.
         outputs = [self._tables(spec.linear if isinstance(spec, Coordinates) else spec) for spec in leaves(self.out)]

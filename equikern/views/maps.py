@@ -10,6 +10,11 @@ from torch import Tensor
 from . import of
 from .base import Views, accumulator
 
+try:  # torch has no public name for it; without one it says itself what a caller has to convert
+    from torch._subclasses.fake_tensor import FakeTensor
+except ImportError:
+    FakeTensor = ()  # type: ignore[assignment, misc]
+
 __all__ = ["Acting", "Maps", "Tables"]
 
 
@@ -86,8 +91,10 @@ class Maps:
         """What an operator takes beside the code for a tensor: on its device, in the dtype of its accumulator."""
         if not self.tables.own:
             return None
-        found = self.tables.on(t.device)
-        return found[-1] if accumulator(t) == torch.float32 else found[0]
+        found = self.tables.on(t.device)[-1 if accumulator(t) == torch.float32 else 0]
+        if isinstance(t, FakeTensor) and not t.fake_mode.allow_non_fake_inputs:
+            return t.fake_mode.from_tensor(found)
+        return found
 
     def subset(self, elements: Sequence[int]) -> Maps:
         """The maps of some elements, in their order."""

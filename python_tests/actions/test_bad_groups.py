@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from equikern import (
 )
 from equikern.backends import BACKENDS
 from equikern.views.maps import Maps
+from helpers import fresh
 from helpers.bad_input import assert_error
 
 C2, C4 = cyclic_group(2), cyclic_group(4)
@@ -155,7 +155,7 @@ def environment(backend: str | None) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if k != "EQUIKERN_BACKEND"}
     if backend is not None:
         variables["EQUIKERN_BACKEND"] = backend
-    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    return fresh.runs([("-c", code)], variables)[0]
 
 
 @pytest.mark.parametrize("backend", [None, "", "reference"])

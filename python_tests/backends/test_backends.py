@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from equikern import active_backend, backends, grid, orbit, orbit_mean, use_backend
-from equikern.backends import reference
+from equikern.backends.reference import Reference
 
 
 @pytest.fixture
@@ -13,13 +13,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The reference kernels called, in order."""
     calls: list[str] = []
     for name in ("orbit", "reduce"):
-        kernel = getattr(reference, name)
+        kernel = getattr(Reference, name)
 
         def counting(*args: object, name: str = name, kernel: object = kernel) -> None:
             calls.append(name)
             kernel(*args)  # type: ignore[operator]
 
-        monkeypatch.setattr(reference, name, counting)
+        monkeypatch.setattr(Reference, name, counting)
     return calls
 
 

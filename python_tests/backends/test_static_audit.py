@@ -40,11 +40,13 @@ def compare(script: ModuleType, fresh: dict[str, Any]) -> None:
         pytest.skip("; ".join(unknown))
 
 
+@pytest.mark.audit
 @needs_triton
 def test_triton_kernels(script: ModuleType) -> None:
     compare(script, script.triton_tables(machine_code()))
 
 
+@pytest.mark.audit
 @pytest.mark.parametrize("path", EXTRA)
 def test_triton_kernels_of_other_releases(script: ModuleType, path: str) -> None:
     code = "import triton; print(triton.__version__)"
@@ -55,6 +57,7 @@ def test_triton_kernels_of_other_releases(script: ModuleType, path: str) -> None
     compare(script, {t: {f"triton {version}": v} for t, v in script.by_target(records).items()})
 
 
+@pytest.mark.audit
 def test_cuda_kernels(script: ModuleType) -> None:
     found = script.cuda_tables()
     if isinstance(found, str):
@@ -112,11 +115,13 @@ def hopper() -> dict[str, dict[str, Any]]:
     return {record["case"]: record for record in machine_code() if record["target"] == "sm_90"}
 
 
+@pytest.mark.audit
 @needs_triton
 def test_compiles_for_every_target() -> None:
     assert [record for record in machine_code() if "error" in record] == []
 
 
+@pytest.mark.audit
 @needs_triton
 def test_no_spills_no_atomics() -> None:
     for record in machine_code():
@@ -124,6 +129,7 @@ def test_no_spills_no_atomics() -> None:
         assert record["spills"] == record["stack"] == record["local"] == record["atomics"] == 0, record
 
 
+@pytest.mark.audit
 @needs_triton
 def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
     views = {"d4": 8, "c4": 4, "flips": 4, "still": 8}
@@ -152,6 +158,7 @@ def aligned() -> list[str]:
     return list(ALIGNED)
 
 
+@pytest.mark.audit
 @needs_triton
 def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
     """Rows of 50,257 entries of two bytes too; single entries are the row's ends, the listed ones and the target's."""
@@ -174,6 +181,7 @@ def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
         assert record["loads"]["128"] == record["stores"]["128"] + 1, record
 
 
+@pytest.mark.audit
 @needs_triton
 def test_mean_needs_two_mirrorings_and_one_transposition() -> None:
     record = hopper()["mean d4 bf16 224x224"]
@@ -183,6 +191,7 @@ def test_mean_needs_two_mirrorings_and_one_transposition() -> None:
     assert record["registers"] <= 40
 
 
+@pytest.mark.audit
 @needs_triton
 def test_orbit_mirrors_and_transposes_once() -> None:
     for dtype in ("bf16", "fp32"):

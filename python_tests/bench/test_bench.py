@@ -5,57 +5,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import equikern
 import equikern.__main__
 import pytest
+import torch
+from bench import readme
+from bench.ops import machine
+from helpers.repository import ROOT, environment, python
 
-ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench"
 README = ROOT / "README.md"
 needs_plots = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("ttach") is None,
     reason='the extra "bench" is not installed',
 )
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(BENCH))  # as the command has it: its parts import each other
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCH))
-    return module
-
-
-def environment() -> dict[str, str]:
-    """Ours, for a process that finds this equikern; benchmarks are off where pytest thinks itself one of several."""
-    path = os.pathsep.join([str(Path(equikern.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    return {**kept, "PYTHONPATH": path}
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -94,90 +65,105 @@ def test_a_run_measures_checks_and_says_where(results: Path) -> None:
 
 @needs_plots
 def test_pictures(results: Path) -> None:
-    pictures = load("plots").draw(results)
+    from bench import plots
+
+    pictures = plots.draw(results)
     assert {p.name.partition("-cpu-")[2] for p in pictures} >= {"copy.png", "providers.png"}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
 
 
-def ops(code: str) -> list[str]:
-    """What code prints that imports from bench/ops."""
-    done = python("-c", f"import sys\nsys.path.insert(0, 'bench/ops')\n{code}")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@needs_plots
+@pytest.mark.parametrize("path", sorted((BENCH / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_pictures_of_what_was_measured_before(path: Path, tmp_path: Path) -> None:
+    from bench import plots
+
+    drawn = plots.draw(Path(shutil.copy(path, tmp_path)))
+    assert {picture.name for picture in drawn} == {picture.name for picture in path.parent.glob(f"{path.stem}-*.png")}
 
 
 @needs_plots
-def test_what_is_measured_where() -> None:
-    lines = ops("""
-import machine
-from cases import all_cases
-cache = 50 << 20
-machine.last_level_cache = lambda device: cache
-for device in ("cpu", "cuda"):
-    for c in all_cases(device):
-        small = "small" if c.bytes <= cache else "large"
-        enough = c.state != "cold" or c.buffers * c.bytes >= 2 * cache
-        print(c.id, c.device, c.state, small, enough, c.buffers, c.name, c.direction, c.dtype_name, c.quick,
-              ",".join(c.providers), sep="|")
-""")
-    cases = [line.split("|") for line in lines]
-    assert {c[4] for c in cases} == {"True"}
-    assert {(c[1], c[2]) for c in cases if c[3] == "large"} == {("cpu", "cold"), ("cuda", "cold")}
-    assert {c[2] for c in cases if c[1] == "cpu"} == {"hot", "cold"}
-    graphs = [c for c in cases if c[2] == "graph"]
-    assert {c[0].split("-")[3] for c in graphs} == {"16x64x56x56", "8x1280x7x7", "64x3x32x32"}
-    assert all(c[5] == "1" for c in cases if c[2] != "cold")
+def test_pictures_of_many_operators(results: Path, tmp_path: Path) -> None:
+    from bench import plots
+
+    run: dict[str, Any] = json.loads(results.read_text())
+    run["kernels"] = [row | {"operator": f"operator {k}"} for row in run["kernels"] for k in range(20)]
+    (tmp_path / "many.json").write_text(json.dumps(run))
+    assert len(plots.draw(tmp_path / "many.json")) == 2
+
+
+@needs_plots
+def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.ops.cases import all_cases
+
+    cache = 50 << 20
+    monkeypatch.setattr(machine, "last_level_cache", lambda device: cache)
+    cases = [case for device in ("cpu", "cuda") for case in all_cases(device)]
+    large = [c for c in cases if c.bytes > cache]
+    assert all(c.state != "cold" or c.buffers * c.bytes >= 2 * cache for c in cases)
+    assert {(c.device, c.state) for c in large} == {("cpu", "cold"), ("cuda", "cold")}
+    assert {c.state for c in cases if c.device == "cpu"} == {"hot", "cold"}
+    graphs = [c for c in cases if c.state == "graph"]
+    assert {c.id.split("-")[3] for c in graphs} == {"16x64x56x56", "8x1280x7x7", "64x3x32x32"}
+    assert all(c.buffers == 1 for c in cases if c.state != "cold")
     for device in ("cpu", "cuda"):
-        mine = [c for c in cases if c[1] == device]
-        combinations = {(c[6], c[7], c[8]) for c in mine}
-        for operator in ("orbit", "mean", "mean plus", "weighted", "select", "symmetrize", "max", "mean_std"):
+        mine = [c for c in cases if c.device == device]
+        combinations = {(c.name, c.direction, c.dtype_name) for c in mine}
+        for operator in (*"orbit act mean weighted select symmetrize max mean_std median log1p".split(), "mean plus"):
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 assert (operator, "forward", dtype) in combinations
                 assert (operator, "backward", dtype) in combinations
             assert (operator, "both", "float32") in combinations
-        assert ("orbit", "forward", "int8") in combinations
-        assert {"ttach", "toolbelt"} <= {p for c in mine if c[6] == "orbit" for p in c[10].split(",")}
-    quick = {c[0].split("-")[3] for c in cases if c[1] == "cuda" and c[9] == "True"}
+        assert {("orbit", "forward", "int8"), ("act", "forward", "int8")} <= combinations
+        beside = {(c.name, c.direction): set(c.providers) for c in mine if c.dtype == torch.float32}
+        assert beside["act", "forward"] >= {"equikern", "eager"}
+        assert "compile" not in beside["act", "forward"]  # a loop that reads the elements
+        assert beside["median", "forward"] >= {"equikern", "eager", "compile"}
+        assert not beside["median", "backward"] & {"eager", "compile"}  # which give a tie's gradient to one view
+        assert {"ttach", "toolbelt"} <= {p for c in mine if c.name == "orbit" for p in c.providers}
+    quick = {c.id.split("-")[3] for c in cases if c.device == "cuda" and c.quick}
     assert {"256x3x224x224", "512x1280x7x7"} <= quick
 
 
 @needs_plots
-def test_cold_buffers_take_turns() -> None:
-    lines = ops("""
-import machine, torch
-machine.last_level_cache = lambda device: 1 << 20
-from cases import Case
-from providers import Compiler, bind
-from timing import Ring, copies_of
-case = Case("mean", "forward", "c4", (2, 3, 32, 32), torch.float32, state="cold")
-calls = [bind(case, "equikern", Compiler("dynamic"), fresh=k > 0) for k in range(case.buffers)]
-ring, copies = Ring(calls, "cpu"), Ring(copies_of(case), "cpu")
-for turning in (ring, copies):
-    where = []
-    for _ in range(2 * case.buffers):
-        turning()
-        where.append(turning.last.data_ptr())
-    print(case.buffers, len(set(where)), where[:case.buffers] == where[case.buffers:])
-sources = [call.args[0].data_ptr() for call in copies.calls]
-print(len(set(sources)) == case.buffers, min(b - a for a, b in zip(sources, sources[1:])) >= case.bytes // 2)
-""")
-    count = math.ceil((2 << 20) / (5 * 2 * 3 * 32 * 32 * 4))
-    assert lines == [f"{count} {count} True"] * 2 + ["True True"]
+def test_cold_buffers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.ops.cases import Case
+    from bench.ops.providers import Compiler, bind
+    from bench.ops.timing import Ring, copies_of
+
+    monkeypatch.setattr(machine, "last_level_cache", lambda device: 1 << 20)
+    case = Case("mean", "forward", "c4", (2, 3, 32, 32), torch.float32, state="cold")
+    assert case.buffers == math.ceil((2 << 20) / (5 * 2 * 3 * 32 * 32 * 4))
+    calls = [bind(case, "equikern", Compiler("dynamic"), fresh=k > 0) for k in range(case.buffers)]
+    ring, copies = Ring(calls, "cpu"), Ring(copies_of(case), "cpu")
+    for turning in (ring, copies):
+        where = []
+        for _ in range(2 * case.buffers):
+            turning()
+            where.append(turning.last.data_ptr())
+        assert len(set(where)) == case.buffers
+        assert where[: case.buffers] == where[case.buffers :]
+    sources = [call.args[0].data_ptr() for call in copies.calls]
+    assert len(set(sources)) == case.buffers
+    assert min(b - a for a, b in pairwise(sources)) >= case.bytes // 2
 
 
 @needs_plots
 def test_every_provider_has_a_column() -> None:
-    table = ops("""
-import torch
-from cases import Case
-from report import Ledger, kernel_table
-from timing import Times
-ledger = Ledger()
-row = ledger.row(Case("mean", "forward", "d4", (64, 3, 32, 32), torch.float32, "cuda", "graph"))
-for provider, seconds in dict(equikern=1e-3, triton=2e-3, cuda=3e-3, eager=4e-3, toolbelt=0.5e-3).items():
-    row.times[provider] = row.copies[provider] = Times(seconds, seconds, seconds, 1)
-print(*kernel_table(ledger, 1), sep="\\n")
-""")
+    from bench.ops.cases import Case
+    from bench.ops.report import Ledger, kernel_table
+    from bench.ops.timing import Times
+
+    ledger = Ledger()
+    row = ledger.row(Case("mean", "forward", "d4", (64, 3, 32, 32), torch.float32, "cuda", "graph"))
+    for provider, seconds in {
+        "equikern": 1e-3,
+        "triton": 2e-3,
+        "cuda": 3e-3,
+        "eager": 4e-3,
+        "toolbelt": 0.5e-3,
+    }.items():
+        row.times[provider] = row.copies[provider] = Times(seconds, seconds, seconds, 1)
+    table = kernel_table(ledger, 1)
     head = table[0].split()
     assert [word for word in head if word.endswith("/time")] == "eager/time triton/time cuda/time toolbelt/time".split()
     assert table[2].split()[5] == "graph"
@@ -219,14 +205,13 @@ def test_a_killed_run_leaves_its_results(tmp_path: Path) -> None:
 
 
 def test_peak_memory_counts_what_torch_allocates() -> None:
-    lines = ops("""
-import torch
-from memory import peak
-x = torch.zeros(1000, 1000)
-out = torch.empty_like(x)
-print(peak(lambda: torch.add(x, 1, out=out), "cpu"), peak(lambda: x + 1, "cpu"), peak(lambda: (x + 1) + 1, "cpu"))
-""")
-    none, one, two = map(int, lines[-1].split())
+    from bench.ops.memory import peak
+
+    x = torch.zeros(1000, 1000)
+    out = torch.empty_like(x)
+    none, one, two = (
+        peak(call, "cpu") for call in (lambda: torch.add(x, 1, out=out), lambda: x + 1, lambda: (x + 1) + 1)
+    )
     assert none < 1000
     assert 4_000_000 <= one < 4_001_000
     assert 8_000_000 <= two < 8_001_000
@@ -234,13 +219,11 @@ print(peak(lambda: torch.add(x, 1, out=out), "cpu"), peak(lambda: x + 1, "cpu"),
 
 def test_the_readme_and_the_results_agree() -> None:
     text = README.read_text()
-    readme = load("readme")
     assert readme.figures.rendered(text, readme.section(BENCH / "results")) == text
 
 
 @needs_plots
 def test_the_newest_complete_results_reach_the_readme(results: Path, tmp_path: Path) -> None:
-    readme = load("readme")
     run: dict[str, Any] = json.loads(results.read_text())
     assert "CPU: no results yet" in readme.section(tmp_path)
     for name, complete, when in (("a", True, "2001"), ("b", True, "2003"), ("c", True, "2002"), ("d", False, "2004")):
@@ -260,7 +243,6 @@ def test_the_newest_complete_results_reach_the_readme(results: Path, tmp_path: P
 
 
 def test_a_readme_without_markers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = load("readme")
     target = tmp_path / "README.md"
     target.write_text("mine")
     assert readme.update(target, tmp_path) == 2
@@ -270,7 +252,7 @@ def test_a_readme_without_markers_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 @needs_plots
 def test_results_of_the_same_commit_are_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / ops("import machine; print(machine.slug(machine.name(machine.devices()[0]), 'quick'))")[0]
+    path = tmp_path / machine.slug(machine.name(machine.devices()[0]), "quick")
     path.write_text("precious")
     done = python("-m", "equikern", "bench", "--quick", "--output", str(tmp_path))
     assert done.returncode == 2, done.stdout

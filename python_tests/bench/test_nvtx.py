@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from equikern import backends
 from equikern.backends import nvtx
 from equikern.backends.reference import Reference
+from helpers import fresh
 
 RUN = Path(__file__).parents[2] / "bench" / "profile" / "run.py"
 
@@ -31,9 +29,7 @@ print(json.dumps([e.name for e in sorted(seen.events(), key=lambda e: e.time_ran
 
 
 def ranges(**variables: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS], env={**os.environ, **variables}, capture_output=True, text=True, check=False
-    )
+    done = fresh.run("-c", CALLS, **variables)
     assert done.returncode == 0, done.stderr
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -77,8 +73,7 @@ def test_bytes_of_distinct_elements() -> None:
     ],
 )
 def test_profile_targets_run(arguments: str) -> None:
-    command = [sys.executable, str(RUN), *arguments.split(), "--device", "cpu", "--calls", "1", "--warmup", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = fresh.run(str(RUN), *arguments.split(), "--device", "cpu", "--calls", "1", "--warmup", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 calls of")
     if arguments.startswith("mean"):

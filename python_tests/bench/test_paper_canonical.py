@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.repository import ROOT, python
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-FOLDER = Path(__file__).resolve().parents[2] / "bench/papers/canonical"
+FOLDER = ROOT / "bench/papers/canonical"
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +24,7 @@ def program() -> dict[str, Any]:
 
 def test_a_short_run(tmp_path: Path) -> None:
     options = "--seeds 2 --epochs 2 --samples 200 --batch 20 --theta 2 3 --threads 1".split()
-    command = [sys.executable, str(FOLDER), *options, "--output", str(tmp_path)]
-    path = os.pathsep.join([str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    done = python(str(FOLDER), *options, "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "canonical.json").read_text())
     assert list(record["systems"]) == ["plain", "canonical", "canonical-λ, |Θ| = 2", "canonical-λ, |Θ| = 3"]

@@ -5,24 +5,18 @@ from __future__ import annotations
 import doctest
 import gzip
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bench.papers import figures
+from bench.papers.fashion import command, data, network, report
+from helpers.repository import ROOT
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-try:
-    from bench.papers import figures
-    from bench.papers.fashion import command, data, network, report
-finally:
-    sys.path.remove(str(ROOT))
 
 FOLDER = ROOT / "bench" / "papers" / "fashion"
 SETTINGS = {"steps": 40, "lambda_steps": 30, "tune_steps": 5, "test_images": 300}

@@ -2,73 +2,51 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from equikern import grid
+from helpers.repository import ROOT, python
 from torch import Tensor
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
+pytest.importorskip("bench.papers", reason="bench/ is not here")
 
-FOLDER = Path(__file__).resolve().parents[2] / "bench/papers/multi_image"
+from bench.papers import figures
+from bench.papers.multi_image import cost, report, train
+
+FOLDER = ROOT / "bench/papers/multi_image"
 DATA = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-MODULES = ("train", "report", "cost", "data", "figures", "memory")
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="bench/ is not here")
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="Fashion-MNIST is not installed")
 
 
-@pytest.fixture
-def programs() -> Iterator[dict[str, Any]]:
-    """The folder's modules, whose names others have too."""
-    kept = {name: sys.modules.pop(name, None) for name in MODULES}
-    sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "fashion")]
-    yield {name: importlib.import_module(name) for name in ("train", "report", "cost", "figures")}
-    sys.path[:] = [path for path in sys.path if not path.startswith(str(FOLDER.parent))]
-    for name, module in kept.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
-
-
 @needs_data
-def test_a_short_run_and_its_figures(tmp_path: Path, programs: dict[str, Any]) -> None:
-    path = os.pathsep.join([str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--work", str(tmp_path), "--output", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def test_a_short_run_and_its_figures(tmp_path: Path) -> None:
+    done = python(str(FOLDER / "run.py"), "--quick", "--work", str(tmp_path), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "quick.json").read_text())
     runs = {run["job"]["system"]: run for run in results["runs"]}
-    assert list(runs) == list(programs["train"].SYSTEMS)
+    assert list(runs) == list(train.SYSTEMS)
     for system, run in runs.items():
         assert 0 < run["accuracy"] < 1
         assert (run["change under rotations"] < 1e-5) == system.startswith("multi-group")
-        assert (
-            run["parameters"]
-            == runs["plain CNN, fusion" if programs["train"].SYSTEMS[system][1] else "plain CNN"]["parameters"]
-        )
+        assert run["parameters"] == runs["plain CNN, fusion" if train.SYSTEMS[system][1] else "plain CNN"]["parameters"]
     assert [record["forwards"] for record in results["costs"]] == [
-        {"whole product": m * n, "sum": m + n} for m, n in programs["cost"].QUICK
+        {"whole product": m * n, "sum": m + n} for m, n in cost.QUICK
     ]
     kept = tmp_path / "quick" / "plain-CNN-seed1.json"
     before = kept.read_text()
-    programs["train"].run(
-        programs["train"].job("plain CNN", 1, quick=True), kept.parent, lambda step: pytest.fail("again")
-    )
+    train.run(train.job("plain CNN", 1, quick=True), kept.parent, lambda step: pytest.fail("again"))
     assert kept.read_text() == before
     assert all(record["seconds"]["sum"] > 0 and record["bytes"]["sum"] > 0 for record in results["costs"])
     assert (tmp_path / "quick.png").stat().st_size > 1000
     old = "a\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nb\n"
-    page = programs["figures"].rendered(old, programs["report"].shown(results))
+    page = figures.rendered(old, report.shown(results))
     assert page.startswith("a\n")
     assert page.endswith("b\n")
     assert "old" not in page
@@ -76,8 +54,8 @@ def test_a_short_run_and_its_figures(tmp_path: Path, programs: dict[str, Any]) -
 
 
 @needs_data
-def test_sets_are_of_one_class_and_rotated_apart(programs: dict[str, Any]) -> None:
-    sets = programs["train"].Sets("train", 300, 3)
+def test_sets_are_of_one_class_and_rotated_apart() -> None:
+    sets = train.Sets("train", 300, 3)
     images, labels = sets.draw(40, torch.Generator().manual_seed(0))
     again, _ = sets.draw(40, torch.Generator().manual_seed(0))
     turns: set[tuple[int, ...]] = set()
@@ -97,10 +75,9 @@ def test_sets_are_of_one_class_and_rotated_apart(programs: dict[str, Any]) -> No
     assert all(image.numpy().tobytes() in known for part in still for image in part)
 
 
-def test_networks(programs: dict[str, Any]) -> None:
+def test_networks() -> None:
     """C4³ for those of the group; with fusion the images meet in the layers."""
     torch.manual_seed(0)
-    train = programs["train"]
     images = [torch.randn(2, 1, 28, 28) for _ in range(3)]
 
     def features(model: Any, given: list[Tensor]) -> tuple[Tensor, ...]:
@@ -118,19 +95,19 @@ def test_networks(programs: dict[str, Any]) -> None:
             torch.testing.assert_close(features(model, turned)[0], features(model, images)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_products_cost_their_sum(programs: dict[str, Any]) -> None:
+def test_products_cost_their_sum() -> None:
     """Doubling one factor adds its forwards; the whole product doubles."""
-    small, large = programs["cost"].measure([(4, 8), (8, 8)], 1)
+    small, large = cost.measure([(4, 8), (8, 8)], 1)
     assert large["forwards"]["whole product"] == 2 * small["forwards"]["whole product"]
     assert large["forwards"]["sum"] == small["forwards"]["sum"] + 4
     assert large["bytes"]["whole product"] > 1.8 * small["bytes"]["whole product"]
     assert large["bytes"]["sum"] < 1.8 * small["bytes"]["sum"]
 
 
-def test_the_readme_has_the_results_figures(programs: dict[str, Any]) -> None:
+def test_the_readme_has_the_results_figures() -> None:
     text, path = (FOLDER / "README.md").read_text(), FOLDER / "results" / "results.json"
     if path.exists():
-        shown = programs["report"].shown(json.loads(path.read_text()))
-        assert programs["figures"].rendered(text, shown) == text
+        shown = report.shown(json.loads(path.read_text()))
+        assert figures.rendered(text, shown) == text
     else:
         assert "No results yet." in text

@@ -6,36 +6,20 @@ import copy
 import doctest
 import itertools
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import equikern
 import pytest
 import torch
+from bench.papers import figures
+from bench.papers.pipeline import clock, command, report
 from equikern import EquiTune, grid
+from helpers.repository import ROOT, python
 from torch import nn
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-try:
-    from bench.papers import figures
-    from bench.papers.pipeline import clock, command, report
-finally:
-    sys.path.remove(str(ROOT))
 
 FOLDER = ROOT / "bench" / "papers" / "pipeline"
 NAMES = ("equitune", "equizero", "λ-equitune")
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(equikern.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
 
 
 @pytest.mark.parametrize("module", [clock, report], ids=lambda module: module.__name__)

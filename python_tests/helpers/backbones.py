@@ -14,7 +14,8 @@ class Counted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.samples += len(x)
-        return self.inner(x)
+        y: Tensor = self.inner(x)
+        return y
 
 
 class Pooled(nn.Module):
@@ -25,7 +26,8 @@ class Pooled(nn.Module):
         self.conv, self.linear = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(32, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(nn.functional.adaptive_avg_pool2d(self.conv(x).tanh(), 2).flatten(1))
+        y: Tensor = self.linear(nn.functional.adaptive_avg_pool2d(self.conv(x).tanh(), 2).flatten(1))
+        return y
 
 
 def conv() -> nn.Module:

@@ -12,6 +12,7 @@
 #include "cuda/sum_block.h"
 
 using namespace equikern;
+using namespace equikern::cuda;
 
 namespace {
 
@@ -53,33 +54,18 @@ void run_layout(const Plan& p) {
 
 template <template <class> class Runs, template <class, bool> class Tiles>
 void run_bits(const Plan& p) {
-  switch (p.element_size) {
-    case 1: return run_layout<Runs, Tiles, uint8_t>(p);
-    case 2: return run_layout<Runs, Tiles, uint16_t>(p);
-    case 4: return run_layout<Runs, Tiles, uint32_t>(p);
-    case 8: return run_layout<Runs, Tiles, uint64_t>(p);
-    default: return run_layout<Runs, Tiles, Bytes16>(p);
-  }
+  if (p.element_size == 16) return run_layout<Runs, Tiles, Bytes16>(p);
+  with_bits(p.element_size, [&](auto e) { run_layout<Runs, Tiles, decltype(e)>(p); });
 }
 
 template <template <class> class Runs, template <class, bool> class Tiles>
 void run_floats(const Plan& p, int dtype) {
-  switch (static_cast<Dtype>(dtype)) {
-    case Dtype::kFloat32: return run_layout<Runs, Tiles, float>(p);
-    case Dtype::kFloat64: return run_layout<Runs, Tiles, double>(p);
-    case Dtype::kFloat16: return run_layout<Runs, Tiles, Half>(p);
-    default: return run_layout<Runs, Tiles, BFloat16>(p);
-  }
+  with_float(static_cast<Dtype>(dtype), [&](auto t) { run_layout<Runs, Tiles, decltype(t)>(p); });
 }
 
 void run_strided(const Plan& p) {
-  switch (p.element_size) {
-    case 1: return run<OrbitStrided<uint8_t>>(p, p.blocks, 0);
-    case 2: return run<OrbitStrided<uint16_t>>(p, p.blocks, 0);
-    case 4: return run<OrbitStrided<uint32_t>>(p, p.blocks, 0);
-    case 8: return run<OrbitStrided<uint64_t>>(p, p.blocks, 0);
-    default: return run<OrbitStrided<Bytes16>>(p, p.blocks, 0);
-  }
+  if (p.element_size == 16) return run<OrbitStrided<Bytes16>>(p, p.blocks, 0);
+  with_bits(p.element_size, [&](auto e) { run<OrbitStrided<decltype(e)>>(p, p.blocks, 0); });
 }
 
 template <class T>
@@ -108,12 +94,7 @@ void run_call(const Call& call, Plan& p, int dtype, void* dots) {
     case Operator::sum:
       return run_floats<SumRuns, SumTiles>(p, dtype);
     case Operator::dots:
-      switch (static_cast<Dtype>(dtype)) {
-        case Dtype::kFloat32: return run_dots<float>(p);
-        case Dtype::kFloat64: return run_dots<double>(p);
-        case Dtype::kFloat16: return run_dots<Half>(p);
-        default: return run_dots<BFloat16>(p);
-      }
+      return with_float(static_cast<Dtype>(dtype), [&](auto t) { run_dots<decltype(t)>(p); });
   }
 }
 

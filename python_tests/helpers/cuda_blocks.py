@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import torch
-from equikern.backends import cuda, reference
+from equikern.backends import cuda
+from equikern.views import accumulator, of
 from helpers.machine_code import demangled
 from torch import Tensor
 
@@ -49,19 +50,18 @@ class Blocks:
         text = ctypes.create_string_buffer(1000)
         self._launches(text, ctypes.c_size_t(len(text)))
         lines = (line.split(" ") for line in text.value.decode().splitlines())
-        return {f"equikern::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
+        return {f"equikern::cuda::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
 
-    def _call(
-        self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None = None, **options: object
-    ) -> int:
+    def _call(self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, **options: object) -> int:
         image = x if op in (0, 3) else x[0]
-        if maps[0] == ".":
+        views = of(maps)
+        if not views.sides:
             image, x = image[..., None, None], x[..., None, None]
             out, y = (t if t is None else t[..., None, None] for t in (out, y))
-        codes = cuda._codes(maps)
+        codes = cuda._codes(views)
         assert codes is not None
         strides = [_numbers(t.stride() if t is not None else ()) for t in (x, out, y)]
-        sizes, views = _numbers(tuple(image.shape)), (ctypes.c_uint8 * len(codes))(*codes)
+        sizes, numbers = _numbers(tuple(image.shape)), (ctypes.c_uint8 * len(codes))(*codes)
         arguments = _Arguments(
             op=op,
             rank=image.dim(),
@@ -75,7 +75,7 @@ class Blocks:
             x_strides=ctypes.addressof(strides[0]),
             out_strides=ctypes.addressof(strides[1]),
             y_strides=ctypes.addressof(strides[2]),
-            codes=ctypes.addressof(views),
+            codes=ctypes.addressof(numbers),
             plan_only=self.plan_only,
             **{"scale": 1.0, **options},
         )
@@ -85,7 +85,7 @@ class Blocks:
         self, x: Tensor, out: Tensor, maps: str, scale: float = 1.0, weights: Tensor | None = None,
         index: Tensor | None = None,
     ) -> int:  # fmt: skip
-        return self._call(0, x, out, maps, scale=scale, **_weighted(weights), **_indexed(index))
+        return self._call(0, x, out, maps, None, scale=scale, **_weighted(weights), **_indexed(index))
 
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool = True
@@ -93,12 +93,12 @@ class Blocks:
         options = (
             {} if scores is None else {"scores": scores.data_ptr(), "scores_double": scores.dtype == torch.float64}
         )
-        return self._call(1, y, out, maps, minimum=minimum, **options, **_indexed(index))
+        return self._call(1, y, out, maps, None, minimum=minimum, **options, **_indexed(index))
 
     def reduce(
         self, y: Tensor, out: Tensor, maps: str, op: str = "sum", scale: float = 1.0, weights: Tensor | None = None
     ) -> int:
-        return self._call(2, y, out, maps, scale=scale, normalized=op == "weighted_mean", **_weighted(weights))
+        return self._call(2, y, out, maps, None, scale=scale, normalized=op == "weighted_mean", **_weighted(weights))
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
@@ -127,7 +127,7 @@ def call(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor)
     if operator in ("sum", "symmetrize"):
         return blocks.reduce(views, torch.empty_like(image), maps)
     if operator == "orbit_dot":
-        dots = torch.zeros(len(views), dtype=reference.accumulator(image.dtype))
+        dots = torch.zeros(len(views), dtype=accumulator(image))
         return blocks.orbit_dot(image, views, torch.empty_like(views), dots, maps, None)
     return blocks.select(views, image, torch.zeros(image.shape[:1], dtype=torch.int64), maps, None)
 

@@ -40,7 +40,7 @@ def build(case: str) -> launch.Plan:
             return _planned(found[0] if found else None)
         return _planned(selection.plan(views, True, y, x, weights, index))
     mats = dense((4, 2, 2), torch.float32)
-    turn = [[[1, 0], [0, 1]], [[0, -2], [0.5, 0]], [[-1, 0], [0, -1]], [[0, 2], [-0.5, 0]]]
+    turn: list[list[list[float]]] = [[[1, 0], [0, 1]], [[0, -2], [0.5, 0]], [[-1, 0], [0, -1]], [[0, 2], [-0.5, 0]]]
     views = field(grid("c4"), matrix(turn)).maps.views
     if name == "orbit":
         return mixed.plan_orbit(views, 0.5, x, y, mats, weights, None)

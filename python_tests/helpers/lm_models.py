@@ -23,7 +23,7 @@ def words(order: int, general: list[int] | None = None) -> WordLists:
 def tiny(name: str, eos: int | None = None) -> Any:
     """In evaluation mode; its weights are wide enough for the predictions to be far from uniform."""
     torch.manual_seed(5)
-    special = {"eos_token_id": eos, "pad_token_id": PAD, "bos_token_id": None, "vocab_size": V}
+    special: dict[str, Any] = {"eos_token_id": eos, "pad_token_id": PAD, "bos_token_id": None, "vocab_size": V}
     if name == "gpt2":
         config: Any = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, **special)
         return GPT2LMHeadModel(config).eval()

@@ -73,8 +73,9 @@ class Case:
     @property
     def signed(self) -> bool:
         """Whether entries change and not only move."""
-        moves = isinstance(self.action, (PermutationAction, FieldAction))
-        return self.multiplies or (moves and self.action.signs is not None)
+        if isinstance(self.action, (PermutationAction, FieldAction)) and self.action.signs is not None:
+            return True
+        return self.multiplies
 
     @property
     def multiplies(self) -> bool:
@@ -205,11 +206,12 @@ def _flow(k: int) -> tuple[Map, Map]:
 def _mixed(channels: Case) -> Case:
     """A field on C4 whose channels a group of matrices multiplies."""
     assert isinstance(channels.action, MatrixAction)
+    size = channels.action.size
 
     def both(maps: tuple[Map, ...], sign: int) -> tuple[Map, ...]:
         def element(k: int) -> Map:
             def act(x: Tensor) -> Tensor:
-                fields = torch.rot90(x, sign * k, (-2, -1)).unflatten(-3, (-1, channels.action.size)).movedim(-3, -1)
+                fields = torch.rot90(x, sign * k, (-2, -1)).unflatten(-3, (-1, size)).movedim(-3, -1)
                 return maps[k](fields).movedim(-1, -3).flatten(-4, -3)
 
             return act

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from equikern import permutation
@@ -52,7 +53,7 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
     target = dense(ROWS, torch.int64)
     # As many rows as one kernel scores and selects.
     scored = dense((order, 8, 16, size), dtype), dense((8, 16, size), dtype), dense((8, 16), torch.int64)
-    found = {
+    plans: dict[str, Callable[[], Any]] = {
         "permute": lambda: permuted.orbit_plan.__wrapped__(*maps, 1.0, "none", x, y, None, None),
         "gather": lambda: permuted.reduce_plan.__wrapped__(*maps, option or "sum", 0.5, y, x, None, None, None),
         "products": lambda: permuted.dot_plan.__wrapped__(*maps, x, y, y, dense((order,), wide), dense((order,), wide)),
@@ -68,13 +69,14 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
         "loss": lambda: cross_entropies.plan.__wrapped__(
             *maps, space, -100, 0.1 if option == "smooth" else 0.0, y, y, target, each, dense((), wide)
         ),
-    }[kind]()
+    }
+    found: Any = plans[kind]()
     assert found is not None, f"{kind}: would be copied first"
-    return found.launch if isinstance(found, tuple) else found
+    plan: Plan = getattr(found, "launch", found)  # of dot products with the number of their parts
+    return plan
 
 
-KERNELS = ("softmax-probs", "backward-probs", "loss-logits", "loss-probs", "loss-logs", "score-entropy")
-KERNELS += ("scored-entropy",)
+KERNELS = "softmax-probs backward-probs loss-logits loss-probs loss-logs score-entropy scored-entropy".split()
 # Here every access to a row's whole vectors must be 16 bytes wide, wherever the rows start.
 WIDE = [f"{kind} few2 bf16 {size}" for kind in KERNELS for size in (49152, 50257, 151936)]
 VOCABULARY = [

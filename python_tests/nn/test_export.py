@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from equikern import (
+    Action,
     CanonicalLambdaEquiTune,
     EquiTune,
     EquiZero,
@@ -23,10 +24,13 @@ from equikern import (
     field,
     grid,
     matrix,
+    orbit,
+    orbit_mean,
     permutation,
     vector_frame,
 )
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 TURN = matrix([[[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]])
 SWAP = permutation([[0, 1, 2, 3], [1, 0, 3, 2]], signs=[[1, 1, 1, 1], [1, 1, -1, -1]])
@@ -132,3 +136,11 @@ def test_tables_move_with_the_model_and_keep_their_dtype() -> None:
     assert kept.dtype == torch.float64
     assert torch.equal(kept, TURN.maps.tables.own[0])
     assert model.to("meta").get_buffer("_tables.table0_1").device.type == "meta"
+
+
+@pytest.mark.parametrize("action", [SWAP, TURN, field(grid("c4"), "vector")], ids=lambda action: action.name)
+def test_operators_take_fake_tensors_beside_an_action(action: Action) -> None:
+    shape = (3, 2, 5, 5) if action.sides else (3, action.size)
+    with FakeTensorMode():
+        views = orbit(torch.empty(shape), action)
+        assert (views.shape, orbit_mean(views, action).shape) == ((action.order, *shape), shape)

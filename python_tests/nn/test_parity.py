@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 import ttach
 from equikern import EquiTune, grid, keypoints, orbit, orbit_mean, orbit_reduce, trivial
+from helpers import repository  # noqa: F401  finds bench
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
@@ -72,13 +71,8 @@ class Classifier(nn.Module):
 def toolbelt() -> ModuleType:
     """pytorch-toolbelt's functions alone, loaded as the benchmarks do."""
     if importlib.util.find_spec("pytorch_toolbelt") is None:
-        pytest.skip("pytorch-toolbelt is not installed: pip install --no-deps pytorch-toolbelt")
-    sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "ops"))
-    try:
-        module: ModuleType = importlib.import_module("providers").toolbelt()
-    finally:
-        sys.path.pop(0)
-    return module
+        pytest.skip("pytorch-toolbelt is not installed, see python_tests/compared.txt")
+    return pytest.importorskip("bench.ops.providers", reason="bench/ is not here").toolbelt()
 
 
 def ready(model: nn.Module, x: Tensor) -> nn.Module:
@@ -152,7 +146,7 @@ TOOLBELT = pytest.mark.parametrize(
 
 
 @TOOLBELT
-@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd", "log1p"])
 def test_toolbelt_wrapper(
     prefix: str, name: str, reduction: str, toolbelt: ModuleType, segmenter: nn.Module, images: Tensor
 ) -> None:

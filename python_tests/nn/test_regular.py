@@ -25,7 +25,7 @@ from equikern import (
     tokens,
     trivial,
 )
-from equikern.ops import autograd
+from equikern.core import autograd
 from equikern.rl import gridworld
 from helpers.oracles import CASES, NAMED, Case
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def test_each_moves_every_view_by_its_element(backend: str, case: Case) -> None:
         y = y.movedim(0, axis).requires_grad_()
 
         def moved(t: Tensor, axis: int = axis) -> Tensor:
-            return autograd.each(t, axis, action.inverse_maps, action.inverse_adjoint_maps)
+            return autograd.each(t, axis, action.inverse_maps)
 
         torch.testing.assert_close(moved(y), expected)
     torch.testing.assert_close(moved(y.transpose(0, 1)).transpose(0, 1), moved(y))

@@ -57,7 +57,10 @@ def test_threads_share_a_wrapper(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+COPIES = {"copy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 def test_a_copy_hears_its_own_backbone(copied: object) -> None:
     model = LambdaEquiTune(Slow(), "c4", "trivial", 8, features="body")
     again = copied(model)  # type: ignore[operator]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import fresh
 
 HEAVY = (
     *("triton", "matplotlib", "rich", "hypothesis", "pytest", "PIL", "ttach", "foolbox", "scipy", "pandas"),
@@ -20,9 +18,7 @@ HEAVY = (
 
 def run(code: str, **variables: str) -> Any:
     """What a fresh process prints as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
-    )
+    done = fresh.run("-c", code, **variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from equikern.__main__ import main
+from helpers import fresh
 
 demo_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("efficientnet_lite_pytorch", "foolbox")),
@@ -44,14 +42,15 @@ def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs on this machine's GPU")
 def test_info_where_the_backend_asked_for_cannot_run() -> None:
-    command, environment = [sys.executable, "-m", "equikern", "info"], {**os.environ, "EQUIKERN_BACKEND": "triton"}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = fresh.run("-m", "equikern", "info", EQUIKERN_BACKEND="triton")
+    assert result.returncode == 0, result.stderr
     assert "EQUIKERN_BACKEND triton" in result.stdout
     assert "none is used: backend 'triton' (from EQUIKERN_BACKEND) cannot run on cpu tensors" in result.stdout
 
 
 def test_info_as_a_module() -> None:
-    result = subprocess.run([sys.executable, "-m", "equikern", "info"], capture_output=True, text=True, check=True)
+    result = fresh.run("-m", "equikern", "info")
+    assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("equikern ")
 
 

@@ -23,7 +23,7 @@ import equikern
 import pytest
 import torch
 from equikern import BuildInfo, build_info
-from equikern.backends import cuda
+from equikern.backends.cuda import Cuda
 
 ROOT = Path(__file__).parents[2]
 INFO = build_info()
@@ -128,19 +128,19 @@ def test_a_launch_without_a_gpu_says_so() -> None:
     cuda_binary()
     with pytest.raises(RuntimeError, match="CUDA"):
         native().cuda_orbit(0, 0, (1, 1), (1, 1), (1, 1, 1), [0], 4, 0, 1.0, 0, 0, 0, 0, 0, 0)
-    reason = cuda.unavailable(torch.device("cuda"))
+    reason = Cuda().unavailable(torch.device("cuda"))
     assert reason is not None
     assert "driver" in reason
 
 
 def test_why_the_cuda_backend_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "CUDA tensors" in str(cuda.unavailable(torch.device("cpu")))
+    assert "CUDA tensors" in str(Cuda().unavailable(torch.device("cpu")))
     module = importlib.import_module("equikern.buildinfo")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(module, "build_info", lambda: BuildInfo(native=True, cuda_reason="nvcc not found"))
-    assert "nvcc not found" in str(cuda.unavailable(torch.device("cuda")))
+    assert "nvcc not found" in str(Cuda().unavailable(torch.device("cuda")))
     monkeypatch.setattr(module, "build_info", lambda: BuildInfo(reason="no C++ compiler"))
-    assert "no C++ compiler" in str(cuda.unavailable(torch.device("cuda")))
+    assert "no C++ compiler" in str(Cuda().unavailable(torch.device("cuda")))
 
 
 # -- setup.py, on a small csrc
@@ -149,11 +149,24 @@ def test_why_the_cuda_backend_cannot_run(monkeypatch: pytest.MonkeyPatch) -> Non
 # Without pybind11, which takes seconds to compile.
 BINDINGS = """
 #include <Python.h>
-int value();
-static PyObject* get(PyObject*, PyObject*) { return PyLong_FromLong(value()); }
+namespace baseline { int value(); }
+static PyObject* get(PyObject*, PyObject*) { return PyLong_FromLong(baseline::value()); }
 static PyMethodDef methods[] = {{"value", get, METH_NOARGS, ""}, {}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "", -1, methods};
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+"""
+# Compiled once for each instruction set, with its flags.
+KERNELS = """
+#include "value.h"
+namespace baseline { constexpr bool wide = false; }
+namespace avx2 { constexpr bool wide = true; }
+namespace avx512 { constexpr bool wide = true; }
+#ifdef __AVX2__
+static_assert(EQK_ISA::wide, "flags of another instruction set");
+#else
+static_assert(!EQK_ISA::wide, "compiled without its flags");
+#endif
+namespace EQK_ISA { int value() { return VALUE; } }
 """
 
 
@@ -165,9 +178,7 @@ def build(tmp_path: Path) -> Build:
     (tmp_path / "equikern/__init__.py").touch()
     (tmp_path / "csrc/cpu").mkdir(parents=True)
     (tmp_path / "csrc/value.h").write_text("#define VALUE 1\n")
-    (tmp_path / "csrc/cpu/baseline.cpp").write_text('#include "value.h"\nint value() { return VALUE; }\n')
-    vector = "#ifndef __AVX2__\n#error compiled without its flags\n#endif\n"
-    (tmp_path / "csrc/cpu/vector_avx2.cpp").write_text(vector)
+    (tmp_path / "csrc/cpu/kernels.cpp").write_text(KERNELS)
     (tmp_path / "csrc/bindings.cpp").write_text(BINDINGS)
     ours = ("CXX", "CXXFLAGS", "EQUIKERN_", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "MAX_JOBS")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
@@ -196,7 +207,8 @@ def value(folder: Path) -> int:
 
 
 def compiled(done: subprocess.CompletedProcess[str]) -> set[str]:
-    return set(re.findall(r"-c \S*/csrc/(\S+)", done.stdout))
+    """The objects that were made."""
+    return set(re.findall(r"-o (\S+)\.o", done.stdout))
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -208,17 +220,19 @@ def test_build_is_incremental(build: Build, tmp_path: Path) -> None:
     first = build(MAX_JOBS="1")
     assert first.returncode == 0, first.stderr
     x86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
-    everything = {"bindings.cpp", "cpu/baseline.cpp", *(["cpu/vector_avx2.cpp"] if x86 else [])}
+    sets = ["baseline", "avx2", "avx512"] if x86 else ["baseline"]
+    kernels = {f"{name}/kernels.cpp" for name in sets}
+    everything = {"bindings.cpp", *kernels}
     assert compiled(first) == everything
     assert value(tmp_path) == 1
     info = record(tmp_path)
     assert info["native"]
-    assert info["cpu_isa"] == ["baseline", *(["avx2"] if x86 else [])]
+    assert info["cpu_isa"] == sets
     assert info["cuda_reason"] == "switched off by EQUIKERN_CUDA=0"
     assert info["environment"] == {"EQUIKERN_CUDA": "0", "MAX_JOBS": "1"}
     assert compiled(build()) == set()
     (tmp_path / "csrc/value.h").write_text("#define VALUE 2\n")
-    assert compiled(build()) == {"cpu/baseline.cpp"}
+    assert compiled(build()) == kernels
     assert value(tmp_path) == 2
     assert compiled(build(CXXFLAGS="-DOTHER")) == everything
 
@@ -240,7 +254,7 @@ def test_without_a_compiler(build: Build, tmp_path: Path) -> None:
 @needs_setup
 @needs_compiler
 def test_a_compiler_that_fails(build: Build, tmp_path: Path) -> None:
-    (tmp_path / "csrc/cpu/baseline.cpp").write_text("#error too old\n")
+    (tmp_path / "csrc/cpu/kernels.cpp").write_text("#error too old\n")
     done = build()
     assert done.returncode == 0, done.stderr
     assert "too old" in record(tmp_path)["reason"]

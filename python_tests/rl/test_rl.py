@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import equikern
 import pytest
 import torch
+from helpers.repository import ROOT
 from torch import Tensor, nn
 
 pytest.importorskip("stable_baselines3", reason='the extra "rl" is not installed')
@@ -24,21 +24,17 @@ from gymnasium.wrappers import FlattenObservation
 from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
 
-BENCH = Path(__file__).parents[2] / "bench" / "papers" / "q_learning"
+BENCH = ROOT / "bench" / "papers" / "q_learning"
 System = Literal["equitune", "equizero"]
 SYSTEMS: tuple[System, ...] = ("equitune", "equizero")
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bench() -> Callable[[str], Any]:
     """A module of the experiment by name."""
     if not BENCH.exists():
         pytest.skip("bench/ is not here")
-    monkeypatch.syspath_prepend(str(BENCH.parent))
-    monkeypatch.syspath_prepend(str(BENCH))
-    yield importlib.import_module
-    for name in ("gridworld", "train", "report", "run", "figures"):
-        sys.modules.pop(name, None)
+    return lambda name: importlib.import_module(f"bench.papers.q_learning.{name}")
 
 
 def moved(symmetry: Symmetry, g: int, move: int) -> int:
@@ -330,6 +326,6 @@ def test_command_and_report(tmp_path: Path, bench: Any, capsys: pytest.CaptureFi
 
 
 def test_readme_agrees_with_the_results(bench: Any) -> None:
-    path = BENCH / "results" / "results.json"
+    report, path = bench("report"), BENCH / "results" / "results.json"
     text = (BENCH / "README.md").read_text()
-    assert bench("figures").rendered(text, bench("report").shown(json.loads(path.read_text()))) == text
+    assert report.figures.rendered(text, report.shown(json.loads(path.read_text()))) == text

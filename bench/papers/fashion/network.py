@@ -66,7 +66,7 @@ def fit(
 @torch.inference_mode()
 def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> float:
     """Share of right answers."""
-    right = [(model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), labels.split(500), strict=True)]
+    right = [int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), labels.split(500), strict=True)]
     return sum(right) / len(x)
 
 

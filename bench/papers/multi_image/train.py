@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import images_and_labels
+from bench.papers.fashion.data import images_and_labels
 from equikern import MultiInputEquiTune, grid, orbit_act
 from torch import Tensor, nn
 
@@ -93,7 +93,8 @@ class Network(nn.Module):
 
     def forward(self, *images: Tensor) -> Tensor:
         """(B, 1, 28, 28) each → logits (B, 10)."""
-        return self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
+        logits: Tensor = self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
+        return logits
 
 
 def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import mmap
 
 import pytest
 import torch
-from equikern.actions import apply_word
-from equikern.backends import reference
+from equikern.backends.reference import Reference
+from equikern.views import of
+from equikern.views.grid import turn_grid
 from helpers.accuracy import assert_rounded_once
 from helpers.cuda_blocks import RUNS, TILES, VECTORS, Blocks
 from helpers.strategies import FLOATS, bits, generator, laid_out, random_bits, random_values
@@ -19,17 +20,18 @@ C4, D4 = "hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"
 MAPS = [C4, D4, "hw", "hw hW", "Hw HW", "WH", "Wh wH wh", "hw hw Hw hW HW", " ".join([D4] * 8)]
 TURNING = [C4, D4, " ".join([D4] * 8)]
 DTYPES = [*FLOATS]
+reference = Reference()
 properties = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
 )
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    return reference.accumulator(dtype)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def order(maps: str) -> int:
-    return maps.count(" ") + 1
+    return of(maps).order
 
 
 def guarded(shape: tuple[int, ...], dtype: torch.dtype, layout: str, shift: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +107,8 @@ def test_sums(cuda_blocks: Blocks, maps: str, data: st.DataObject, capfd: pytest
         return
     exact, magnitude = torch.zeros(shown, dtype=torch.float64), torch.zeros(shown, dtype=torch.float64)
     lambdas = None if weights is None else weights.double()
-    reference.reduce(y.double(), exact, maps, op, scale, lambdas, None)
-    reference.reduce(y.double().abs(), magnitude, maps, op, scale, lambdas, None)
+    reference.reduce(y.double(), exact, of(maps), None, op, scale, lambdas, None, None)
+    reference.reduce(y.double().abs(), magnitude, of(maps), None, op, scale, lambdas, None, None)
     assert_rounded_once(out, exact, magnitude, 2 * order(maps) + 4)
     assert untouched(out, memory)
     assert "runtime error" not in capfd.readouterr().err
@@ -129,7 +131,7 @@ def test_scaled_orbits(cuda_blocks: Blocks, maps: str, data: st.DataObject, capf
         return
     exact = torch.zeros(full, dtype=torch.float64)
     lambdas = None if weights is None else weights.double()
-    reference.orbit(x.double(), exact, maps, scale, lambdas, index)
+    reference.orbit(x.double(), exact, of(maps), None, scale, lambdas, index)
     assert_rounded_once(out, exact, exact.abs(), 3)
     assert untouched(out, memory)
     assert "runtime error" not in capfd.readouterr().err
@@ -158,7 +160,7 @@ def test_selections(cuda_blocks: Blocks, maps: str, data: st.DataObject, capfd: 
     expected, best = torch.zeros(shown, dtype=dtype), index.clone()
     if cuda_blocks.select(y, out, index, maps, scores, minimum) <= 0:
         return
-    reference.select(y, expected, best, maps, scores, minimum)
+    reference.select(y, expected, best, of(maps), None, scores, minimum)
     assert torch.equal(bits(out), bits(expected))
     assert torch.equal(index, best)
     assert "runtime error" not in capfd.readouterr().err
@@ -184,8 +186,8 @@ def test_orbits_with_dots(
         return
     views, exact, magnitude = (torch.zeros(s, dtype=torch.float64) for s in (full, columns, columns))
     lambdas = None if weights is None else weights.double()
-    reference.orbit_dot(x.double(), y.double(), views, exact, maps, lambdas)
-    reference.orbit_dot(x.double().abs(), y.double().abs(), None, magnitude, maps, None)
+    reference.orbit_dot(x.double(), y.double(), views, exact, of(maps), None, lambdas)
+    reference.orbit_dot(x.double().abs(), y.double().abs(), None, magnitude, of(maps), None, None)
     if wanted:
         assert_rounded_once(out, views, views.abs(), 2)
         assert untouched(out, memory)
@@ -267,19 +269,19 @@ def test_offsets_beyond_2_to_the_31(cuda_blocks: Blocks, side: int) -> None:
         y, weights = random_values((2, 2, 2, side, side), dtype, 2), torch.rand(2, 2)
         maps, far, views = "hw WH", far_apart((2, 2, side, side), dtype), far_apart((2, 2, 2, side, side), dtype)
         expected, dots, exact = torch.zeros_like(y), torch.zeros(2, 2), torch.zeros(2, 2)
-        reference.orbit(x, expected, maps, 1.0, weights, None)
+        reference.orbit(x, expected, of(maps), None, 1.0, weights, None)
         assert cuda_blocks.orbit(x, views, maps, 1.0, weights) > 0
         assert torch.equal(views, expected)
         assert cuda_blocks.orbit(far.copy_(x), y.clone(), maps) > 0
         views.copy_(y)
         total, found = torch.zeros_like(x), torch.zeros_like(x)
-        reference.reduce(y, total, maps, "sum", 1.0, None, None)
+        reference.reduce(y, total, of(maps), None, "sum", 1.0, None, None, None)
         assert cuda_blocks.reduce(views, found, maps) > 0
         assert torch.equal(found, total)
         assert cuda_blocks.reduce(y, far, maps) > 0
         assert torch.equal(far, total)
         assert cuda_blocks.select(views, found, torch.tensor([1, 0]), maps, None) > 0
-        assert torch.equal(found, torch.stack([apply_word(y[1, 0], "WH"), y[0, 1]]))
-        reference.orbit_dot(x, y, None, exact, maps, None)
+        assert torch.equal(found, torch.stack([turn_grid(y[1, 0], "WH"), y[0, 1]]))
+        reference.orbit_dot(x, y, None, exact, of(maps), None, None)
         assert cuda_blocks.orbit_dot(far.copy_(x), views, None, dots, maps, None) > 0
         torch.testing.assert_close(dots, exact, rtol=1e-4, atol=1e-2)

@@ -15,10 +15,11 @@ import equikern
 import pytest
 import torch
 from equikern.backends import choice, cuda
+from equikern.views import of
 
 INFO = equikern.build_info()
 FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
-BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::Bytes16")
+BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::cuda::Bytes16")
 OPERATORS = {"Orbit": BITS, "ScaledOrbit": FLOATS, "Select": BITS, "Sum": FLOATS, "Dot": FLOATS}
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
@@ -61,11 +62,12 @@ def kernels() -> dict[str, Counter[str]]:
 
 
 def kernel(struct: str) -> Counter[str]:
-    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::{struct} >" in name]
+    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::cuda::{struct} >" in name]
     assert len(matches) == 1, f"{struct}: {len(matches)} kernels"
     return matches[0]
 
 
+@pytest.mark.audit
 def test_nothing_is_spilled() -> None:
     assert len(kernels()) == sum(3 * len(types) for types in OPERATORS.values()) + len(BITS) + 2
     for name, counts in kernels().items():
@@ -74,6 +76,7 @@ def test_nothing_is_spilled() -> None:
         assert counts["ATOM"] == counts["ATOMG"] == counts["RED"] == 0, name
 
 
+@pytest.mark.audit
 @pytest.mark.parametrize(("operator", "element"), [(op, t) for op, types in OPERATORS.items() for t in types])
 def test_16_bytes_an_access(operator: str, element: str) -> None:
     tiles, runs = kernel(f"{operator}Tiles<{element}, true>"), kernel(f"{operator}Runs<{element}>")
@@ -104,10 +107,10 @@ def test_16_bytes_an_access(operator: str, element: str) -> None:
 def test_the_choice(
     operator: str, shape: tuple[int, ...], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    t, maps = torch.empty(shape, dtype=dtype, device="meta"), "hw Wh HW wH hW wh Hw WH"
-    assert choice.runs_cuda(operator, t, maps) == expected
+    t, views = torch.empty(shape, dtype=dtype, device="meta"), of("hw Wh HW wH hW wh Hw WH")
+    assert choice.runs_cuda(operator, t, views) == expected
     monkeypatch.setattr(choice, "everywhere", True)
-    assert choice.runs_cuda(operator, t, maps)
+    assert choice.runs_cuda(operator, t, views)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -118,16 +121,17 @@ def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "everywhere", True)
     monkeypatch.setattr(cuda, "_where", lambda t: (0, 0))
     x, y = torch.zeros(2, 30, 8, 8), torch.zeros(4, 2, 30, 8, 8)
-    weights, index, maps = torch.ones(4, 2), torch.zeros(2, dtype=torch.int64), "hw Wh HW wH"
+    weights, index, views = torch.ones(4, 2), torch.zeros(2, dtype=torch.int64), of("hw Wh HW wH")
+    kernels = cuda.Cuda()
     calls = [
-        lambda: cuda.orbit(x, y, maps, 1.0, None, None),
-        lambda: cuda.orbit(x, y, maps, 0.5, weights, index),
-        lambda: cuda.reduce(y, x, maps, "sum", 0.25, None, None),
-        lambda: cuda.reduce(y, x, maps, "weighted_mean", 1.0, weights, None),
-        lambda: cuda.orbit_dot(x, y, None, weights, maps, None),
-        lambda: cuda.orbit_dot(x, y, y, weights, maps, weights),
-        lambda: cuda.select(y, x, index, maps, weights, True),
-        lambda: cuda.select(y, x, index, maps, None, False),
+        lambda: kernels.orbit(x, y, views, None, 1.0, None, None),
+        lambda: kernels.orbit(x, y, views, None, 0.5, weights, index),
+        lambda: kernels.reduce(y, x, views, None, "sum", 0.25, None, None, None),
+        lambda: kernels.reduce(y, x, views, None, "weighted_mean", 1.0, weights, None, None),
+        lambda: kernels.orbit_dot(x, y, None, weights, views, None, None),
+        lambda: kernels.orbit_dot(x, y, y, weights, views, None, weights),
+        lambda: kernels.select(y, x, index, views, None, weights, True),
+        lambda: kernels.select(y, x, index, views, None, None, False),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="CUDA"):

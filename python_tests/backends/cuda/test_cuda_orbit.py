@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from equikern.backends import reference
+from equikern.backends.reference import Reference
+from equikern.views import of
 from helpers.cuda_blocks import RUNS, STRIDED, TILES, VECTORS, Blocks
 from helpers.strategies import EXACT, LAYOUTS, bits, laid_out, random_bits
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from torch import Tensor
 TURNS = ["hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"]
 MAPS = [*TURNS, "hw hW", "hw HW", "WH", "Wh wH wh", "hw Hw hW HW", "."]
 
+reference = Reference()
 Run = Callable[[Tensor, Tensor, str], int]
 
 
@@ -33,7 +35,7 @@ def shape_of(x: Tensor, maps: str) -> tuple[int, ...]:
 
 def check(run: Run, x: Tensor, out: Tensor, maps: str) -> int:
     expected = torch.zeros(out.shape, dtype=out.dtype)
-    reference.orbit(x, expected, maps, 1.0, None, None)
+    reference.orbit(x, expected, of(maps), None, 1.0, None, None)
     chosen = run(x, out, maps)
     assert torch.equal(bits(out), bits(expected))
     return chosen
@@ -79,7 +81,7 @@ def test_blocks_on_aligned_and_shifted_memory(
         expected = torch.full_like(memory, 7)
         target = expected[shift : shift + order * (count + shift)].view(order, -1)[:, :count]
         views = torch.zeros(order, lead, side, side, dtype=dtype)
-        reference.orbit(x, views, maps, 1.0, None, None)
+        reference.orbit(x, views, of(maps), None, 1.0, None, None)
         target.copy_(views.view(order, count))
         assert torch.equal(memory.view(torch.uint8), expected.view(torch.uint8))
     assert "runtime error" not in capfd.readouterr().err
@@ -110,7 +112,7 @@ def test_blocks_on_padded_memory(
         expected = memory.clone()
         shape, stride = (order, 2, tall, wide), strides(tall, wide, *out_pads)
         run(x, memory.as_strided(shape, stride, out_start), maps)
-        reference.orbit(x, expected.as_strided(shape, stride, out_start), maps, 1.0, None, None)
+        reference.orbit(x, expected.as_strided(shape, stride, out_start), of(maps), None, 1.0, None, None)
         assert torch.equal(bits(memory), bits(expected))
     assert "runtime error" not in capfd.readouterr().err
 

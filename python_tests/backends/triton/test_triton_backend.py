@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from equikern.backends.triton import Triton
 from equikern.backends.triton.layout import Operand, loops, normalize
 from equikern.views import of
+from helpers import fresh
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -21,7 +20,8 @@ def dense(*shape: int) -> Operand:
 
 def test_importing_does_not_import_triton() -> None:
     code = "import sys, equikern, equikern.backends.triton; assert 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = fresh.run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_reason_names_the_device() -> None:

@@ -10,7 +10,10 @@ import importlib.util
 import pytest
 from helpers.audits import EXTRA, TARGETS, audit, script
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.audit,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
 
 
 @pytest.mark.parametrize("path", EXTRA)

@@ -23,6 +23,7 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 
+    @pytest.mark.audit
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
         records: list[dict[str, Any]] = script("field_audit", *TARGETS, triton=path)

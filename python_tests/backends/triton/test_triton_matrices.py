@@ -53,6 +53,7 @@ if not INTERPRETED:
             return version("triton")
         return next(Path(path).glob("triton-*.dist-info")).name.split("-")[1]
 
+    @pytest.mark.audit
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
         records: list[dict[str, Any]] = script("matrix_audit", *TARGETS, triton=path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 from equikern import EquiTune, grid, orbit, orbit_mean, orbit_weighted_mean, tuned, warmup
 from equikern.backends.tuning import RULE, Choice, Winners, cache_folder, fastest, is_tuned
+from helpers import fresh
 from torch import Tensor, nn
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -35,7 +35,7 @@ def test_tuned_is_a_switch_and_a_block() -> None:
 
 def test_the_environment_switches_it_on() -> None:
     code = "import equikern.backends.tuning as t; print(t.is_tuned())"
-    done = subprocess.run([sys.executable, "-c", code], env={"EQUIKERN_TUNE": "1"}, capture_output=True, text=True)
+    done = fresh.run("-c", code, EQUIKERN_TUNE="1")
     assert done.stdout == "True\n", done.stderr
 
 
@@ -77,10 +77,15 @@ def test_winners_are_of_one_driver(status: int, expected: str, tmp_path: Path) -
     """Another driver has a file of its own. The library asked is one that answers as NVIDIA's does."""
     (tmp_path / "driver.c").write_text(DRIVER % status)
     library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "driver.c")], check=True)
-    code = "from equikern.backends.triton.tune import environment; print(*environment('GPU'))"
-    env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library), str(tmp_path / "driver.c")]
+    subprocess.run(command, check=True)
+    code = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1])  # which is then what its name stands for
+from equikern.backends.triton.tune import environment
+print(*environment("GPU"))
+"""
+    done = fresh.run("-c", code, str(library))
     assert done.stdout.split()[:2] == ["GPU", expected], done.stderr
 
 
@@ -105,8 +110,9 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys, json
+import sys, json, warnings
 from pathlib import Path
+warnings.simplefilter("error")
 from equikern.backends.tuning import Choice, Winners
 winners = Winners(["GPU"], Path(sys.argv[1]))
 for k in range(100):
@@ -117,10 +123,8 @@ for k in range(100):
 
 def test_processes_share_a_file(tmp_path: Path) -> None:
     """The file is whole at every moment; entries may be lost to another writer, and are then tuned anew."""
-    writers = [
-        subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(tmp_path), name]) for name in ("a", "b", "c")
-    ]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    writers = fresh.runs([("-c", WRITER, str(tmp_path), name) for name in ("a", "b", "c")])
+    assert [writer.returncode for writer in writers] == [0, 0, 0], writers
     found = json.loads(Winners(["GPU"], tmp_path).path.read_text())
     assert len([key for key in found if found[key] == [1, 0]]) >= 100
     assert [path.name for path in tmp_path.iterdir()] == ["tuning-GPU.json"]
@@ -187,6 +191,7 @@ def test_sums_whose_order_follows_the_launch_are_not_tuned() -> None:
     assert found[0].variant is None
 
 
+@pytest.mark.audit
 @needs_triton
 def test_every_candidate_compiles() -> None:
     code = """
