@@ -109,7 +109,7 @@ class Kind(ABC):
     """One kind of views: its language, its table, what it means in plain torch, and how kernels are told.
 
     Attributes:
-        name: the first word of its codes; the module of its Triton kernels; its entry of ``_C.KINDS``.
+        name: the first word of its codes; its key in Triton's table of modules; its entry of ``_C.KINDS``.
         computes: whether views are made by arithmetic, in the accumulator's dtype and rounded once, rather than by
             moving entries bit for bit.
     """

@@ -272,11 +272,12 @@ def plan_gather(
     fixed_names: str,
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
+    at_once: bool = False,
     choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel that addresses every point (a, b, d, h, w) on its own and moves its C entries as a vector.
 
-    See ``plan_tiles`` for the arguments.
+    See ``plan_tiles`` for the arguments; ``at_once``: the values of all views are in registers at the same time.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     axes = loops(views)
@@ -332,8 +333,10 @@ def plan_gather(
             "BIG": layout.rows + points >= LARGE,
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
-        times_two(warps(points * entries, vec * vec_rows, views.order), choice.warps, 2 * MOST_WARPS),
-        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants),
+        times_two(
+            warps(points * entries, vec * vec_rows, views.order + at_once * FEW_VIEWS), choice.warps, 2 * MOST_WARPS
+        ),
+        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, at_once),
     )
 
 

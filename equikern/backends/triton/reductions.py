@@ -314,9 +314,10 @@ def plan(
         return None
     constants = {"OP": op, "ACC": wide(op, y.dtype), **_classes(views)}
     operands = (y, out, plus, spread, weights, CHANNELS if views.size else None)
-    if use_tiles(layout, views) and REDUCTIONS[op].combine not in ("median", "vote"):
-        return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, constants, True)
-    return plan_gather(reduce_points, layout, views, operands, "yop", "w", {"scale": scale}, constants)
+    scalars, at_once = {"scale": scale}, REDUCTIONS[op].combine in ("median", "vote")
+    if use_tiles(layout, views) and not at_once:
+        return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", scalars, constants, True)
+    return plan_gather(reduce_points, layout, views, operands, "yop", "w", scalars, constants, at_once)
 
 
 def reduce(
