@@ -143,8 +143,8 @@ class Coordinates:
         """Every sample by its own element, which ``far`` tells what to add for."""
         moved = orbit_act(t.flatten(-len(self.shape)), g, self.linear, inverse=inverse)
         points = 1 if self.swap is None else len(self.swap)
-        added = t.new_tensor(far).repeat(1, points).index_select(0, g)
-        moved = moved + added.view(len(g), *(1,) * (moved.dim() - 2), -1)
+        added = t.new_tensor(far).repeat(1, points).index_select(0, g.flatten())
+        moved = moved + added.view(*g.shape, *(1,) * (moved.dim() - g.dim() - 1), -1)
         return moved.unflatten(-1, self.shape)  # type: ignore[no-any-return, no-untyped-call]
 
     def _check_batch(self, t: object) -> None:

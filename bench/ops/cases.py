@@ -49,7 +49,7 @@ PROVIDERS = {
     "cuda": (*FUSED, "eager", "compile", "ttach", "toolbelt"),
 }
 TTACH = ("orbit", "mean", "max")  # the operators that ttach has
-TOOLBELT = ("orbit", "mean")  # and pytorch-toolbelt, which has D4 and not C4
+TOOLBELT = ("orbit", "mean", "log1p")  # and pytorch-toolbelt, which has D4 and not C4
 COLD = 2  # cold: a buffer is met again when so many times the last-level cache have been through it
 ROTATION = 1 << 30  # the most bytes that buffers in rotation may take; where that is too few there is no "cold"
 # Largest ‖result − float64‖ / ‖float64‖ that still counts as the right result, and so may be timed. Loose enough for

@@ -153,7 +153,7 @@ def bind(case: Case, provider: str, compiler: Compiler, fresh: bool = False) -> 
     elif provider == "toolbelt" and case.name == "orbit":
         chain, upstream = toolbelt().d4_image_augment, (in_toolbelt_order(upstream[0]),)
     elif provider == "toolbelt":
-        chain = toolbelt().d4_image_deaugment
+        chain = functools.partial(toolbelt().d4_image_deaugment, reduction=case.name)
         tensors = (in_toolbelt_order(tensors[0].detach()).requires_grad_(differentiable),)
     elif provider == "eager":
         chain = functools.partial(case.operator.eager, case.order)

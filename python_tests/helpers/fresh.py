@@ -5,6 +5,7 @@ What must hold when Python starts (``LD_LIBRARY_PATH``, another Triton, the inte
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -64,6 +65,7 @@ def _server() -> tuple[IO[str], IO[str]]:
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
+    atexit.register(process.communicate)  # it ends with its input
     return process.stdin, process.stdout
 
 

@@ -230,7 +230,7 @@ torch.testing.assert_close(model(x), y)
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "saved.pt")], check=True)
 
 
-# -- escnn, which takes NumPy below 2: pip install --no-deps escnn lie-learn && pip install joblib scipy "numpy<2"
+# -- escnn, see python_tests/compared.txt
 
 
 @pytest.fixture(scope="module")

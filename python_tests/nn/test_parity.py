@@ -71,7 +71,7 @@ class Classifier(nn.Module):
 def toolbelt() -> ModuleType:
     """pytorch-toolbelt's functions alone, loaded as the benchmarks do."""
     if importlib.util.find_spec("pytorch_toolbelt") is None:
-        pytest.skip("pytorch-toolbelt is not installed: pip install --no-deps pytorch-toolbelt")
+        pytest.skip("pytorch-toolbelt is not installed, see python_tests/compared.txt")
     return pytest.importorskip("bench.ops.providers", reason="bench/ is not here").toolbelt()
 
 
@@ -146,7 +146,7 @@ TOOLBELT = pytest.mark.parametrize(
 
 
 @TOOLBELT
-@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd", "log1p"])
 def test_toolbelt_wrapper(
     prefix: str, name: str, reduction: str, toolbelt: ModuleType, segmenter: nn.Module, images: Tensor
 ) -> None:

@@ -122,6 +122,8 @@ else:
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float64], ids=str)
     def test_entries_are_moved_exactly(name: str, dtype: torch.dtype) -> None:
         case = CASES[name]
+        if dtype not in case.action.views.dtypes:
+            pytest.skip("integers without a sign")
         x = torch.randint(-99, 99, case.shape(4, side=1)).to(dtype)
         same("orbit", [case.orbit(x)], x, 0, case.action.maps, 1.0, None, None)
         if name != "signed":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -78,10 +77,15 @@ def test_winners_are_of_one_driver(status: int, expected: str, tmp_path: Path) -
     """Another driver has a file of its own. The library asked is one that answers as NVIDIA's does."""
     (tmp_path / "driver.c").write_text(DRIVER % status)
     library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "driver.c")], check=True)
-    code = "from equikern.backends.triton.tune import environment; print(*environment('GPU'))"
-    env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library), str(tmp_path / "driver.c")]
+    subprocess.run(command, check=True)
+    code = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1])  # which is then what its name stands for
+from equikern.backends.triton.tune import environment
+print(*environment("GPU"))
+"""
+    done = fresh.run("-c", code, str(library))
     assert done.stdout.split()[:2] == ["GPU", expected], done.stderr
 
 
