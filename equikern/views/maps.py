@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -9,11 +10,6 @@ from torch import Tensor
 
 from . import of
 from .base import Views
-
-try:  # torch has no public name for it; without one it says itself what a caller has to convert
-    from torch._subclasses.fake_tensor import FakeTensor
-except ImportError:
-    FakeTensor = ()  # type: ignore[assignment, misc]
 
 __all__ = ["Acting", "Maps", "Tables"]
 
@@ -96,9 +92,7 @@ class Maps:
         if type(t) is Tensor and t.is_cpu and own[0].is_cpu:  # by far the most frequent, and small calls are counted
             return own[narrow]
         found = self.tables.on(t.device)[narrow]
-        if isinstance(t, FakeTensor) and not t.fake_mode.allow_non_fake_inputs:
-            return t.fake_mode.from_tensor(found)
-        return found
+        return found if torch.compiler.is_compiling() else _beside(t, found)
 
     def subset(self, elements: Sequence[int]) -> Maps:
         """The maps of some elements, in their order."""
@@ -128,6 +122,15 @@ class Maps:
 
     def __repr__(self) -> str:
         return f"Maps({self.code[:60]!r})"
+
+
+def _beside(t: Tensor, table: Tensor) -> Tensor:
+    """A table as fake as the tensor that it goes with, where their mode does not see to that."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")  # which has no public name, and is slow to import
+    if module is None or not isinstance(t, module.FakeTensor) or t.fake_mode.allow_non_fake_inputs:
+        return table
+    fake: Tensor = t.fake_mode.from_tensor(table)
+    return fake
 
 
 class Acting:
