@@ -27,6 +27,7 @@ from .actions import FieldAction, GridAction, PermutationAction, field, grid, pe
 from .actions.base import element
 from .core import checks
 from .ops import orbit_act
+from .views.grid import axes_of, sides_of
 
 __all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
 
@@ -287,10 +288,9 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
             rows.append(i)
             signs.append(1)
             continue
-        letter = word[side]
-        reverse = letter.isupper() and kind != "|"
+        source, back = sides_of(word)[side]
+        reverse = back and kind != "|"
         wanted = {"<": ">", ">": "<"}.get(kind, kind) if reverse else kind
-        source = "hw".index(letter.lower())
         rows.append(next(j for j, entry in enumerate(zip(sides, kinds, strict=True)) if entry == (source, wanted)))
         signs.append(-1 if reverse else 1)
     return rows, signs
@@ -298,12 +298,12 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
 
 def _turns(word: str) -> bool:
     """Whether the element exchanges height and width."""
-    return word[0] in "wW"
+    return axes_of(word) is not None
 
 
 def _mirrors(word: str) -> bool:
     """Whether the element turns left hands into right ones: an odd number of flips and transpositions."""
-    return (sum(letter.isupper() for letter in word) + _turns(word)) % 2 == 1
+    return (sum(back for _, back in sides_of(word)) + _turns(word)) % 2 == 1
 
 
 def _images(action: object) -> GridAction:

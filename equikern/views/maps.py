@@ -72,10 +72,10 @@ class Maps:
 
     __slots__ = ("code", "tables", "views")
 
-    def __init__(self, code: str, tables: Tables = _NONE) -> None:
+    def __init__(self, code: str, tables: Tables | None = None) -> None:
         self.code = code
         self.views: Views = of(code)
-        self.tables = tables
+        self.tables = _NONE if tables is None else tables
 
     @property
     def T(self) -> Maps:  # noqa: N802  (torch's name)
