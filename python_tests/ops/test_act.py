@@ -444,6 +444,11 @@ def test_coordinates_by_many_elements(name: str, units: Units, dtype: torch.dtyp
                 expected = torch.stack([move(g, one, size) for g, one in zip(elements.tolist(), t, strict=True)])
                 assert torch.equal(ours, expected)
                 assert (ours.dtype, ours.shape) == (dtype, t.shape)
+        each, t = drawn(order, (3, 2), 4), random_values((3, 2, *spec.shape), torch.float64, 5).mul(9).to(dtype)
+        for move in (spec.act, spec.undo):
+            pairs = zip(each.flatten().tolist(), t.flatten(0, 1), strict=True)
+            expected = torch.stack([move(g, one, size) for g, one in pairs])
+            assert torch.equal(move(each, t, size).flatten(0, 1), expected)
         found = random_values((9, *spec.shape), torch.float64, 3)
         torch.testing.assert_close(spec.undo(elements, spec.act(elements, found, size), size), found)
 

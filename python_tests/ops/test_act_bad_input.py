@@ -158,10 +158,6 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str, str, str]] = 
         *(TypeError, "elements", "int64", "torch.int32"),
     ),
     "points as a list": (lambda: any_points([[0.0, 1.0]] * 2), TypeError, "t", "a torch.Tensor", "list"),
-    "points of two dims of elements": (
-        lambda: keypoints("c4").act(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, 2), (4, 6)),
-        *(ValueError, "g", r"\(B,\)|\(2,\)", r"\(2, 3\)"),
-    ),
 }
 
 
