@@ -27,6 +27,7 @@ from .actions import FieldAction, GridAction, PermutationAction, field, grid, pe
 from .actions.base import element
 from .core import checks
 from .ops import orbit_act
+from .views.grid import axes_of, sides_of
 
 __all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
 
@@ -143,8 +144,8 @@ class Coordinates:
         """Every sample by its own element, which ``far`` tells what to add for."""
         moved = orbit_act(t.flatten(-len(self.shape)), g, self.linear, inverse=inverse)
         points = 1 if self.swap is None else len(self.swap)
-        added = t.new_tensor(far).repeat(1, points).index_select(0, g)
-        moved = moved + added.view(len(g), *(1,) * (moved.dim() - 2), -1)
+        added = t.new_tensor(far).repeat(1, points).index_select(0, g.flatten())
+        moved = moved + added.view(*g.shape, *(1,) * (moved.dim() - g.dim() - 1), -1)
         return moved.unflatten(-1, self.shape)  # type: ignore[no-any-return, no-untyped-call]
 
     def _check_batch(self, t: object) -> None:
@@ -287,10 +288,9 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
             rows.append(i)
             signs.append(1)
             continue
-        letter = word[side]
-        reverse = letter.isupper() and kind != "|"
+        source, back = sides_of(word)[side]
+        reverse = back and kind != "|"
         wanted = {"<": ">", ">": "<"}.get(kind, kind) if reverse else kind
-        source = "hw".index(letter.lower())
         rows.append(next(j for j, entry in enumerate(zip(sides, kinds, strict=True)) if entry == (source, wanted)))
         signs.append(-1 if reverse else 1)
     return rows, signs
@@ -298,12 +298,12 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
 
 def _turns(word: str) -> bool:
     """Whether the element exchanges height and width."""
-    return word[0] in "wW"
+    return axes_of(word) is not None
 
 
 def _mirrors(word: str) -> bool:
     """Whether the element turns left hands into right ones: an odd number of flips and transpositions."""
-    return (sum(letter.isupper() for letter in word) + _turns(word)) % 2 == 1
+    return (sum(back for _, back in sides_of(word)) + _turns(word)) % 2 == 1
 
 
 def _images(action: object) -> GridAction:

@@ -43,6 +43,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(audited.Recorder(config))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, one process runs all tests of a file, which share what is made for them, and all of CUDA's blocks,
+    in the order of the folders: those with the longest tests come first.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(Path(nodeid.partition("::")[0]).parent) if "/cuda/" in nodeid else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log) if config.option.dist == "load" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     audited.skip_needless(config, items)
     superfluous = other_dtypes_of_the_reference(items)

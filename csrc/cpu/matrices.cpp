@@ -82,16 +82,6 @@ inline void store_vectors(T* to, int64_t step, int64_t entry, int64_t size, int6
     for (int64_t k = 0; k < n; ++k) down(to + k * step + i * entry, from[i * kVectorBlock + k]);
 }
 
-// a · b + c, rounded alike wherever a matrix multiplies: the compiler would fuse it here and not there.
-template <class A>
-EQK_INLINE A fused(A a, A b, A c) {
-#ifdef __FMA__
-  return std::fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 // to = m · from for every lane.
 template <class A, int D>
 inline void multiply(A* __restrict to, const A* __restrict m, const A* __restrict from, int64_t size, int lanes) {
@@ -101,7 +91,7 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
       for (int j = 0; j < D; ++j) x[j] = from[j * kVectorBlock + k];
       for (int i = 0; i < D; ++i) {
         A sum = m[i * D] * x[0];
-        for (int j = 1; j < D; ++j) sum = fused(m[i * D + j], x[j], sum);
+        for (int j = 1; j < D; ++j) sum += m[i * D + j] * x[j];
         to[i * kVectorBlock + k] = sum;
       }
     }
@@ -111,7 +101,7 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
       for (int k = 0; k < lanes; ++k) row[k] = m[i * size] * from[k];
       for (int64_t j = 1; j < size; ++j) {
         const A f = m[i * size + j];
-        for (int k = 0; k < lanes; ++k) row[k] = fused(f, from[j * kVectorBlock + k], row[k]);
+        for (int k = 0; k < lanes; ++k) row[k] += f * from[j * kVectorBlock + k];
       }
     }
   }
@@ -271,7 +261,7 @@ void matrix_select(const Problem& p) {
         for (int64_t i = 0; i < p.W; ++i) {
           const A* m = mat<A>(p, g) + i * p.W;
           A sum = m[0] * x[0];
-          for (int64_t j = 1; j < p.W; ++j) sum = fused(m[j], x[j], sum);
+          for (int64_t j = 1; j < p.W; ++j) sum += m[j] * x[j];
           down(to + i * p.out.col, sum);
         }
       }

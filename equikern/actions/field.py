@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..groups import Group
 from ..views.field import MOST_MIXED
+from ..views.grid import sides_of
 from ..views.maps import Maps, Tables
 from ..views.matrix import matrix_table
 from .base import GroupAction
@@ -176,8 +177,8 @@ def _as_matrices(channels: PermutationAction) -> Tensor:
 
 def _turned_vector(word: str) -> Tensor:
     """What a view of the grid does to steps along w, h (and d): it moves them as it moves what they point at."""
-    axes = "whd"[: len(word)]
+    last = len(word) - 1
     m = torch.zeros((len(word), len(word)), dtype=torch.float64, device="cpu")
-    for axis, letter in zip(reversed(axes), word, strict=True):
-        m[axes.index(axis), axes.index(letter.lower())] = -1.0 if letter.isupper() else 1.0
+    for k, (side, back) in enumerate(sides_of(word)):  # steps are counted from w
+        m[last - k, last - side] = -1.0 if back else 1.0
     return m

@@ -27,6 +27,7 @@ def product_action(*actions: GroupAction) -> GroupAction:
         ValueError: sizes or dims that differ, or actions that do not commute; the message names the pair.
 
     Example:
+        >>> from equikern import tokens
         >>> gender = tokens([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4]])
         >>> number = tokens([[0, 1, 2, 3, 4], [0, 1, 3, 2, 4]])
         >>> product_action(gender, number).perm[3].tolist()

@@ -3,7 +3,7 @@
 Filled from machine-code counts (bench/results/static), not from measurements: no GPU has been at hand. CUDA C++ is
 chosen where its kernel moves 16 bytes an access and Triton's does not. Where neither or both do, Triton is, which needs
 fewer registers. The one other reason: symmetrize goes to CUDA C++ wherever planes are staged whole, since they are then
-read once for all views. ``python_tests/backends/test_choice.py`` derives every entry anew from the counts.
+read once for all views. ``python_tests/backends/cuda/test_choice.py`` derives every entry anew from the counts.
 
 The CUDA C++ kernels for tiles are never chosen for large planes; there they run when ``use_backend("cuda")`` asks. They
 stay until a GPU has timed them against Triton's: they serve planes with gaps between the rows in the classes below,

@@ -21,7 +21,8 @@ def act(x: object, elements: object, action: Acting, inverse: bool = False, out:
         maps, found = _of_one_shape(maps, found, t, action.name)
     if out is None:
         return autograd.act(t, found, maps)
-    out = checks.output("out", out, tuple(maps.views.shape(t.shape)), t)
+    assert isinstance(elements, Tensor)  # as checked
+    out = checks.output("out", out, tuple(maps.views.shape(t.shape)), t, elements, found)
     library.act_out(t, found, maps.code, maps.table(t), out)
     return out
 

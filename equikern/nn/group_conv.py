@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..actions import Action, GridAction, field
 from ..core import checks
 from ..ops import orbit
+from ..views.grid import sides_of
 from .regular import init
 from .tables import ActionTables
 from .views import ActionSpec, action_of
@@ -98,7 +99,7 @@ class GroupConv2d(nn.Module):
         self._moves = Action(action.name, moves.inverse_maps)
         self._tables = ActionTables([self._moves])
         # The dims whose ends some element exchanges.
-        self._reversed = {"hw".index(c.lower()) for word in action.words for c in word if c.isupper()}
+        self._reversed = {side for word in action.words for side, back in sides_of(word) if back}
         entries = (action.order,) if inp == "regular" else ()
         shape = (out_channels, in_channels, *entries, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, **to))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ..coordinates import Coordinates
 from ..core import checks
 from ..ops.checked import orbit_some, undo_each
 from ..views import FLOATS
-from .merging import Gathered, Merge, Output, unturned
+from .merging import Gathered, Merge, Output
 from .tables import ActionTables
 
 ActionSpec = GroupAction | str
@@ -45,34 +44,14 @@ class OrbitModule(nn.Module):
         self.out = _actions(out, self.inp)
         outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in leaves(self.out)]
         self._tables = ActionTables([self.inp, *outputs])
+        if views_per_forward is not None:
+            if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
+                raise TypeError(
+                    f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}"
+                )
+            if views_per_forward < 1:
+                raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
         self.views_per_forward = views_per_forward
-
-    @property
-    def views_per_forward(self) -> int | None:
-        """The most views of one forward, or None."""
-        return self._views_per_forward
-
-    @views_per_forward.setter
-    def views_per_forward(self, most: int | None) -> None:
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
-            raise TypeError(f"views_per_forward: expected a whole number or None, got {type(most).__name__}")
-        if most is not None and most < 1:
-            raise ValueError(f"views_per_forward: expected 1 or more views, got {most}")
-        self._views_per_forward = most
-        # The codes of every part of the views, for whatever sides are alike: a compiled forward finds them known.
-        outputs = [self._tables(spec.linear if isinstance(spec, Coordinates) else spec) for spec in leaves(self.out)]
-        for sides in product((1, 2, 3), repeat=self.inp.sides) if self.inp.square else [(1,) * self.inp.sides]:
-            parts = self._split_elements(sides)
-            turned = not self.inp.views.keeps(sides)
-            for elements in parts:
-                self.inp.maps.subset(elements)
-            for action in outputs:
-                backs = [action.inverse_maps.subset(elements) for elements in parts]
-                words = [unturned(back.views.words) if turned and action.sides else back.views.words for back in backs]
-                for back, some in zip(backs, words, strict=True):
-                    back.with_words(some)
-                every = action.inverse_maps.subset([g for elements in parts for g in elements])
-                every.with_words([word for some in words for word in some])
 
     def views(self, x: Tensor) -> Any:
         """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
@@ -98,12 +77,9 @@ class OrbitModule(nn.Module):
                 f"x: expected a batch (B, …, {checks.moved(self.inp)}) for {self.inp.name!r}, got shape "
                 f"{tuple(x.shape)}"
             )
-        return self._split_elements(x.shape)
-
-    def _split_elements(self, shape: Sequence[int]) -> list[list[int]]:
         found = []
-        for bucket in buckets(self.inp, shape):
-            size = self._views_per_forward or len(bucket)
+        for bucket in buckets(self.inp, x.shape):
+            size = self.views_per_forward or len(bucket)
             found += [bucket[start : start + size] for start in range(0, len(bucket), size)]
         return found
 

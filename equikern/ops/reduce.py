@@ -98,7 +98,12 @@ def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor
     then the reduction of what lies there. The derivatives need to know values that the kernel keeps to itself.
     """
     wide = y if back.views.kind.name == "permutation" else y.to(accumulator(y))
-    found = _differentiable(autograd.each(wide, 0, back), Maps(still(y.shape[0]).code), op)
+    if back.views.kind.name == "matrix":  # by the kernel that reduces, whose products round as those without a gradient
+        parts = [autograd.total(view.unsqueeze(0), back.subset([g])) for g, view in enumerate(wide)]
+        views = torch.stack(parts)
+    else:
+        views = autograd.each(wide, 0, back)
+    found = _differentiable(views, Maps(still(y.shape[0]).code), op)
     return (found[0].to(y.dtype), found[1].to(y.dtype)) if isinstance(found, tuple) else found.to(y.dtype)
 
 

@@ -20,9 +20,14 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# A dict, in which the compiler looks things up, where it would trace what a cached function does. (It does not follow
-# how a code is parsed, so wrappers see to it that theirs are known.)
-_known: dict[str, Views] = {}
+class _Known:
+    """Attributes named by codes: the compiler looks them up, where it would trace what a cached function does.
+
+    No name may have a dot.
+    """
+
+
+_known = _Known()
 _MOST = 4096  # codes: those of long-running programs are few
 
 
@@ -36,23 +41,29 @@ def of(code: str) -> Views:
         >>> of("hw Wh").turns, of("permutation -1 9: . x").size
         (True, 9)
     """
-    found = _known.get(code)
-    return _learnt(code) if found is None else found
+    _learn(code)
+    return getattr(_known, code.replace(".", "_"))  # type: ignore[no-any-return]
 
 
-def _learnt(code: str) -> Views:
-    """Parse a code, and with it those of the adjoint and the inverse maps."""
+def _learn(code: str) -> bool:
+    """Parse a code, and with it those of the adjoint and the inverse maps, unless that has been done."""
+    known, name = _known.__dict__, code.replace(".", "_")
+    if name in known:
+        return True
     kind = KINDS.get(code.partition(" ")[0]) if ":" in code else KINDS["still" if code[:1] == "." else "grid"]
     if kind is None:
         raise ValueError(f"views: expected words or a kind of {', '.join(KINDS)}, got {code[:80]!r}")
     views = kind.parse(code)
     views.link(kind.transposed(views), kind.inverted(views))
-    while len(_known) >= _MOST:  # the oldest ones are not in use, of so many
-        _known.pop(next(iter(_known)), None)
-    _known[code] = views
-    for other in (views.back, views.undo):
-        of(other)
-    return views
+    while len(known) >= _MOST:  # the oldest ones are not in use, of so many
+        known.pop(next(iter(known)), None)
+    known[name] = views
+    return _learn(views.back) and _learn(views.undo)
+
+
+# What torch.compiler.assume_constant_result says, which would import the compiler: it need not follow how codes are
+# parsed. Where this has no effect, a code that is new inside a compiled function breaks the graph.
+_learn._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def transposed(code: str) -> str:

@@ -44,6 +44,7 @@ class Views:
         turns: whether some view exchanges sides.
         dtypes: what views can be made of.
         back, undo: the codes of the adjoint and of the inverse maps.
+        table_shape: of the table, see ``Kind.table_shape``.
         codes: one number a view, as C++ and Triton know it: what it does to an image (``csrc/grid_index.h``) or to a
             volume (``csrc/cpu/boxes.h``); of permutations 0 where nothing moves, 1 where something does, 2 with signs.
     """
@@ -67,11 +68,13 @@ class Views:
     dtypes: frozenset[torch.dtype] = field(init=False)
     back: str = field(init=False)
     undo: str = field(init=False)
+    table_shape: tuple[int | None, ...] | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", len(self.words))
         object.__setattr__(self, "turns", any(self.axes))
         object.__setattr__(self, "dtypes", self.kind.dtypes(self))
+        object.__setattr__(self, "table_shape", self.kind.table_shape(self))
 
     def link(self, back: str, undo: str) -> None:
         """Name the adjoint and the inverse maps."""
@@ -142,12 +145,12 @@ class Kind(ABC):
         return table[2 * views.inverse + (views.adjoint != other)]
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
-        """The shape of the table: None for views without one, and in place of a size that may be any."""
+        """The shape of the table: None for views without one, and in place of a last size that may be any."""
         return None
 
     def check_table(self, views: Views, table: Tensor | None, like: Tensor) -> None:
         """That an operator got the table that belongs to the views, where ``like`` is."""
-        shape = self.table_shape(views)
+        shape = views.table_shape
         if shape is None:
             if table is not None:
                 raise ValueError(f"table: expected none for the views {views.code!r}, got one")
@@ -155,11 +158,12 @@ class Kind(ABC):
         dtype = accumulator(like) if self.computes else torch.int32
         fits = (
             table is not None
-            and table.dtype == dtype
-            and table.device == like.device
+            and table.dtype is dtype
+            and ((table.is_cpu and like.is_cpu) or table.device == like.device)
             and table.is_contiguous()
-            and len(table.shape) == len(shape)
-            and all(n is None or n == m for n, m in zip(shape, table.shape, strict=True))
+            and table.dim() == len(shape)
+            and table.size(0) == shape[0]
+            and (shape[-1] is None or table.shape == shape)
         )
         if not fits:
             got = "none" if table is None else f"{table.dtype} {tuple(table.shape)} on {table.device}"

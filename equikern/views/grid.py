@@ -69,6 +69,17 @@ def upright(word: str) -> str:
     return word.lower()
 
 
+def sides_of(word: str) -> tuple[tuple[int, bool], ...]:
+    """For each side of a view the side of the input that it shows, and whether backwards.
+
+    Example:
+        >>> sides_of("Wh")
+        ((1, True), (0, False))
+    """
+    axes = AXES[len(word)]
+    return tuple((axes.index(letter.lower()), letter.isupper()) for letter in word)
+
+
 def axes_of(word: str) -> tuple[int, ...] | None:
     """The dim that each side of a view shows, counted from the end; None where all stay in place.
 
@@ -76,8 +87,7 @@ def axes_of(word: str) -> tuple[int, ...] | None:
         >>> axes_of("Wh"), axes_of("HW")
         ((-1, -2), None)
     """
-    axes = AXES[len(word)]
-    order = tuple(axes.index(letter.lower()) - len(word) for letter in word)
+    order = tuple(side - len(word) for side, _ in sides_of(word))
     return None if order == tuple(range(-len(word), 0)) else order
 
 
@@ -151,9 +161,9 @@ def grid_words(code: str, words: str) -> tuple[str, ...]:
 
 def turn_grid(x: Tensor, word: str) -> Tensor:
     """One view of x (*lead, *grid)."""
-    lead, axes = x.dim() - len(word), AXES[len(word)]
-    turned = x.permute(*range(lead), *(lead + axes.index(letter.lower()) for letter in word))
-    reverse = [lead + axis for axis, letter in enumerate(word) if letter.isupper()]
+    lead, sides = x.dim() - len(word), sides_of(word)
+    turned = x.permute(*range(lead), *(lead + side for side, _ in sides))
+    reverse = [lead + k for k, (_, back) in enumerate(sides) if back]
     return turned.flip(reverse) if reverse else turned
 
 

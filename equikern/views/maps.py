@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import of
-from .base import Views, accumulator
-
-try:  # torch has no public name for it; without one it says itself what a caller has to convert
-    from torch._subclasses.fake_tensor import FakeTensor
-except ImportError:
-    FakeTensor = ()  # type: ignore[assignment, misc]
+from .base import Views
 
 __all__ = ["Acting", "Maps", "Tables"]
 
@@ -72,10 +68,10 @@ class Maps:
 
     __slots__ = ("code", "tables", "views")
 
-    def __init__(self, code: str, tables: Tables = _NONE) -> None:
+    def __init__(self, code: str, tables: Tables | None = None) -> None:
         self.code = code
         self.views: Views = of(code)
-        self.tables = tables
+        self.tables = _NONE if tables is None else tables
 
     @property
     def T(self) -> Maps:  # noqa: N802  (torch's name)
@@ -89,12 +85,14 @@ class Maps:
 
     def table(self, t: Tensor) -> Tensor | None:
         """What an operator takes beside the code for a tensor: on its device, in the dtype of its accumulator."""
-        if not self.tables.own:
+        own = self.tables.own
+        if not own:
             return None
-        found = self.tables.on(t.device)[-1 if accumulator(t) == torch.float32 else 0]
-        if isinstance(t, FakeTensor) and not t.fake_mode.allow_non_fake_inputs:
-            return t.fake_mode.from_tensor(found)
-        return found
+        narrow = len(own) > 1 and t.dtype is not torch.float64
+        if type(t) is Tensor and t.is_cpu and own[0].is_cpu:  # by far the most frequent, and small calls are counted
+            return own[narrow]
+        found = self.tables.on(t.device)[narrow]
+        return found if torch.compiler.is_compiling() else _beside(t, found)
 
     def subset(self, elements: Sequence[int]) -> Maps:
         """The maps of some elements, in their order."""
@@ -124,6 +122,15 @@ class Maps:
 
     def __repr__(self) -> str:
         return f"Maps({self.code[:60]!r})"
+
+
+def _beside(t: Tensor, table: Tensor) -> Tensor:
+    """A table as fake as the tensor that it goes with, where their mode does not see to that."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")  # which has no public name, and is slow to import
+    if module is None or not isinstance(t, module.FakeTensor) or t.fake_mode.allow_non_fake_inputs:
+        return table
+    fake: Tensor = t.fake_mode.from_tensor(table)
+    return fake
 
 
 class Acting:

@@ -48,6 +48,11 @@ def random_values(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, kin
     return values.to(dtype)
 
 
+def blank(dtype: torch.dtype) -> float | int:
+    """What no result holds: NaN, or the largest integer."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
 def laid_out(t: Tensor, layout: str) -> Tensor:
     """The values of t in another memory layout (the expanded ones repeat some of them)."""
     n = t.dim()

@@ -186,7 +186,7 @@ def test_canonical_form():
     ids, mask = left_padded(sentences(6, 5))
     ids[0, 0], ids[2, 2], ids[3, 0], ids[5, 0] = 5, 4, 4, 4  # the last two below the padding
     mask[5] = 0
-    frame = Frame(action, ids, mask)
+    frame = Frame(action, action.logits, ids, mask)
     for b in range(6):
         real = mask[b].bool()
         views = [action.act(g, ids[b]) for g in range(3)]
@@ -208,7 +208,7 @@ def test_returned_scores_speak_of_the_users_ids(model):
     lm, ids = EquiLM(model, words(3)), sentences(4, 6, 3)
     options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     got = lm.generate(ids, do_sample=False, **options)
-    assert Frame(lm.action, ids).elements.any()  # or nothing is tested
+    assert Frame(lm.action, lm.action.logits, ids).elements.any()  # or nothing is tested
     for t in range(4):
         with torch.no_grad():
             direct = lm(got.sequences[:, : 6 + t]).logits[:, -1]
@@ -258,7 +258,7 @@ class StopAt(StoppingCriteria):
 
 def test_user_code_is_shown_the_users_ids(model):
     lm, ids = EquiLM(model, words(3)), sentences(4, 6, 3)
-    frame = Frame(lm.action, ids)
+    frame = Frame(lm.action, lm.action.logits, ids)
     assert frame.elements.any()
     streamer = Recorder()
     plain = lm.generate(ids, do_sample=False, max_new_tokens=6, streamer=streamer)

@@ -246,7 +246,7 @@ CHOICES: dict[str, Case] = {
     "action for select": (lambda: orbit_select(y(), W, 4), TypeError, "action", "an action", "int"),  # type: ignore[arg-type]
     "action for reduce": (lambda: orbit_reduce(y(), "d4", "max"), TypeError, "action", "an action", "str"),  # type: ignore[arg-type]
     "arguments swapped": (lambda: orbit_weighted_mean(y(), C4, W), TypeError, "action", "an action", "Tensor"),  # type: ignore[arg-type]
-    "unknown op": (lambda: orbit_reduce(y(), C4, "median"), ValueError, "op", "'sum', 'max'.*'logodd'", "'median'"),  # type: ignore[arg-type]
+    "unknown op": (lambda: orbit_reduce(y(), C4, "mode"), ValueError, "op", "'sum', 'max'.*'logodd'", "'mode'"),  # type: ignore[arg-type]
     "mean as an op": (lambda: orbit_reduce(y(), C4, "mean"), ValueError, "op", "'sum'", "'mean'"),  # type: ignore[arg-type]
     "op in capitals": (lambda: orbit_reduce(y(), C4, "MAX"), ValueError, "op", "'max'", "'MAX'"),  # type: ignore[arg-type]
     "op as a function": (lambda: orbit_reduce(y(), C4, max), TypeError, "op", "'max'", "built-in function max"),  # type: ignore[arg-type]

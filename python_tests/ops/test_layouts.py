@@ -7,7 +7,7 @@ import torch
 from equikern import orbit, orbit_mean, orbit_select
 from helpers.calls import CALLS, DIFFERENTIABLE, Call, gradients, results
 from helpers.oracles import CASES, Case
-from helpers.strategies import FLOATS, LAYOUTS, bits, laid_out, random_values
+from helpers.strategies import FLOATS, LAYOUTS, bits, blank, laid_out, random_values
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
@@ -124,7 +124,7 @@ def test_nothing_given_is_written(call: Call, layout: str) -> None:
 def test_the_memory_around_an_input_is_not_read(call: Call) -> None:
     """NaN in the gaps of a strided input must not reach the result."""
     first, *rest = call.tensors(D4, (2, 3), 9)
-    big = torch.full([2 * n + 1 for n in first.shape], float("nan"))
+    big = first.new_full([2 * n + 1 for n in first.shape], blank(first.dtype))
     inside = big[(slice(1, None, 2),) * first.dim()]
     inside.copy_(first)
     for ours, expected in zip(results(call.run(D4, inside, *rest)), results(call.run(D4, first, *rest)), strict=True):
@@ -151,7 +151,7 @@ def test_autocast_changes_nothing(call: Call, dtype: torch.dtype) -> None:
 @EVERY
 def test_grad_mode_changes_no_value(call: Call) -> None:
     arguments = call.tensors(D4, (2, 3), 9)
-    leaves = [t.clone().requires_grad_() for t in arguments]
+    leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in arguments]
     recorded = results(call.run(D4, *leaves))
     with torch.no_grad():
         plain = results(call.run(D4, *leaves))
@@ -169,13 +169,14 @@ def test_grad_mode_changes_no_value(call: Call) -> None:
 def test_empty_tensors(call: Call, shape: tuple[int, ...]) -> None:
     case: Case = CASES["nothing"] if len(shape) == 1 else CASES["d4"]
     action = case.action
-    first = torch.zeros(shape if call.takes == "image" else (case.order, *shape))
+    dtype = torch.int64 if call.kind == "labels" else torch.float32
+    first = torch.zeros(shape if call.takes == "image" else (case.order, *shape), dtype=dtype)
     rest = {"image": [], "views": [], "plus": [torch.zeros(shape)]}.get(call.takes, [torch.ones(case.order)])
-    leaf = first.requires_grad_()
+    leaf = first.requires_grad_(first.is_floating_point())
     outputs = results(call.run(action, leaf, *rest))
     expected = (case.order, *shape) if call.name == "orbit" else shape
     assert outputs[0].shape == expected
-    if call.differentiable:
+    if call.differentiable and leaf.requires_grad:
         (grad,) = torch.autograd.grad(outputs, leaf, [torch.ones_like(t) for t in outputs])
         assert grad.shape == leaf.shape
 

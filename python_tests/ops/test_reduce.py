@@ -27,6 +27,7 @@ PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "gmean": (lambda v: v.log().mean(0).exp(), "positive"),
     "hmean": (lambda v: v.reciprocal().mean(0).reciprocal(), "positive"),
     "tsharpen": (lambda v: v.sqrt().mean(0), "positive"),
+    "log1p": (lambda v: v.log1p().mean(0).expm1(), "positive"),
     "logodd": (lambda v: torch.logit(v, eps=EPS).mean(0).sigmoid(), "probabilities"),
     "std": (lambda v: v.std(0, correction=0), "signed"),
 }
@@ -139,7 +140,7 @@ def test_infinities_behave_as_in_torch(op: str) -> None:
     torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("op", ["gmean", "hmean", "tsharpen"])
+@pytest.mark.parametrize("op", ["gmean", "hmean", "tsharpen", "log1p"])
 def test_zeros_and_negative_values_behave_as_in_torch(op: str) -> None:
     case = CASES["d4"]
     y = random_values((8, 2, 5, 5), torch.float32, 1, "positive")

@@ -135,7 +135,7 @@ def test_a_launch_without_a_gpu_says_so() -> None:
 
 def test_why_the_cuda_backend_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA tensors" in str(Cuda().unavailable(torch.device("cpu")))
-    module = importlib.import_module("equikern.buildinfo")
+    module = importlib.import_module("equikern.backends.cuda")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(module, "build_info", lambda: BuildInfo(native=True, cuda_reason="nvcc not found"))
     assert "nvcc not found" in str(Cuda().unavailable(torch.device("cuda")))

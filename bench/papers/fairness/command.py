@@ -168,20 +168,14 @@ def measured(
         step = bar.add_task("perplexity", total=len(passes) * len(likelihood.windows(len(text))))
         values: dict[str, dict[str, Any]] = {}
         for system, pair in passes:
-            place = f"perplexity/{system}/{pair.name}/{len(text)}"
+            slot = f"perplexity/{system}/{pair.name}/{len(text)}"
             bar.update(step, description=f"perplexity: {system}, {pair.name}")
-            if place in done:
+            if slot in done:
                 bar.advance(step, len(likelihood.windows(len(text))))
             else:
-                done[place] = likelihood.perplexity(
-                    systems[pair.name][system], text, progress=lambda: bar.advance(step)
-                )
+                done[slot] = likelihood.perplexity(systems[pair.name][system], text, progress=lambda: bar.advance(step))
             row = values.setdefault(system, {"system": system})
-            row |= (
-                dict.fromkeys((p.name for p in PAIRS), done[place])
-                if system == "plain"
-                else {pair.name: done[place]}
-            )
+            row |= dict.fromkeys((p.name for p in PAIRS), done[slot]) if system == "plain" else {pair.name: done[slot]}
 
     same: dict[str, dict[str, float]] = {system: {} for system in SYSTEMS}
     for system in SYSTEMS:

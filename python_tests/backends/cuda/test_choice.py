@@ -17,7 +17,7 @@ from equikern.backends import choice
 from helpers.cuda_blocks import RUNS, TILES, Blocks, call
 from torch import Tensor
 
-STATIC = Path(__file__).parents[2] / "bench" / "results" / "static"
+STATIC = Path(__file__).parents[3] / "bench" / "results" / "static"
 TARGETS = ("sm_80", "sm_90", "sm_100")
 GROUPS = {"c4": "hw Wh HW wH", "d4": "hw Wh HW wH hW wh Hw WH", "flips": "hw hW Hw HW"}
 SIDES = (7, 16, 23, 24, 32, 37, 224, 225, 512)
