@@ -40,7 +40,6 @@ def compare(script: ModuleType, fresh: dict[str, Any]) -> None:
         pytest.skip("; ".join(unknown))
 
 
-@pytest.mark.xfail(reason="bench/results/static counts the kernels before views and tables: run bench/static_audit.py")
 @pytest.mark.audit
 @needs_triton
 def test_triton_kernels(script: ModuleType) -> None:
