@@ -18,7 +18,7 @@ import torch
 from equikern.backends import unavailable
 from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 from torch import Tensor
 
 _native = importlib.util.find_spec("equikern._C")
@@ -65,6 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in superfluous]
 
 
+def on_the_reference(item: pytest.Function) -> bool:
+    return hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
+
+
 def other_dtypes_of_the_reference(items: list[pytest.Item]) -> set[pytest.Item]:
     """All but one of the dtypes with which a test runs on the reference, which is plain torch in all of them.
 
@@ -72,11 +76,9 @@ def other_dtypes_of_the_reference(items: list[pytest.Item]) -> set[pytest.Item]:
     """
     cases: dict[tuple[object, ...], list[pytest.Item]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            given = item.callspec.indices
-            if item.callspec.params.get("backend") == "reference" and "dtype" in given:
-                others = sorted((name, index) for name, index in given.items() if name != "dtype")
-                cases.setdefault((item.path.name, item.originalname, *others), []).append(item)
+        if isinstance(item, pytest.Function) and on_the_reference(item) and "dtype" in item.callspec.indices:
+            others = sorted((name, index) for name, index in item.callspec.indices.items() if name != "dtype")
+            cases.setdefault((item.path.name, item.originalname, *others), []).append(item)
     return {
         item for case, found in cases.items() for item in set(found) - {found[crc32(repr(case).encode()) % len(found)]}
     }
@@ -129,6 +131,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(message)
     with equikern.use_backend(name):
         yield name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """On the reference property tests, which draw one of four dtypes or more, take a quarter of the examples."""
+    if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj) and on_the_reference(item)):
+        return (yield)
+    whole = item.obj._hypothesis_internal_use_settings
+    item.obj._hypothesis_internal_use_settings = settings(whole, max_examples=-(-whole.max_examples // 4))
+    try:
+        return (yield)
+    finally:
+        item.obj._hypothesis_internal_use_settings = whole
 
 
 @pytest.fixture(scope="session")

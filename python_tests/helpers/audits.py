@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from helpers import fresh
+
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # Directories with further Triton releases, separated as in PATH.
 EXTRA = [path for path in os.environ.get("EQUIKERN_EXTRA_TRITONS", "").split(os.pathsep) if path]
@@ -39,7 +41,5 @@ def machine_code() -> list[dict[str, Any]]:
 
 def interpreted(tests: str) -> None:
     """A file's tests in Triton's interpreter, which is chosen when Triton is imported: so in a process of their own."""
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = fresh.run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -66,8 +66,8 @@ def slow_beams(lm, ids, mask, steps, beams):
         live = [(0.0, ids[b : b + 1], mask[b : b + 1])]
         for _ in range(steps):
             candidates = []
-            for score, sentence, real in live:
-                log_p = slow_next(lm, sentence, real, ids.shape[1])[0]
+            together = (torch.cat(parts) for parts in zip(*(one[1:] for one in live), strict=True))
+            for (score, sentence, real), log_p in zip(live, slow_next(lm, *together, ids.shape[1]), strict=True):
                 top = log_p.topk(beams + 1)
                 candidates += [
                     (score + value, *grown(sentence, real, torch.tensor([[v]])))

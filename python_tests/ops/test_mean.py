@@ -95,7 +95,9 @@ def test_mean_plus(case: Case, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("order", [5, 35, 1000])
-def test_mean_plus_of_many_views(order: int) -> None:
+def test_mean_plus_of_many_views(order: int, backend: str) -> None:
+    if order > 35 and backend == "reference":
+        pytest.skip("plain torch goes through any number of views in one way")
     group = cyclic_group(order)
     turns = permutation([[(i + g) % 5 for i in range(5)] for g in range(order)], group=group)
     y, z = random_values((order, 3, 5), torch.float32), random_values((3, 5), torch.float32, 1)
