@@ -173,15 +173,9 @@ def measured(
             if slot in done:
                 bar.advance(step, len(likelihood.windows(len(text))))
             else:
-                done[slot] = likelihood.perplexity(
-                    systems[pair.name][system], text, progress=lambda: bar.advance(step)
-                )
+                done[slot] = likelihood.perplexity(systems[pair.name][system], text, progress=lambda: bar.advance(step))
             row = values.setdefault(system, {"system": system})
-            row |= (
-                dict.fromkeys((p.name for p in PAIRS), done[slot])
-                if system == "plain"
-                else {pair.name: done[slot]}
-            )
+            row |= dict.fromkeys((p.name for p in PAIRS), done[slot]) if system == "plain" else {pair.name: done[slot]}
 
     same: dict[str, dict[str, float]] = {system: {} for system in SYSTEMS}
     for system in SYSTEMS:
