@@ -72,17 +72,16 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    sys.path[:0] = [str(BENCH), str(BENCH / "ops")]
     if options.readme:
-        import readme
+        from bench import readme
 
         return readme.update(BENCH.parent / "README.md", options.output)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
         return 2
-    import machine
     import pytest
+    from bench.ops import machine
 
     device = options.device or machine.devices()[0]
     if device not in machine.devices():
@@ -108,7 +107,7 @@ def run(arguments: list[str]) -> int:
     status = int(pytest.main(call, plugins=[Progress()]))
     if not path.exists():
         return status or 1
-    import plots
+    from bench import plots
 
     for picture in plots.draw(path):
         print(f"picture: {picture}")

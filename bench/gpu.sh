@@ -45,7 +45,7 @@ small=("$python" -m pytest bench/ops --benchmark-disable -q -p no:cacheprovider 
 step build 100 "$python" setup.py build_ext --inplace
 step info 20 "$python" -m equikern info
 # The kernels on the GPU; what the other tests check needs none.
-step test 120 "$python" -m pytest python_tests/test_cuda_gpu.py -q
+step test 120 "$python" -m pytest python_tests/backends/cuda/test_cuda_gpu.py -q
 for tool in memcheck racecheck initcheck; do
   # Without its caching, so that every access beyond a tensor is seen.
   step "$tool" 35 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.readme import family
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from readme import family
 
-COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
+COLORS = [colormaps["tab20"](k) for k in (*range(0, 20, 2), *range(1, 20, 2))]  # the dark ones, then the light ones
 MARKERS = "ooss^^DD"  # by group, every other one hollow
 DIRECTIONS = ("forward", "backward", "both")
 
@@ -60,6 +61,7 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     groups = list(dict.fromkeys(row["group"] for row in rows))
     directions = [d for d in DIRECTIONS if any(row["direction"] == d for row in rows)]
+    step = min(0.09, 0.8 / len(operators))
     figure, axes = _figure(f"Percent of the copy bandwidth\n{name}", len(directions), len(dtypes))
     for i, dtype in enumerate(dtypes):
         for j, direction in enumerate(directions):
@@ -75,7 +77,7 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
                     ]
                     if points:
                         x, y = zip(*points, strict=True)
-                        shift = (k - (len(operators) - 1) / 2) * 0.09 + (g - (len(groups) - 1) / 2) * 0.04
+                        shift = (k - (len(operators) - 1) / 2) * step + (g - (len(groups) - 1) / 2) * 0.04
                         label = f"{operator}, {group}"
                         ax.scatter(
                             [p + shift for p in x],

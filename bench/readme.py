@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from papers import figures
+from bench.papers import figures
 
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 NAMES = {"images": "images", "fields": "fields and volumes", "logits": "logits"}

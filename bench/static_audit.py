@@ -4,8 +4,8 @@
     python bench/static_audit.py --check              # compare with what is written there; exit status 1 if it is worse
     python bench/static_audit.py --targets sm_90      # of one GPU only
 
-Triton's kernels are compiled as the launches would compile them (``python_tests/triton_audit.py``). CUDA's are read out
-of the built ``equikern._C``, whichever it has; a build without CUDA leaves what the table says of them.
+Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``). CUDA's are
+read out of the built ``equikern._C``, whichever it has; a build without CUDA leaves what the table says of them.
 One JSON file per target holds the kernels by the compiler that made them, so that other releases of Triton and CUDA
 have tables of their own; the Markdown file beside it says the same to people.
 """
@@ -53,7 +53,7 @@ def triton_tables(records: Iterable[Mapping[str, Any]]) -> dict[str, Tables]:
 def cuda_tables() -> dict[str, Tables] | str:
     """Every CUDA kernel of the built ``equikern._C`` by target, or why there is none to read."""
     from equikern import build_info
-    from machine_code import cuda_kernels, cuobjdump, extracted
+    from helpers.machine_code import cuda_kernels, cuobjdump, extracted
 
     info = build_info()
     spec = find_spec("equikern._C")
@@ -90,8 +90,8 @@ def launched_shared() -> dict[str, int] | str:
     The calls are planned by the code that plans them on a GPU, compiled for this machine.
     """
     import torch
-    from cuda_blocks import Blocks, call, compile_blocks
     from equikern.backends.choice import TABLE
+    from helpers.cuda_blocks import Blocks, call, compile_blocks
 
     asked: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,7 @@ def check(fresh: Mapping[str, Tables]) -> tuple[list[str], list[str]]:
 
 def write(target: str, tables: Tables) -> None:
     """Put fresh tables in the place of those by the same compiler, and say the same in Markdown."""
-    from triton_audit import table as markdown
+    from helpers.triton_audit import table as markdown
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     merged = {**read(target), **tables}
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="%(default)s")
     parser.add_argument("--check", action="store_true", help="compare with the written tables, write nothing")
     options = parser.parse_args()
-    from triton_audit import CASES, audit_all
+    from helpers.triton_audit import CASES, audit_all
 
     fresh = triton_tables(audit_all(CASES, options.targets, inspect=True))
     cuda = cuda_tables()

@@ -1,12 +1,28 @@
 """equikern: make any pretrained model equivariant, at memory speed."""
 
-from .actions import Action, GridAction, GroupAction, grid, trivial
+from .actions import (
+    Action,
+    FieldAction,
+    GridAction,
+    GroupAction,
+    MatrixAction,
+    MatrixSamples,
+    PermutationAction,
+    TokenAction,
+    field,
+    grid,
+    matrix,
+    permutation,
+    product_action,
+    regular,
+    tokens,
+    trivial,
+)
 from .backends import active_backend, use_backend
+from .backends.tuning import tuned
 from .buildinfo import BuildInfo, build_info
 from .coordinates import Coordinates, boxes, heat_maps, keypoints
-from .fields import FieldAction, field, regular
 from .groups import Group, cyclic_group, dihedral_group, product_group
-from .matrices import MatrixAction, MatrixSamples, matrix
 from .nn import (
     CanonicalLambdaEquiTune,
     EquiDetector,
@@ -31,6 +47,7 @@ from .nn import (
 from .ops import (
     linear_orbit_cross_entropy,
     orbit,
+    orbit_act,
     orbit_cross_entropy,
     orbit_mean,
     orbit_reduce,
@@ -39,10 +56,8 @@ from .ops import (
     orbit_weighted_mean,
     symmetrize,
 )
-from .permutations import PermutationAction, TokenAction, permutation, product_action, tokens
-from .tuning import tuned, warmup
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
+from .warmup import warmup
 
 __all__ = [
     "Action",
@@ -82,6 +97,7 @@ __all__ = [
     "linear_orbit_cross_entropy",
     "matrix",
     "orbit",
+    "orbit_act",
     "orbit_cross_entropy",
     "orbit_mean",
     "orbit_reduce",

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, active_backend, build_info
-from .backends import NAMES, unavailable
+from .backends import BACKENDS, unavailable
 
 
 def info() -> None:
@@ -39,7 +39,7 @@ def info() -> None:
         except ValueError as error:
             used = f"none is used: {error}"
         print(f"\nbackends for {device} tensors, {used}")
-        for name in NAMES:
+        for name in BACKENDS:
             reason = unavailable(name, torch.device(device))
             print(f"  {name:9} {'runs' if reason is None else f'does not run: {reason}'}")
     try:
@@ -60,8 +60,8 @@ def bench(arguments: list[str]) -> int:
             "the benchmarks are part of equikern's repository, not of the installed package: run this command in a "
             'checkout, after pip install -c constraints.txt -e ".[bench]"'
         )
-    sys.path.insert(0, str(folder))
-    return int(importlib.import_module("command").run(arguments))
+    sys.path.insert(0, str(folder.parent))
+    return int(importlib.import_module("bench.command").run(arguments))
 
 
 def main(arguments: list[str] | None = None) -> None:

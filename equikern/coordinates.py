@@ -23,10 +23,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .actions import GridAction, grid
-from .fields import FieldAction, field
-from .ops import checks
-from .permutations import PermutationAction, permutation
+from .actions import FieldAction, GridAction, PermutationAction, field, grid, permutation
+from .actions.base import element
+from .core import checks
+from .ops import orbit_act
+from .views.grid import axes_of, sides_of
 
 __all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
 
@@ -83,39 +84,77 @@ class Coordinates:
             signs.append([ends[i % n] for i in order])
         return permutation(perm, signs, group=self.group)
 
-    def act(self, g: int, t: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def act(self, g: int | Tensor, t: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """g·t: coordinates on the image x → those of the same places on g·x.
 
         Args:
-            g: the element.
-            t: (\\*, \\*shape), any dtype that has negative numbers; whole numbers stay exact.
-            size: (H, W) of x; needed unless coordinates are normalized.
+            g: the element; or (B,) int64 on t's device, one for each sample.
+            t: (\\*, \\*shape), any dtype that has negative numbers; whole numbers stay exact. A batch
+                (B, \\*, \\*shape) for many elements.
+            size: (H, W) of x, the same for all samples; needed unless coordinates are normalized.
 
         Raises:
             TypeError, ValueError: g is not an element, t has other last dims, no size.
-        """
-        if not isinstance(t, Tensor):
-            raise TypeError(f"t: expected a torch.Tensor, got {type(t).__name__}")
-        self._element(g)
-        self.check("t", t)
-        ends = [end - (self.units == "center") for end in self._size(size)]
-        rows, signs = self._moved[g]
-        if self.swap is not None and _mirrors(self.action.words[g]):
-            t = t[..., self.swap, :]
-        far = [ends[self._sides[row]] if sign < 0 else 0 for row, sign in zip(rows, signs, strict=True)]
-        return t[..., rows] * t.new_tensor(signs) + t.new_tensor(far)
 
-    def undo(self, g: int, t: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        Example:
+            >>> points = torch.tensor([[3.0, 1.0], [3.0, 1.0]])
+            >>> keypoints("c4").act(torch.tensor([0, 1]), points, (4, 6)).tolist()
+            [[3.0, 1.0], [1.0, 3.0]]
+        """
+        ends = self._ends(size)
+        if isinstance(g, Tensor) and g.dim():
+            self._check_batch(t)
+            return self._moved_each(g, t, [self._far(h, ends) for h in range(self.action.order)], False)
+        return self._moved_all(element("g", g, self.action.order, self.action.name), t, ends)
+
+    def undo(self, g: int | Tensor, t: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """g⁻¹·t: coordinates that were found on g·x → those of the same places on x, whose size is (H, W).
 
         Example:
             >>> keypoints("c4").undo(1, torch.tensor([1.0, 3.0]), (4, 6)).tolist()
             [3.0, 1.0]
         """
-        self._element(g)
-        height, width = self._size(size)
-        turned = _turns(self.action.words[g])
-        return self.act(int(self.group.inverse[g]), t, (width, height) if turned else (height, width))
+        ends, inverse = self._ends(size), self.group.inverse.tolist()
+        shown = [ends[::-1] if _turns(word) else ends for word in self.action.words]
+        if isinstance(g, Tensor) and g.dim():
+            self._check_batch(t)
+            return self._moved_each(g, t, [self._far(inverse[h], shown[h]) for h in range(self.action.order)], True)
+        g = element("g", g, self.action.order, self.action.name)
+        return self._moved_all(inverse[g], t, shown[g])
+
+    def _ends(self, size: object) -> list[int]:
+        """The coordinates' largest values down and to the right."""
+        return [end - (self.units == "center") for end in self._size(size)]
+
+    def _far(self, g: int, ends: Sequence[int]) -> list[int]:
+        """What is added to each entry of the last dim: where it is counted from the other end."""
+        rows, signs = self._moved[g]
+        return [ends[self._sides[row]] if sign < 0 else 0 for row, sign in zip(rows, signs, strict=True)]
+
+    def _moved_all(self, g: int, t: Tensor, ends: Sequence[int]) -> Tensor:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"t: expected a torch.Tensor, got {type(t).__name__}")
+        self.check("t", t)
+        rows, signs = self._moved[g]
+        if self.swap is not None and _mirrors(self.action.words[g]):
+            t = t[..., self.swap, :]
+        return t[..., rows] * t.new_tensor(signs) + t.new_tensor(self._far(g, ends))
+
+    def _moved_each(self, g: Tensor, t: Tensor, far: list[list[int]], inverse: bool) -> Tensor:
+        """Every sample by its own element, which ``far`` tells what to add for."""
+        moved = orbit_act(t.flatten(-len(self.shape)), g, self.linear, inverse=inverse)
+        points = 1 if self.swap is None else len(self.swap)
+        added = t.new_tensor(far).repeat(1, points).index_select(0, g.flatten())
+        moved = moved + added.view(*g.shape, *(1,) * (moved.dim() - g.dim() - 1), -1)
+        return moved.unflatten(-1, self.shape)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _check_batch(self, t: object) -> None:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"t: expected a torch.Tensor, got {type(t).__name__}")
+        self.check("t", t)
+        if t.dim() < 1 + len(self.shape):
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"t: expected a batch (B, …, {expected}) for many elements, got shape {tuple(t.shape)}")
 
     def check(self, name: str, t: Tensor) -> None:
         """That the last dims of t are those of these coordinates."""
@@ -141,12 +180,6 @@ class Coordinates:
     def _middle(self, size: tuple[int, int]) -> list[float]:
         scale, shift = _HALF[self.units]
         return [scale * size[side] + shift if side >= 0 else 0.0 for side in self._sides]
-
-    def _element(self, g: object) -> None:
-        if isinstance(g, bool) or not isinstance(g, int):
-            raise TypeError(f"g: expected a whole number, got {type(g).__name__}")
-        if not 0 <= g < self.action.order:
-            raise ValueError(f"g: expected an element 0 … {self.action.order - 1} of {self.action.name!r}, got {g}")
 
     def _size(self, size: object) -> tuple[int, int]:
         if self.units == "normalized":
@@ -255,10 +288,9 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
             rows.append(i)
             signs.append(1)
             continue
-        letter = word[side]
-        reverse = letter.isupper() and kind != "|"
+        source, back = sides_of(word)[side]
+        reverse = back and kind != "|"
         wanted = {"<": ">", ">": "<"}.get(kind, kind) if reverse else kind
-        source = "hw".index(letter.lower())
         rows.append(next(j for j, entry in enumerate(zip(sides, kinds, strict=True)) if entry == (source, wanted)))
         signs.append(-1 if reverse else 1)
     return rows, signs
@@ -266,12 +298,12 @@ def _moved(word: str, sides: Sequence[int], kinds: Sequence[str]) -> tuple[list[
 
 def _turns(word: str) -> bool:
     """Whether the element exchanges height and width."""
-    return word[0] in "wW"
+    return axes_of(word) is not None
 
 
 def _mirrors(word: str) -> bool:
     """Whether the element turns left hands into right ones: an odd number of flips and transpositions."""
-    return (sum(letter.isupper() for letter in word) + _turns(word)) % 2 == 1
+    return (sum(back for _, back in sides_of(word)) + _turns(word)) % 2 == 1
 
 
 def _images(action: object) -> GridAction:

@@ -62,7 +62,7 @@ class Group:
 
     def __eq__(self, other: object) -> bool:
         """Equal multiplication tables; names do not count."""
-        return isinstance(other, Group) and torch.equal(self.multiply, other.multiply)
+        return self is other or (isinstance(other, Group) and torch.equal(self.multiply, other.multiply))
 
     def __hash__(self) -> int:
         return hash((self.order, tuple(self.multiply.flatten().tolist())))

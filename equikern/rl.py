@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from .actions import GroupAction, grid
+from .actions import GroupAction, PermutationAction, grid, permutation
+from .core import checks
 from .groups import cyclic_group
 from .nn import EquiTune, EquiZero
-from .ops import checks
-from .permutations import PermutationAction, permutation
 
 if TYPE_CHECKING:
     from stable_baselines3 import DQN

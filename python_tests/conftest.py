@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 # Threads that wait without spinning, read when torch loads OpenMP: many small calls on shared cores are 3× faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -12,10 +15,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import equikern
 import pytest
 import torch
-from cuda_blocks import Blocks, compile_blocks
 from equikern.backends import unavailable
+from helpers import audited
+from helpers.cuda_blocks import Blocks, compile_blocks
 from hypothesis import HealthCheck, settings
 from torch import Tensor
+
+_native = importlib.util.find_spec("equikern._C")
+if _native is not None and _native.origin is not None:  # a half-built tree may find another one's
+    assert Path(_native.origin).parent == Path(equikern.__file__).parent, f"{equikern.__file__} beside {_native.origin}"
 
 settings.register_profile(
     "equikern",
@@ -27,7 +35,51 @@ settings.register_profile(
 )
 settings.load_profile("equikern")
 
-collect_ignore = [] if torch.cuda.is_available() else ["test_cuda_gpu.py"]
+collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of pytest-xdist's processes the first hears of all tests
+        config.pluginmanager.register(audited.Recorder(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, one process runs all tests of a file, which share what is made for them, and all of CUDA's blocks,
+    in the order of the folders: those with the longest tests come first.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(Path(nodeid.partition("::")[0]).parent) if "/cuda/" in nodeid else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log) if config.option.dist == "load" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    audited.skip_needless(config, items)
+    superfluous = other_dtypes_of_the_reference(items)
+    config.hook.pytest_deselected(items=superfluous)
+    items[:] = [item for item in items if item not in superfluous]
+
+
+def other_dtypes_of_the_reference(items: list[pytest.Item]) -> set[pytest.Item]:
+    """All but one of the dtypes with which a test runs on the reference, which is plain torch in all of them.
+
+    Which one stays differs from case to case, so that every dtype has its turn.
+    """
+    cases: dict[tuple[object, ...], list[pytest.Item]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            given = item.callspec.indices
+            if item.callspec.params.get("backend") == "reference" and "dtype" in given:
+                others = sorted((name, index) for name, index in given.items() if name != "dtype")
+                cases.setdefault((item.path.name, item.originalname, *others), []).append(item)
+    return {
+        item for case, found in cases.items() for item in set(found) - {found[crc32(repr(case).encode()) % len(found)]}
+    }
 
 
 def poisoned(t: Tensor) -> Tensor:

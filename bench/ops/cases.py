@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import equikern
-import machine
 import torch
+from bench.ops import machine
+from bench.ops.operators import OPERATORS, Operator, Tensors
 from equikern import Action
-from operators import OPERATORS, Operator, Tensors
 from torch import Tensor
 
 # By device and class of shape; "small" stays in the caches of the CPU, or is where a GPU's launches show.
@@ -29,7 +29,7 @@ SHAPES = {
 }
 # The goals: the largest time, in times of the copy, and how many times eager torch must take under C4 and D4 where the
 # bytes outgrow the last-level cache; 1 where they do not. No goal is ever asserted.
-GOALS = {
+GOALS: dict[str, dict[str, tuple[float | None, float, float]]] = {
     "cpu": {"large": (1.3, 4.0, 4.0), "small": (2.0, 4.0, 4.0)},
     "cuda": {"large": (1 / 0.9, 5.0, 8.0), "odd": (1 / 0.7, 5.0, 8.0), "small": (None, 1.0, 1.0)},
 }
@@ -41,14 +41,15 @@ QUICK = {"cpu": FEW_SHAPES, "cuda": ((256, 3, 224, 224), (512, 1280, 7, 7), (64,
 ORDERS = {"c4": 4, "d4": 8}
 DTYPES = (torch.float32, torch.bfloat16)
 MORE_DTYPES = (torch.float16, torch.float64, torch.int8)
-CORE = ("orbit", "mean", "weighted", "select", "selected")  # the operators that goals are set for
+CORE = ("orbit", "act", "mean", "weighted", "select", "selected")  # the operators that goals are set for
+REDUCTIONS = ("max", "mean_std", "median", "log1p")  # measured beside the mean, at few shapes
 FUSED = ("equikern", "triton", "cuda")  # its own choice of kernels, and the backends that can be asked for
 PROVIDERS = {
     "cpu": ("equikern", "eager", "compile", "ttach", "toolbelt"),
     "cuda": (*FUSED, "eager", "compile", "ttach", "toolbelt"),
 }
 TTACH = ("orbit", "mean", "max")  # the operators that ttach has
-TOOLBELT = ("orbit", "mean")  # and pytorch-toolbelt, which has D4 and not C4
+TOOLBELT = ("orbit", "mean", "log1p")  # and pytorch-toolbelt, which has D4 and not C4
 COLD = 2  # cold: a buffer is met again when so many times the last-level cache have been through it
 ROTATION = 1 << 30  # the most bytes that buffers in rotation may take; where that is too few there is no "cold"
 # Largest ‖result − float64‖ / ‖float64‖ that still counts as the right result, and so may be timed. Loose enough for
@@ -117,10 +118,13 @@ class Case:
     def providers(self) -> tuple[str, ...]:
         """Who does this job on this device."""
         does = {
+            "compile": self.name != "act",  # its loop reads the elements, which no graph holds
             "ttach": self.name in TTACH,
             "toolbelt": self.name in TOOLBELT and self.group == "d4",
         }
         few = (*FUSED, "eager") if self.dtype in MORE_DTYPES else PROVIDERS[self.device]
+        if self.name == "median" and self.direction != "forward":
+            few = FUSED  # of views that tie torch's sort gives one the gradient, ours all of them
         return tuple(p for p in PROVIDERS[self.device] if p in few and does.get(p, True))
 
     @property
@@ -146,6 +150,8 @@ class Case:
         if self.name not in CORE or not kind:
             return None, 1.0
         copy, c4, d4 = GOALS[self.device][kind]
+        if self.name == "act":  # the loop beside it turns every sample once as well
+            return copy, 1.0
         return copy, c4 if self.group == "c4" else d4
 
     def tensors(self, requires_grad: bool = False, fresh: bool = False) -> Tensors:
@@ -153,9 +159,14 @@ class Case:
         memory = _memory(self.shape, self.dtype, self.device)
         found = []
         for name in self.operator.takes:
-            t = memory[name] if name == "x" else memory[name][: self.order]
+            if name == "positive":
+                t = _positive(self.shape, self.dtype, self.device)[: self.order]
+            elif name == "elements":
+                t = memory[name] % self.order
+            else:
+                t = memory[name] if name == "x" else memory[name][: self.order]
             t = t.clone() if fresh else t.detach()
-            found.append(t.requires_grad_() if requires_grad and name != "scores" else t)
+            found.append(t.requires_grad_() if requires_grad and name not in ("scores", "elements") else t)
         return tuple(found)
 
     def upstream(self, fresh: bool = False) -> Tensors:
@@ -163,7 +174,7 @@ class Case:
         memory = _memory(self.shape, self.dtype, self.device)
         if self.name == "orbit":
             found: Tensors = (memory["y"][: self.order],)
-        elif self.name == "symmetrize":
+        elif self.name in ("symmetrize", "act"):
             found = (memory["y"][0],)
         elif self.name == "mean plus":
             found = (memory["x2"],)
@@ -204,8 +215,8 @@ class Case:
 
 
 def _batch(t: Tensor) -> int:
-    """Which dim the samples are: the first of images, the second behind the group."""
-    return 0 if t.dim() == 4 else 1
+    """Which dim the samples are: the first of images and of their elements, the second behind the group."""
+    return 0 if t.dim() in (1, 4) else 1
 
 
 @functools.lru_cache(maxsize=1)  # the cases of one shape and dtype follow each other
@@ -230,7 +241,14 @@ def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dict[str
         "y": memory[:8],
         "weights": torch.rand(lead, generator=generator, device=device, dtype=wide) + 0.5,
         "scores": torch.rand(lead, generator=generator, device=device),
+        "elements": torch.randint(8, lead[1:], generator=generator, device=device),
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _positive(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Views of which logarithms exist."""
+    return _memory(shape, dtype, device)["y"].abs()
 
 
 @contextlib.contextmanager
@@ -283,9 +301,9 @@ def all_cases(device: str) -> list[Case]:
         directions = ("backward",) if name == "selected" else ("forward", "backward", "both")
         for group in ORDERS:
             for dtype in DTYPES + MORE_DTYPES:
-                if dtype == torch.int8 and name not in ("orbit", "select"):  # those that only move values
+                if dtype == torch.int8 and name not in ("orbit", "act", "select"):  # those that only move values
                     continue
-                few = dtype in MORE_DTYPES or name in ("mean plus", "max", "mean_std")
+                few = dtype in MORE_DTYPES or name in ("mean plus", *REDUCTIONS)
                 cases += [
                     Case(name, direction, group, shape, dtype, device, state)
                     for shape in (FEW_SHAPES if few else sum(SHAPES[device].values(), ()))

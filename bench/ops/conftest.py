@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import machine
 import pytest
-import report
 import torch
-from providers import Compiler
+
+sys.path.append(str(Path(__file__).parents[2]))  # the parts of bench import each other
+
+from bench.ops import machine, report
+from bench.ops.providers import Compiler
 
 _LEDGER = pytest.StashKey[report.Ledger]()
 _START = pytest.StashKey[float]()
@@ -77,15 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _quick(item: pytest.Item) -> bool:
     """Whether ``--quick`` measures it: small calls and few shapes, without torch.compile."""
-    case, provider = item.callspec.params.get("case"), _provider(item)
+    case, provider = _parameter(item, "case"), _parameter(item, "provider")
     if case is None:
-        return item.callspec.params.get("size") != "full"
+        return bool(_parameter(item, "size") != "full")
     return bool(case.quick) and provider != "compile"
 
 
-def _provider(item: pytest.Item) -> str | None:
-    name: str | None = item.callspec.params.get("provider")
-    return name
+def _parameter(item: pytest.Item, name: str) -> Any:
+    assert isinstance(item, pytest.Function)
+    return item.callspec.params.get(name)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -100,7 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [i for i in items if _quick(i)]
     elif config.option.time_limit:
-        items.sort(key=lambda i: (_provider(i) == "compile", not _quick(i)))
+        items.sort(key=lambda i: (_parameter(i, "provider") == "compile", not _quick(i)))
 
 
 @pytest.hookimpl(trylast=True)
@@ -143,7 +147,7 @@ def _write(config: pytest.Config, path: Path, complete: bool, exit_status: int |
         "fresh_pages": config.option.fresh_pages,
         "seconds": round(time.perf_counter() - config.stash[_START]),
         "exit_status": exit_status,
-        "left_out": list(config.stash[_PENDING]),
+        "left_out": [*config.stash[_PENDING]],
     }
     config.stash[_LEDGER].write(path, config.stash[_MACHINE], settings)
     config.stash[_WRITTEN] = time.perf_counter()
@@ -176,7 +180,7 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    ledger, info, left_out = config.stash[_LEDGER], config.stash[_MACHINE], list(config.stash[_PENDING])
+    ledger, info, left_out = config.stash[_LEDGER], config.stash[_MACHINE], [*config.stash[_PENDING]]
     if config.option.collectonly or not (ledger.rows or ledger.calls or ledger.losses or left_out):
         return
     cache = info["last_level_cache"]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import equikern
 import torch
-from cases import FUSED, PROVIDERS, Case, states
+from bench.ops.cases import FUSED, PROVIDERS, Case, states
+from bench.ops.operators import OPERATORS, Operator, Tensors, per_sample
 from equikern import Action
-from operators import OPERATORS, Operator, Tensors, per_sample
 from torch import Tensor
 
 ACTIONS: dict[str, Callable[[], Action]] = {

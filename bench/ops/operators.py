@@ -12,7 +12,6 @@ from typing import Any
 
 import equikern
 import torch
-from equikern import Action
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
@@ -44,6 +43,11 @@ def stacked(y: Tensor, order: int) -> Tensor:
 
 def eager_orbit(order: int, x: Tensor) -> Tensor:
     return torch.stack([turn(x, g) for g in range(order)])
+
+
+def eager_act(order: int, x: Tensor, elements: Tensor) -> Tensor:
+    """The loop over the samples of a batch."""
+    return torch.stack([turn(sample, g) for sample, g in zip(x, elements.tolist(), strict=True)])
 
 
 def eager_mean(order: int, y: Tensor) -> Tensor:
@@ -86,6 +90,16 @@ def eager_mean_std(order: int, y: Tensor) -> Tensors:
     return mean, std
 
 
+def eager_median(order: int, y: Tensor) -> Tensor:
+    """The mean of the two middle values: |G| is even."""
+    ordered = stacked(y, order).sort(0).values
+    return (ordered[order // 2 - 1] + ordered[order // 2]) / 2
+
+
+def eager_log1p(order: int, y: Tensor) -> Tensor:
+    return stacked(y, order).log1p().mean(0).expm1()
+
+
 # The same results in float64, written apart from the chains. What moves values only, or scales them by a power of
 # two, is exact in any dtype and stays in the input's.
 
@@ -99,6 +113,14 @@ def sum_back(y: Tensor, weights: Tensor | None = None) -> Tensor:
         else:
             total += view.double() * per_sample(weights[g], view)
     return total
+
+
+def by_element(move: Callable[[Tensor, int], Tensor], order: int, x: Tensor, elements: Tensor) -> Tensor:
+    """All samples of one element together."""
+    result = torch.empty_like(x)
+    for g in range(order):
+        result[elements == g] = move(x[elements == g], g)
+    return result
 
 
 def wide_weighted(order: int, y: Tensor, weights: Tensor) -> Tensor:
@@ -124,6 +146,20 @@ def wide_mean_std(order: int, y: Tensor) -> Tensors:
     for g in range(order):
         spread += (turn_back(y[g], g).double() - mean).square()
     return mean, (spread / order).sqrt()
+
+
+def middle(v: Tensor) -> Tensors:
+    """The two middle values over the first dim."""
+    return tuple(v.kthvalue(k, 0).values for k in (v.shape[0] // 2, v.shape[0] // 2 + 1))
+
+
+def wide_median(order: int, y: Tensor) -> Tensor:
+    low, high = middle(stacked(y, order).double())
+    return (low + high) / 2
+
+
+def wide_log1p(order: int, y: Tensor) -> Tensor:
+    return (sum_back(y.double().log1p()) / order).expm1()
 
 
 def grad_of_mean(order: int, args: Tensors, grads: Tensors) -> Tensors:
@@ -152,6 +188,14 @@ def grad_of_selected(order: int, args: Tensors, grads: Tensors) -> Tensors:
     return (grad_y,)
 
 
+def grad_of_median(order: int, args: Tensors, grads: Tensors) -> Tensors:
+    """Half of the gradient to each of the two middle values, shared by all views that have it."""
+    v = stacked(args[0], order)
+    hits = torch.stack([v == value for value in middle(v)]).double()
+    shares = (0.5 * hits / hits.sum(1, keepdim=True)).sum(0)
+    return (torch.stack([turn(shares[g] * grads[0], g) for g in range(order)]),)
+
+
 def grad_by_autograd(chain: Callable[..., Result]) -> Callable[[int, Tensors, Tensors], Tensors]:
     """The chain's own derivative in float64, where there is no short formula."""
 
@@ -169,7 +213,8 @@ class Operator:
     """One operator.
 
     Attributes:
-        takes: its tensors: "x" (*lead, H, W), "y" (|G|, *lead, H, W), "weights" and "scores" (|G|, B).
+        takes: its tensors: "x" (*lead, H, W), "y" and "positive" (|G|, *lead, H, W), "weights" and "scores" (|G|, B),
+            "elements" (B,).
         fused: equikern's call with (action, *tensors, out=…).
         eager: the chain with (|G|, *tensors).
         wide: the result in float64, with (|G|, *tensors).
@@ -190,12 +235,8 @@ class Operator:
     takes_out: bool = True
 
 
-def fused_max(action: Action, y: Tensor, out: Tensor | None = None) -> Any:
-    return equikern.orbit_reduce(y, action, "max", out=out)
-
-
-def fused_mean_std(action: Action, y: Tensor, out: Tensors | None = None) -> Any:
-    return equikern.orbit_reduce(y, action, "mean_std", out=out)  # type: ignore[arg-type]
+def fused_reduce(op: Any) -> Callable[..., Any]:
+    return lambda action, y, out=None: equikern.orbit_reduce(y, action, op, out=out)
 
 
 OPERATORS = {
@@ -207,6 +248,15 @@ OPERATORS = {
         lambda order, args, grads: (sum_back(grads[0]),),
         lambda order: (1, order),
         lambda order: (order, 1),
+    ),
+    "act": Operator(
+        ("x", "elements"),
+        lambda action, x, elements, out=None: equikern.orbit_act(x, elements, action, out=out),
+        eager_act,
+        lambda order, x, elements: by_element(turn, order, x, elements),
+        lambda order, args, grads: (by_element(turn_back, order, grads[0], args[1]),),
+        lambda order: (1, 1),
+        lambda order: (1, 1),
     ),
     "mean": Operator(
         ("y",),
@@ -264,7 +314,7 @@ OPERATORS = {
     ),
     "max": Operator(
         ("y",),
-        fused_max,
+        fused_reduce("max"),
         eager_max,
         wide_max,
         grad_by_autograd(eager_max),
@@ -273,12 +323,30 @@ OPERATORS = {
     ),
     "mean_std": Operator(
         ("y",),
-        fused_mean_std,
+        fused_reduce("mean_std"),
         eager_mean_std,
         wide_mean_std,
         grad_by_autograd(eager_mean_std),
         lambda order: (order, 2),
         lambda order: (order + 2, order),
         results=2,
+    ),
+    "median": Operator(
+        ("y",),
+        fused_reduce("median"),
+        eager_median,
+        wide_median,
+        grad_of_median,
+        lambda order: (order, 1),
+        lambda order: (order + 1, order),
+    ),
+    "log1p": Operator(
+        ("positive",),
+        fused_reduce("log1p"),
+        eager_log1p,
+        wide_log1p,
+        grad_by_autograd(eager_log1p),
+        lambda order: (order, 1),
+        lambda order: (order + 1, order),
     ),
 }

@@ -16,9 +16,9 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 import torch.fx.experimental._config
-from cases import FUSED, Case
+from bench.ops.cases import FUSED, Case
+from bench.ops.operators import Result, Tensors
 from equikern.backends import unavailable
-from operators import Result, Tensors
 from torch import Tensor
 
 
@@ -118,7 +118,8 @@ def in_our_order(result: Tensor, expected: Tensor) -> Tensor:
     """A result or gradient of pytorch-toolbelt, its views as they are expected."""
     if result.dim() == expected.dim():
         return result
-    return result.unflatten(0, (len(TOOLBELT_ORDER), -1))[list(TOOLBELT_ORDER)]
+    views: Tensor = result.unflatten(0, (len(TOOLBELT_ORDER), -1))
+    return views[list(TOOLBELT_ORDER)]
 
 
 def missing(provider: str, device: str) -> str | None:
@@ -152,7 +153,7 @@ def bind(case: Case, provider: str, compiler: Compiler, fresh: bool = False) -> 
     elif provider == "toolbelt" and case.name == "orbit":
         chain, upstream = toolbelt().d4_image_augment, (in_toolbelt_order(upstream[0]),)
     elif provider == "toolbelt":
-        chain = toolbelt().d4_image_deaugment
+        chain = functools.partial(toolbelt().d4_image_deaugment, reduction=case.name)
         tensors = (in_toolbelt_order(tensors[0].detach()).requires_grad_(differentiable),)
     elif provider == "eager":
         chain = functools.partial(case.operator.eager, case.order)
@@ -170,7 +171,7 @@ def bind(case: Case, provider: str, compiler: Compiler, fresh: bool = False) -> 
     out = outs[0] if len(outs) == 1 else outs
 
     def into_out() -> Result:
-        chain(*tensors, out=out)
+        case.operator.fused(case.action, *tensors, out=out)
         return out
 
     return into_out

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cases import CORE, PROVIDERS, Case
-from timing import Times
+from bench.ops.cases import CORE, PROVIDERS, Case
+from bench.ops.timing import Times
 
 MISS = "✗"
 RIVALS = {"compile": "torch.compile", "ttach": "ttach", "toolbelt": "pytorch-toolbelt"}  # to be faster than

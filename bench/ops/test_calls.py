@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ORDERS, Case, error
-from operators import OPERATORS
+from bench.ops.cases import ORDERS, Case, error
+from bench.ops.operators import OPERATORS
+from bench.ops.report import CallRow, Ledger
+from bench.ops.timing import Interleaved, summary, synchronize
 from pytest_benchmark.fixture import BenchmarkFixture
-from report import CallRow, Ledger
-from timing import Interleaved, summary, synchronize
 from torch import Tensor
 
 SHAPE = (1, 3, 8, 8)
@@ -63,7 +63,7 @@ def test_call(name: str, group: str, mode: str, device: str, benchmark: Benchmar
     other = Interleaved(_many(eager), wait, wait)
     other()
     other.seconds.clear()
-    benchmark.pedantic(_many(mine), setup=other, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(_many(mine), setup=other, rounds=ROUNDS)
     if benchmark.stats is None:  # --benchmark-disable
         return
     row = CallRow(name, group, mode, summary(benchmark.stats.stats.data, CALLS), summary(other.seconds, CALLS))

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import error
+from bench.ops.cases import error
+from bench.ops.memory import peak
+from bench.ops.report import Ledger, LossRow
+from bench.ops.timing import Interleaved, summary, synchronize
+from bench.ops.words import table, undone
 from equikern import linear_orbit_cross_entropy, permutation
-from memory import peak
 from pytest_benchmark.fixture import BenchmarkFixture
-from report import Ledger, LossRow
-from timing import Interleaved, summary, synchronize
 from torch import Tensor
-from words import table, undone
 
 SIZES = {"quick": (2, 256, 64, 8192), "full": (2, 2048, 576, 49_152)}  # |G|, rows, features, words
 ROUNDS = 3
@@ -57,7 +57,7 @@ def test_linear_loss(size: str, device: str, benchmark: BenchmarkFixture, ledger
         synchronize(device)
 
     other = Interleaved(timed_eager)
-    benchmark.pedantic(timed, setup=other, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(timed, setup=other, rounds=ROUNDS)
     if benchmark.stats is None:  # --benchmark-disable
         return
     row = LossRow(

@@ -6,22 +6,22 @@ A provider's result is compared with float64 first; what is wrong fails and is n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from cases import FUSED, MERGE_SHAPE, Case, all_cases, error
-from fields import field_cases
-from memory import peak
-from operators import Tensors
-from providers import Compiler, bind, in_our_order, missing, poison, serve
+from bench.ops.cases import FUSED, MERGE_SHAPE, Case, all_cases, error
+from bench.ops.fields import field_cases
+from bench.ops.memory import peak
+from bench.ops.operators import Tensors
+from bench.ops.providers import Compiler, bind, in_our_order, missing, poison, serve
+from bench.ops.report import Ledger
+from bench.ops.timing import GRAPH_CALLS, Interleaved, Ring, captured, copies_of, once, summary
+from bench.ops.words import word_cases
 from pytest_benchmark.fixture import BenchmarkFixture
-from report import Ledger
-from timing import GRAPH_CALLS, Interleaved, Ring, captured, copies_of, once, summary
 from torch import Tensor
-from words import word_cases
 
 SECONDS = (0.15, 0.25)  # for the rounds of one benchmark, copies included: of others, of equikern
 FEWEST = (3, 9)
@@ -54,7 +54,11 @@ def check(case: Case, provider: str, result: Tensor | Tensors) -> float:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, only = metafunc.config.option.device, metafunc.config.option.only
-    families = {"images": all_cases, "fields": field_cases, "logits": word_cases}
+    families: dict[str, Callable[[str], Sequence[Case]]] = {
+        "images": all_cases,
+        "fields": field_cases,
+        "logits": word_cases,
+    }
     cases = [case for family, cases_of in families.items() if only in (None, family) for case in cases_of(device)]
     found = [pytest.param(case, name, id=f"{case.id}-{name}") for case in cases for name in case.providers]
     metafunc.parametrize(("case", "provider"), found)
@@ -100,7 +104,7 @@ def _measure(case: Case, provider: str, benchmark: BenchmarkFixture, ledger: Led
     mine = provider in FUSED
     rounds = min(MOST, max(FEWEST[mine], int(SECONDS[mine] / (step + once(copies)))))
     copies.seconds.clear()
-    benchmark.pedantic(ring, setup=copies, rounds=rounds)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(ring, setup=copies, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable
         return
     calls = GRAPH_CALLS if case.state == "graph" else 1

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from cases import Case
+from bench.ops.cases import Case
 from torch import Tensor
 
 

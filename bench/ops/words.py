@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import equikern
 import torch
-from cases import FUSED, PROVIDERS, Case, one_thread, states
+from bench.ops.cases import FUSED, PROVIDERS, Case, one_thread, states
+from bench.ops.operators import Result, Tensors
 from equikern import Action
-from operators import Result, Tensors
 from torch import Tensor
 
 GROUPS = {"swap2": 2, "cycle3": 3}

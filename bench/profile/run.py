@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-BENCH = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(BENCH.parent), str(BENCH / "ops")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -66,7 +65,7 @@ def operator(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, group: str, direction: str, device: str
 ) -> tuple[Callable[[], object], int]:
     """One operator's forward or backward pass, and the bytes it must move."""
-    from cases import Case
+    from bench.ops.cases import Case
 
     case = Case(name, direction, group, shape, dtype, device)
     call = case.operator.fused
@@ -83,7 +82,7 @@ def operator(
 
 
 def main() -> None:
-    from operators import OPERATORS
+    from bench.ops.operators import OPERATORS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("operator", choices=[*OPERATORS, "equitune"])

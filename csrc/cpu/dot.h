@@ -49,7 +49,7 @@ template <class T>
 inline void dot_band(const Problem& p, Dot<T>& dot, const Place<Bits<T>>& out, const Place<Bits<T>>& other, const Source<Bits<T>>& from,
                      const View<Bits<T>>& view, const Region& r, Acc<T> w, bool streaming) {
   typedef Bits<T> E;
-  const bool direct = !streaming && out.rows_fit(p);
+  const bool direct = out.data && !streaming && out.rows_fit(p);
   const int64_t elements = elements_of(p, r);
   const Band<E> y = gathered<E>(p, other, r, other.col == p.V ? nullptr : scratch<E>(2, elements));
   const Band<E> x = view_band<E>(p, from, view, r, scratch<E>(0, elements), true);

@@ -11,7 +11,8 @@ namespace EQK_ISA {
 // Whether the entries of a unit that some view moves are few: its row is then summed as if all stayed, and these again.
 inline bool are_few(const Problem& p, const Region& r, const MovedRange& range) {
   const int64_t moved = range.hi - range.lo;
-  return !p.move_rows && p.V == 1 && p.in.col == 1 && r.planes == 1 && r.rows() == 1 && moved > 0 && moved <= r.pixels() / 16;
+  const bool rows = p.in.col == 1 && p.source(p.views - 1).col == 1;  // those of what is added, too
+  return !p.move_rows && p.V == 1 && rows && r.planes == 1 && r.rows() == 1 && moved > 0 && moved <= r.pixels() / 16;
 }
 
 template <class T, class C, bool kWeighted>

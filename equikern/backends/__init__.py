@@ -1,69 +1,41 @@
 """Which kernels run: chosen by the tensor's device, overridden by ``use_backend`` or ``EQUIKERN_BACKEND``.
 
-Every backend is a module with the functions of ``Kernels``: the kernels, which ``reference.py`` documents, and
-``unavailable(device)``, which returns None or the reason why it cannot run there.
+Every backend is a class of the interface ``Backend`` (``base.py``), made once; ``DEVICES`` says which are tried where.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from functools import cache
+from threading import Lock
 from types import TracebackType
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ..nvtx import ranged
 from . import choice
+from .base import Backend
+from .nvtx import ranged
 
-__all__ = ["Kernels", "active_backend", "kernels", "unavailable", "use_backend"]
+__all__ = ["Backend", "active_backend", "kernels", "unavailable", "use_backend"]
 
-NAMES = ("reference", "cpu", "triton", "cuda")
+# By name: the module and its class. Triton's and the C++ module are imported where they are first asked for.
+BACKENDS = {"reference": "Reference", "cpu": "Cpu", "triton": "Triton", "cuda": "Cuda"}
+# By device type: the backends that serve it, best first; plain torch serves every other type, and where none of these
+# can run.
+DEVICES = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
-
-class Kernels(Protocol):
-    """What a backend offers; see ``reference.py`` for what each function computes."""
-
-    def orbit(
-        self, x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None
-    ) -> None: ...
-    def reduce(
-        self, y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
-    ) -> None: ...
-    def orbit_dot(
-        self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
-    ) -> None: ...
-    def select(
-        self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool
-    ) -> None: ...
-    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None: ...
-    def softmax_mean_backward(
-        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str
-    ) -> None: ...
-    def score(self, logits: Tensor, out: Tensor, kind: str) -> None: ...
-    def score_select(self, y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None: ...
-    def cross_entropy(
-        self,
-        y: Tensor,
-        target: Tensor,
-        loss: Tensor,
-        grad: Tensor | None,
-        maps: str,
-        space: str,
-        ignore_index: int,
-        smoothing: float,
-        scale: Tensor | None,
-    ) -> None: ...
-    def unavailable(self, device: torch.device) -> str | None: ...
+_stack: list[use_backend] = []  # those in force, the last one counts
+_lock = Lock()
+_active: dict[str, Backend] = {}  # by device type; emptied when the choice changes
 
 
-_forced: str | None = None
-_active: dict[str, Kernels] = {}  # by device type; emptied when the choice changes
-
-
-def _load(name: str) -> Kernels:
-    return cast(Kernels, importlib.import_module(f".{name}", __package__))
+@cache
+def _load(name: str) -> Backend:
+    module = importlib.import_module(f".{name}", __package__)
+    backend: Backend = getattr(module, BACKENDS[name])()
+    return backend
 
 
 def unavailable(name: str, device: torch.device) -> str | None:
@@ -74,20 +46,25 @@ def unavailable(name: str, device: torch.device) -> str | None:
         return f"it does not import: {error}"
 
 
-def _choose(device: torch.device) -> Kernels:
-    if _forced is not None:
-        reason = unavailable(_forced, device)
+def _forced() -> str | None:
+    return _stack[-1].name if _stack else _from_environment
+
+
+def _choose(device: torch.device) -> Backend:
+    forced = _forced()
+    if forced is not None:
+        reason = unavailable(forced, device)
         if reason is not None:
-            asked = " (from EQUIKERN_BACKEND)" if _forced == os.environ.get("EQUIKERN_BACKEND") else ""
-            raise ValueError(f"backend {_forced!r}{asked} cannot run on {device.type} tensors: {reason}")
-        return _load(_forced)
-    for name in {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ()):
+            asked = " (from EQUIKERN_BACKEND)" if forced == _from_environment else ""
+            raise ValueError(f"backend {forced!r}{asked} cannot run on {device.type} tensors: {reason}")
+        return _load(forced)
+    for name in DEVICES.get(device.type, ()):
         if unavailable(name, device) is None:
             return _load(name)
     return _load("reference")
 
 
-def kernels(x: Tensor) -> Kernels:
+def kernels(x: Tensor) -> Backend:
     """The kernels that serve x's device."""
     found = _active.get("cpu" if x.is_cpu else x.device.type)  # is_cpu is the cheaper question
     if found is None:
@@ -112,20 +89,19 @@ def active_backend(device: torch.device | str = "cpu") -> str:
         device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {device!r}: {error}") from None
-    return str(getattr(_choose(device), "__name__", "")).rpartition(".")[2]
+    return _choose(device).name
 
 
-def _force(name: str | None) -> None:
-    global _forced
-    _forced = name
-    choice.everywhere = name == "cuda"
+def _changed() -> None:
+    choice.everywhere = _forced() == "cuda"
     _active.clear()
 
 
 class use_backend:  # noqa: N801  (reads as a verb)
     """Run every operator on the named kernels, from now on or inside a ``with`` block.
 
-    Process-wide, since autograd runs backward passes on threads of its own. The environment variable
+    Process-wide, since autograd runs backward passes on threads of its own. Blocks may overlap in several threads: each
+    takes back its own choice when it ends, and the latest of those that are left is in force. The environment variable
     ``EQUIKERN_BACKEND`` does the same from the start.
 
     Args:
@@ -147,37 +123,51 @@ class use_backend:  # noqa: N801  (reads as a verb)
     def __init__(self, name: str | None) -> None:
         if name is not None:
             _check_can_run(name, "name")
-        self._name, self._previous = name, _forced
-        _force(name)
+        self.name = name
+        self._waits = True  # for the block that it may be made for
+        with _lock:
+            # An earlier one without a block is the choice outside of all blocks; those before that are over.
+            without_block = [other for other in _stack if other._waits]
+            for other in without_block[:-1]:
+                _stack.remove(other)
+            _stack.append(self)
+            _changed()
 
     def __enter__(self) -> use_backend:
-        _force(self._name)  # once more, for an object that is entered again
+        with _lock:
+            if self._waits and self in _stack:
+                self._waits = False
+            else:  # an object that is entered again
+                _stack.append(self)
+                _changed()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _force(self._previous)
+        with _lock:
+            del _stack[max(k for k, other in enumerate(_stack) if other is self)]
+            _changed()
 
 
 def _check_can_run(name: str, argument: str) -> None:
     if not isinstance(name, str):
-        raise TypeError(f"{argument}: expected one of {', '.join(NAMES)} or None, got {type(name).__name__}")
-    if name not in NAMES:
-        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise TypeError(f"{argument}: expected one of {', '.join(BACKENDS)} or None, got {type(name).__name__}")
+    if name not in BACKENDS:
+        raise ValueError(f"{argument}: expected one of {', '.join(BACKENDS)}, got {name!r}")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     reasons = {device: unavailable(name, torch.device(device)) for device in devices}
     if None not in reasons.values():
         raise ValueError(f"{argument}: backend {name!r} cannot run here: {'; '.join(map(str, reasons.values()))}")
 
 
-def _from_environment() -> None:
-    name = os.environ.get("EQUIKERN_BACKEND")
-    if name:
-        # Whether it can run is asked at the first call: importing must touch no compiler, GPU or Triton.
-        if name not in NAMES:
-            raise ValueError(f"EQUIKERN_BACKEND: expected one of {', '.join(NAMES)}, got {name!r}")
-        _force(name)
+def _asked_for() -> str | None:
+    name = os.environ.get("EQUIKERN_BACKEND") or None
+    # Whether it can run is asked at the first call: importing must touch no compiler, GPU or Triton.
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"EQUIKERN_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
 
 
-_from_environment()
+_from_environment = _asked_for()
+_changed()

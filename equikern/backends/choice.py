@@ -3,7 +3,7 @@
 Filled from machine-code counts (bench/results/static), not from measurements: no GPU has been at hand. CUDA C++ is
 chosen where its kernel moves 16 bytes an access and Triton's does not. Where neither or both do, Triton is, which needs
 fewer registers. The one other reason: symmetrize goes to CUDA C++ wherever planes are staged whole, since they are then
-read once for all views. ``python_tests/test_choice.py`` derives every entry anew from the counts.
+read once for all views. ``python_tests/backends/cuda/test_choice.py`` derives every entry anew from the counts.
 
 The CUDA C++ kernels for tiles are never chosen for large planes; there they run when ``use_backend("cuda")`` asks. They
 stay until a GPU has timed them against Triton's: they serve planes with gaps between the rows in the classes below,
@@ -15,6 +15,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from torch import Tensor
+
+from ..views import Views
 
 __all__ = ["TABLE", "alignment_class", "plane_class", "runs_cuda"]
 
@@ -62,13 +64,13 @@ def plane_class(operator: str, elements: int, size: int, views: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _from_table(operator: str, size: int, height: int, width: int, maps: str) -> bool:
-    plane = plane_class(operator, height * width, size, maps.count(" ") + 1)
+def _from_table(operator: str, size: int, height: int, width: int, order: int) -> bool:
+    plane = plane_class(operator, height * width, size, order)
     return TABLE.get((operator, size, alignment_class(width, size), plane)) == "cuda"
 
 
-def runs_cuda(operator: str, t: Tensor, maps: str) -> bool:
+def runs_cuda(operator: str, t: Tensor, views: Views) -> bool:
     """Whether the CUDA C++ kernels are asked first for a call, t (…, H, W) being its input."""
-    if maps[0] == ".":  # nothing moves: Triton's accesses are as wide as they can be
+    if not views.sides:  # nothing moves: Triton's accesses are as wide as they can be
         return everywhere and operator == "orbit"
-    return everywhere or _from_table(operator, t.element_size(), t.size(-2), t.size(-1), maps)
+    return everywhere or _from_table(operator, t.element_size(), t.size(-2), t.size(-1), views.order)

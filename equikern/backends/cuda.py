@@ -6,53 +6,30 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import choice, triton
+from ..buildinfo import build_info
+from ..views import Views
+from . import choice
+from .base import Maybe
+from .triton import Triton
 
-if TYPE_CHECKING:
-    from .triton import cross_entropy, score, score_select, softmax_mean, softmax_mean_backward
-
-__all__ = [
-    "cross_entropy",
-    "orbit",
-    "orbit_dot",
-    "reduce",
-    "score",
-    "score_select",
-    "select",
-    "softmax_mean",
-    "softmax_mean_backward",
-    "unavailable",
-]
-
-_ONLY_TRITON = ("cross_entropy", "score", "score_select", "softmax_mean", "softmax_mean_backward")
+__all__ = ["Cuda"]
 
 _FLOATS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/dtypes.h
 
 _native: Any = None  # equikern._C, looked up at the first call
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _ONLY_TRITON:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(triton, name)
-
-
-@lru_cache(maxsize=256)
-def _codes(maps: str) -> list[int] | None:
-    """Each view's bits: 1 transposed, 2 rows reversed, 4 columns reversed; None for views that are not 2D."""
-    words = maps.split(" ")
-    if words[0] == ".":
-        return [0] * len(words)
-    if len(words[0]) != 2:
-        return None
-    return [(word[0] in "wW") + 2 * ("H" in word) + 4 * ("W" in word) for word in words]
+def _codes(views: Views) -> list[int] | None:
+    """Each view's bits, see ``csrc/grid_index.h``; None for views that these kernels do not know."""
+    if views.kind.name == "still" or (views.kind.name == "grid" and views.sides == 2):
+        return list(views.codes)
+    return None
 
 
 def _where(t: Tensor) -> tuple[int, int]:
@@ -68,87 +45,103 @@ def _kernels() -> Any:
     return _native
 
 
-def _given(t: Tensor | None, view: int) -> tuple[int, int]:
+def _given(t: Maybe, view: int) -> tuple[int, int]:
     """The address of weights, scores or an index, and how many leading dims of the image they have."""
     return (0, 0) if t is None else (t.data_ptr(), t.dim() - view)
 
 
-def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
-    """``out[g] = s_g · map_g(x)``, see ``reference.orbit``: x is read once for all views."""
-    codes = _codes(maps)
-    moves_bits = scale == 1 and weights is None
-    operator = "orbit" if moves_bits else "scaled orbit"
-    if codes is not None and choice.runs_cuda(operator, x, maps):
-        image, views = (x[..., None, None], out[..., None, None]) if maps[0] == "." else (x, out)
-        if _kernels().cuda_orbit(
-            x.data_ptr(), out.data_ptr(), image.shape, image.stride(), views.stride(), codes, x.element_size(),
-            0 if moves_bits else _FLOATS[x.dtype], scale, *_given(weights, 1), *_given(index, 0), *_where(x),
-        ):  # fmt: skip
-            return
-    triton.orbit(x, out, maps, scale, weights, index)
+class Cuda(Triton):
+    """CUDA C++ where it has a kernel, Triton elsewhere."""
 
+    name = "cuda"
+    fallback = "triton"
 
-def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
-) -> None:
-    """See ``reference.reduce``; the sums "sum", of y alone, and "weighted_mean" have CUDA kernels."""
-    codes = _codes(maps)
-    operator = "sum" if y.stride(0) else "symmetrize"
-    if op in ("sum", "weighted_mean") and other is None and codes is not None and choice.runs_cuda(operator, y, maps):
-        normalized = op == "weighted_mean" and weights is not None
-        if _kernels().cuda_sum(
-            y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, _FLOATS[y.dtype], scale,
-            *_given(weights, 1), normalized, *_where(y),
-        ):  # fmt: skip
-            return
-    triton.reduce(y, out, maps, op, scale, weights, other)
+    def orbit(
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
+    ) -> None:
+        """See ``Backend.orbit``: x is read once for all views."""
+        codes = _codes(views)
+        moves_bits = scale == 1 and weights is None
+        operator = "orbit" if moves_bits else "scaled orbit"
+        if codes is not None and choice.runs_cuda(operator, x, views):
+            image, shown = (x, out) if views.sides else (x[..., None, None], out[..., None, None])
+            if _kernels().cuda_orbit(
+                x.data_ptr(), out.data_ptr(), image.shape, image.stride(), shown.stride(), codes, x.element_size(),
+                0 if moves_bits else _FLOATS[x.dtype], scale, *_given(weights, 1), *_given(index, 0), *_where(x),
+            ):  # fmt: skip
+                return
+        super().orbit(x, out, views, table, scale, weights, index)
 
+    def reduce(
+        self,
+        y: Tensor,
+        out: Tensor,
+        views: Views,
+        table: Maybe,
+        op: str,
+        scale: float,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
+    ) -> None:
+        """See ``Backend.reduce``; the sums "sum", of y alone, and "weighted_mean" have CUDA kernels."""
+        codes = _codes(views)
+        operator = "sum" if y.stride(0) else "symmetrize"
+        sums = op in ("sum", "weighted_mean") and plus is None
+        if sums and codes is not None and choice.runs_cuda(operator, y, views):
+            normalized = op == "weighted_mean" and weights is not None
+            if _kernels().cuda_sum(
+                y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, _FLOATS[y.dtype], scale,
+                *_given(weights, 1), normalized, *_where(y),
+            ):  # fmt: skip
+                return
+        super().reduce(y, out, views, table, op, scale, weights, plus, spread)
 
-def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
-    """See ``reference.orbit_dot``: one read of x and y gives both; the dots' order of addition is fixed."""
-    codes = _codes(maps)
-    if codes is not None and choice.runs_cuda("orbit_dot", x, maps):
-        partial: list[Tensor] = []
+    def orbit_dot(
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
+    ) -> None:
+        """See ``Backend.orbit_dot``: one read of x and y gives both; the dots' order of addition is fixed."""
+        codes = _codes(views)
+        if codes is not None and choice.runs_cuda("orbit_dot", x, views):
+            partial: list[Tensor] = []
 
-        def allocate(elements: int) -> int:
-            partial.append(dots.new_empty(elements))
-            return partial[0].data_ptr()
+            def allocate(elements: int) -> int:
+                partial.append(dots.new_empty(elements))
+                return partial[0].data_ptr()
 
-        if _kernels().cuda_orbit_dot(
-            x.data_ptr(), y.data_ptr(), 0 if out is None else out.data_ptr(), dots.data_ptr(), x.shape, x.stride(),
-            y.stride(), () if out is None else out.stride(), codes, _FLOATS[x.dtype],
-            0 if weights is None else weights.data_ptr(), dots.dim() - 1, allocate, *_where(x),
-        ):  # fmt: skip
-            return
-    triton.orbit_dot(x, y, out, dots, maps, weights)
+            if _kernels().cuda_orbit_dot(
+                x.data_ptr(), y.data_ptr(), 0 if out is None else out.data_ptr(), dots.data_ptr(), x.shape, x.stride(),
+                y.stride(), () if out is None else out.stride(), codes, _FLOATS[x.dtype],
+                0 if weights is None else weights.data_ptr(), dots.dim() - 1, allocate, *_where(x),
+            ):  # fmt: skip
+                return
+        super().orbit_dot(x, y, out, dots, views, table, weights)
 
+    def select(
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
+    ) -> None:
+        """See ``Backend.select``: reads the chosen view alone."""
+        codes = _codes(views)
+        if codes is not None and y.numel() and choice.runs_cuda("select", y, views):
+            at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
+            if _kernels().cuda_select(
+                y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, y.element_size(),
+                *_given(index, 0), at_scores, double, minimum, *_where(y),
+            ):  # fmt: skip
+                return
+        super().select(y, out, index, views, table, scores, minimum)
 
-def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
-    """See ``reference.select``: reads the chosen view alone."""
-    codes = _codes(maps)
-    if codes is not None and y.numel() and choice.runs_cuda("select", y, maps):
-        at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
-        if _kernels().cuda_select(
-            y.data_ptr(), out.data_ptr(), y.shape[1:], y.stride(), out.stride(), codes, y.element_size(),
-            *_given(index, 0), at_scores, double, minimum, *_where(y),
-        ):  # fmt: skip
-            return
-    triton.select(y, out, index, maps, scores, minimum)
-
-
-def unavailable(device: torch.device) -> str | None:
-    """None if the kernels can run on the device, else why not and what to do about it."""
-    if device.type != "cuda":
-        return f"CUDA kernels run on CUDA tensors, not on {device.type}: move them, or use another backend"
-    if torch.version.hip is not None:
-        return "CUDA kernels do not run on ROCm: use the backend 'triton'"
-    from ..buildinfo import build_info
-
-    info = build_info()
-    if not info.native:
-        return f"equikern was installed without its C++ part: {info.reason}"
-    if not info.cuda:
-        return f"equikern was built without CUDA: {info.cuda_reason}; reinstall it with EQUIKERN_CUDA=1"
-    if not hasattr(import_module("equikern._C"), "cuda_orbit"):
-        return "equikern._C was built without CUDA: reinstall equikern"
-    return triton.unavailable(device)
+    def unavailable(self, device: torch.device) -> str | None:
+        """None if the kernels can run on the device, else why not and what to do about it."""
+        if device.type != "cuda":
+            return f"CUDA kernels run on CUDA tensors, not on {device.type}: move them, or use another backend"
+        if torch.version.hip is not None:
+            return "CUDA kernels do not run on ROCm: use the backend 'triton'"
+        info = build_info()
+        if not info.native:
+            return f"equikern was installed without its C++ part: {info.reason}"
+        if not info.cuda:
+            return f"equikern was built without CUDA: {info.cuda_reason}; reinstall it with EQUIKERN_CUDA=1"
+        if not hasattr(import_module("equikern._C"), "cuda_orbit"):
+            return "equikern._C was built without CUDA: reinstall equikern"
+        return super().unavailable(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal, cast
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..ops import checks, orbit, orbit_cross_entropy, orbit_mean
-from ..permutations import TokenAction
+from ..actions import PermutationAction, TokenAction
+from ..core import checks
+from ..nn.tables import ActionTables
+from ..ops import orbit, orbit_cross_entropy, orbit_mean
 from . import frames, models
 from .storage import Stored
 from .words import WordLists
@@ -88,6 +91,9 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
     """
 
     _is_stateful = False
+    # Of one call of generate, on a shallow copy made for it: calls from several threads share the model and no more.
+    _frame: frames.Frame | None = None
+    _crossed: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -101,6 +107,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         checks.choice("space", space, ("probs", "log_probs", None))
         models.check_views(views_per_forward)
         self.action, self.words = models.action_of(model, action)
+        self._tables = ActionTables(self._actions())
         self._check_words()
         self.model = model
         self.training = model.training
@@ -108,8 +115,10 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         self.views_per_forward = views_per_forward
         self._count = self.action.order
         self._takes = set(inspect.signature(model.forward).parameters)
-        self._frame: frames.Frame | None = None
-        self._crossed: set[str] = set()
+
+    def _actions(self) -> list[TokenAction | PermutationAction]:
+        """What the forward acts by."""
+        return [self.action, self.action.logits]
 
     def _check_words(self) -> None:
         if self.words is not None and self.words.has_general:
@@ -221,22 +230,19 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
                 streamer,
                 options,
             )
-        self._frame, self._crossed = frame, set()
-        try:
-            stream = None if streamer is None else frames.UserStreamer(streamer, frame)
-            result = self._generate(
-                frame.canonical,
-                generation_config,
-                logits_processor,
-                stopping_criteria,
-                prefix_allowed_tokens_fn,
-                stream,
-                options,
-            )
-            if self._crossed != {"processors", "criteria"}:
-                raise RuntimeError("this release of transformers prepares processors and criteria in another way")
-        finally:
-            self._frame = None
+        call = copy.copy(self)
+        call._frame = frame
+        result = call._generate(
+            frame.canonical,
+            generation_config,
+            logits_processor,
+            stopping_criteria,
+            prefix_allowed_tokens_fn,
+            None if streamer is None else frames.UserStreamer(streamer, frame),
+            options,
+        )
+        if call._crossed != {"processors", "criteria"}:
+            raise RuntimeError("this release of transformers prepares processors and criteria in another way")
         return _mapped_back(result, frame)
 
     def _generate(
@@ -254,7 +260,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         )
 
     def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
-        return frames.Frame(self.action, ids, mask)
+        return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
 
     # What transformers' generate calls.
 
@@ -288,13 +294,13 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         for name in _REFUSED:
             self._refuse(name, getattr(generation_config, name, None))
         made = GenerationMixin._get_logits_processor(self, generation_config, *args, **kwargs)
-        self._crossed.add("processors")
+        self._crossed |= {"processors"}
         frame = self._frame
         return made if frame is None else type(made)([frames.processor(item, frame) for item in made])
 
     def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
         made = GenerationMixin._get_stopping_criteria(self, *args, **kwargs)
-        self._crossed.add("criteria")
+        self._crossed |= {"criteria"}
         frame = self._frame
         return made if frame is None else type(made)([frames.stops(item, frame) for item in made])
 
@@ -317,11 +323,11 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
 
     def _orbit(self, ids: Tensor) -> Tensor:
         """The sentences that the model sees, (views, B, S)."""
-        return orbit(ids, self.action)
+        return orbit(ids, self._tables(self.action))
 
     def _views(self, ids: Tensor, inputs: dict[str, Any], cache: Any, use_cache: bool | None) -> tuple[Tensor, Any]:
         """Every view's logits (|G|, B, S, V), and the cache of |G|·B rows."""
-        order, batch = self._count, len(ids)
+        order, batch = self._count, ids.shape[0]
         views = self._orbit(ids)
         size = self.views_per_forward or order
         if cache is not None or use_cache or size >= order:
@@ -351,11 +357,11 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
     def _merged(self, y: Tensor) -> Tensor:
         """(|G|, B, S, V) → (B, S, V), see the class."""
         if self.space != "probs":
-            return orbit_mean(y, self.action.logits, self.space)
-        return log_of(orbit_mean(single(y), self.action.logits, "probs")).to(y.dtype)
+            return orbit_mean(y, self._tables(self.action.logits), self.space)
+        return log_of(orbit_mean(single(y), self._tables(self.action.logits), "probs")).to(y.dtype)
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        return orbit_cross_entropy(y, target, self.action.logits, self.space)
+        return orbit_cross_entropy(y, target, self._tables(self.action.logits), self.space)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the model."""

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import orbit
-from ..permutations import TokenAction
+from ..actions import TokenAction
+from ..nn.tables import ActionTables
+from ..ops import orbit, orbit_act
 from . import frames, models
 from .storage import Stored
 from .words import WordLists
@@ -63,6 +64,7 @@ class EquiZeroLM(Stored, nn.Module):
         super().__init__()
         models.check(model)
         self.action, self.words = models.action_of(model, action)
+        self._tables = ActionTables([self.action, self.action.logits])
         self._check_words()
         if not callable(score):
             raise TypeError(f"score: expected a callable from texts to numbers, got {type(score).__name__}")
@@ -118,7 +120,7 @@ class EquiZeroLM(Stored, nn.Module):
             raise ValueError("attention_mask: expected padding on the left, since what follows is put on the right")
         special, pad = self._special()
         ends = torch.tensor(special, dtype=torch.int64, device=ids.device)
-        frame = frames.Frame(self.action, ids, mask)
+        frame = frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
         ids, start = frame.canonical, ids.shape[1]
         options: dict[str, Any] = {"do_sample": do_sample, "pad_token_id": pad}
         if do_sample:
@@ -139,7 +141,7 @@ class EquiZeroLM(Stored, nn.Module):
     def _best(self, ids: Tensor, mask: Tensor, length: int, options: dict[str, Any], ends: Tensor) -> Tensor:
         """(b, n) new tokens for (b, S) contexts: each row's best view, transformed back."""
         order, batch = self.action.order, len(ids)
-        views = orbit(ids, self.action).flatten(0, 1)
+        views = orbit(ids, self._tables(self.action)).flatten(0, 1)
         rows = mask.repeat(order, 1)
         output = self.model.generate(
             views,
@@ -162,8 +164,7 @@ class EquiZeroLM(Stored, nn.Module):
         sums = log_p.tolist()
         best = [_choice(scores[b::batch], sums[b::batch]) for b in range(batch)]
         chosen = new.unflatten(0, (order, batch))[best, range(batch)]
-        inverse = self.action.perm[self.action.group.inverse[best]].to(ids.device)
-        return inverse.gather(1, chosen)
+        return orbit_act(chosen, torch.tensor(best, device=ids.device), self._tables(self.action), inverse=True)
 
     def _special(self) -> tuple[list[int], int | None]:
         """The tokens that end a text, and the one behind them."""

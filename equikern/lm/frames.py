@@ -18,8 +18,8 @@ from transformers.generation import logits_process as processes
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.streamers import BaseStreamer
 
-from ..ops import orbit
-from ..permutations import TokenAction
+from ..actions import Action, TokenAction
+from ..ops import orbit, orbit_act
 
 # What these do to scores is the same after any relabelling of the ids, but for special tokens, which are checked.
 _RELABELLED = (
@@ -50,6 +50,7 @@ class Frame:
 
     Args:
         action: the group on the token ids.
+        logits: the same group on scores of the words.
         ids: (B, S) prompts.
         mask: (B, S), 0 where there is padding, which does not count; None where there is none.
 
@@ -59,14 +60,15 @@ class Frame:
 
     Example:
         >>> from equikern import tokens
-        >>> frame = Frame(tokens([[0, 1, 2], [0, 2, 1]]), torch.tensor([[0, 2, 1], [0, 1, 1]]))
+        >>> swap = tokens([[0, 1, 2], [0, 2, 1]])
+        >>> frame = Frame(swap, swap.logits, torch.tensor([[0, 2, 1], [0, 1, 1]]))
         >>> frame.elements.tolist(), frame.canonical.tolist()
         ([1, 0], [[0, 1, 2], [0, 1, 1]])
         >>> frame.back(frame.canonical).tolist()
         [[0, 2, 1], [0, 1, 1]]
     """
 
-    def __init__(self, action: TokenAction, ids: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(self, action: Action, logits: Action, ids: Tensor, mask: Tensor | None = None) -> None:
         views = orbit(ids, action)
         real = None if mask is None else mask.to(ids.device) != 0
         best, elements = views[0], torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
@@ -79,33 +81,30 @@ class Frame:
             best = torch.where(less, views[g], best)
             elements = torch.where(less.squeeze(-1), g, elements)
         self.elements, self.canonical = elements, best
-        self._inverse = action.group.inverse.to(ids.device)[elements]
-        self._perm = action.perm.to(ids.device)
+        self._ids, self._scores = action, logits
 
     def there(self, ids: Tensor) -> Tensor:
         """c·ids for (B·k, …) ids, k rows of every prompt one after the other."""
-        return self._moved(self.elements, ids)
+        return self._moved(ids, False)
 
     def back(self, ids: Tensor) -> Tensor:
         """c⁻¹·ids for (B·k, …) ids."""
-        return self._moved(self._inverse, ids)
+        return self._moved(ids, True)
 
     def scores_there(self, scores: Tensor) -> Tensor:
         """(B·k, V) scores of the user's words as scores of the canonical ones."""
-        return self._gathered(self._inverse, scores)
+        return orbit_act(scores, self._rows(scores), self._scores)
 
     def scores_back(self, scores: Tensor) -> Tensor:
         """(B·k, V) scores of the canonical words as scores of the user's."""
-        return self._gathered(self.elements, scores)
+        return orbit_act(scores, self._rows(scores), self._scores, inverse=True)
 
-    def _gathered(self, elements: Tensor, scores: Tensor) -> Tensor:
-        rows = elements.repeat_interleave(len(scores) // len(elements))
-        return scores.gather(-1, self._perm[rows.to(self._perm.device)].to(scores.device))
+    def _rows(self, t: Tensor) -> Tensor:
+        """The element of every row, k rows for a prompt."""
+        return self.elements.repeat_interleave(len(t) // len(self.elements)).to(t.device)
 
-    def _moved(self, elements: Tensor, ids: Tensor) -> Tensor:
-        rows = elements.repeat_interleave(len(ids) // len(elements)).to(ids.device)
-        rows = rows.reshape(-1, *(1,) * (ids.dim() - 1))
-        moved = self._perm.to(ids.device)[rows, ids.clamp_min(0).to(torch.int64)].to(ids.dtype)
+    def _moved(self, ids: Tensor, inverse: bool) -> Tensor:
+        moved = orbit_act(ids.clamp_min(0), self._rows(ids), self._ids, inverse=inverse)
         return torch.where(ids < 0, ids, moved)  # transformers fills with −1 where there is no padding token
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..permutations import TokenAction
+from ..actions import TokenAction
 from .words import WordLists
 
 

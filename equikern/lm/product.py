@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..actions import TokenAction, product_action
 from ..nn.commuting import check_commuting, looked_up, representatives
+from ..nn.tables import ActionTables
 from ..ops import orbit, orbit_mean, symmetrize
-from ..permutations import TokenAction, product_action
 from . import models
 from .equilm import EquiLM, Space, log_of, single
 from .storage import made, told
@@ -88,6 +89,7 @@ class ProductEquiLM(EquiLM):
         assert isinstance(whole, TokenAction)
         super().__init__(model, whole, space, views_per_forward)
         self.factors = actions
+        self._tables = ActionTables([*self._actions(), *actions, *(action.logits for action in actions)])
         self.lists = tuple(words for _, words in found)
         self._count = self.forwards
         # What the term of each factor sees of every word.
@@ -105,17 +107,17 @@ class ProductEquiLM(EquiLM):
 
     def _orbit(self, ids: Tensor) -> Tensor:
         pairs = zip(self.get_buffer("_seen"), self.factors, strict=True)
-        return torch.cat([orbit(looked_up("input_ids", row, ids), action) for row, action in pairs])
+        return torch.cat([orbit(looked_up("input_ids", row, ids), self._tables(action)) for row, action in pairs])
 
     def _merged(self, y: Tensor) -> Tensor:
         """(Σ|G_i|, B, S, V) → (B, S, V), see the class."""
         parts = torch.split(y, [action.order for action in self.factors])
         total: Tensor | None = None
         for i, (part, action) in enumerate(zip(parts, self.factors, strict=True)):
-            term = orbit_mean(single(part) if self.space == "probs" else part, action.logits, self.space)
+            term = orbit_mean(single(part) if self.space == "probs" else part, self._tables(action.logits), self.space)
             for j, other in enumerate(self.factors):
                 if j != i:
-                    term = symmetrize(term, other.logits)
+                    term = symmetrize(term, self._tables(other.logits))
             total = term if total is None else total + term
         assert total is not None
         total = total / len(parts)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from ..actions import TokenAction, tokens
 from ..groups import Group
-from ..permutations import TokenAction, tokens
 from .words import WordLists
 
 __all__ = ["Stored"]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..actions import TokenAction, tokens
 from ..groups import cyclic_group
-from ..permutations import TokenAction, tokens
 
 __all__ = ["WordLists"]
 

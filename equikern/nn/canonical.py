@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action
-from ..matrices import MatrixAction, MatrixSamples, matrix
-from ..ops import checks, orbit, orbit_mean, orbit_weighted_mean
+from ..actions import Action, MatrixAction, MatrixSamples, matrix
+from ..core import checks
+from ..ops import orbit, orbit_mean, orbit_weighted_mean
+from ..views import FLOATS, still
+from ..views.maps import Maps
+from .tables import ActionTables
 
 __all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
 
@@ -83,6 +86,8 @@ class CanonicalLambdaEquiTune(nn.Module):
         self.backbone = backbone
         self.canonical = canonical
         self.theta = _samples(theta)
+        self._tables = ActionTables([self.theta])
+        self._still = Action("still", Maps(still(self.theta.order).code))
         self.weight_net = weight_net
         self.out = out
         self.normalize: Literal["sum", "softmax"] | None = normalize
@@ -91,14 +96,13 @@ class CanonicalLambdaEquiTune(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The output for a batch x (B, \\*, d); see the class."""
         poses, h = self._poses(x)
-        y = self._outputs(poses, len(x))
+        y = self._outputs(poses, x.shape[0])
         if self.out == "equivariant" and (y.dim() < 3 or y.shape[-1] != self.theta.size):
             raise ValueError(
                 f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
             )
-        still = Action("still", ["."] * self.theta.order, ["."] * self.theta.order)
-        action = self.theta if self.undo else still
-        raw = self._raw(poses, len(x))
+        action = self._tables(self.theta) if self.undo else self._still
+        raw = self._raw(poses, x.shape[0])
         merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
         return merged if self.out == "invariant" else _turned(h, merged)
 
@@ -108,9 +112,9 @@ class CanonicalLambdaEquiTune(nn.Module):
         Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
         """
         poses, _ = self._poses(x)
-        raw = self._raw(poses, len(x))
+        raw = self._raw(poses, x.shape[0])
         if raw is None:
-            return torch.full((self.theta.order, len(x)), 1 / self.theta.order, device=x.device)
+            return torch.full((self.theta.order, x.shape[0]), 1 / self.theta.order, device=x.device)
         if self.normalize == "softmax":
             return raw.softmax(0)
         return raw / raw.sum(0) if self.normalize == "sum" else raw
@@ -126,9 +130,9 @@ class CanonicalLambdaEquiTune(nn.Module):
         if x.dim() < 2 or x.shape[-1] != d:
             raise ValueError(f"x: expected a batch (B, …, {d}) of coordinates, got shape {tuple(x.shape)}")
         h = self.canonical(x)
-        if not isinstance(h, Tensor) or h.shape != (len(x), d, d):
+        if not isinstance(h, Tensor) or h.shape != (x.shape[0], d, d):
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            raise ValueError(f"canonical: expected a matrix for each sample, {(len(x), d, d)}, got {got}")
+            raise ValueError(f"canonical: expected a matrix for each sample, {(x.shape[0], d, d)}, got {got}")
         if h.device.type == "cpu" and not torch.compiler.is_compiling():
             _check_orthogonal(h.detach())
         return h
@@ -136,16 +140,16 @@ class CanonicalLambdaEquiTune(nn.Module):
     def _poses(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """θz for all θ as one batch (|Θ|·B, \\*, d), and h(x)."""
         h = self._frame(x)
-        return orbit(_turned(h.mT, x), self.theta).flatten(0, 1), h
+        return orbit(_turned(h.mT, x), self._tables(self.theta)).flatten(0, 1), h
 
     def _outputs(self, poses: Tensor, batch: int) -> Tensor:
         y = self.backbone(poses)
         if not isinstance(y, Tensor):
             raise TypeError(f"backbone: expected it to return a tensor, got {type(y).__name__}")
-        if y.dim() == 0 or len(y) != len(poses):
+        if y.dim() == 0 or y.shape[0] != poses.shape[0]:
             raise ValueError(
-                f"backbone: expected an output whose first dim is the batch {len(poses)} ({self.theta.order} poses of "
-                f"{batch}), got shape {tuple(y.shape)}"
+                f"backbone: expected an output whose first dim is the batch {poses.shape[0]} ({self.theta.order} poses "
+                f"of {batch}), got shape {tuple(y.shape)}"
             )
         return y.reshape(self.theta.order, batch, *y.shape[1:])
 
@@ -154,9 +158,9 @@ class CanonicalLambdaEquiTune(nn.Module):
         if self.weight_net is None:
             return None
         raw = self.weight_net(poses)
-        if raw.shape not in ((len(poses), 1), (len(poses),)):
+        if raw.shape not in ((poses.shape[0], 1), (poses.shape[0],)):
             raise ValueError(
-                f"weight_net: expected one number for each of {len(poses)} poses, ({len(poses)}, 1), got "
+                f"weight_net: expected one number for each of {poses.shape[0]} poses, ({poses.shape[0]}, 1), got "
                 f"{tuple(raw.shape)}"
             )
         return raw.reshape(self.theta.order, batch)
@@ -278,7 +282,7 @@ def _undefined(vectors: list[Tensor]) -> Tensor:
 def _coordinates(x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in checks.FLOATS:
+    if x.dtype not in FLOATS:
         raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 2 or x.shape[-1] not in (2, 3):
         raise ValueError(f"x: expected (B, points, 2) or (B, points, 3), got shape {tuple(x.shape)}")
@@ -310,5 +314,5 @@ def _turned(h: Tensor, x: Tensor) -> Tensor:
 
     Not matmul, which autocast and TF32 would round.
     """
-    rows = h.reshape(len(h), *(1,) * (x.dim() - 2), *h.shape[1:])
+    rows = h.reshape(h.shape[0], *(1,) * (x.dim() - 2), *h.shape[1:])
     return (x.unsqueeze(-2).to(torch.promote_types(x.dtype, h.dtype)) * rows).sum(-1).to(x.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..coordinates import Coordinates
-from ..ops import checks
+from ..core import checks
 from .views import ActionSpec, OrbitModule
 
 __all__ = ["EquiDetector"]
@@ -88,23 +88,23 @@ class EquiDetector(OrbitModule):
 
     def views(self, x: Tensor) -> list[list[Detections]]:
         """What every view found, with its boxes turned back on x: |G| dicts for each image, in the group's order."""
-        outputs, buckets = self._outputs(x)
         found: list[list[Detections]] = [[{}] * self.inp.order for _ in range(len(x))]
-        for parts, bucket in zip(outputs, buckets, strict=True):
-            for i, detections in enumerate(d for part in parts for d in part):
-                g, b = bucket[i // len(x)], i % len(x)
+        for elements, outputs, _ in self._forwards(x, self._parts(x)):
+            for i, detections in enumerate(outputs):
+                g, b = elements[i // len(x)], i % len(x)
                 undone = self.out.undo(g, detections["boxes"], (x.shape[-2], x.shape[-1]))
                 found[b][g] = {**detections, "boxes": undone}
         return found
 
-    def _run(self, x: Tensor, elements: Sequence[int]) -> list[Detections]:
-        output = self._call(self._views_of(x, elements))
-        if not isinstance(output, Sequence) or len(output) != len(elements) * len(x):
-            got = f"{len(output)} of them" if isinstance(output, Sequence) else type(output).__name__
+    def _split(
+        self, outputs: Any, beside: Tensor | None, elements: list[int], x: Tensor
+    ) -> tuple[list[Detections], Tensor | None]:
+        if not isinstance(outputs, Sequence) or len(outputs) != len(elements) * len(x):
+            got = f"{len(outputs)} of them" if isinstance(outputs, Sequence) else type(outputs).__name__
             raise ValueError(
                 f"backbone: expected a list of {len(elements) * len(x)} dicts, one for each view and image, got {got}"
             )
-        return [_checked(detections) for detections in output]
+        return [_checked(detections) for detections in outputs], None
 
     def _fused(self, views: list[Detections], x: Tensor) -> Detections:
         size = (x.shape[-2], x.shape[-1])

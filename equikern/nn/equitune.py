@@ -8,8 +8,11 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from ..actions import Action
-from ..ops import checks, orbit_mean, orbit_reduce
-from ..ops.reduce import REDUCTIONS
+from ..core import checks
+from ..ops import orbit_mean, orbit_reduce
+from ..reductions import REDUCTIONS
+from ..views import FLOATS
+from .merging import Gathered, Merge, Output, Summed, reduced
 from .views import ActionSpec, OrbitModule, OutputSpec
 
 __all__ = ["EquiTune"]
@@ -71,17 +74,24 @@ class EquiTune(OrbitModule):
     def forward(self, x: Tensor) -> Any:
         """The merged output for a batch x (B, \\*, H, W); see the class."""
         checks.choice("reduce", self.reduce, ("mean", *REDUCTIONS))
-        outputs, buckets = self._outputs(x)
-        return self._merged(x, outputs, buckets, self._merge_one)
+        integers = self.reduce in REDUCTIONS and REDUCTIONS[self.reduce].integers
+        parts = len(self._parts(x))
+        return self._merged(x, lambda output: self._merge(output, parts), checks.INTEGERS if integers else FLOATS)
 
-    def _merge_one(self, y: Tensor, action: Action) -> Tensor | tuple[Tensor, Tensor]:
+    def _merge(self, output: Output, parts: int) -> Merge:
         if self.reduce == "mean":
-            return orbit_mean(y, action, self.space)
-        if self.space is not None:
-            rows, _ = checks.logits("output", y, action)
-            p = rows.softmax(-1) if self.space == "probs" else rows.log_softmax(-1)
-            y = p.movedim(-1, -action.dims or -1)
-        return orbit_reduce(y, action, cast(Any, self.reduce))
+            if parts == 1:
+                return Gathered(output, lambda y, action, *_: orbit_mean(y, action, self.space))
+            return Summed(output, 1.0 / self.inp.order, None if self.space is None else self._probabilities)
+        if self.space is None:
+            return reduced(output, self.reduce, parts, self.inp.order)
+        op = cast(Any, self.reduce)
+        return Gathered(output, lambda y, action, *_: orbit_reduce(self._probabilities(y, action), action, op))
+
+    def _probabilities(self, y: Tensor, action: Action) -> Tensor:
+        rows, _ = checks.logits("output", y, action)
+        p = rows.softmax(-1) if self.space == "probs" else rows.log_softmax(-1)
+        return p.movedim(-1, -action.dims or -1)
 
     @property
     def _averages(self) -> bool:

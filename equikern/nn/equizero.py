@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..actions import Action
-from ..backends.reference import best_view
-from ..ops import checks, orbit_score, orbit_select
+from ..core import checks
+from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
-from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, per_view
+from ..reductions import best_view
+from .merging import Gathered, Merge, Output, Selected
+from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, leaves
 
 __all__ = ["EquiZero"]
 
@@ -88,49 +90,54 @@ class EquiZero(OrbitModule):
 
     def forward(self, x: Tensor) -> Any:
         """The chosen views' outputs for a batch x (B, \\*, H, W); see the class."""
-        outputs, buckets = self._outputs(x)
-        scores: Tensor | Kind | None = self._kind_of_rows(outputs)
+        parts = len(self._parts(x))
+        return self._merged(x, lambda output: self._merge(output, parts))
+
+    def _merge(self, output: Output, parts: int) -> Merge:
+        if parts > 1 and (self.gradient is None or not torch.is_grad_enabled()):
+            return Selected(output)
+        return Gathered(output, self._merge_one)
+
+    def _merge_one(self, y: Tensor, action: Action, scores: Tensor | None, elements: list[int]) -> Tensor:
+        best: Tensor | Kind | None = scores
         if scores is None:
-            scores = self._scores(outputs)
-        if len(buckets) > 1 and isinstance(
-            scores, Tensor
-        ):  # views lie in another order than the group's: let ties still go to the lowest element
-            best = best_view(in_group_order(scores, buckets), True)
-            elements = torch.tensor([g for bucket in buckets for g in bucket], device=best.device)
-            scores = (elements[:, None] != best).to(scores.dtype)
-
-        def merge_one(y: Tensor, action: Action) -> Tensor:
-            merged = orbit_select(y, scores, action, "min", self.gradient)
-            assert isinstance(merged, Tensor)
-            return merged
-
-        return self._merged(x, outputs, buckets, merge_one)
+            assert not callable(self.loss)
+            best = LOSSES[self.loss]
+        elif any(g != k for k, g in enumerate(elements)):
+            # Views lie in another order than the group's: let ties still go to the lowest element.
+            chosen = best_view(in_group_order(scores, elements), True)
+            best = (torch.tensor(elements, device=chosen.device)[:, None] != chosen).to(scores.dtype)
+        merged = orbit_select(y, best, action, "min", self.gradient)  # type: ignore[arg-type]
+        assert isinstance(merged, Tensor)
+        return merged
 
     def scores(self, x: Tensor) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
-        outputs, buckets = self._outputs(x)
-        return in_group_order(self._scores(outputs), buckets)
+        found, order = [], []
+        for elements, outputs, _ in self._forwards(x, self._parts(x)):
+            found.append(self._losses(outputs).detach())
+            order += elements
+            del outputs
+        return in_group_order(torch.cat(found), order)
 
     def chosen(self, x: Tensor) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""
         return best_view(self.scores(x), True)
 
-    def _kind_of_rows(self, outputs: list[list[Any]]) -> Kind | None:
-        """What ``orbit_select`` scores rows by, in the pass that chooses, if it can: where the backbone's only output
-        carries a named loss, has a row of classes for each sample, and holds all views.
-        """
-        if callable(self.loss) or [len(bucket) for bucket in outputs] != [1]:
-            return None
-        y, actions = self._scored(outputs[0][0]), _leaves(self.out)
-        alone = len(_leaves(outputs[0][0])) == len(actions) == 1
-        if not alone or y.dim() != 3 or self.classes != -1:
-            return None
-        if not isinstance(actions[0], Action) or not checks.keeps_rows(actions[0]):
-            return None
-        return LOSSES[self.loss]
+    def _beside(self, outputs: Any, beside: Tensor | None) -> Tensor | None:
+        return None if self._scored_in_place(outputs) else self._losses(outputs).detach()
 
-    def _scores(self, outputs: list[list[Any]]) -> Tensor:
-        return per_view([[self._losses(part) for part in bucket] for bucket in outputs]).detach()
+    def _scored_in_place(self, outputs: Any) -> bool:
+        """Whether ``orbit_select`` can score rows in the pass that chooses: where the backbone's only output carries a
+        named loss, has a row of classes for each sample, and holds all views.
+        """
+        if callable(self.loss) or self.classes != -1:
+            return False
+        y, actions = self._scored(outputs), leaves(self.out)
+        alone = len(leaves(outputs)) == len(actions) == 1
+        if not alone or y.dim() != 3 or len(y) != self.inp.order:
+            return False
+        return isinstance(actions[0], Action) and checks.keeps_rows(actions[0])
 
     def _losses(self, part: Any) -> Tensor:
         """(n, B) losses of the outputs (n, B, …) of n views."""
@@ -172,14 +179,6 @@ class EquiZero(OrbitModule):
 
 def _first(part: Any) -> Tensor:
     """The first tensor of an output, however deep."""
-    first = _leaves(part)[0]
+    first = leaves(part)[0]
     assert isinstance(first, Tensor)
     return first
-
-
-def _leaves(part: Any) -> list[Any]:
-    """What the containers of an output hold, or those of its actions."""
-    if not isinstance(part, (Mapping, tuple, list)):
-        return [part]
-    values = part.values() if isinstance(part, Mapping) else part
-    return [leaf for value in values for leaf in _leaves(value)]

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..actions import GridAction
-from ..fields import field
-from ..ops import autograd, checks
+from ..actions import Action, GridAction, field
+from ..core import checks
+from ..ops import orbit
+from ..views.grid import sides_of
 from .regular import init
+from .tables import ActionTables
 from .views import ActionSpec, action_of
 
 __all__ = ["GroupConv2d"]
@@ -92,9 +94,12 @@ class GroupConv2d(nn.Module):
         self.stride = checks.whole("stride", stride, 1)
         self.padding = checks.whole("padding", padding, 0)
         self.dilation = checks.whole("dilation", dilation, 1)
-        self._moves = field(action, "regular") if inp == "regular" else action
+        # The inverses, as an action on the weight.
+        moves = field(action, "regular") if inp == "regular" else action
+        self._moves = Action(action.name, moves.inverse_maps)
+        self._tables = ActionTables([self._moves])
         # The dims whose ends some element exchanges.
-        self._reversed = {"hw".index(c.lower()) for word in action.words for c in word if c.isupper()}
+        self._reversed = {side for word in action.words for side, back in sides_of(word) if back}
         entries = (action.order,) if inp == "regular" else ()
         shape = (out_channels, in_channels, *entries, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, **to))
@@ -107,7 +112,7 @@ class GroupConv2d(nn.Module):
 
     def filters(self) -> Tensor:
         """The bank (out_channels·|G|, in_channels[·|G|], k, k) that torch's ``conv2d`` takes, the group axis inside."""
-        bank = autograd.orbit(self.weight, self._moves.inverse_maps, self._moves.maps)
+        bank = orbit(self.weight, self._tables(self._moves))
         if self.inp == "regular":
             bank = bank.flatten(2, 3)
         return bank.transpose(0, 1).flatten(0, 1)

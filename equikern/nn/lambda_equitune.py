@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..actions import Action
-from ..ops import checks, orbit_weighted_mean
-from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, per_view
+from ..core import checks
+from ..ops import orbit_weighted_mean
+from .features import Tap, pooled
+from .merging import Gathered, Merge, Output, Weighted
+from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
 
 __all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
 
@@ -94,69 +97,67 @@ class LambdaEquiTune(OrbitModule):
         checks.choice("normalize", normalize, ("sum", "softmax", None))
         if features is not None and not isinstance(features, str) and not callable(features):
             raise TypeError(f"features: expected a submodule's name, a callable or None, got {type(features).__name__}")
-        if isinstance(features, str):
-            _submodule(backbone, features)
         if frozen and callable(features):
             raise ValueError("frozen: expected False beside a callable, which takes its features from what it likes")
         self.weight_net = weight_net
         self.features = features
         self.normalize = normalize
         self.frozen = _frozen_copy(backbone) if frozen else None
+        self._tap = Tap(None if callable(features) else features)
+        self._tap.listen(backbone if self.frozen is None else self.frozen)
 
     def forward(self, x: Tensor) -> Any:
         """The weighted output for a batch x (B, \\*, H, W); see the class."""
-        (outputs, raw), buckets = self._both(x)
+        parts = len(self._parts(x))
+        return self._merged(x, lambda output: self._merge(output, parts))
 
-        def merge_one(y: Tensor, action: Action) -> Tensor:
-            return orbit_weighted_mean(y, raw, action, self.normalize)
+    def _merge(self, output: Output, parts: int) -> Merge:
+        return Weighted(output, self.normalize) if parts > 1 else Gathered(output, self._merge_one)
 
-        return self._merged(x, outputs, buckets, merge_one)
+    def _merge_one(self, y: Tensor, action: Action, weights: Tensor | None, _: list[int]) -> Tensor:
+        assert weights is not None
+        return orbit_weighted_mean(y, weights, action, self.normalize)
 
     def weights(self, x: Tensor) -> Tensor:
         """How much each view of each sample counts: (|G|, B), in the order of ``inp.group.names``.
 
         Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
         """
-        (_, raw), buckets = self._both(x)
+        found, order = [], []
+        for elements, outputs, beside in self._forwards(x, self._parts(x)):
+            assert beside is not None
+            found.append(beside)
+            order += elements
+            del outputs
+        raw = torch.cat(found)
         if self.normalize == "softmax":
             raw = raw.softmax(0)
         elif self.normalize == "sum":
             raw = raw / raw.sum(0)
-        return in_group_order(raw, buckets)
+        return in_group_order(raw, order)
 
     @property
     def _averages(self) -> bool:
         return self.normalize is not None
 
-    def _plain_outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
-        (outputs, _), buckets = self._both(x)
-        return outputs, buckets
-
-    def _both(self, x: Tensor) -> tuple[tuple[list[list[Any]], Tensor], list[list[int]]]:
-        """The outputs, and what weight_net says of every view, (|G|, B) in the order of the buckets."""
-        parts, buckets = self._outputs(x)
-        outputs = [[output for output, _ in bucket] for bucket in parts]
-        return (outputs, per_view([[raw for _, raw in bucket] for bucket in parts])), buckets
-
-    def _call(self, views: Tensor) -> tuple[Any, Tensor]:
+    def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
         output, features = self._with_features(views)
-        pooled = _pooled(features)
-        raw: Tensor = self.weight_net(pooled)
-        if raw.shape not in ((len(views), 1), (len(views),)):
+        raw: Tensor = self.weight_net(pooled(features))
+        if raw.shape not in ((views.shape[0], 1), (views.shape[0],)):
             raise ValueError(
-                f"weight_net: expected one number for each of {len(views)} views, ({len(views)}, 1), got "
+                f"weight_net: expected one number for each of {views.shape[0]} views, ({views.shape[0]}, 1), got "
                 f"{tuple(raw.shape)}"
             )
-        return output, raw.reshape(len(views))
+        return output, raw.reshape(views.shape[0])
 
     def _with_features(self, views: Tensor) -> tuple[Any, Any]:
-        if self.frozen is not None:
-            output = self.backbone(views)
-            with torch.no_grad():
-                return output, _features(self.frozen, views, self.features)[1]
-        if self.features is None or isinstance(self.features, str):
-            return _features(self.backbone, views, self.features)
-        return self.backbone(views), self.features(views)
+        if callable(self.features):
+            return self.backbone(views), self.features(views)
+        if self.frozen is None:
+            return self._tap.run(self.backbone, views)
+        output = self.backbone(views)
+        with torch.no_grad():
+            return output, self._tap.run(self.frozen, views)[1]
 
     def train(self, mode: bool = True) -> LambdaEquiTune:
         """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""
@@ -208,44 +209,7 @@ def _only(model: LambdaEquiTune, learns: Any, stands: Any) -> list[nn.Parameter]
     return list(learns.parameters())
 
 
-def _submodule(backbone: object, name: str) -> nn.Module:
-    if not isinstance(backbone, nn.Module):
-        raise TypeError(f"features: expected a callable, since the backbone is no module, got the name {name!r}")
-    try:
-        return backbone.get_submodule(name)
-    except AttributeError:
-        names = [found for found, _ in backbone.named_modules() if found]
-        raise ValueError(f"features: the backbone has no submodule {name!r}; it has {', '.join(names[:40])}") from None
-
-
 def _frozen_copy(backbone: object) -> nn.Module:
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"frozen: expected a module as the backbone, got {type(backbone).__name__}")
     return copy.deepcopy(backbone).requires_grad_(False).eval()
-
-
-def _features(model: Callable[[Tensor], Any], views: Tensor, name: object) -> tuple[Any, Any]:
-    """The model's output and the output of its submodule of that name, or its own."""
-    if name is None:
-        output = model(views)
-        return output, output
-    seen: list[Any] = []
-    hook = _submodule(model, str(name)).register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
-        output = model(views)
-    finally:
-        hook.remove()
-    if len(seen) != 1:
-        raise ValueError(f"features: expected submodule {name!r} to run once in a forward, it ran {len(seen)} times")
-    return output, seen[0]
-
-
-def _pooled(features: Any) -> Tensor:
-    """(N, F) from a feature map (N, F, …), a sequence (N, T, F), or the first tensor of several."""
-    while isinstance(features, (tuple, list, Mapping)) and features:
-        features = next(iter(features.values() if isinstance(features, Mapping) else features))
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
-    if features.dim() == 3:
-        return features.mean(1)
-    return features.flatten(2).mean(2) if features.dim() > 3 else features

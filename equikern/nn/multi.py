@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction
-from ..ops import checks, orbit_mean, symmetrize
-from .views import ActionSpec, OrbitModule, action_of
+from ..core import checks
+from ..ops import orbit_mean, symmetrize
+from .merging import Gathered, Merge, Output, Summed
+from .tables import ActionTables
+from .views import ActionSpec, Call, OrbitModule, action_of
 
 __all__ = ["InvariantSymmetric", "MultiInputEquiTune"]
 
@@ -49,18 +52,18 @@ class InvariantSymmetric(OrbitModule):
     ) -> None:
         super().__init__(backbone, inp, "trivial", views_per_forward)
         self.fixing = action_of("out", out, None)
+        self._fixing_tables = ActionTables([self.fixing])
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for a batch x; see the class."""
-        outputs, buckets = self._outputs(x)
-        mean = _one("backbone", self._merged(x, outputs, buckets, orbit_mean))
+        mean = _one("backbone", mean_of(self, x))
         if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
             raise ValueError(
                 f"out: expected outputs (B, …, {checks.moved(self.fixing)}) for {self.fixing.name!r} to act on, but "
                 f"got {tuple(mean.shape)} from the backbone; "
                 'an output without spatial dims takes "trivial"'
             )
-        return symmetrize(mean, self.fixing)
+        return symmetrize(mean, self._fixing_tables(self.fixing))
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
@@ -146,29 +149,48 @@ class MultiInputEquiTune(nn.Module):
         return f"inputs={len(self.fuses)}, fusing={sum(self.fuses)}"
 
 
+def mean_of(module: OrbitModule, x: Tensor, call: Call | None = None) -> Any:
+    """The mean of the views of every output."""
+    parts = len(module._parts(x))
+
+    def make(output: Output) -> Merge:
+        if parts > 1:
+            return Summed(output, 1.0 / module.inp.order)
+        return Gathered(output, lambda y, action, *_: orbit_mean(y, action))
+
+    return module._merged(x, make, call=call)
+
+
 class _Plus(OrbitModule):
     """Equitune with a tensor whose mean over the group is added in the same pass."""
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        outputs, buckets = self._outputs(x)
+        if plus is None:
+            return _one("backbones", mean_of(self, x))
+        parts = len(self._parts(x))
+        if self.out.square and not self.inp.views.keeps(x.shape):
+            raise ValueError(
+                f"x: expected a square image for {self.inp.name!r}, got {x.shape[-2]}×{x.shape[-1]}: what other "
+                f"inputs add to an output must be fixed under {self.out.name!r}, and 90° rotations fix no "
+                "rectangle"
+            )
 
-        def merge_one(y: Tensor, action: Action) -> Tensor:
-            if plus is None:
-                return orbit_mean(y, action)
-            if plus.shape != y.shape[1:]:
+        def check(like: tuple[int, ...]) -> None:
+            if plus.shape != like:
                 raise ValueError(
-                    f"fusions: expected outputs like those of the backbones they are added to, {tuple(y.shape[1:])}, "
+                    f"fusions: expected outputs like those of the backbones they are added to, {like}, "
                     f"got {tuple(plus.shape)}"
                 )
-            if len(buckets) > 1 and self.out.square:
-                raise ValueError(
-                    f"x: expected a square image for {self.inp.name!r}, got {x.shape[-2]}×{x.shape[-1]}: what other "
-                    f"inputs add to an output must be fixed under {self.out.name!r}, and 90° rotations fix no "
-                    "rectangle"
-                )
+
+        def merge_one(y: Tensor, action: Action, *_: object) -> Tensor:
+            check(tuple(y.shape[1:]))
             return orbit_mean(y, action, plus=plus.to(y.dtype))
 
-        return _one("backbones", self._merged(x, outputs, buckets, merge_one))
+        if parts == 1:
+            return _one("backbones", self._merged(x, lambda output: Gathered(output, merge_one)))
+        mean = _one("backbones", mean_of(self, x))
+        check(tuple(mean.shape))
+        return mean + symmetrize(plus.to(mean.dtype), self._tables(self.out))
 
     def extra_repr(self) -> str:
         return f"inp={self.inp!r}, out={self.out!r}"

@@ -8,10 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..ops import checks, orbit_mean, symmetrize
-from ..permutations import TokenAction
+from ..actions import TokenAction
+from ..core import checks
+from ..ops import symmetrize
+from ..views import FLOATS
 from .commuting import check_commuting, looked_up, representatives
-from .multi import named_actions, one_each
+from .multi import mean_of, named_actions, one_each
 from .views import ActionSpec, OrbitModule, action_of
 
 __all__ = ["ProductEquiTune"]
@@ -94,11 +96,12 @@ class ProductEquiTune(nn.Module):
         standing = representatives(words) if words and None in maps else []
         for j, table in enumerate(standing):
             self.register_buffer(f"_standing{j}", table, persistent=False)
+        if not callable(backbone):
+            raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
-        # In a tuple, so that the backbone is registered once.
-        self._terms = tuple(
-            _Term(backbone, inp, out, views_per_forward) for inp, out in zip(self.inps, self.outs, strict=True)
-        )
+        pairs = zip(self.inps, self.outs, strict=True)
+        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward) for inp, out in pairs]
+        self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
         self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))
         self.verified = verified
@@ -118,16 +121,17 @@ class ProductEquiTune(nn.Module):
         ):
             self.verify(x)
         total: Tensor | None = None
-        for i, one in enumerate(self._terms):
-            one.backbone = self.backbone  # which may have been replaced
+        for i, one in enumerate(self._factors):
             z = x
             for j in range(len(self.inps)):
                 if j != i:
                     z = self._canonical(j, z)
-            term = one(z)
-            for j, other in enumerate(self.outs):
+            term = mean_of(one, z, lambda views: (self.backbone(views), None))
+            if not isinstance(term, Tensor):
+                raise TypeError(f"backbone: expected one output tensor, got {type(term).__name__}")
+            for j, other in enumerate(self._factors):
                 if j != i:
-                    term = symmetrize(term, other)
+                    term = symmetrize(term, other._tables(other.out))
             total = term if total is None else total + term
         assert total is not None
         return total / len(self.inps)
@@ -162,29 +166,18 @@ class ProductEquiTune(nn.Module):
         if c is None:
             if isinstance(self.inps[j], TokenAction):
                 return looked_up("x", self.get_buffer(f"_standing{j}"), x)
-            if x.dtype not in checks.FLOATS:
+            if x.dtype not in FLOATS:
                 raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
-            return symmetrize(x, self.inps[j])
+            return symmetrize(x, self._factors[j]._tables(self.inps[j]))
         z = c(x)
-        if not isinstance(z, Tensor) or z.dim() == 0 or len(z) != len(x):
+        if not isinstance(z, Tensor) or z.dim() == 0 or z.shape[0] != x.shape[0]:
             got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-            raise ValueError(f"canonical[{j}]: expected a batch of {len(x)} like its input, got {got}")
+            raise ValueError(f"canonical[{j}]: expected a batch of {x.shape[0]} like its input, got {got}")
         return z
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         return f"inps={list(self.inps)!r}, outs={list(self.outs)!r}, forwards={self.forwards}"
-
-
-class _Term(OrbitModule):
-    """Equitune over one factor."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs, buckets = self._outputs(x)
-        term = self._merged(x, outputs, buckets, orbit_mean)
-        if not isinstance(term, Tensor):
-            raise TypeError(f"backbone: expected one output tensor, got {type(term).__name__}")
-        return term
 
 
 def _distance(a: Tensor, b: Tensor) -> float | None:

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..actions import Action, GroupAction
-from ..fields import regular
+from ..actions import Action, GroupAction, MatrixAction, PermutationAction, regular
+from ..core import checks
 from ..groups import Group
-from ..matrices import MatrixAction
-from ..ops import autograd, checks, orbit_mean
-from ..permutations import PermutationAction
+from ..ops import orbit, orbit_mean
+from ..ops.checked import undo_each
+from ..views import FLOATS
+from .merging import Gathered
+from .tables import ActionTables
 from .views import ActionSpec, OrbitModule, OutputSpec, action_of, in_group_order
 
 __all__ = ["EquivariantHead", "GroupLinear", "GroupPool", "InvariantHead", "RegularLift"]
@@ -63,15 +65,12 @@ class RegularLift(OrbitModule):
 
     def forward(self, x: Tensor) -> Any:
         """The regular features for a batch x (B, \\*, H, W); see the class."""
-        outputs, buckets = self._outputs(x)
 
-        def merge_one(y: Tensor, action: Action) -> Tensor:
-            y, action = checks.views("output", y, action)
+        def merge_one(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:
             axis = y.dim() - 1 - action.dims
-            z = autograd.each(y.movedim(0, axis), axis, action.inverse_maps, action.inverse_adjoint_maps)
-            return in_group_order(z, buckets, axis)
+            return in_group_order(undo_each("output", y, action, axis), elements, axis)
 
-        return self._merged(x, outputs, buckets, merge_one)
+        return self._merged(x, lambda output: Gathered(output, merge_one))
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
@@ -116,7 +115,9 @@ class GroupLinear(nn.Module):
         self.group = _group(group)
         self.in_features = checks.whole("in_features", in_features, 1)
         self.out_features = checks.whole("out_features", out_features, 1)
-        self._regular = regular(self.group, -1)
+        # The inverse of the regular representation, as an action.
+        self._moves = Action("regular", regular(self.group, -1).inverse_maps)
+        self._tables = ActionTables([self._moves])
         self.weight = nn.Parameter(torch.empty(out_features, in_features, self.group.order, **to))
         self.bias = nn.Parameter(torch.empty(out_features, **to)) if bias else None
         self.reset_parameters()
@@ -128,7 +129,7 @@ class GroupLinear(nn.Module):
     def matrix(self) -> Tensor:
         """The plain linear map's weight (out_features·|G|, in_features·|G|), of the |G| views of ``weight``."""
         # [g, o, c, k] = weight[o, c, k g⁻¹]
-        bank = autograd.orbit(self.weight, self._regular.inverse_maps, self._regular.maps)
+        bank = orbit(self.weight, self._tables(self._moves))
         return bank.transpose(0, 1).flatten(2).flatten(0, 1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -252,13 +253,14 @@ class EquivariantHead(nn.Module):
         if out.dims != 1:
             raise ValueError(f"out: expected an action on the last dim, got one on dim {-out.dims}")
         self.out = out
+        self._tables = ActionTables([out])
         self.linear = nn.Linear(in_features, out.size, **to)
 
     def forward(self, z: Tensor) -> Tensor:
         """The outputs for z; see the class."""
         _check(z, self.in_features, self.out.order, self.dims)
         entries = _space_mean(z, self.dims).movedim(-1, 0)
-        return orbit_mean(self.linear(entries), self.out)
+        return orbit_mean(self.linear(entries), self._tables(self.out))
 
     def extra_repr(self) -> str:
         """The output's action."""
@@ -266,7 +268,9 @@ class EquivariantHead(nn.Module):
 
 
 def init(weight: Tensor, bias: Tensor | None) -> None:
-    """Torch's own for linear maps and convolutions, for a weight (out, in, …)."""
+    """Torch's own for linear maps and convolutions, for a weight (out, in, …), which must be one of floats."""
+    if weight.dtype not in FLOATS:
+        raise TypeError(f"dtype: expected float16, bfloat16, float32 or float64, got {weight.dtype}")
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     if bias is not None:
         bound = 1 / math.sqrt(weight[0].numel())

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action, GroupAction, apply_word, compose, grid, trivial, view_shape
+from ..actions import Action, FieldAction, GroupAction, grid, trivial
 from ..coordinates import Coordinates
-from ..field_tables import is_field, parts
-from ..fields import FieldAction
-from ..ops import autograd, checks
+from ..core import checks
+from ..ops.checked import orbit_some, undo_each
+from ..views import FLOATS
+from .merging import Gathered, Merge, Output
+from .tables import ActionTables
 
 ActionSpec = GroupAction | str
 OutputSpec = ActionSpec | Coordinates | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
-MergeOne = Callable[[Tensor, Action], "Tensor | tuple[Tensor, Tensor]"]
+MakeMerge = Callable[[Output], Merge]
+Call = Callable[[Tensor], "tuple[Any, Tensor | None]"]
 
 
 class OrbitModule(nn.Module):
@@ -36,6 +39,11 @@ class OrbitModule(nn.Module):
         super().__init__()
         if not callable(backbone):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
+        self.backbone = backbone
+        self.inp = action_of("inp", inp, None)
+        self.out = _actions(out, self.inp)
+        outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in leaves(self.out)]
+        self._tables = ActionTables([self.inp, *outputs])
         if views_per_forward is not None:
             if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
                 raise TypeError(
@@ -43,9 +51,6 @@ class OrbitModule(nn.Module):
                 )
             if views_per_forward < 1:
                 raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
-        self.backbone = backbone
-        self.inp = action_of("inp", inp, None)
-        self.out = _actions(out, self.inp)
         self.views_per_forward = views_per_forward
 
     def views(self, x: Tensor) -> Any:
@@ -53,15 +58,18 @@ class OrbitModule(nn.Module):
 
         What the merged output is made of: for looking at single views, or a merge of your own.
         """
-        outputs, buckets = self._plain_outputs(x)
-        return self._merged(x, outputs, buckets, lambda y, action: _undone(y, action, buckets))
+        return self._merged(x, lambda output: Gathered(output, _undone))
 
-    def _plain_outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
-        """``_outputs`` without what a subclass adds to them."""
-        return self._outputs(x)
+    def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
+        """The model on one batch of views, and what it says of each of them, (n·B,), that the merge needs."""
+        return self.backbone(views), None
 
-    def _outputs(self, x: Tensor) -> tuple[list[list[Any]], list[list[int]]]:
-        """The outputs of every part of every bucket of views, and the elements of each bucket."""
+    def _beside(self, outputs: Any, beside: Tensor | None) -> Tensor | None:
+        """What the merge needs beside the outputs (n, B, …) of some views: (n, B)."""
+        return beside
+
+    def _parts(self, x: Tensor) -> list[list[int]]:
+        """The elements of every forward: views of one shape, as many as are allowed."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         if x.dim() < self.inp.dims + 1:
@@ -69,66 +77,104 @@ class OrbitModule(nn.Module):
                 f"x: expected a batch (B, …, {checks.moved(self.inp)}) for {self.inp.name!r}, got shape "
                 f"{tuple(x.shape)}"
             )
-        buckets = _buckets(self.inp, x)
-        return [[self._run(x, part) for part in self._parts(bucket)] for bucket in buckets], buckets
+        found = []
+        for bucket in buckets(self.inp, x.shape):
+            size = self.views_per_forward or len(bucket)
+            found += [bucket[start : start + size] for start in range(0, len(bucket), size)]
+        return found
 
-    def _parts(self, bucket: Sequence[int]) -> Iterator[Sequence[int]]:
-        size = self.views_per_forward or len(bucket)
-        for start in range(0, len(bucket), size):
-            yield bucket[start : start + size]
+    def _forwards(
+        self, x: Tensor, parts: list[list[int]], call: Call | None = None
+    ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
+        """For every part its elements, the outputs (n, B, …) and what is beside them."""
+        inp, call = self._tables(self.inp), call or self._call
+        for elements in parts:
+            # Nothing here may hold an output while the next one is made.
+            yield elements, *self._split(*call(orbit_some(x, inp, elements).flatten(0, 1)), elements, x)
 
-    def _run(self, x: Tensor, elements: Sequence[int]) -> Any:
-        """The backbone's output for some elements' views, with the group axis split off again."""
-        return _split_batch(self._call(self._views_of(x, elements)), len(elements), x.shape[0])
+    def _split(self, outputs: Any, beside: Tensor | None, elements: list[int], x: Tensor) -> tuple[Any, Tensor | None]:
+        outputs = _split_batch(outputs, len(elements), x.shape[0])
+        if beside is not None:
+            beside = beside.unflatten(0, (len(elements), x.shape[0]))  # type: ignore[no-untyped-call]
+        return outputs, self._beside(outputs, beside)
 
-    def _views_of(self, x: Tensor, elements: Sequence[int]) -> Tensor:
-        """Some elements' views as one batch."""
-        maps = " ".join(self.inp.words[g] for g in elements)
-        adjoint = " ".join(self.inp.adjoint_words[g] for g in elements)
-        x, _ = checks.image("x", x, self.inp, checks.EXACT, turns=True)  # a rectangle's views come bucket by bucket
-        return autograd.orbit(x, maps, adjoint).flatten(0, 1)
+    def _merged(
+        self, x: Tensor, make: MakeMerge, dtypes: frozenset[torch.dtype] = FLOATS, call: Call | None = None
+    ) -> Any:
+        """The merged outputs for a batch x: every output's views go to the merge that ``make`` gives for it."""
+        parts = self._parts(x)
+        turned = not self.inp.views.keeps(x.shape)
+        skeleton, merges = None, None
+        for elements, outputs, beside in self._forwards(x, parts, call):
+            if merges is None:
+                skeleton = mapped(outputs, lambda _: None)
+                merges = [make(self._output(spec, x, turned, dtypes)) for _, spec in fitting(outputs, self.out)]
+            _add(merges, fitting(outputs, self.out), elements, beside)
+            del outputs, beside
+        assert merges is not None
+        results = iter([merge.result() for merge in merges])
+        return mapped(skeleton, lambda _: next(results))
 
-    def _call(self, views: Tensor) -> Any:
-        """The model on one batch of views."""
-        return self.backbone(views)
+    def _output(self, spec: Any, x: Tensor, turned: bool, dtypes: frozenset[torch.dtype]) -> Output:
+        size = (x.shape[-2], x.shape[-1]) if x.dim() > 1 else (1, 1)
+        if not isinstance(spec, Coordinates):
+            return Output(self._tables(spec), None, size, turned, dtypes)
+        if not self._averages:
+            raise ValueError(f"out: {spec!r} takes a mean or the choice of a view, got {self.extra_repr()}")
+        return Output(self._tables(spec.linear), spec, size, turned, dtypes)
 
     @property
     def _averages(self) -> bool:
         """Whether merged coordinates do not depend on where they are counted from."""
         return True
 
-    def _merged(self, x: Tensor, outputs: list[list[Any]], buckets: list[list[int]], merge_one: MergeOne) -> Any:
-        def merge_output(parts: list[list[Tensor]], spec: Any) -> Any:
-            if isinstance(spec, Coordinates):
-                if not self._averages:
-                    raise ValueError(f"out: {spec!r} takes a mean or the choice of a view, got {self.extra_repr()}")
-                size, elements = (x.shape[-2], x.shape[-1]), [g for bucket in buckets for g in bucket]
-                y, action = _gather(parts, spec.linear, buckets)
-                merged = merge_one(spec.from_middle(y, elements, size), action)
-                assert isinstance(merged, Tensor)
-                return spec.from_corner(merged, size)
-            checks.moved_dim("output", parts[0][0], spec)  # what is made of a rectangle's views has words alone
-            return merge_one(*_gather(parts, spec, buckets))
 
-        return _merge(outputs, self.out, merge_output)
+def _add(merges: list[Merge], pairs: list[tuple[Tensor, Any]], elements: list[int], beside: Tensor | None) -> None:
+    for merge, (y, _) in zip(merges, pairs, strict=True):
+        merge.add(y, elements, beside)
 
 
-def per_view(parts: list[list[Tensor]]) -> Tensor:
-    """(|G|, B) from what each part gave, in the order in which the views of an output are gathered."""
-    return torch.cat([t for bucket in parts for t in bucket])
-
-
-def in_group_order(t: Tensor, buckets: list[list[int]], axis: int = 0) -> Tensor:
-    """A group axis in the order of the group's elements, from the order of the buckets."""
-    if len(buckets) == 1:
+def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:
+    """A group axis in the order of the group's elements, from the order that they came in."""
+    if all(g == k for k, g in enumerate(elements)):
         return t
-    order = torch.tensor([g for bucket in buckets for g in bucket]).argsort()
-    return t.index_select(axis, order.to(t.device))
+    return t.index_select(axis, torch.tensor(list(elements)).argsort().to(t.device))
 
 
-def _undone(y: Tensor, action: Action, buckets: list[list[int]]) -> Tensor:
-    y, action = checks.views("output", y, action)
-    return in_group_order(autograd.each(y, 0, action.inverse_maps, action.inverse_adjoint_maps), buckets)
+def _undone(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:
+    return in_group_order(undo_each("output", y, action), elements)
+
+
+def buckets(inp: GroupAction, shape: Sequence[int]) -> list[list[int]]:
+    """Elements whose views of such a shape have one: all of them, or upright and turned ones of a rectangle.
+
+    They follow from what the views do to the sides, and from which sides are equal, not from how long they are.
+    """
+    views = inp.views
+    if views.keeps(shape):
+        return [list(range(inp.order))]
+    sides = range(-views.sides, 0)
+    alike = {axis: min(other for other in sides if shape[other] == shape[axis]) for axis in sides}
+    found: dict[tuple[int, ...], list[int]] = {}
+    for g, axes in enumerate(views.axes):
+        found.setdefault(tuple(alike[axis] for axis in axes or sides), []).append(g)
+    return list(found.values())
+
+
+def leaves(tree: Any) -> list[Any]:
+    """What the containers of an output, or of its actions, hold."""
+    if isinstance(tree, Mapping):
+        return [leaf for value in tree.values() for leaf in leaves(value)]
+    return [leaf for value in tree for leaf in leaves(value)] if isinstance(tree, (tuple, list)) else [tree]
+
+
+def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """The same containers with every leaf changed, in the order of ``leaves``."""
+    if isinstance(tree, Mapping):
+        return _rebuilt(tree, {key: mapped(value, change) for key, value in tree.items()})
+    return (
+        _rebuilt(tree, [mapped(value, change) for value in tree]) if isinstance(tree, (tuple, list)) else change(tree)
+    )
 
 
 def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
@@ -167,22 +213,10 @@ def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     return action_of(name, spec, inp)
 
 
-def _buckets(inp: GroupAction, x: Tensor) -> list[list[int]]:
-    """Elements whose views have one shape: all of them, or upright and turned ones where x is a rectangle."""
-    if not inp.square:
-        return [list(range(inp.order))]
-    buckets: dict[tuple[int, ...], list[int]] = {}
-    for g, word in enumerate(inp.words):
-        buckets.setdefault(view_shape(x.shape, word), []).append(g)
-    return list(buckets.values())
-
-
 def _split_batch(output: Any, order: int, batch: int) -> Any:
     """(|G|·B, …) → (|G|, B, …) for every tensor of the backbone's output."""
-    if isinstance(output, Mapping):
-        return _rebuilt(output, {key: _split_batch(value, order, batch) for key, value in output.items()})
-    if isinstance(output, (tuple, list)):
-        return _rebuilt(output, [_split_batch(value, order, batch) for value in output])
+    if isinstance(output, (Mapping, tuple, list)):
+        return mapped(output, lambda t: _split_batch(t, order, batch))
     if not isinstance(output, Tensor):
         raise TypeError(f"backbone: expected it to return a tensor, tuple or dict, got {type(output).__name__}")
     if output.dim() == 0 or output.shape[0] != order * batch:
@@ -205,75 +239,20 @@ def _rebuilt(container: Any, values: Any) -> Any:
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
-def _merge(outputs: list[list[Any]], spec: Any, merge_output: Callable[[list[list[Tensor]], Any], Any]) -> Any:
-    """Walk the output's containers and the specs side by side, and merge each tensor's views."""
-    first = outputs[0][0]
-    if isinstance(first, Tensor):
+def fitting(outputs: Any, spec: Any) -> list[tuple[Tensor, Any]]:
+    """Every tensor of the backbone's outputs with the spec that is meant for it, in the order of ``leaves``."""
+    if isinstance(outputs, Tensor):
         if isinstance(spec, (dict, tuple)):
             raise ValueError(f"out: expected one action, since the backbone returns one tensor, got {spec!r}")
-        return merge_output(outputs, spec)
-    if isinstance(first, Mapping):
-        keys, kind = list(first), "dict"
+        return [(outputs, spec)]
+    if isinstance(outputs, Mapping):
+        keys, kind = list(outputs), "dict"
         fits = isinstance(spec, dict) and set(spec) == set(keys)
     else:
-        keys, kind = list(range(len(first))), "tuple"
+        keys, kind = list(range(len(outputs))), "tuple"
         fits = isinstance(spec, tuple) and len(spec) == len(keys)
     if not fits:
         raise ValueError(
             f"out: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got {spec!r}"
         )
-    merged = [_merge([[part[key] for part in bucket] for bucket in outputs], spec[key], merge_output) for key in keys]
-    return _rebuilt(first, dict(zip(keys, merged, strict=True)) if kind == "dict" else merged)
-
-
-def _gather(outputs: list[list[Tensor]], action: GroupAction, buckets: list[list[int]]) -> tuple[Tensor, Action]:
-    """All views of one output on one group axis, and the action that transforms them back."""
-    first = outputs[0][0]
-    if first.dtype not in checks.FLOATS:
-        raise TypeError(f"backbone: expected outputs of a floating-point dtype to merge, got {first.dtype}")
-    if first.dim() < 2 + action.dims:
-        raise ValueError(
-            f"out: expected outputs (B, …, {checks.moved(action)}) for {action.name!r} to act on, but got "
-            f"{tuple(first.shape[1:])} from the backbone; "
-            'an output without spatial dims takes "trivial"'
-        )
-    if len(buckets) == 1:
-        if not checks.keeps_shape(first.shape, action):
-            sides = "cubic" if action.sides == 3 else "square"
-            raise ValueError(
-                f"backbone: expected {sides} outputs for a {sides} input under {action.name!r}, got "
-                f"{'×'.join(map(str, first.shape[-len(_sides(action.words[0])) :]))}"
-            )
-        parts = outputs[0]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)), action
-    words: list[str] = []
-    inverse_words: list[str] = []
-    gathered: list[Tensor] = []
-    for parts, bucket in zip(outputs, buckets, strict=True):
-        # Turned views are laid beside the upright ones by exchanging their sides, which leaves only flips to undo.
-        upright, back = _sides(action.inverse_words[bucket[0]]), _sides(action.words[bucket[0]])
-        own, inverse = [action.words[g] for g in bucket], [action.inverse_words[g] for g in bucket]
-        if upright == ".":
-            words, inverse_words, gathered = words + own, inverse_words + inverse, gathered + parts
-            continue
-        words += [compose(upright, word) for word in own]
-        inverse_words += [compose(word, back) for word in inverse]
-        gathered += [apply_word(part, upright) for part in parts]
-    _same_shapes(gathered)
-    return torch.cat(gathered), Action(action.name, words, inverse_words)
-
-
-def _sides(word: str) -> str:
-    """What a view does to the sides of a grid, without its flips; "." where it has no grid."""
-    if is_field(word):
-        _, word = parts(word)
-    return "." if word[0] in "ptm" else word.lower()
-
-
-def _same_shapes(parts: list[Tensor]) -> None:
-    shapes = {tuple(part.shape[1:]) for part in parts}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"backbone: expected the same output shape for an image and the turned image (turned back), got "
-            f"{' and '.join(map(str, sorted(shapes)))}"
-        )
+    return [pair for key in keys for pair in fitting(outputs[key], spec[key])]

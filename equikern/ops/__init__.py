@@ -3,7 +3,7 @@
 from .cross_entropy import orbit_cross_entropy
 from .linear_cross_entropy import linear_orbit_cross_entropy
 from .mean import orbit_mean, orbit_weighted_mean
-from .orbit import orbit, symmetrize
+from .orbit import orbit, orbit_act, symmetrize
 from .reduce import orbit_reduce
 from .score import orbit_score
 from .select import orbit_select
@@ -11,6 +11,7 @@ from .select import orbit_select
 __all__ = [
     "linear_orbit_cross_entropy",
     "orbit",
+    "orbit_act",
     "orbit_cross_entropy",
     "orbit_mean",
     "orbit_reduce",

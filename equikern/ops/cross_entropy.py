@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..actions import Action
-from . import autograd, checks, library, softmax
+from ..core import autograd, checks
+from ..core import rows as kernels
+from ..views import accumulator
+from . import softmax
 
 __all__ = ["orbit_cross_entropy"]
 
@@ -70,16 +73,17 @@ def orbit_cross_entropy(
         >>> torch.allclose(orbit_cross_entropy(logits, target, action), plain)
         True
     """
-    rows, last = checks.logits("logits", logits, action)
+    rows, back = checks.logits("logits", logits, action)
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
     checked(space, ignore_index, reduction, label_smoothing)
     options = (space or "logits", ignore_index, float(label_smoothing))
+    table = back.table(rows)
     if autograd.needs_grad(rows):
         return cast(
             Tensor,
-            _CrossEntropy.apply(rows, target, last.maps, last.inverse_maps, options, reduction),  # type: ignore[no-untyped-call]
+            _CrossEntropy.apply(rows, target, back.code, table, options, reduction),  # type: ignore[no-untyped-call]
         )
-    loss, _ = library.cross_entropy(rows, target, last.inverse_maps, *options, None, False)
+    loss, _ = kernels.cross_entropy(rows, target, back.code, table, *options, None, False)
     return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
 
 
@@ -114,18 +118,18 @@ def reduced(loss: Tensor, reduction: str, scale: Tensor | None) -> Tensor:
 
 
 def in_torch(
-    y: Tensor, target: Tensor, maps: str, inverse: str, options: tuple[str, int, float], reduction: str
+    y: Tensor, target: Tensor, code: str, table: Tensor | None, options: tuple[str, int, float], reduction: str
 ) -> Tensor:
     """The same loss from parts that differentiate to every order: what second derivatives go through."""
     space, ignore_index, smoothing = options
     if space == "logits":
-        log_q = softmax.mean_in_torch(y, maps, inverse, None).log_softmax(-1)
+        log_q = softmax.mean_in_torch(y, code, table, None).log_softmax(-1)
     elif space == "log_probs":
-        log_q = softmax.mean_in_torch(y, maps, inverse, space)
+        log_q = softmax.mean_in_torch(y, code, table, space)
     else:
-        log_p = y.to(library.accumulator(y)).log_softmax(-1)
+        log_p = y.to(accumulator(y)).log_softmax(-1)
         top = log_p.detach().amax(0).amax(-1, keepdim=True)  # one for each row, so that no view's permutation counts
-        log_q = autograd.total((log_p - top).exp(), maps, inverse, 1.0 / y.shape[0]).log() + top
+        log_q = autograd.total_by((log_p - top).exp(), code, table, 1.0 / y.shape[0]).log() + top
     kept = target != ignore_index
     loss = -log_q.gather(-1, target.where(kept, 0).unsqueeze(-1)).squeeze(-1)
     if smoothing:
@@ -137,29 +141,35 @@ def in_torch(
 class _CrossEntropy(Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, target: Tensor, maps: str, inverse: str, options: tuple[str, int, float], reduction: str
+        ctx: Any,
+        y: Tensor,
+        target: Tensor,
+        code: str,
+        table: Tensor | None,
+        options: tuple[str, int, float],
+        reduction: str,
     ) -> Tensor:
-        wide = torch.empty((), dtype=library.accumulator(y), device=y.device)
+        wide = torch.empty((), dtype=accumulator(y), device=y.device)
         scale = counted(wide, target, options[1], reduction)
-        loss, gradient = library.cross_entropy(y, target, inverse, *options, scale, True)
-        ctx.call = maps, inverse, options, reduction
+        loss, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
+        ctx.call = code, options, reduction
         if torch.compiler.is_compiling():
-            ctx.save_for_backward(y, target, gradient)
+            ctx.save_for_backward(y, target, table, gradient)
         else:
             # Given away by the first backward, which may then scale it in place; a second one makes it anew.
-            ctx.save_for_backward(y, target, None)
+            ctx.save_for_backward(y, target, table, None)
             ctx.gradient = gradient
         return reduced(loss, reduction, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, target, gradient = ctx.saved_tensors
-        maps, inverse, options, reduction = ctx.call
+        y, target, table, gradient = ctx.saved_tensors
+        code, options, reduction = ctx.call
         nothing = (None,) * 5
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
             def call(t: Tensor) -> Tensor:
-                return in_torch(t, target, maps, inverse, options, reduction)
+                return in_torch(t, target, code, table, options, reduction)
 
             return (*softmax.gradients(call, (y,), (True,), grad), *nothing)
         factor = grad.unsqueeze(-1) if reduction == "none" else grad
@@ -168,7 +178,7 @@ class _CrossEntropy(Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             scale = counted(grad, target, options[1], reduction)
-            _, gradient = library.cross_entropy(y, target, inverse, *options, scale, True)
+            _, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
         if not is_one(grad):
             gradient.mul_(factor)
         return (gradient, *nothing)

@@ -10,8 +10,10 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..backends import kernels
-from ..permutations import PermutationAction
-from . import autograd, checks, library, softmax
+from ..core import autograd, checks, library
+from ..views import accumulator
+from ..views.maps import Maps
+from . import softmax
 from .cross_entropy import checked, counted, in_torch, is_one, reduced
 
 __all__ = ["linear_orbit_cross_entropy"]
@@ -68,20 +70,20 @@ def linear_orbit_cross_entropy(
         True
     """
     hidden, weight, bias = _operands(hidden, weight, bias)
-    last = _on_logits(hidden, weight, action)
+    back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
     checked(space, ignore_index, reduction, label_smoothing)
     options = (space or "logits", ignore_index, float(label_smoothing))
+    table = back.table(hidden)
     if autograd.needs_grad(hidden, weight) or (bias is not None and autograd.needs_grad(bias)):
         return cast(
             Tensor,
             _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                hidden, weight, bias, target, last.maps, last.inverse_maps, options, reduction
+                hidden, weight, bias, target, back.code, table, options, reduction
             ),
         )
-    loss = _linear_cross_entropy(hidden, weight, bias, target, last.inverse_maps, *options, None, False, False, False)[
-        0
-    ]
+    call = (hidden, weight, bias, target, back.code, table, *options, None, False, False, False)
+    loss = _linear_cross_entropy(*call)[0]
     return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
 
 
@@ -108,10 +110,11 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
     return found[0], found[1], found[2] if bias is not None else None
 
 
-def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Action:
-    """The action, checked against logits that do not exist: their shape is hidden's with V for D."""
-    if isinstance(action, PermutationAction) and action.dim != -1:
-        raise ValueError(f"action: expected a permutation of dim -1, which holds the logits, got dim {action.dim}")
+def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Maps:
+    """The inverse maps, checked against logits that do not exist: their shape is hidden's with V for D."""
+    own = checks.acting(action).views
+    if own.kind.name == "permutation" and own.dim != -1:
+        raise ValueError(f"action: expected a permutation of dim -1, which holds the logits, got dim {own.dim}")
     logits = hidden.new_empty(()).expand(*hidden.shape[:-1], weight.shape[0])
     return checks.logits("hidden @ weightᵀ", logits, action)[1]
 
@@ -127,7 +130,8 @@ def _forward(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    maps: str,
+    code: str,
+    table: Tensor | None,
     space: str,
     ignore_index: int,
     smoothing: float,
@@ -144,10 +148,11 @@ def _forward(
         hidden, weight, bias, target, hidden_gradient, weight_gradient, bias_gradient
     )
     order, size = hidden.shape[0], weight.shape[0]
+    views = library.checked(code, table, hidden)
     rows = hidden.flatten(1, -2) if hidden.dim() > 2 else hidden[:, None]
     targets, losses = target.flatten(), loss.view(-1)
     into = grad_hidden.view(rows.shape) if hidden_gradient else grad_hidden
-    wide = library.accumulator(hidden)
+    wide = accumulator(hidden)
     sum_weight = grad_weight if grad_weight.dtype == wide else torch.zeros_like(grad_weight, dtype=wide)
     sum_bias = torch.zeros_like(grad_bias, dtype=wide)
     gradient = hidden_gradient or weight_gradient or bias_gradient
@@ -164,11 +169,11 @@ def _forward(
         else:
             torch.addmm(bias, flat, weight.T, out=logits)
         some = slice(start, start + step)
-        views = logits.view(order, -1, size)
-        slopes = memory[1, : len(flat)].view(views.shape) if gradient else None
+        parts = logits.view(order, -1, size)
+        slopes = memory[1, : len(flat)].view(parts.shape) if gradient else None
         factor = None if each else scale
         kernels(hidden).cross_entropy(
-            views, targets[some], losses[some], slopes, maps, space, ignore_index, smoothing, factor
+            parts, targets[some], losses[some], slopes, views, table, space, ignore_index, smoothing, factor
         )
         if slopes is None:
             continue
@@ -205,7 +210,7 @@ def _empty(
     bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for the results, contiguous; the weight's gradient starts from zero."""
-    loss = torch.empty(target.shape, dtype=library.accumulator(hidden), device=hidden.device)
+    loss = torch.empty(target.shape, dtype=accumulator(hidden), device=hidden.device)
     return (
         loss,
         hidden.new_empty(hidden.shape if hidden_gradient else (0,)),
@@ -215,11 +220,11 @@ def _empty(
 
 
 _linear_cross_entropy = library.register(
-    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str maps, str space, "
-    "int ignore_index, float smoothing, Tensor? scale, bool hidden_gradient, bool weight_gradient, bool bias_gradient) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str views, Tensor? table, "
+    "str space, int ignore_index, float smoothing, Tensor? scale, bool hidden_gradient, bool weight_gradient, "
+    "bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
-    lambda hidden, weight, bias, target, maps, space, ignore_index, smoothing, scale, *asked: _empty(
+    lambda hidden, weight, bias, target, code, table, space, ignore_index, smoothing, scale, *asked: _empty(
         hidden, weight, bias, target, *asked
     ),
 )
@@ -233,38 +238,38 @@ class _LinearCrossEntropy(Function):
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        maps: str,
-        inverse: str,
+        code: str,
+        table: Tensor | None,
         options: tuple[str, int, float],
         reduction: str,
     ) -> Tensor:
-        wide = torch.empty((), dtype=library.accumulator(hidden), device=hidden.device)
+        wide = torch.empty((), dtype=accumulator(hidden), device=hidden.device)
         scale = counted(wide, target, options[1], reduction)
         asked = tuple(ctx.needs_input_grad[:3]) if reduction != "none" else (False, False, False)
-        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, inverse, *options, scale, *asked)
-        ctx.call = maps, inverse, options, reduction
+        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, code, table, *options, scale, *asked)
+        ctx.call = code, options, reduction
         if torch.compiler.is_compiling() or reduction == "none":
-            ctx.save_for_backward(hidden, weight, bias, target, *gradients)
+            ctx.save_for_backward(hidden, weight, bias, target, table, *gradients)
         else:  # as in orbit_cross_entropy
-            ctx.save_for_backward(hidden, weight, bias, target)
+            ctx.save_for_backward(hidden, weight, bias, target, table)
             ctx.gradients = gradients
         return reduced(loss, reduction, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, *gradients = ctx.saved_tensors
-        maps, inverse, options, reduction = ctx.call
+        hidden, weight, bias, target, table, *gradients = ctx.saved_tensors
+        code, options, reduction = ctx.call
         asked = tuple(ctx.needs_input_grad[:3])
         nothing = (None,) * 5
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
             def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
                 logits = torch.nn.functional.linear(h, w, b)
-                return in_torch(logits, target, maps, inverse, options, reduction)
+                return in_torch(logits, target, code, table, options, reduction)
 
             return (*softmax.gradients(call, (hidden, weight, bias), asked, grad), *nothing)
         if reduction == "none":
-            again = (hidden, weight, bias, target, inverse, *options, grad.contiguous(), *asked)
+            again = (hidden, weight, bias, target, code, table, *options, grad.contiguous(), *asked)
             gradients = _linear_cross_entropy(*again)[1:]
         elif gradients:
             gradients = [(g * grad).to(g.dtype) for g in gradients]
@@ -272,7 +277,9 @@ class _LinearCrossEntropy(Function):
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 scale = counted(grad, target, options[1], reduction)
-                gradients = _linear_cross_entropy(hidden, weight, bias, target, inverse, *options, scale, *asked)[1:]
+                gradients = _linear_cross_entropy(hidden, weight, bias, target, code, table, *options, scale, *asked)[
+                    1:
+                ]
             if not is_one(grad):
                 for g in gradients:
                     g.mul_(grad)

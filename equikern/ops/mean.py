@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
-from . import autograd, checks, library, softmax
+from ..core import autograd, checks, library
+from ..views import accumulator
+from ..views.maps import Acting
+from . import softmax
 
 __all__ = ["orbit_mean", "orbit_weighted_mean"]
 
@@ -66,16 +69,18 @@ def orbit_mean(
         return _mean_plus(y, checks.like_view("plus", plus, y), action, out)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y)
-        library.reduce_out(y, action.inverse_maps, "sum", 1.0 / action.order, None, out)
+        maps = action.inverse_maps
+        library.reduce_out(y, maps.code, maps.table(y), "sum", 1.0 / action.order, None, out)
         return out
-    return autograd.total(y, action.inverse_adjoint_maps, action.inverse_maps, 1.0 / action.order)
+    return autograd.total(y, action.inverse_maps, 1.0 / action.order)
 
 
-def _mean_plus(y: Tensor, plus: Tensor, action: Action, out: Tensor | None) -> Tensor:
+def _mean_plus(y: Tensor, plus: Tensor, action: Acting, out: Tensor | None) -> Tensor:
     if out is None:
-        return autograd.mean_plus(y, plus, action.inverse_adjoint_maps, action.inverse_maps)
+        return autograd.mean_plus(y, plus, action.inverse_maps)
     out = checks.output("out", out, tuple(y.shape[1:]), y, plus)
-    library.mean_plus_out(y, plus, action.inverse_maps, out)
+    maps = action.inverse_maps
+    library.mean_plus_out(y, plus, maps.code, maps.table(y), out)
     return out
 
 
@@ -119,17 +124,18 @@ def orbit_weighted_mean(
     """
     y, action = checks.views("y", y, action)
     checks.choice("normalize", normalize, ("sum", "softmax", None))
-    weights = checks.per_view("weights", weights, y, action, library.accumulator(y))
+    weights = checks.per_view("weights", weights, y, action, accumulator(y))
     if normalize == "softmax":
         weights = _softmax(weights)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y, weights)
         op = "weighted_mean" if normalize == "sum" else "sum"
-        library.reduce_out(y, action.inverse_maps, op, 1.0, weights, out)
+        maps = action.inverse_maps
+        library.reduce_out(y, maps.code, maps.table(y), op, 1.0, weights, out)
         return out
     if normalize == "sum":
-        return autograd.weighted_mean(y, weights, action.inverse_adjoint_maps, action.inverse_maps)
-    return autograd.total(y, action.inverse_adjoint_maps, action.inverse_maps, 1.0, weights)
+        return autograd.weighted_mean(y, weights, action.inverse_maps)
+    return autograd.total(y, action.inverse_maps, 1.0, weights)
 
 
 def _softmax(weights: Tensor) -> Tensor:

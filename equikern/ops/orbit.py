@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..actions import Action
-from . import autograd, checks, library
+from ..core import autograd, checks, library
+from ..core.act import act
+from ..views import EXACT, FLOATS
 
-__all__ = ["orbit", "symmetrize"]
+__all__ = ["orbit", "orbit_act", "symmetrize"]
 
 
 def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
@@ -38,12 +40,53 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
         >>> orbit(torch.tensor([[1, 2], [3, 4]]), grid("c4"))[1].tolist()
         [[2, 4], [1, 3]]
     """
-    x, action = checks.image("x", x, action, checks.EXACT)
+    x, action = checks.image("x", x, action, EXACT)
     if out is not None:
         out = checks.output("out", out, (action.order, *x.shape), x)
-        library.orbit_out(x, action.maps, out)
+        library.orbit_out(x, action.maps.code, action.maps.table(x), out)
         return out
-    return autograd.orbit(x, action.maps, action.adjoint_maps)
+    return autograd.orbit(x, action.maps)
+
+
+def orbit_act(
+    x: Tensor, elements: Tensor, action: Action, *, inverse: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """One group element for each sample, in one pass: ``out[b] = g_b·x[b]``.
+
+    What augmentation, canonical poses and labels that turn with their images need: no loop over the batch. Reads n and
+    writes n elements; the backward is the same with the adjoint maps: ``∂L/∂x[b] = g_b⁻¹ · ∂L/∂out[b]`` (the transpose
+    for matrices).
+
+    Args:
+        x: (B, \\*rest), what ``orbit`` takes, any strides; or token ids under ``tokens(perm)``.
+        elements: (B,) int64 on x's device, each 0 … |G|−1; or of shape x.shape[:k], k ≥ 1: one for every entry of
+            those dims.
+        action: how the group acts on one sample.
+        inverse: apply g_b⁻¹ instead: the way back.
+        out: optional memory for the result, of x's dtype; without grad.
+
+    Returns:
+        Like x in shape, dtype and layout, moved bit for bit (matrices round once). Of rectangles under quarter turns
+        H and W change places where all samples are turned.
+
+    Raises:
+        TypeError: x is not a dense tensor of a supported dtype, elements is not an int64 tensor, or action is not an
+            action.
+        ValueError: elements of another shape or device, elements that are none (on a GPU torch's own indexing says so,
+            without waiting for the device), rectangles of which some are turned and some are not, wrong rank or size,
+            or an out that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from equikern import grid
+        >>> x = torch.tensor([[[1, 2], [3, 4]], [[1, 2], [3, 4]]])
+        >>> turned = orbit_act(x, torch.tensor([0, 1]), grid("c4"))
+        >>> turned.tolist()
+        [[[1, 2], [3, 4]], [[2, 4], [1, 3]]]
+        >>> torch.equal(orbit_act(turned, torch.tensor([0, 1]), grid("c4"), inverse=True), x)
+        True
+    """
+    return act(x, elements, action, inverse, out)
 
 
 def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
@@ -70,10 +113,11 @@ def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
         >>> symmetrize(torch.tensor([[1.0, 2.0]]), grid("hflip")).tolist()
         [[1.5, 1.5]]
     """
-    x, action = checks.image("x", x, action, checks.FLOATS)
+    x, action = checks.image("x", x, action, FLOATS)
     if out is not None:
         out = checks.output("out", out, tuple(x.shape), x)
         same = x.expand(action.order, *x.shape)
-        library.reduce_out(same, action.inverse_maps, "sum", 1.0 / action.order, None, out)
+        maps = action.inverse_maps
+        library.reduce_out(same, maps.code, maps.table(x), "sum", 1.0 / action.order, None, out)
         return out
-    return autograd.symmetrize(x, action.inverse_adjoint_maps, action.inverse_maps)
+    return autograd.symmetrize(x, action.inverse_maps)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import autograd, checks, library
+from ..core import autograd, checks
+from ..core import rows as kernels
+from ..views import accumulator
 
 __all__ = ["orbit_score"]
 
@@ -58,7 +60,7 @@ def orbit_score(logits: Tensor, kind: Kind, *, dim: int = -1) -> Tensor:
     checks.choice("kind", kind, KINDS)
     if autograd.needs_grad(rows):
         return cast(Tensor, _Score.apply(rows, kind))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.score(rows, kind))
+    return cast(Tensor, kernels.score(rows, kind))
 
 
 class _Score(Function):
@@ -66,7 +68,7 @@ class _Score(Function):
     def forward(ctx: Any, logits: Tensor, kind: str) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.kind = kind
-        return cast(Tensor, library.score(logits, kind))
+        return cast(Tensor, kernels.score(logits, kind))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,7 +77,7 @@ class _Score(Function):
             best = logits.argmax(-1, keepdim=True)
             slope = torch.zeros_like(logits, dtype=grad.dtype).scatter_(-1, best, -1.0)
             return (grad.unsqueeze(-1) * slope).to(logits.dtype), None
-        log_p = logits.to(library.accumulator(logits)).log_softmax(-1)
+        log_p = logits.to(accumulator(logits)).log_softmax(-1)
         p = log_p.exp()
         if ctx.kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)
             terms = (p * log_p).masked_fill(p == 0, 0.0)

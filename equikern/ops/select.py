@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..actions import Action
-from . import autograd, checks, library
+from ..core import autograd, checks, library
+from ..core import rows as kernels
+from ..views import EXACT, of, transposed
 from .score import KINDS, Kind
 
 __all__ = ["orbit_select"]
@@ -72,33 +74,32 @@ def orbit_select(
         checks.choice("scores", scores, KINDS)
         y, action = checks.scored_views("y", y, action, scores)
     else:
-        y, action = checks.views("y", y, action, checks.EXACT)
+        y, action = checks.views("y", y, action, EXACT)
     checks.choice("mode", mode, ("min", "max"))
     checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
     if not isinstance(scores, str):
         scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
         if scores.requires_grad:
             scores = scores.detach()  # choosing has no gradient
-    minimum = mode == "min"
+    minimum, back = mode == "min", action.inverse_maps
+    code, table = back.code, back.table(y)
     if out is not None:
         result = checks.output("out", out, tuple(y.shape[1:]), y, None if isinstance(scores, str) else scores)
         if isinstance(scores, str):
-            index = library.score_select_out(y, scores, action.inverse_maps, minimum, result)
+            index = kernels.score_select_out(y, scores, code, table, minimum, result)
         else:
-            index = library.select_out(y, scores, action.inverse_maps, minimum, result)
+            index = library.select_out(y, scores, code, table, minimum, result)
     elif gradient is not None and autograd.needs_grad(y):
-        result, index = _Select.apply(  # type: ignore[no-untyped-call]
-            y, scores, action.inverse_adjoint_maps, action.inverse_maps, minimum, gradient
-        )
+        result, index = _Select.apply(y, scores, code, table, minimum, gradient)  # type: ignore[no-untyped-call]
     else:
-        result, index = _select(y.detach(), scores, action.inverse_maps, minimum)
+        result, index = _select(y.detach(), scores, code, table, minimum)
     return (result, index) if return_index else result
 
 
-def _select(y: Tensor, scores: Tensor | Kind, inverse: str, minimum: bool) -> tuple[Tensor, Tensor]:
+def _select(y: Tensor, scores: Tensor | Kind, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
     if isinstance(scores, str):
-        return cast(tuple[Tensor, Tensor], library.score_select(y, scores, inverse, minimum))
-    return cast(tuple[Tensor, Tensor], library.select(y, scores, inverse, minimum))
+        return cast(tuple[Tensor, Tensor], kernels.score_select(y, scores, code, table, minimum))
+    return cast(tuple[Tensor, Tensor], library.select(y, scores, code, table, minimum))
 
 
 def _score_dtype(scores: Tensor) -> torch.dtype:
@@ -109,24 +110,24 @@ def _score_dtype(scores: Tensor) -> torch.dtype:
 class _Select(Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, scores: Tensor | Kind, maps: str, inverse: str, minimum: bool, gradient: str
+        ctx: Any, y: Tensor, scores: Tensor | Kind, code: str, table: Tensor | None, minimum: bool, gradient: str
     ) -> tuple[Tensor, Tensor]:
-        result, index = _select(y, scores, inverse, minimum)
+        result, index = _select(y, scores, code, table, minimum)
         ctx.mark_non_differentiable(index)
-        ctx.save_for_backward(index)
-        ctx.call = maps, inverse, gradient, library.channels_dim(y, 1)
+        ctx.save_for_backward(index, table)
+        ctx.call = transposed(code), gradient, library.channels_dim(y, 1)
         return result, index
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        (index,) = ctx.saved_tensors
-        maps, inverse, gradient, channels_last = ctx.call
+        index, table = ctx.saved_tensors
+        code, gradient, channels_last = ctx.call
         grad = autograd.laid_out(grad, channels_last)
         if gradient == "mean":
-            grad_y = autograd.orbit(grad, maps, inverse, 1.0 / (maps.count(" ") + 1))
+            grad_y = autograd.orbit_by(grad, code, table, 1.0 / of(code).order)
         elif gradient == "identity":
             first = torch.zeros((), dtype=torch.int64, device=grad.device)
-            grad_y = autograd.put(grad, first, maps, inverse)
+            grad_y = autograd.put_by(grad, first, code, table)
         else:
-            grad_y = autograd.put(grad, index, maps, inverse)
+            grad_y = autograd.put_by(grad, index, code, table)
         return grad_y, None, None, None, None, None

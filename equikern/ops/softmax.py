@@ -10,30 +10,33 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..actions import Action
-from . import autograd, checks, library
+from ..core import autograd, checks
+from ..core import rows as kernels
+from ..views import accumulator
 
 
 def mean(y: object, action: Action, space: str, out: Tensor | None) -> Tensor:
     """See ``orbit_mean``."""
-    rows, last = checks.logits("y", y, action)
+    rows, back = checks.logits("y", y, action)
     dim = -action.dims or -1
+    code, table = back.code, back.table(rows)
     if out is not None:
         out = checks.output("out", out, tuple(cast(Tensor, y).shape[1:]), rows)
-        library.softmax_mean_out(rows, last.inverse_maps, space, out.movedim(dim, -1))
+        kernels.softmax_mean_out(rows, code, table, space, out.movedim(dim, -1))
         return out
     if autograd.needs_grad(rows):
-        result = _SoftmaxMean.apply(rows, last.maps, last.inverse_maps, space)  # type: ignore[no-untyped-call]
+        result = _SoftmaxMean.apply(rows, code, table, space)  # type: ignore[no-untyped-call]
     else:
-        result, _ = library.softmax_mean(rows, last.inverse_maps, space)
+        result, _ = kernels.softmax_mean(rows, code, table, space)
     return cast(Tensor, result).movedim(-1, dim)
 
 
-def mean_in_torch(y: Tensor, maps: str, inverse: str, space: str | None) -> Tensor:
+def mean_in_torch(y: Tensor, code: str, table: Tensor | None, space: str | None) -> Tensor:
     """The same in the accumulator's dtype from parts that differentiate to every order; None averages y itself."""
-    p = y.to(library.accumulator(y))
+    p = y.to(accumulator(y))
     if space is not None:
         p = p.softmax(-1) if space == "probs" else p.log_softmax(-1)
-    return autograd.total(p, maps, inverse, 1.0 / y.shape[0])
+    return autograd.total_by(p, code, table, 1.0 / y.shape[0])
 
 
 def gradients(
@@ -50,20 +53,20 @@ def gradients(
 
 class _SoftmaxMean(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, maps: str, inverse: str, space: str) -> Tensor:
-        out, lse = library.softmax_mean(y, inverse, space)
-        ctx.save_for_backward(y, lse)
-        ctx.call = maps, inverse, space
+    def forward(ctx: Any, y: Tensor, code: str, table: Tensor | None, space: str) -> Tensor:
+        out, lse = kernels.softmax_mean(y, code, table, space)
+        ctx.save_for_backward(y, lse, table)
+        ctx.call = code, space
         return cast(Tensor, out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, lse = ctx.saved_tensors
-        maps, inverse, space = ctx.call
+        y, lse, table = ctx.saved_tensors
+        code, space = ctx.call
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
             def call(t: Tensor) -> Tensor:
-                return mean_in_torch(t, maps, inverse, space).to(t.dtype)
+                return mean_in_torch(t, code, table, space).to(t.dtype)
 
             return (*gradients(call, (y,), (True,), grad), None, None, None)
-        return library.softmax_mean_backward(grad, y, lse, inverse, space), None, None, None
+        return kernels.softmax_mean_backward(grad, y, lse, code, table, space), None, None, None

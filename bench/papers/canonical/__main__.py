@@ -40,7 +40,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, size) → (N, size)."""
-        return x + self.linear(x).relu()
+        y: Tensor = x + self.linear(x).relu()
+        return y
 
 
 def backbone() -> nn.Sequential:
@@ -227,9 +228,9 @@ def main(arguments: list[str] | None = None) -> None:
             for name in names:
                 task = progress.add_task(f"{name}, seed {seed}", total=options.epochs)
                 run = train(name, seed, options, lambda task=task: progress.advance(task))
-                record["systems"][name].append(run)  # type: ignore[index]
+                record["systems"][name].append(run)
                 progress.remove_task(task)
-            record["settings"]["seeds"].append(seed)  # type: ignore[index]
+            record["settings"]["seeds"].append(seed)
             # After every seed: a run that is stopped leaves what it has.
             stem.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             picture(record, stem.with_suffix(".png"))

@@ -142,7 +142,8 @@ def measured(
         step = bar.add_task("regard by the proxies", total=2 * sum(map(len, texts.values())))
         for place, group in texts.items():
             for proxy, judge in ((proxies.VADER, vader), (proxies.MINILM, minilm)):
-                judged[(*place, proxy)] = judge.judge(group, lambda count: bar.advance(step, count))
+                key = (*place, proxy)
+                judged[key] = judge.judge(group, lambda count: bar.advance(step, count))
         regard, gaps = metrics.rows(judged)
 
         symmetry = []
@@ -167,14 +168,14 @@ def measured(
         step = bar.add_task("perplexity", total=len(passes) * len(likelihood.windows(len(text))))
         values: dict[str, dict[str, Any]] = {}
         for system, pair in passes:
-            key = f"perplexity/{system}/{pair.name}/{len(text)}"
+            slot = f"perplexity/{system}/{pair.name}/{len(text)}"
             bar.update(step, description=f"perplexity: {system}, {pair.name}")
-            if key in done:
+            if slot in done:
                 bar.advance(step, len(likelihood.windows(len(text))))
             else:
-                done[key] = likelihood.perplexity(systems[pair.name][system], text, progress=lambda: bar.advance(step))
+                done[slot] = likelihood.perplexity(systems[pair.name][system], text, progress=lambda: bar.advance(step))
             row = values.setdefault(system, {"system": system})
-            row |= dict.fromkeys((p.name for p in PAIRS), done[key]) if system == "plain" else {pair.name: done[key]}
+            row |= dict.fromkeys((p.name for p in PAIRS), done[slot]) if system == "plain" else {pair.name: done[slot]}
 
     same: dict[str, dict[str, float]] = {system: {} for system in SYSTEMS}
     for system in SYSTEMS:

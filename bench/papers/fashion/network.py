@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from equikern import EquiTune, EquiZero, LambdaEquiTune, grid, train_backbone, train_weights
+from equikern import EquiTune, EquiZero, LambdaEquiTune, grid, orbit_act, train_backbone, train_weights
 from torch import Tensor, nn
 
 from .data import CLASSES
@@ -66,14 +66,14 @@ def fit(
 @torch.inference_mode()
 def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> float:
     """Share of right answers."""
-    right = [(model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), labels.split(500), strict=True)]
+    right = [int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), labels.split(500), strict=True)]
     return sum(right) / len(x)
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
     """Every image turned by a random multiple of 90°."""
     k = torch.randint(4, (len(x),), generator=generator)
-    return torch.stack([C4.act(int(g), image) for g, image in zip(k, x, strict=True)])
+    return orbit_act(x, k, C4)
 
 
 def one_seed(seed: int, settings: dict[str, int], data: dict[str, Any], advance: Callable[[], None]) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from bench.ops.memory import peak
 from equikern import EquiTune, PermutationAction, ProductEquiTune, cyclic_group, permutation, product_action
 from torch import nn
-
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "ops"))
-from memory import peak
 
 SIDE, BATCH, HIDDEN = 32, 8, 1024
 ORDERS = [(m, n) for m in (2, 4, 8, 16) for n in (2, 8)] + [(16, 16)]
@@ -51,6 +48,6 @@ def measure(orders: list[tuple[int, int]], repeats: int) -> list[dict[str, Any]]
                     model(x)
                     times.append(time.perf_counter() - start)
                 record.setdefault("seconds", {})[name] = statistics.median(times)
-                record.setdefault("bytes", {})[name] = peak(lambda model=model: model(x), "cpu")
+                record.setdefault("bytes", {})[name] = peak(functools.partial(model, x), "cpu")
         found.append(record)
     return found

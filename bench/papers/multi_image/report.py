@@ -13,9 +13,7 @@ from typing import Any
 
 import equikern
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-import figures
+from bench.papers import figures
 
 COLORS = {
     "plain CNN, trained upright": "tab:red",

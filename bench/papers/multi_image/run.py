@@ -36,17 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
     if options.readme:
-        import report
+        from bench.papers.multi_image import report
 
         return report.update(HERE / "README.md", options.output / "results.json")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
         return 2
-    import cost
-    import report
     import torch
-    import train
+    from bench.papers.multi_image import cost, report, train
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -88,5 +86,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent / "fashion")]
+    sys.path.append(str(HERE.parents[2]))
     sys.exit(main())

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import images_and_labels
-from equikern import MultiInputEquiTune, grid
+from bench.papers.fashion.data import images_and_labels
+from equikern import MultiInputEquiTune, grid, orbit_act
 from torch import Tensor, nn
 
 # group on every image, whether the images meet before the classifier, whether they are rotated in training
@@ -66,8 +66,8 @@ class Sets:
         held = [self.by_class[c] for c in labels.tolist()]
         chosen = torch.stack([own[(u * len(own)).long()] for own, u in zip(held, share, strict=True)])
         images = self.pixels[chosen]
-        for k in range(1, 4) if turned else ():
-            images[turns == k] = torch.rot90(images[turns == k], k, (-2, -1))
+        if turned:
+            images = orbit_act(images, turns, grid("c4"))
         return images.unbind(1), labels
 
 
@@ -93,7 +93,8 @@ class Network(nn.Module):
 
     def forward(self, *images: Tensor) -> Tensor:
         """(B, 1, 28, 28) each → logits (B, 10)."""
-        return self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
+        logits: Tensor = self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
+        return logits
 
 
 def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]:

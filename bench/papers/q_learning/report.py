@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import equikern
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-import figures
+from bench.papers import figures
 
 COLORS = {"plain": "tab:gray", "equitune": "tab:blue", "equizero": "tab:orange"}
 TITLES = {

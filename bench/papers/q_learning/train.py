@@ -14,9 +14,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from bench.papers.q_learning.gridworld import Gridworld
 from equikern.rl import Symmetry, acrobot, act_through, cartpole
 from equikern.rl import gridworld as gridworld_symmetry
-from gridworld import Gridworld
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import stack
 
 from . import report
 
@@ -31,7 +32,7 @@ def save(results: dict[str, Any], path: Path) -> None:
             for y, system in enumerate(reversed(systems)):
                 rows = report.of(results, task, group, system)
                 color = COLORS[system.partition(",")[0]]
-                elements = sum(report.right(row, labels).mean(1) for row in rows) / len(rows)
+                elements = stack([report.right(row, labels).mean(1) for row in rows]).mean(0)
                 low, high = report.interval(report.by_image(rows, labels))
                 ax.hlines(y, low, high, color=color, linewidth=7, alpha=0.3)
                 ax.plot(elements.tolist(), [y] * len(elements), "o", color=color, markersize=4, alpha=0.6)

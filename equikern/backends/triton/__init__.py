@@ -6,62 +6,138 @@ Nothing here imports Triton until a kernel is asked for.
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from .cross_entropies import cross_entropy
-    from .dispatch import orbit, orbit_dot, reduce, select
-    from .scores import score, score_select
-    from .softmaxes import softmax_mean, softmax_mean_backward
+from ...reductions import REDUCTIONS
+from ...views import Views
+from ..base import Backend, Maybe
+from ..reference import Reference
 
-__all__ = [
-    "cross_entropy",
-    "orbit",
-    "orbit_dot",
-    "reduce",
-    "score",
-    "score_select",
-    "select",
-    "softmax_mean",
-    "softmax_mean_backward",
-    "unavailable",
-]
+__all__ = ["Triton"]
 
+# The module of each kind of views; what has none, or not the function that is asked for, the fallback serves.
 _MODULES = {
-    **dict.fromkeys(("orbit", "orbit_dot", "reduce", "select"), "dispatch"),
-    **dict.fromkeys(("softmax_mean", "softmax_mean_backward"), "softmaxes"),
-    **dict.fromkeys(("score", "score_select"), "scores"),
-    "cross_entropy": "cross_entropies",
+    "still": "grids",
+    "grid": "grids",
+    "permutation": "permuted",
+    "tokens": "ids",
+    "matrix": "matrices",
+    "field": "fields",
+    "mixed": "fields",
 }
+_FALLBACK = Reference()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    function = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    return function
+@cache
+def _of_kind(kind: str, function: str) -> Any:
+    module = import_module(f".{_MODULES[kind]}", __name__) if kind in _MODULES else None
+    return getattr(module, function, None) or getattr(_FALLBACK, function)
 
 
-def unavailable(device: torch.device) -> str | None:
-    """None if the kernels can run on the device, else why not and what to do about it."""
-    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
-    if device.type != "cuda" and not (interpreted and device.type == "cpu"):
-        return f"Triton kernels run on CUDA and ROCm tensors, not on {device.type}: move them, or use another backend"
-    if find_spec("triton") is None:
-        return "Triton is not installed: pip install triton"
-    compat = import_module(".compat", __name__)
-    if compat.version() < compat.OLDEST:
-        found, oldest = (".".join(map(str, v)) for v in (compat.version(), compat.OLDEST))
-        return f"Triton {found} is installed, {oldest} or later is needed: pip install --upgrade triton"
-    if interpreted:
+@cache
+def _of_rows(module: str, function: str) -> Any:
+    return getattr(import_module(f".{module}", __name__), function)
+
+
+class Triton(Backend):
+    """Triton on CUDA and ROCm, and in its interpreter on the CPU."""
+
+    name = "triton"
+    fallback = _FALLBACK.name
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """None if the kernels can run on the device, else why not and what to do about it."""
+        interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+        if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+            return (
+                f"Triton kernels run on CUDA and ROCm tensors, not on {device.type}: move them, or use another backend"
+            )
+        if find_spec("triton") is None:
+            return "Triton is not installed: pip install triton"
+        compat = import_module(".compat", __name__)
+        if compat.version() < compat.OLDEST:
+            found, oldest = (".".join(map(str, v)) for v in (compat.version(), compat.OLDEST))
+            return f"Triton {found} is installed, {oldest} or later is needed: pip install --upgrade triton"
+        if interpreted:
+            return None
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA or ROCm device: check the driver, and that torch is a CUDA or ROCm build"
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+            major, minor = torch.cuda.get_device_capability(device)
+            return f"compute capability {major}.{minor} is below Triton's 8.0: use the backend 'reference' or 'cuda'"
         return None
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA or ROCm device: check the driver, and that torch is a CUDA or ROCm build"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"compute capability {major}.{minor} is below Triton's 8.0: use the backend 'reference' or 'cuda'"
-    return None
+
+    def orbit(
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
+    ) -> None:
+        _of_kind(views.kind.name, "orbit")(x, out, views, table, scale, weights, index)
+
+    def reduce(
+        self,
+        y: Tensor,
+        out: Tensor,
+        views: Views,
+        table: Maybe,
+        op: str,
+        scale: float,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
+    ) -> None:
+        if op == "weighted_mean" and weights is not None:
+            weights, op = weights / weights.sum(0), "sum"
+        if op not in REDUCTIONS:
+            raise ValueError(f"op: expected one of {', '.join(REDUCTIONS)}, got {op!r}")
+        _of_kind(views.kind.name, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
+
+    def orbit_dot(
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
+    ) -> None:
+        _of_kind(views.kind.name, "orbit_dot")(x, y, out, dots, views, table, weights)
+
+    def select(
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
+    ) -> None:
+        if out.numel():
+            _of_kind(views.kind.name, "select")(y, out, index, views, table, scores, minimum)
+        elif scores is not None:
+            _of_rows("selection", "index_alone")(scores, index, minimum)
+
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
+        _of_rows("softmaxes", "softmax_mean")(y, out, lse, views, table, space)
+
+    def softmax_mean_backward(
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
+    ) -> None:
+        _of_rows("softmaxes", "softmax_mean_backward")(grad, y, lse, out, views, table, space)
+
+    def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
+        _of_rows("scores", "score")(logits, out, kind)
+
+    def score_select(
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
+    ) -> None:
+        _of_rows("scores", "score_select")(y, out, index, views, table, kind, minimum)
+
+    def cross_entropy(
+        self,
+        y: Tensor,
+        target: Tensor,
+        loss: Tensor,
+        grad: Maybe,
+        views: Views,
+        table: Maybe,
+        space: str,
+        ignore_index: int,
+        smoothing: float,
+        scale: Maybe,
+    ) -> None:
+        _of_rows("cross_entropies", "cross_entropy")(
+            y, target, loss, grad, views, table, space, ignore_index, smoothing, scale
+        )

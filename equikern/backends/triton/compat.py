@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.errors import OutOfResources
 
-from ...nvtx import moved
+from ..nvtx import moved
 
 __all__ = [
     "OLDEST",

@@ -9,18 +9,16 @@ Profilers see the kernels as ``equikern_cross_entropy_mean_rows_bf16``, where lo
 
 from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...tables import table
+from ...views import Views
 from .compat import jit_kernel
 from .launch import Plan, run
-from .layout import Operand, operand
+from .layout import Operand, contiguous_views, dense_like, known, operand
 from .mixtures import mixture_gradients, mixture_sums
 from .rows import (
-    SKIP,
     at_places,
     counted,
     described,
@@ -28,14 +26,12 @@ from .rows import (
     entries,
     joined,
     listed_sources,
-    lists,
     load_block,
     lowest,
     offsets,
     plan_rows,
     program_rows,
     row_start,
-    skipped,
     softened,
     sources_block,
     statistics,
@@ -43,7 +39,7 @@ from .rows import (
     view_at,
     view_block,
 )
-from .tiles import TABLE
+from .tables import SKIP, TABLE, lists, skipped, whole
 
 __all__ = ["cross_entropy", "plan"]
 
@@ -361,17 +357,17 @@ def cross_entropy_views_rows(
 
 @lru_cache(maxsize=1024)
 def plan(
-    maps: str, space: str, ignore_index: int, smoothing: float, y: Operand, grad: Operand | None, target: Operand,
-    loss: Operand, scale: Operand | None,
+    views: Views, table: Operand | None, space: str, ignore_index: int, smoothing: float, y: Operand,
+    grad: Operand | None, target: Operand, loss: Operand, scale: Operand | None,
 ) -> Plan | None:  # fmt: skip
     """The launch for operands such as these, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (grad, True)], [(target, False), (loss, False)]
     constants = {"SMOOTH": smoothing > 0, **({} if space == "logits" else {"LOG": space == "log_probs"})}
-    tables = described(maps)
+    tables = described(views, table)
     others = [scale, *tables, TABLE if tables[1] else None, SKIP if tables[0] else None]
     kernel = cross_entropy_mean_rows if space == "logits" else cross_entropy_views_rows
     scalars = {"ignore": ignore_index, "smoothing": smoothing}
-    return plan_rows(kernel, maps, "yo", moving, "tl", fixed, others, scalars, constants)
+    return plan_rows(kernel, views, table, "yo", moving, "tl", fixed, others, scalars, constants)
 
 
 def cross_entropy(
@@ -379,43 +375,34 @@ def cross_entropy(
     target: Tensor,
     loss: Tensor,
     grad: Tensor | None,
-    maps: str,
+    views: Views,
+    table: Tensor | None,
     space: str,
     ignore_index: int,
     smoothing: float,
     scale: Tensor | None,
 ) -> None:
-    """Write each row's loss and, times scale, its gradient; see ``reference.cross_entropy``.
+    """Write each row's loss and, times scale, its gradient; see ``Reference.cross_entropy``.
 
     Args:
         y: (|G|, *lead, V), any strides; grad likewise, or None.
         target: (*lead), contiguous, int64. One that is neither ignore_index nor 0 … V − 1 makes its loss and its
             gradient NaN.
         loss: (*lead), contiguous, float32 or float64.
-        maps: one word per view, permutations of the last dim or ".".
+        views: permutations of the last dim, or none that moves anything.
         space: ``"logits"``, ``"probs"`` or ``"log_probs"``: what is averaged.
         scale: one number on the device, or None for 1.
     """
     if loss.numel() == 0:
         return
-    found = plan(
-        maps,
-        space,
-        ignore_index,
-        smoothing,
-        operand(y),
-        None if grad is None else operand(grad),
-        operand(target),
-        operand(loss),
-        None if scale is None else operand(scale),
-    )
+    given = operand(y), known(grad), operand(target), operand(loss), known(scale)
+    found = plan(views, known(table), space, ignore_index, smoothing, *given)
     if found is not None:
-        moved = table(maps)
-        whole = None if moved is None else moved.on(y.device).whole
-        run(found, y, grad, target, loss, scale, *lists(maps, y.device), whole, skipped(maps, y.device))
+        sources = lists(views, table)
+        run(found, y, grad, target, loss, scale, *sources, whole(views, table), skipped(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = None if grad is None else torch.empty_like(grad, memory_format=torch.contiguous_format)
-    cross_entropy(y.contiguous(), target, loss, dense, maps, space, ignore_index, smoothing, scale)
+    dense = dense_like(grad)
+    cross_entropy(contiguous_views(y), target, loss, dense, views, table, space, ignore_index, smoothing, scale)
     if grad is not None and dense is not None:
         grad.copy_(dense)

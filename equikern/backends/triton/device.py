@@ -1,5 +1,6 @@
 """Device functions the kernels share: signed axis permutations of tiles, and the arithmetic of the reductions."""
 # mypy: ignore-errors
+# ruff: noqa: RUF005  (kernels join tuples, they do not unpack them)
 
 import triton
 import triton.language as tl
@@ -191,8 +192,26 @@ def prepare(v, OP: tl.constexpr):
         high = tl.full([], 1 - 1e-6, v.dtype)
         v = tl.where(v < low, low, tl.where(v > high, high, v))  # NaN fails both comparisons and stays
         return tl.log(v / (1.0 - v))
+    elif OP == "log1p":
+        return log1p(v)
     else:
         return v
+
+
+@triton.jit
+def log1p(v):
+    """log(1 + v): what the sum's rounding changes in the logarithm, the quotient takes back."""
+    u = 1.0 + v
+    d = u - 1.0
+    return tl.where(d == 0.0, v, tl.where(u == float("inf"), u, tl.log(u) * (v / d)))
+
+
+@triton.jit
+def expm1(v):
+    """exp(v) − 1: the same the other way round."""
+    u = tl.exp(v)
+    d = u - 1.0
+    return tl.where(d == 0.0, v, tl.where((d == -1.0) | (u == float("inf")), d, d * (v / tl.log(u))))
 
 
 @triton.jit
@@ -205,12 +224,39 @@ def root(v):
 
 
 @triton.jit
+def alone(v, OP: tl.constexpr):
+    """The partial result of a single view, see ``combine``."""
+    if OP == "median":
+        return (v,), v != v
+    elif OP == "vote":
+        return (v,), v
+    else:
+        return v, tl.zeros_like(v)
+
+
+@triton.jit
+def inserted(ordered, v):
+    """Values in rising order with one more among them."""
+    found = ()
+    for k in tl.static_range(len(ordered)):
+        found = found + (tl.minimum(ordered[k], v),)
+        v = tl.maximum(ordered[k], v)
+    return found + (v,)
+
+
+@triton.jit
 def combine(s, m, ns: tl.constexpr, t, n, nt: tl.constexpr, OP: tl.constexpr):
     """Join two partial results over ns and nt views: sums s, t and, for spreads, sums m, n of squared deviations.
 
-    The squared deviations are joined by Chan, Golub and LeVeque's update, which never subtracts large squares.
+    The squared deviations are joined by Chan, Golub and LeVeque's update, which never subtracts large squares. Medians
+    and votes need every value: s and t are tuples in rising order, m and n say where one of them is NaN.
     """
-    if OP == "max":
+    if OP == "median" or OP == "vote":
+        for k in tl.static_range(nt):
+            s = inserted(s, t[k])
+        if OP == "median":
+            m = m | n
+    elif OP == "max":
         s = tl.maximum(s, t, propagate_nan=tl.PropagateNan.ALL)
         m = s
     elif OP == "min":
@@ -242,8 +288,45 @@ def finish(s, scale, COUNT: tl.constexpr, OP: tl.constexpr):
         return 1.0 / (1.0 + tl.exp(-mean))
     elif OP == "std":
         return root(mean)
+    elif OP == "log1p":
+        return expm1(mean)
     else:
         return mean
+
+
+@triton.jit
+def outcome(s, m, scale, COUNT: tl.constexpr, OP: tl.constexpr):
+    """The (first) result of a reduction from what its COUNT views joined to."""
+    if OP == "median":
+        return middle(s, m)
+    elif OP == "vote":
+        return most_frequent(s)
+    elif OP == "std":
+        return finish(m, scale, COUNT, OP)
+    else:
+        return finish(s, scale, COUNT, OP)
+
+
+@triton.jit
+def middle(ordered, nan):
+    """The median of values in rising order."""
+    v = ordered[len(ordered) // 2]
+    if len(ordered) % 2 == 0:
+        v = v * 0.5 + ordered[len(ordered) // 2 - 1] * 0.5
+    return tl.where(nan, float("nan"), v)
+
+
+@triton.jit
+def most_frequent(ordered):
+    """The value that comes most often among values in rising order, the smallest of several."""
+    best = ordered[0]
+    most = tl.zeros_like(best).to(tl.int32) + 1
+    run = most
+    for k in tl.static_range(1, len(ordered)):
+        run = tl.where(ordered[k] == ordered[k - 1], run + 1, 1)
+        best = tl.where(run > most, ordered[k], best)
+        most = tl.maximum(most, run)
+    return best
 
 
 @triton.jit

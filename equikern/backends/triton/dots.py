@@ -10,7 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ...field_tables import is_field
+from ...views import Views
 from .compat import jit_kernel
 from .device import (
     arrangements,
@@ -26,8 +26,9 @@ from .device import (
     unravel,
 )
 from .launch import Plan, accumulator, forms, next_power_of_two, plan_gather, plan_tiles, run, use_tiles
-from .layout import CHANNELS, Operand, channels_table, normalize, operand, parse_maps
+from .layout import Operand, contiguous_views, dense_like, known, normalize, operand
 from .orbits import orbit
+from .tables import CHANNELS, channels
 
 __all__ = ["orbit_dot", "plan"]
 
@@ -149,10 +150,9 @@ def dot_points(
 
 @lru_cache(maxsize=1024)
 def plan(
-    maps: str, x: Operand, y: Operand, out: Operand | None, weights: Operand | None, dots: Operand
+    views: Views, x: Operand, y: Operand, out: Operand | None, weights: Operand | None, dots: Operand
 ) -> tuple[Plan, int] | None:
     """The launch and its number of partial sums per dot product, or None if the tensors must be copied first."""
-    views = parse_maps(maps)
     split = len(dots.shape) - 1
     moving = [(x, False), (y, True), (y if out is None else out, True)]
     layout = normalize(views, moving, [(weights, True)], split)
@@ -160,9 +160,9 @@ def plan(
         return None
     constants = {
         "ACC": tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32,
-        "GP": next_power_of_two(len(views.words)),
+        "GP": next_power_of_two(views.order),
     }
-    operands = (x, y, out, weights, dots, CHANNELS if views.channels else None)
+    operands = (x, y, out, weights, dots, CHANNELS if views.size else None)
     scalars = {"na": layout.a, "units": 0}
     if use_tiles(layout, views):
         found = plan_tiles(
@@ -175,7 +175,15 @@ def plan(
     return found.with_units(units), units
 
 
-def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
+def orbit_dot(
+    x: Tensor,
+    y: Tensor,
+    out: Tensor | None,
+    dots: Tensor,
+    views: Views,
+    table: Tensor | None,
+    weights: Tensor | None,
+) -> None:
     """Write out[g] = weights[g] · map_g(x) and dots[g, …] = Σ map_g(x) · y[g].
 
     The sums are cut into fixed parts that are added in a fixed order: results repeat bit by bit.
@@ -185,7 +193,6 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
         y: (|G|, *lead, H', W'), any strides.
         out: like y, or None.
         dots: (|G|, *lead[:k-1]), contiguous, float32 or float64.
-        maps: one word per view.
         weights: like dots, or None.
     """
     if dots.numel() == 0:
@@ -193,36 +200,29 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     if y.numel() == 0:
         dots.zero_()
         return
-    if y.numel() == dots.numel() and not is_field(maps):
-        _pointwise(x, y, out, dots, maps, weights)
+    if y.numel() == dots.numel() and table is None:
+        _pointwise(x, y, out, dots, views, weights)
         return
-    found = plan(
-        maps,
-        operand(x),
-        operand(y),
-        None if out is None else operand(out),
-        None if weights is None else operand(weights),
-        operand(dots),
-    )
+    found = plan(views, operand(x), operand(y), known(out), known(weights), operand(dots))
     if found is None:
         # More leading dims than loops: only then is anything copied.
-        dense = None if out is None else torch.empty_like(out, memory_format=torch.contiguous_format)
-        orbit_dot(x.contiguous(), y.contiguous(), dense, dots, maps, weights)
+        dense = dense_like(out)
+        orbit_dot(x.contiguous(), contiguous_views(y), dense, dots, views, table, weights)
         if out is not None and dense is not None:
             out.copy_(dense)
         return
     launch, units = found
-    channels = channels_table(maps, x.device)
+    moved = channels(views, table)
     if units == 1:
-        run(launch, x, y, out, weights, dots, channels)
+        run(launch, x, y, out, weights, dots, moved)
         return
     partial = dots.new_empty((*dots.shape, units))
-    run(launch, x, y, out, weights, partial, channels)
+    run(launch, x, y, out, weights, partial, moved)
     torch.sum(partial, -1, out=dots)
 
 
-def _pointwise(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
+def _pointwise(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, views: Views, weights: Tensor | None) -> None:
     """Sums of a single product: every plane is one point."""
     torch.mul(x.reshape(dots.shape[1:]).to(dots.dtype), y.reshape(dots.shape).to(dots.dtype), out=dots)
     if out is not None:
-        orbit(x, out, maps, 1.0, weights, None)
+        orbit(x, out, views, None, 1.0, weights, None)

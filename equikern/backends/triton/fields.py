@@ -10,16 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...field_tables import mixes, parts
+from ...views import Views
 from . import dots as products
 from . import mixed, orbits, reductions, selection
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
-
-
-def _dims(maps: str) -> int:
-    """Channels and sides."""
-    return 1 + len(parts(maps.partition(" ")[0])[1])
 
 
 def _item_shape(t: Tensor, dims: int, group: bool) -> tuple[int, ...]:
@@ -29,7 +24,10 @@ def _item_shape(t: Tensor, dims: int, group: bool) -> tuple[int, ...]:
 
 def _items(t: Tensor, dims: int, group: bool) -> Tensor:
     """(items, C, *sides), or the same behind the group axis: a copy where strides leave no other way."""
-    return t.reshape(_item_shape(t, dims, group))
+    shape = _item_shape(t, dims, group)
+    if group and t.stride(0) == 0 and t.numel():  # one tensor, seen for every view
+        return t[0].reshape(shape[1:]).expand(shape)
+    return t.reshape(shape)
 
 
 def _written(out: Tensor, dims: int, group: bool) -> tuple[Tensor, bool]:
@@ -49,69 +47,98 @@ def _each(t: Tensor | None, lead: torch.Size, group: bool) -> Tensor | None:
     return t.expand((*t.shape[:group], *lead)).reshape((*t.shape[:group], -1)).contiguous()
 
 
-def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
-    """See ``reference.orbit``."""
+def orbit(
+    x: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    scale: float,
+    weights: Tensor | None,
+    index: Tensor | None,
+) -> None:
+    """See ``Backend.orbit``."""
     if out.numel() == 0:
         return
-    dims = _dims(maps)
+    dims = views.dims
     lead = x.shape[: x.dim() - dims]
     to, apart = _written(out, dims, True)
-    module = mixed if mixes(maps) else orbits
-    module.orbit(_items(x, dims, False), to, maps, scale, _each(weights, lead, True), _each(index, lead, False))
+    module = mixed if views.kind.computes else orbits
+    module.orbit(_items(x, dims, False), to, views, table, scale, _each(weights, lead, True), _each(index, lead, False))
     if apart:
         out.copy_(to.view(out.shape))
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
+    y: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    op: str,
+    scale: float,
+    weights: Tensor | None,
+    plus: Tensor | None,
+    spread: Tensor | None,
 ) -> None:
-    """See ``reference.reduce``."""
-    if op == "weighted_mean" and weights is not None:
-        weights, op = weights / weights.sum(0), "sum"
+    """See ``Backend.reduce``."""
     if out.numel() == 0:
         return
-    dims = _dims(maps)
+    dims = views.dims
     to, apart = _written(out, dims, False)
-    if other is None or op == "sum":
-        beside, apart_too = None if other is None else _items(other, dims, False), False
-    else:
-        beside, apart_too = _written(other, dims, False)
+    second, second_apart = (None, False) if spread is None else _written(spread, dims, False)
+    beside = None if plus is None else _items(plus, dims, False)
     each = _each(weights, out.shape[: out.dim() - dims], True)
-    module = mixed if mixes(maps) else reductions
-    module.reduce(_items(y, dims, True), to, maps, op, scale, each, beside)
+    module = mixed if views.kind.computes else reductions
+    module.reduce(_items(y, dims, True), to, views, table, op, scale, each, beside, second)
     if apart:
         out.copy_(to.view(out.shape))
-    if other is not None and beside is not None and apart_too:
-        other.copy_(beside.view(other.shape))
+    if spread is not None and second is not None and second_apart:
+        spread.copy_(second.view(spread.shape))
 
 
-def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
-    """See ``reference.orbit_dot``. Dots of items that share a weight are added in a fixed order."""
+def orbit_dot(
+    x: Tensor,
+    y: Tensor,
+    out: Tensor | None,
+    dots: Tensor,
+    views: Views,
+    table: Tensor,
+    weights: Tensor | None,
+) -> None:
+    """See ``Backend.orbit_dot``. Dots of items that share a weight are added in a fixed order."""
     if dots.numel() == 0:
         return
     if y.numel() == 0:
         dots.zero_()
         return
-    dims = _dims(maps)
+    dims = views.dims
     lead = x.shape[: x.dim() - dims]
     to, apart = (None, False) if out is None else _written(out, dims, True)
     each = dots.new_empty((dots.shape[0], lead.numel()))
-    module = mixed if mixes(maps) else products
-    module.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, maps, _each(weights, lead, True))
+    module = mixed if views.kind.computes else products
+    factors = _each(weights, lead, True)
+    module.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, views, table, factors)
     dots.copy_(each.view((*dots.shape, -1)).sum(-1))
     if out is not None and to is not None and apart:
         out.copy_(to.view(out.shape))
 
 
-def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
-    """See ``reference.select``; the caller has seen to empty outputs."""
-    dims = _dims(maps)
+def select(
+    y: Tensor,
+    out: Tensor,
+    index: Tensor,
+    views: Views,
+    table: Tensor,
+    scores: Tensor | None,
+    minimum: bool,
+) -> None:
+    """See ``Backend.select``; the caller has seen to empty outputs."""
+    dims = views.dims
     lead = out.shape[: out.dim() - dims]
     to, apart = _written(out, dims, False)
     each = _each(index, lead, False)
     assert each is not None
-    module = mixed if mixes(maps) else selection
-    module.select(_items(y, dims, True), to, each, maps, _each(scores, lead, True), minimum)
+    module = mixed if views.kind.computes else selection
+    module.select(_items(y, dims, True), to, each, views, table, _each(scores, lead, True), minimum)
     if scores is not None:
         index.copy_(each.view((*index.shape, -1))[..., 0])
     if apart:

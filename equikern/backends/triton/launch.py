@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...tuning import RULE, Choice, is_tuned
+from ...views import Views
+from ..tuning import RULE, Choice, is_tuned
 from . import tune
 from .compat import interpreting, launch
-from .layout import Layout, Operand, Views
+from .layout import Layout, Operand, loops
+from .plan import Plan
 
 __all__ = [
     "Plan",
@@ -31,6 +32,7 @@ __all__ = [
     "times_two",
     "use_tiles",
     "vector_length",
+    "view_sizes",
     "warps",
 ]
 
@@ -50,35 +52,6 @@ LARGE = 2**31  # row numbers from here on are 64 bits wide
 
 _PROGRAMS = 2**31 - 1  # grid axis 0; axes 1 and 2 stop at 65,535
 _VECTOR_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One launch, complete but for the tensors.
-
-    The machine code depends on ``kernel``, ``pointers``, ``aligned``, ``constants`` and ``num_warps`` alone: scalars
-    are never specialised on, so what a compile-time audit builds from these is what runs.
-    """
-
-    kernel: Any
-    grid: tuple[int]
-    pointers: tuple[torch.dtype | None, ...]
-    aligned: tuple[bool, ...]
-    scalars: tuple[int | float, ...]
-    constants: Mapping[str, Any]
-    num_warps: int
-    # The same work with another block and other warps; None where results would change with them.
-    variant: Callable[[Choice], Plan] | None = field(compare=False, default=None)
-    # By device: the launch that was chosen for this one, and what repeats it.
-    repeat: dict[int, tuple[Plan, Callable[..., None]]] = field(init=False, compare=False, default_factory=dict)
-
-    def with_units(self, value: int) -> Plan:
-        """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
-        return replace(self, scalars=(value, *self.scalars[1:])).fixed_block()
-
-    def fixed_block(self) -> Plan:
-        """The same for a kernel whose sums follow its block: no other is tried."""
-        return replace(self, variant=None)
 
 
 def make_plan(
@@ -197,7 +170,7 @@ def vector_length(itemsize: int, values: Sequence[int]) -> int:
 def forms(views: Views) -> int:
     """Which arrangements of an input block its views are made of; see ``device.arrangements``."""
     bits = 0
-    for code in views.codes:
+    for code in loops(views).codes:
         if code & 1:
             bits |= 4 if code & 2 else 2
         elif code & 4:
@@ -212,9 +185,10 @@ def use_tiles(layout: Layout, views: Views) -> bool:
     compiled for sm_90 under D4: 16 bytes an access, but 13 barriers instead of none, no better occupancy (38 to 75 %
     against 62 to 75 %), and thousands of spills where 37×37 planes fill up a power of two. CUDA C++ does this.
     """
-    if not views.moves or layout.c != 1 or not views.planar or layout.h * layout.w <= SMALL_PLANE:
+    axes = loops(views)
+    if not axes.moves or layout.c != 1 or not axes.planar or layout.h * layout.w <= SMALL_PLANE:
         return False
-    if any(code & 1 for code in views.codes):
+    if any(code & 1 for code in axes.codes):
         return True
     # Without transposed views neighbours stay neighbours: rows that are no multiple of a vector gain from flat runs.
     return layout.w % 4 == 0
@@ -242,7 +216,8 @@ def plan_tiles(
         choice: other than the rule's block and warps, for tuning.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
-    transposes = any(code & 1 for code in views.codes)
+    codes = loops(views).codes
+    transposes = any(code & 1 for code in codes)
     h, w = layout.h, layout.w
     rows, cols = (w, h) if by_view and transposes else (h, w)
     ti, tj = tile_block(rows, cols, itemsize, transposes)
@@ -275,15 +250,15 @@ def plan_tiles(
         values,
         {
             **constants,
-            "CODES": views.codes,
-            "COUNT": views.channels,
+            "CODES": codes,
+            "COUNT": views.size,
             "TI": ti,
             "TJ": tj,
             "VEC": vec,
             "VEC_H": vec if transposes else 1,
             "UNIT": unit,
         },
-        times_two(warps(ti * tj, vec, len(views.words)), choice.warps, 2 * MOST_WARPS),
+        times_two(warps(ti * tj, vec, views.order), choice.warps, 2 * MOST_WARPS),
         partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view),
     )
 
@@ -304,9 +279,10 @@ def plan_gather(
     See ``plan_tiles`` for the arguments.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
-    points, entries = gather_block(layout.rows, layout.c, itemsize, views.moves)
+    axes = loops(views)
+    points, entries = gather_block(layout.rows, layout.c, itemsize, axes.moves)
     points = times_two(points, choice.block, next_power_of_two(layout.rows))
-    sizes = _view_sizes(layout, views)
+    sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
     # Points that follow one another in memory need no division for their offset.
     inside = (layout.d, layout.h, layout.w)
     steps = tuple(_step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
@@ -317,7 +293,7 @@ def plan_gather(
         vec = 1
         # Views that move nothing are runs. Others are gathered, best by neighbouring threads value by value.
         divisors = [layout.rows, *(v for s in layout.moving for v in s[:2])]
-        vec_rows = 1 if views.moves or None in steps else vector_length(itemsize, divisors)
+        vec_rows = 1 if axes.moves or None in steps else vector_length(itemsize, divisors)
     row_blocks, column_blocks = ceil_div(layout.rows, points), ceil_div(layout.c, entries)
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
@@ -345,9 +321,9 @@ def plan_gather(
         values,
         {
             **constants,
-            "WORDS": views.words,
-            "COUNT": views.channels,
-            "DIMS": 0 if not views.moves else (2 if views.planar else 3),
+            "WORDS": axes.words,
+            "COUNT": views.size,
+            "DIMS": 0 if not axes.moves else (2 if axes.planar else 3),
             "P": points,
             "CB": entries,
             "VEC": vec,
@@ -356,14 +332,14 @@ def plan_gather(
             "BIG": layout.rows + points >= LARGE,
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
-        times_two(warps(points * entries, vec * vec_rows, len(views.words)), choice.warps, 2 * MOST_WARPS),
+        times_two(warps(points * entries, vec * vec_rows, views.order), choice.warps, 2 * MOST_WARPS),
         partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants),
     )
 
 
-def _view_sizes(layout: Layout, views: Views) -> tuple[int, int, int]:
-    sizes = (layout.d, layout.h, layout.w)
-    return tuple(sizes[(views.words[0] >> (3 * k)) & 3] for k in range(3))  # type: ignore[return-value]
+def view_sizes(sizes: tuple[int, int, int], word: int) -> tuple[int, int, int]:
+    """The sides of a view of a d×h×w input; all views of a call have the same."""
+    return sizes[word & 3], sizes[word >> 3 & 3], sizes[word >> 6 & 3]
 
 
 def _step(layout: Layout, s: Sequence[int], sizes: tuple[int, int, int]) -> int | None:

@@ -7,29 +7,27 @@ the channels of a channels-last pixel, or a run of entries that no view moves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from ... import field_tables
+from ...views import Views
+from ...views.grid import Numbers, numbers
 
 __all__ = [
-    "CHANNELS",
     "Layout",
     "Operand",
-    "Views",
     "as_words",
-    "channels_table",
+    "contiguous_views",
+    "dense_like",
+    "known",
+    "loops",
     "merge",
     "normalize",
     "operand",
-    "parse_maps",
 ]
-
-_AXES = "dhw"
 
 _SUBSTITUTES = {
     torch.bool: torch.uint8,
@@ -57,76 +55,34 @@ def as_words(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (source, target) if integer is None else (source.view(integer), target.view(integer))
 
 
-CHANNELS = Operand((), (), torch.int32, True)  # the table of a field's channels
-
-
-def channels_table(maps: str, device: torch.device) -> Tensor | None:
-    """(2, |G|, n) int32: what each channel of each view shows, and where it shows each one; None without fields."""
-    if not field_tables.is_field(maps):
-        return None
-    key = maps, device
-    found = _channels.get(key)
-    if found is None:
-        found = _channels[key] = torch.stack((field_tables.sources(maps), field_tables.targets(maps))).to(device)
-    return found
-
-
-_channels: dict[tuple[str, torch.device], Tensor] = {}
-
-
 def operand(t: Tensor) -> Operand:
     """The operand a tensor is; aligned if it starts on 16 bytes."""
     return Operand(tuple(t.shape), t.stride(), t.dtype, t.data_ptr() % 16 == 0)
 
 
-@dataclass(frozen=True)
-class Views:
-    """The views of one maps string.
-
-    Attributes:
-        dims: how many trailing dims the words have.
-        words: per view three bits for each of the output axes d, h, w: the input axis it reads, and 4 if reversed.
-        codes: per view bit 0 transposed, bit 1 input rows reversed, bit 2 input columns reversed; of h and w alone.
-        planar: no view moves the axis d.
-        moves: some view is not the identity.
-        channels: of one field, whose views permute them, or 0.
-    """
-
-    dims: int
-    words: tuple[int, ...]
-    codes: tuple[int, ...]
-    planar: bool
-    moves: bool
-    channels: int = 0
+def known(t: Tensor | None) -> Operand | None:
+    """The operand that a tensor is, if there is one."""
+    return None if t is None else operand(t)
 
 
-@lru_cache(maxsize=256)
-def parse_maps(maps: str) -> Views:
-    """Read a maps string, one word per view: the input axis each output axis reads, a capital if reversed."""
-    if field_tables.is_field(maps):
-        grid = parse_maps(field_tables.grids(maps))
-        return replace(grid, channels=field_tables.size(maps.partition(" ")[0]), planar=grid.dims == 2, moves=True)
-    names = maps.split(" ")
-    dims = 0 if names[0] == "." else len(names[0])
-    if dims > 3:
-        raise ValueError(f"maps: expected words of at most 3 letters, got {names[0]!r}")
-    words, codes = [], []
-    for name in names:
-        letters = _AXES[: 3 - dims] + (name if dims else "")
-        axes = [_AXES.index(letter.lower()) for letter in letters]
-        flipped = [letter.isupper() for letter in letters]
-        words.append(
-            sum((axis + 4 * flip) << (3 * k) for k, (axis, flip) in enumerate(zip(axes, flipped, strict=True)))
-        )
-        codes.append((axes[1] == 2) + 2 * ("H" in letters) + 4 * ("W" in letters))
-    identity = sum(axis << (3 * axis) for axis in range(3))
-    return Views(
-        dims=dims,
-        words=tuple(words),
-        codes=tuple(codes),
-        planar=all(word & 7 == 0 for word in words),
-        moves=any(word != identity for word in words),
-    )
+def loops(views: Views) -> Numbers:
+    """What views do to the axes, as far as loops are concerned: those behind a field's channels are no leading dims."""
+    found = numbers(views.words)
+    return found._replace(planar=views.sides == 2, moves=True) if views.size else found
+
+
+def contiguous_views(y: Tensor) -> Tensor:
+    """The same views without gaps; one tensor that is seen for every view is copied once."""
+    return y.contiguous() if y.stride(0) or y.numel() == 0 else y[0].contiguous().expand(y.shape)
+
+
+@overload
+def dense_like(t: Tensor) -> Tensor: ...
+@overload
+def dense_like(t: Tensor | None) -> Tensor | None: ...
+def dense_like(t: Tensor | None) -> Tensor | None:
+    """Memory for the same without gaps, if there is one."""
+    return None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -179,11 +135,11 @@ def normalize(
         split: make A exactly the first ``split`` leading dims, the ones a sum runs within. Of fields A is the first
             leading dim and B the channels.
     """
-    if views.channels:
+    if views.size:
         split = 1
     # An axis no view moves is one more leading dim.
-    dims = 0 if not views.moves else 2 if views.planar else 3
-    dims = min(dims, views.dims)
+    axes = loops(views)
+    dims = 0 if not axes.moves else 2 if axes.planar else 3
     shape = moving[0][0].shape[1:] if moving[0][1] else moving[0][0].shape
     lead = len(shape) - dims
     spatial = (1,) * (3 - dims) + shape[lead:]
@@ -202,7 +158,7 @@ def normalize(
         return None
     c: tuple[int, tuple[int, ...]] = (1, (0,) * len(tensors))
     n = len(moving)
-    if tail and not views.channels and all(s == 1 for s in tail[-1][1][:n]) and not any(tail[-1][1][n:]):
+    if tail and not views.size and all(s == 1 for s in tail[-1][1][:n]) and not any(tail[-1][1][n:]):
         columns = [o.stride[-1] for o, _ in moving] if dims else []
         if all(s != 1 for s in columns) or spatial[2] == 1:
             c = tail.pop()

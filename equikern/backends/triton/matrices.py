@@ -13,12 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...matrix_tables import table
+from ...views import Views
 from .compat import jit_kernel
-from .device import combine, finish, prepare
+from .device import alone, combine, finish, outcome, prepare
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
-from .layout import Operand, operand
+from .layout import Operand, contiguous_views, dense_like, known, operand
+from .orbits import same_lead
 from .selection import best
+from .tables import padded
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
@@ -70,8 +72,8 @@ def matrix_orbit(
 
 @jit_kernel
 def matrix_reduce(
-    y, out, other, mats, weights, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
-    yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64,
+    y, out, plus, spread, mats, weights, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64,
+    columns: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64,
     pa: tl.int64, pb: tl.int64, pe: tl.int64,
     OP: tl.constexpr, COUNT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -83,26 +85,24 @@ def matrix_reduce(
     a = (r // nb)[None, :]
     b = (r % nb)[None, :]
     y += a * ya + b * yb + j * ye
-    if OP == "sum" and other is not None:
-        beside = tl.load(other + a * pa + b * pb + j * pe, mask=mask, other=0).to(ACC)
+    if plus is not None:
+        beside = tl.load(plus + a * pa + b * pb + j * pe, mask=mask, other=0).to(ACC)
     for g in tl.static_range(COUNT):
         v = tl.load(y + g * yg, mask=mask, other=0).to(ACC)
-        if OP == "sum" and other is not None:
+        if plus is not None:
             v += beside
         v = prepare(times(v, mats, g, DP, P), OP)
         if weights is not None:
             v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if g == 0:
-            s = v
-            m = tl.zeros_like(v)
+            s, m = alone(v, OP)
         else:
-            s, m = combine(s, m, g, v, tl.zeros_like(v), 1, OP)
-    if OP == "std":
-        s = m
-    tl.store(out + a * oa + b * ob + j * oe, finish(s, scale, COUNT, OP).to(out.dtype.element_ty), mask=mask)
-    if OP == "mean_std":
-        spread = finish(m, scale, COUNT, "std")
-        tl.store(other + a * pa + b * pb + j * pe, spread.to(other.dtype.element_ty), mask=mask)
+            t, n = alone(v, OP)
+            s, m = combine(s, m, g, t, n, 1, OP)
+    tl.store(out + a * oa + b * ob + j * oe, outcome(s, m, scale, COUNT, OP).to(out.dtype.element_ty), mask=mask)
+    if spread is not None:
+        second = finish(m, scale, COUNT, "std")
+        tl.store(spread + a * pa + b * pb + j * pe, second.to(spread.dtype.element_ty), mask=mask)
 
 
 @jit_kernel
@@ -239,17 +239,21 @@ def plan_orbit(
 
 @lru_cache(maxsize=1024)
 def plan_reduce(
-    op: str, scale: float, y: Operand, out: Operand, other: Operand | None, mats: Operand, weights: Operand | None
-) -> Plan | None:
-    """The launch for operands such as these, or None if the tensors must be copied first."""
-    strides = _strides("yop", [(y, True), (out, False), (other or out, False)])
+    op: str, scale: float, y: Operand, out: Operand, plus: Operand | None, spread: Operand | None, mats: Operand,
+    weights: Operand | None,
+) -> Plan | None:  # fmt: skip
+    """The launch for operands such as these, or None if the tensors must be copied first.
+
+    plus and spread never come together, so the kernel knows one set of strides for both.
+    """
+    strides = _strides("yop", [(y, True), (out, False), (plus or spread or out, False)])
     if strides is None:
         return None
     constants = {**constants_of(y.shape[-1], y.shape[0], y.dtype), "OP": op}
     counts = _counts(out.shape, len(weights.shape) - 1 if weights else 0)
     scalars = {"scale": scale, "nb": strides[0], **counts, **strides[1]}
     programs = ceil_div(counts["vectors"], int(str(constants["P"])))
-    return _plan(matrix_reduce, programs, (y, out, other, mats, weights), scalars, constants)
+    return _plan(matrix_reduce, programs, (y, out, plus, spread, mats, weights), scalars, constants)
 
 
 @lru_cache(maxsize=1024)
@@ -286,75 +290,78 @@ def plan_select(
     return _plan(matrix_select, programs, (y, out, mats, scores, index), scalars, constants)
 
 
-@lru_cache(maxsize=1024)
-def _padded(maps: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    found = table(maps)
-    rows = next_power_of_two(found.size)
-    mats = torch.zeros((found.order, rows, rows), dtype=dtype, device=device)
-    mats[:, : found.size, : found.size] = found.values
-    return mats
-
-
-def padded(maps: str, t: Tensor) -> Tensor:
-    """The matrices in the accumulator's dtype, with zeros up to a power of two rows, so that no load is masked."""
-    return _padded(maps, t.device, accumulator(t.dtype))
-
-
-def _known(t: Tensor | None) -> Operand | None:
-    return None if t is None else operand(t)
-
-
-def _dense(t: Tensor) -> Tensor:
-    return torch.empty_like(t, memory_format=torch.contiguous_format)
-
-
-def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
-    """See ``reference.orbit``."""
+def orbit(
+    x: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    scale: float,
+    weights: Tensor | None,
+    index: Tensor | None,
+) -> None:
+    """See ``Backend.orbit``."""
     if out.numel() == 0:
         return
-    mats = padded(maps, x)
-    found = plan_orbit(scale, operand(x), operand(out), operand(mats), _known(weights), _known(index))
+    if weights is not None and index is not None:
+        weights, index = same_lead(weights, index)
+    mats = padded(views, table)
+    found = plan_orbit(scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     if found is not None:
         run(found, x, out, mats, weights, index)
         return
-    dense = _dense(out)  # more leading dims than loops: only then is anything copied
-    orbit(x.contiguous(), dense, maps, scale, weights, index)
+    dense = dense_like(out)  # more leading dims than loops: only then is anything copied
+    orbit(x.contiguous(), dense, views, table, scale, weights, index)
     out.copy_(dense)
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
+    y: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    op: str,
+    scale: float,
+    weights: Tensor | None,
+    plus: Tensor | None,
+    spread: Tensor | None,
 ) -> None:
-    """See ``reference.reduce``."""
-    if op == "weighted_mean" and weights is not None:
-        weights, op = weights / weights.sum(0), "sum"
+    """See ``Backend.reduce``."""
     if out.numel() == 0:
         return
-    mats = padded(maps, y)
-    found = plan_reduce(op, scale, operand(y), operand(out), _known(other), operand(mats), _known(weights))
+    mats = padded(views, table)
+    beside = known(plus), known(spread)
+    found = plan_reduce(op, scale, operand(y), operand(out), *beside, operand(mats), known(weights))
     if found is not None:
-        run(found, y, out, other, mats, weights)
+        run(found, y, out, plus, spread, mats, weights)
         return
-    dense = _dense(out)
-    dense_other = None if other is None else other.contiguous() if op == "sum" else _dense(other)
-    reduce(y.contiguous(), dense, maps, op, scale, weights, dense_other)
+    dense, second = dense_like(out), dense_like(spread)
+    dense_plus = None if plus is None else plus.contiguous()
+    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
     out.copy_(dense)
-    if other is not None and dense_other is not None and op == "mean_std":
-        other.copy_(dense_other)
+    if spread is not None and second is not None:
+        spread.copy_(second)
 
 
-def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
-    """See ``reference.orbit_dot``. Sums are cut into fixed parts, added in a fixed order: results repeat bit by bit."""
+def orbit_dot(
+    x: Tensor,
+    y: Tensor,
+    out: Tensor | None,
+    dots: Tensor,
+    views: Views,
+    table: Tensor,
+    weights: Tensor | None,
+) -> None:
+    """See ``Backend.orbit_dot``. Sums are cut into fixed parts, added in a fixed order: results repeat bit by bit."""
     if dots.numel() == 0:
         return
     if y.numel() == 0:
         dots.zero_()
         return
-    mats = padded(maps, x)
-    found = plan_dot(operand(x), operand(y), _known(out), operand(mats), _known(weights), operand(dots))
+    mats = padded(views, table)
+    found = plan_dot(operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
     if found is None:
-        dense = None if out is None else _dense(out)
-        orbit_dot(x.contiguous(), y.contiguous(), dense, dots, maps, weights)
+        dense = dense_like(out)
+        orbit_dot(x.contiguous(), contiguous_views(y), dense, dots, views, table, weights)
         if out is not None and dense is not None:
             out.copy_(dense)
         return
@@ -367,13 +374,21 @@ def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str,
     torch.sum(partial, -1, out=dots)
 
 
-def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
-    """See ``reference.select``; the caller has seen to empty outputs."""
-    mats = padded(maps, y)
-    found = plan_select(minimum, operand(y), operand(out), operand(mats), _known(scores), operand(index))
+def select(
+    y: Tensor,
+    out: Tensor,
+    index: Tensor,
+    views: Views,
+    table: Tensor,
+    scores: Tensor | None,
+    minimum: bool,
+) -> None:
+    """See ``Backend.select``; the caller has seen to empty outputs."""
+    mats = padded(views, table)
+    found = plan_select(minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))
     if found is not None:
         run(found, y, out, mats, scores, index)
         return
-    dense = _dense(out)
-    select(y.contiguous(), dense, index, maps, scores, minimum)
+    dense = dense_like(out)
+    select(contiguous_views(y), dense, index, views, table, scores, minimum)
     out.copy_(dense)

@@ -13,13 +13,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ...field_tables import grids, matrices, size
+from ...views import Views
+from ...views.grid import numbers
 from .compat import jit_kernel
-from .device import combine, finish, map_offset, prepare, unravel
-from .launch import Plan, ceil_div, make_plan, run
-from .layout import Operand, operand, parse_maps
-from .matrices import constants_of, padded, times
+from .device import alone, combine, finish, map_offset, outcome, prepare, unravel
+from .launch import Plan, ceil_div, make_plan, run, view_sizes
+from .layout import Operand, known, operand
+from .matrices import constants_of, times
 from .selection import best
+from .tables import padded
 
 __all__ = ["orbit", "orbit_dot", "plan_dot", "plan_orbit", "plan_reduce", "plan_select", "reduce", "select"]
 
@@ -58,8 +60,8 @@ def mixed_orbit(
 
 @jit_kernel
 def mixed_reduce(
-    y, out, other, mats, weights, scale: tl.float64, points: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
-    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    y, out, plus, spread, mats, weights, scale: tl.float64, points: tl.int64, nb: tl.int64, per: tl.int64,
+    columns: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
     pg: tl.int64, pa: tl.int64, pb: tl.int64, pe: tl.int64, s0: tl.int64, s1: tl.int64, s2: tl.int64,
@@ -76,25 +78,23 @@ def mixed_reduce(
     for g in tl.static_range(len(WORDS)):
         offset = g * yg + a * ya + b * yb + map_offset(p0, p1, p2, n0, n1, n2, y0, y1, y2, WORDS[g], 3, False)
         v = tl.load(y + offset[None, :] + j * ye, mask=mask, other=0).to(ACC)
-        if OP == "sum" and other is not None:
+        if plus is not None:
             beside = a * pa + b * pb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORDS[g], 3, False)
-            v += tl.load(other + beside[None, :] + j * pe, mask=mask, other=0).to(ACC)
+            v += tl.load(plus + beside[None, :] + j * pe, mask=mask, other=0).to(ACC)
         v = prepare(times(v, mats, g, DP, P), OP)
         if weights is not None:
             v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
         if g == 0:
-            s = v
-            m = tl.zeros_like(v)
+            s, m = alone(v, OP)
         else:
-            s, m = combine(s, m, g, v, tl.zeros_like(v), 1, OP)
-    if OP == "std":
-        s = m
+            t, n = alone(v, OP)
+            s, m = combine(s, m, g, t, n, 1, OP)
     put = (a * oa + b * ob + p0 * o0 + p1 * o1 + p2 * o2)[None, :] + j * oe
-    tl.store(out + put, finish(s, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
-    if OP == "mean_std":
+    tl.store(out + put, outcome(s, m, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
+    if spread is not None:
         put = (a * pa + b * pb + p0 * s0 + p1 * s1 + p2 * s2)[None, :] + j * pe
-        spread = finish(m, scale, len(WORDS), "std")
-        tl.store(other + put, spread.to(other.dtype.element_ty), mask=mask)
+        second = finish(m, scale, len(WORDS), "std")
+        tl.store(spread + put, second.to(spread.dtype.element_ty), mask=mask)
 
 
 @jit_kernel
@@ -176,24 +176,25 @@ def _steps(name: str, o: Operand, group: bool, count: int, sides: int) -> dict[s
 
 def _plan(
     kernel: Any,
-    maps: str,
+    views: Views,
     operands: tuple[Operand | None, ...],
     moving: Mapping[str, tuple[Operand, bool]],
     scalars: Mapping[str, int | float],
     constants: Mapping[str, object],
 ) -> tuple[Plan, int]:
     """The launch, and how many programs an item takes; ``moving``: the tensors, first one that the views look at."""
-    views, count = parse_maps(grids(maps)), size(maps.partition(" ")[0])
+    words, count = numbers(views.words).words, views.size
     first, grouped = next(iter(moving.values()))
     items, channels, *rest = first.shape[grouped:]
-    inside = (*(1,) * (3 - views.dims), *rest)
-    shown = tuple(inside[(views.words[0] >> (3 * k)) & 3] for k in range(3))
-    own: dict[str, Any] = {**constants_of(count, len(views.words), first.dtype), "WORDS": views.words}
-    per = channels // count * inside[0] * inside[1] * inside[2]
+    d, h, w = (*(1,) * (3 - views.sides), *rest)
+    inside = d, h, w
+    shown = view_sizes(inside, words[0])
+    own: dict[str, Any] = {**constants_of(count, views.order, first.dtype), "WORDS": words}
+    per = channels // count * d * h * w
     values: dict[str, int | float] = {"points": items * per, "nb": channels // count, "per": per, "columns": items}
     values |= {f"n{k}": n for k, n in enumerate(inside)} | {f"m{k}": m for k, m in enumerate(shown)}
     for name, (o, group) in moving.items():
-        values |= _steps(name, o, group, count, views.dims)
+        values |= _steps(name, o, group, count, views.sides)
     units = ceil_div(per, own["P"])
     programs = items * units if kernel is mixed_dot else ceil_div(items * per, own["P"])
     kept = {name: value for name, value in {**own, **constants}.items() if name in kernel.arg_names}
@@ -202,79 +203,104 @@ def _plan(
 
 @lru_cache(maxsize=1024)
 def plan_orbit(
-    maps: str, scale: float, x: Operand, out: Operand, mats: Operand, weights: Operand | None, index: Operand | None
+    views: Views, scale: float, x: Operand, out: Operand, mats: Operand, weights: Operand | None, index: Operand | None
 ) -> Plan:
     """The launch for operands such as these."""
     moving = {"x": (x, False), "o": (out, True)}
-    return _plan(mixed_orbit, maps, (x, out, mats, weights, index), moving, {"scale": scale}, {})[0]
+    return _plan(mixed_orbit, views, (x, out, mats, weights, index), moving, {"scale": scale}, {})[0]
 
 
 @lru_cache(maxsize=1024)
 def plan_reduce(
-    maps: str, op: str, scale: float, y: Operand, out: Operand, other: Operand | None, mats: Operand,
-    weights: Operand | None,
+    views: Views, op: str, scale: float, y: Operand, out: Operand, plus: Operand | None, spread: Operand | None,
+    mats: Operand, weights: Operand | None,
 ) -> Plan:  # fmt: skip
-    """The launch for operands such as these."""
-    moving = {"y": (y, True), "o": (out, False), "p": (other or out, False)}
-    operands = (y, out, other, mats, weights)
-    return _plan(mixed_reduce, maps, operands, moving, {"scale": scale}, {"OP": op})[0]
+    """The launch for operands such as these; plus and spread never come together and share their strides."""
+    moving = {"y": (y, True), "o": (out, False), "p": (plus or spread or out, False)}
+    operands = (y, out, plus, spread, mats, weights)
+    return _plan(mixed_reduce, views, operands, moving, {"scale": scale}, {"OP": op})[0]
 
 
 @lru_cache(maxsize=1024)
 def plan_dot(
-    maps: str, x: Operand, y: Operand, out: Operand | None, mats: Operand, weights: Operand | None, dots: Operand
+    views: Views, x: Operand, y: Operand, out: Operand | None, mats: Operand, weights: Operand | None, dots: Operand
 ) -> tuple[Plan, int]:
     """The launch and the number of partial sums of a dot."""
     moving = {"x": (x, False), "y": (y, True), "o": (out or y, True)}
-    return _plan(mixed_dot, maps, (x, y, out, mats, weights, dots), moving, {}, {})
+    return _plan(mixed_dot, views, (x, y, out, mats, weights, dots), moving, {}, {})
 
 
 @lru_cache(maxsize=1024)
 def plan_select(
-    maps: str, minimum: bool, y: Operand, out: Operand, mats: Operand, scores: Operand | None, index: Operand
+    views: Views, minimum: bool, y: Operand, out: Operand, mats: Operand, scores: Operand | None, index: Operand
 ) -> Plan:
     """The launch for operands such as these."""
     moving = {"y": (y, True), "o": (out, False)}
     operands = (y, out, mats, scores, index)
-    return _plan(mixed_select, maps, operands, moving, {}, {"MINIMUM": minimum})[0]
+    return _plan(mixed_select, views, operands, moving, {}, {"MINIMUM": minimum})[0]
 
 
-def _known(t: Tensor | None) -> Operand | None:
-    return None if t is None else operand(t)
-
-
-def _matrices(maps: str, t: Tensor) -> Tensor:
-    return padded(matrices(maps), t)
-
-
-def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
-    """See ``reference.orbit``; weights and index are given for every item."""
-    mats = _matrices(maps, x)
-    plan = plan_orbit(maps, scale, operand(x), operand(out), operand(mats), _known(weights), _known(index))
+def orbit(
+    x: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    scale: float,
+    weights: Tensor | None,
+    index: Tensor | None,
+) -> None:
+    """See ``Backend.orbit``; weights and index are given for every item."""
+    mats = padded(views, table)
+    plan = plan_orbit(views, scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     run(plan, x, out, mats, weights, index)
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
+    y: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    op: str,
+    scale: float,
+    weights: Tensor | None,
+    plus: Tensor | None,
+    spread: Tensor | None,
 ) -> None:
-    """See ``reference.reduce``; weights are given for every item."""
-    mats = _matrices(maps, y)
-    plan = plan_reduce(maps, op, scale, operand(y), operand(out), _known(other), operand(mats), _known(weights))
-    run(plan, y, out, other, mats, weights)
+    """See ``Backend.reduce``; weights are given for every item."""
+    mats = padded(views, table)
+    beside = known(plus), known(spread)
+    plan = plan_reduce(views, op, scale, operand(y), operand(out), *beside, operand(mats), known(weights))
+    run(plan, y, out, plus, spread, mats, weights)
 
 
-def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
-    """See ``reference.orbit_dot``; dots and weights are given for every item."""
-    mats = _matrices(maps, x)
-    plan, units = plan_dot(maps, operand(x), operand(y), _known(out), operand(mats), _known(weights), operand(dots))
+def orbit_dot(
+    x: Tensor,
+    y: Tensor,
+    out: Tensor | None,
+    dots: Tensor,
+    views: Views,
+    table: Tensor,
+    weights: Tensor | None,
+) -> None:
+    """See ``Backend.orbit_dot``; dots and weights are given for every item."""
+    mats = padded(views, table)
+    plan, units = plan_dot(views, operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
     partial = dots if units == 1 else dots.new_empty((*dots.shape, units))
     run(plan, x, y, out, mats, weights, partial)
     if units > 1:
         torch.sum(partial, -1, out=dots)
 
 
-def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
-    """See ``reference.select``; scores and index are given for every item."""
-    mats = _matrices(maps, y)
-    plan = plan_select(maps, minimum, operand(y), operand(out), operand(mats), _known(scores), operand(index))
+def select(
+    y: Tensor,
+    out: Tensor,
+    index: Tensor,
+    views: Views,
+    table: Tensor,
+    scores: Tensor | None,
+    minimum: bool,
+) -> None:
+    """See ``Backend.select``; scores and index are given for every item."""
+    mats = padded(views, table)
+    plan = plan_select(views, minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))
     run(plan, y, out, mats, scores, index)

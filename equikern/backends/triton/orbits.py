@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ...views import Views
 from .compat import jit_kernel
 from .device import (
     arrangements,
@@ -25,7 +26,8 @@ from .device import (
     unravel,
 )
 from .launch import Plan, accumulator, forms, plan_gather, plan_tiles, run, use_tiles
-from .layout import CHANNELS, Operand, as_words, channels_table, normalize, operand, parse_maps
+from .layout import Operand, as_words, dense_like, known, normalize, operand
+from .tables import CHANNELS, channels
 
 __all__ = ["orbit", "plan"]
 
@@ -134,10 +136,9 @@ def orbit_points(
 
 @lru_cache(maxsize=1024)
 def plan(
-    maps: str, scale: float, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
+    views: Views, scale: float, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
-    views = parse_maps(maps)
     layout = normalize(views, [(x, False), (out, True)], [(weights, True), (index, False)])
     if layout is None:
         return None
@@ -145,7 +146,7 @@ def plan(
         "EXACT": scale == 1.0 and weights is None,
         "ACC": tl.float64 if accumulator(x.dtype) == torch.float64 else tl.float32,
     }
-    operands = (x, out, weights, index, CHANNELS if views.channels else None)
+    operands = (x, out, weights, index, CHANNELS if views.size else None)
     scalars = {"scale": scale}
     if use_tiles(layout, views):
         return plan_tiles(
@@ -154,13 +155,20 @@ def plan(
     return plan_gather(orbit_points, layout, views, operands, "xo", "wk", scalars, constants)
 
 
-def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
+def orbit(
+    x: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor | None,
+    scale: float,
+    weights: Tensor | None,
+    index: Tensor | None,
+) -> None:
     """Write out[g] = scale · weights[g] · map_g(x); with neither factor a copy of the bits.
 
     Args:
         x: (*lead, H, W), any strides.
         out: (|G|, *lead, H', W'), any strides.
-        maps: one word per view.
         weights: (|G|, *lead[:k-1]), contiguous, or None.
         index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
     """
@@ -168,22 +176,15 @@ def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | Non
         return
     if scale == 1.0 and weights is None:
         x, out = as_words(x, out)
-    found = plan(
-        maps,
-        scale,
-        operand(x),
-        operand(out),
-        None if weights is None else operand(weights),
-        None if index is None else operand(index),
-    )
+    found = plan(views, scale, operand(x), operand(out), known(weights), known(index))
     if found is not None:
-        run(found, x, out, weights, index, channels_table(maps, x.device))
+        run(found, x, out, weights, index, channels(views, table))
         return
     # More leading dims than loops: only then is anything copied.
     if weights is not None and index is not None:
         weights, index = same_lead(weights, index)
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    orbit(x.contiguous(), dense, maps, scale, weights, index)
+    dense = dense_like(out)
+    orbit(x.contiguous(), dense, views, table, scale, weights, index)
     out.copy_(dense)
 
 

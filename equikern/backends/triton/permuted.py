@@ -18,12 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...tables import Table, table
+from ...views import Views, still
 from . import orbits, reductions, selection
 from .compat import jit_kernel
-from .device import combine, finish, prepare
+from .device import alone, combine, finish, outcome, prepare, signed
 from .launch import accumulator, next_power_of_two, run
-from .layout import Operand, as_words, operand
+from .layout import Operand, as_words, contiguous_views, dense_like, known, operand
+from .tables import lists, whole
 from .tiles import TilePlan, plan_permuted
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
@@ -135,7 +136,7 @@ def orbit_permuted(
 
 @jit_kernel
 def reduce_permuted(
-    y, out, other, weights, positions, sources, scale: tl.float64,
+    y, out, plus, spread, weights, positions, sources, scale: tl.float64,
     nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
@@ -150,30 +151,28 @@ def reduce_permuted(
     )  # fmt: skip
     mask = listed & within
     y += a * (ya * VEC) + b * (yb * VEC)
-    if OP == "sum" and other is not None:
-        other += a * (pa * VEC) + b * (pb * VEC)
+    if plus is not None:
+        plus += a * (pa * VEC) + b * (pb * VEC)
     for g in tl.static_range(ORDER):
         src, minus = source(sources, g * row, k, listed, SIGN != "none")
         v = tl.load(y + g * (yg * VEC) + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
-        if OP == "sum" and other is not None:
-            v += tl.load(other + entry(src, r, pn, px, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
+        if plus is not None:
+            v += tl.load(plus + entry(src, r, pn, px, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
         if SIGN != "none":
-            v = tl.where(minus, -1.0 * v, v)
+            v = signed(v, minus)
         v = prepare(v, OP)
         if weights is not None:
             v = v * tl.load(weights + g * wg + a * wa + b * wb + r * wx, mask=within, other=0)
         if g == 0:
-            s = v
-            m = tl.zeros_like(v)
+            s, m = alone(v, OP)
         else:
-            s, m = combine(s, m, g, v, 0.0, 1, OP)
-    if OP == "std":
-        s = m
+            t, n = alone(v, OP)
+            s, m = combine(s, m, g, t, n, 1, OP)
     put = a * (oa * VEC) + b * (ob * VEC) + entry(place, r, on, ox, INNER, UNIT, VEC)
-    tl.store(out + put, finish(s, scale, ORDER, OP).to(out.dtype.element_ty), mask=mask)
-    if OP == "mean_std":
+    tl.store(out + put, outcome(s, m, scale, ORDER, OP).to(out.dtype.element_ty), mask=mask)
+    if spread is not None:
         put = a * (pa * VEC) + b * (pb * VEC) + entry(place, r, pn, px, INNER, UNIT, VEC)
-        tl.store(other + put, finish(m, scale, ORDER, "std").to(other.dtype.element_ty), mask=mask)
+        tl.store(spread + put, finish(m, scale, ORDER, "std").to(spread.dtype.element_ty), mask=mask)
 
 
 @jit_kernel
@@ -246,205 +245,238 @@ def _accumulator(dtype: torch.dtype) -> tl.dtype:
 
 @lru_cache(maxsize=1024)
 def orbit_plan(
-    maps: str, scale: float, sign: str, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
+    views: Views,
+    table: Operand,
+    scale: float,
+    sign: str,
+    x: Operand,
+    out: Operand,
+    weights: Operand | None,
+    index: Operand | None,
 ) -> TilePlan | None:
     """The gathering launch of ``orbit``, or None if the tensors must be copied first."""
     constants = {"EXACT": scale == 1.0 and weights is None, "SIGN": sign, "ACC": _accumulator(x.dtype)}
     moving, fixed = [(x, False), (out, True)], [(weights, True), (index, False)]
-    return plan_permuted(orbit_permuted, maps, "xo", moving, "wk", fixed, {"scale": scale}, constants)
+    operands = (x, out, weights, index)
+    return plan_permuted(orbit_permuted, views, table, operands, "xo", moving, "wk", fixed, {"scale": scale}, constants)
 
 
 @lru_cache(maxsize=1024)
 def reduce_plan(
-    maps: str, op: str, scale: float, y: Operand, out: Operand, other: Operand | None, weights: Operand | None
+    views: Views,
+    table: Operand,
+    op: str,
+    scale: float,
+    y: Operand,
+    out: Operand,
+    plus: Operand | None,
+    spread: Operand | None,
+    weights: Operand | None,
 ) -> TilePlan | None:
     """The gathering launch of ``reduce``, or None if the tensors must be copied first."""
-    constants = {"OP": op, "SIGN": _PLAIN_SIGN[_table(maps).signed], "ACC": _accumulator(y.dtype)}
-    moving, fixed = [(y, True), (out, False), (other, False)], [(weights, True)]
-    return plan_permuted(reduce_permuted, maps, "yop", moving, "w", fixed, {"scale": scale}, constants)
+    constants = {"OP": op, "SIGN": _PLAIN_SIGN[views.signed], "ACC": reductions.wide(op, y.dtype)}
+    # plus and spread never come together: the kernel knows one set of strides for both.
+    moving, fixed = [(y, True), (out, False), (plus or spread, False)], [(weights, True)]
+    operands, scalars = (y, out, plus, spread, weights), {"scale": scale}
+    return plan_permuted(reduce_permuted, views, table, operands, "yop", moving, "w", fixed, scalars, constants)
 
 
 @lru_cache(maxsize=1024)
 def dot_plan(
-    maps: str, x: Operand, y: Operand, out: Operand | None, weights: Operand | None, dots: Operand
+    views: Views,
+    table: Operand,
+    x: Operand,
+    y: Operand,
+    out: Operand | None,
+    weights: Operand | None,
+    dots: Operand,
 ) -> TilePlan | None:
     """The launch of ``orbit_dot``, or None if the tensors must be copied first."""
     constants = {
-        "SIGN": _PLAIN_SIGN[_table(maps).signed],
+        "SIGN": _PLAIN_SIGN[views.signed],
         "ACC": _accumulator(y.dtype),
         "GP": next_power_of_two(y.shape[0]),
     }
     moving, fixed = [(x, False), (y, True), (out, True)], [(weights, True)]
-    return plan_permuted(dot_permuted, maps, "xyo", moving, "w", fixed, {}, constants, dots)
+    operands = (x, y, out, weights, dots)
+    return plan_permuted(dot_permuted, views, table, operands, "xyo", moving, "w", fixed, {}, constants, dots)
 
 
 @lru_cache(maxsize=1024)
-def select_plan(maps: str, sign: str, y: Operand, out: Operand, index: Operand) -> TilePlan | None:
+def select_plan(views: Views, table: Operand, sign: str, y: Operand, out: Operand, index: Operand) -> TilePlan | None:
     """The gathering launch of ``select``, or None if the tensors must be copied first."""
     constants = {"SIGN": sign, "MINIMUM": True, "ACC": tl.float32}
     moving, fixed = [(y, True), (out, False)], [(index, False)]
-    return plan_permuted(select_permuted, maps, "yo", moving, "k", fixed, {}, constants)
-
-
-def _table(maps: str) -> Table:
-    found = table(maps)
-    assert found is not None, "the words permute a dim"
-    return found
-
-
-def _still(found: Table) -> str:
-    return " ".join(["."] * found.order)
-
-
-def _given(t: Tensor | None) -> Operand | None:
-    return None if t is None else operand(t)
-
-
-def _lists(found: Table, device: torch.device) -> tuple[Tensor | None, Tensor]:
-    here = found.on(device)
-    return None if found.dense else here.positions, here.sources
+    return plan_permuted(select_permuted, views, table, (y, out, index), "yo", moving, "k", fixed, {}, constants)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _words(source: Tensor, target: Tensor, found: Table) -> tuple[str, Tensor, Tensor]:
+def _dense(views: Views, table: Tensor) -> bool:
+    """Whether every entry is listed."""
+    return table.shape[1] == views.size
+
+
+def _words(source: Tensor, target: Tensor, views: Views) -> tuple[str, Tensor, Tensor]:
     """The sign's kind, and the same bits in types kernels can move; for complex numbers with one more dim."""
     dtype = source.dtype
     if dtype.is_complex:
-        source, target = (torch.view_as_real(t).movedim(-1, found.dim - 1) for t in (source, target))
-    if not found.signed:
+        source, target = (torch.view_as_real(t).movedim(-1, views.dim - 1) for t in (source, target))
+    if not views.signed:
         return ("none", *as_words(source, target))
     kind = "float" if dtype.is_complex or dtype.is_floating_point else "integer"
     bits = _BITS[source.element_size()]
     return kind, source.view(bits), target.view(bits)
 
 
-def orbit(x: Tensor, out: Tensor, maps: str, scale: float, weights: Tensor | None, index: Tensor | None) -> None:
+def orbit(
+    x: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    scale: float,
+    weights: Tensor | None,
+    index: Tensor | None,
+) -> None:
     """Write out[g] = scale · weights[g] · map_g(x), see ``orbits.orbit``, for permutations of a dim.
 
     Args:
         x: (*lead, n, *tail), any strides.
         out: (|G|, *lead, n, *tail), any strides.
-        maps: one word per view, all of one dim.
         weights: (|G|, *lead[:k-1]), contiguous, or None.
         index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
     """
     if out.numel() == 0:
         return
-    found = _table(maps)
-    if not found.dense:
-        orbits.orbit(x, out, _still(found), scale, weights, index)
-        if found.positions.numel() == 0:
+    if not _dense(views, table):
+        orbits.orbit(x, out, still(views.order), None, scale, weights, index)
+        if table.shape[1] == 0:
             return
-    sign = _PLAIN_SIGN[found.signed]
+    sign = _PLAIN_SIGN[views.signed]
     words, into = x, out
     if scale == 1.0 and weights is None:
-        sign, words, into = _words(x, out, found)
-    plan = orbit_plan(maps, scale, sign, operand(words), operand(into), _given(weights), _given(index))
+        sign, words, into = _words(x, out, views)
+    described = operand(words), operand(into), known(weights), known(index)
+    plan = orbit_plan(views, operand(table), scale, sign, *described)
     if plan is not None:
-        run(plan.launch, words, into, weights, index, *_lists(found, x.device))
+        run(plan.launch, words, into, weights, index, *lists(views, table))
         return
     # More leading dims than loops: only then is anything copied.
     if weights is not None and index is not None:
         weights, index = orbits.same_lead(weights, index)
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    orbit(x.contiguous(), dense, maps, scale, weights, index)
+    dense = dense_like(out)
+    orbit(x.contiguous(), dense, views, table, scale, weights, index)
     out.copy_(dense)
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
+    y: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor,
+    op: str,
+    scale: float,
+    weights: Tensor | None,
+    plus: Tensor | None,
+    spread: Tensor | None,
 ) -> None:
     """Reduce map_g(y[g]) over the views g, see ``reductions.reduce``, for permutations of a dim.
 
     Args:
         y: (|G|, *lead, n, *tail), any strides.
-        out: (*lead, n, *tail), any strides; other likewise.
-        maps: one word per view, all of one dim.
-        op, scale, weights, other: see ``reductions.reduce``.
+        out: (*lead, n, *tail), any strides; plus and spread likewise.
+        op, scale, weights: see ``reductions.reduce``.
     """
-    if op == "weighted_mean" and weights is not None:
-        weights, op = weights / weights.sum(0), "sum"
     if out.numel() == 0:
         return
-    found = _table(maps)
-    if not found.dense:
-        reductions.reduce(y, out, _still(found), op, scale, weights, other)
-        if found.positions.numel() == 0:
+    if not _dense(views, table):
+        reductions.reduce(y, out, still(views.order), None, op, scale, weights, plus, spread)
+        if table.shape[1] == 0:
             return
-    plan = reduce_plan(maps, op, scale, operand(y), operand(out), _given(other), _given(weights))
+    if op == "vote":
+        y, out = as_words(y, out)
+    described = operand(y), operand(out), known(plus), known(spread), known(weights)
+    plan = reduce_plan(views, operand(table), op, scale, *described)
     if plan is not None:
-        run(plan.launch, y, out, other, weights, *_lists(found, y.device))
+        run(plan.launch, y, out, plus, spread, weights, *lists(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    dense_other = None if other is None else other.contiguous() if op == "sum" else torch.empty_like(dense)
-    reduce(y.contiguous(), dense, maps, op, scale, weights, dense_other)
+    dense, second = dense_like(out), dense_like(spread)
+    dense_plus = None if plus is None else plus.contiguous()
+    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
     out.copy_(dense)
-    if other is not None and dense_other is not None and op == "mean_std":
-        other.copy_(dense_other)
+    if spread is not None and second is not None:
+        spread.copy_(second)
 
 
-def orbit_dot(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None) -> None:
+def orbit_dot(
+    x: Tensor,
+    y: Tensor,
+    out: Tensor | None,
+    dots: Tensor,
+    views: Views,
+    table: Tensor,
+    weights: Tensor | None,
+) -> None:
     """Write out[g] = weights[g] · map_g(x) and dots[g, …] = Σ map_g(x) · y[g], see ``dots.orbit_dot``.
 
     Args:
         x: (*lead, n, *tail), any strides.
         y: (|G|, *lead, n, *tail), any strides; out like it, or None.
         dots: (|G|, *lead[:k-1]), contiguous, float32 or float64; weights likewise, or None.
-        maps: one word per view, all of one dim.
     """
     if dots.numel() == 0:
         return
     if y.numel() == 0:
         dots.zero_()
         return
-    plan = dot_plan(maps, operand(x), operand(y), _given(out), _given(weights), operand(dots))
+    plan = dot_plan(views, operand(table), operand(x), operand(y), known(out), known(weights), operand(dots))
     if plan is None:
         # More leading dims than loops: only then is anything copied.
-        dense = None if out is None else torch.empty_like(out, memory_format=torch.contiguous_format)
-        orbit_dot(x.contiguous(), y.contiguous(), dense, dots, maps, weights)
+        dense = dense_like(out)
+        orbit_dot(x.contiguous(), contiguous_views(y), dense, dots, views, table, weights)
         if out is not None and dense is not None:
             out.copy_(dense)
         return
-    whole = _table(maps).on(x.device).whole
+    sources = whole(views, table)
     if plan.units == 1:
-        run(plan.launch, x, y, out, weights, dots, None, whole)
+        run(plan.launch, x, y, out, weights, dots, None, sources)
         return
     partial = dots.new_empty((*dots.shape, plan.units))
-    run(plan.launch, x, y, out, weights, partial, None, whole)
+    run(plan.launch, x, y, out, weights, partial, None, sources)
     torch.sum(partial, -1, out=dots)
 
 
-def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+def select(
+    y: Tensor,
+    out: Tensor,
+    index: Tensor,
+    views: Views,
+    table: Tensor,
+    scores: Tensor | None,
+    minimum: bool,
+) -> None:
     """Write out = map_i(y[i]) with i = index or the best score's view, see ``selection.select``.
 
     Args:
         y: (|G|, *lead, n, *tail), any strides.
-        out: (*lead, n, *tail), any strides.
+        out: (*lead, n, *tail), any strides, not empty.
         index: int64, lead[:m], contiguous; written if scores are given.
-        maps: one word per view, all of one dim.
         scores, minimum: see ``selection.select``.
     """
-    if index.numel() == 0:
-        return
-    found = _table(maps)
-    if scores is not None and (found.dense or out.numel() == 0):
-        selection.index_alone(scores, index, minimum)
-        scores = None
-    if out.numel() == 0:
-        return
-    if not found.dense:
-        selection.select(y, out, index, _still(found), scores, minimum)
-        if found.positions.numel() == 0:
+    if not _dense(views, table):
+        selection.select(y, out, index, still(views.order), None, scores, minimum)
+        if table.shape[1] == 0:
             return
-    sign, words, into = _words(y, out, found)
-    plan = select_plan(maps, sign, operand(words), operand(into), operand(index))
+    elif scores is not None:
+        selection.index_alone(scores, index, minimum)
+    sign, words, into = _words(y, out, views)
+    plan = select_plan(views, operand(table), sign, operand(words), operand(into), operand(index))
     if plan is not None:
-        run(plan.launch, words, into, index, *_lists(found, y.device))
+        run(plan.launch, words, into, index, *lists(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    select(y.contiguous(), dense, index, maps, None, minimum)
+    dense = dense_like(out)
+    select(contiguous_views(y), dense, index, views, table, None, minimum)
     out.copy_(dense)

@@ -11,13 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...reductions import REDUCTIONS
+from ...views import Views
 from .compat import jit_kernel
 from .device import (
+    alone,
     channel_of,
     columns,
     combine,
     finish,
     narrow,
+    outcome,
     point_offset,
     prepare,
     row_numbers,
@@ -27,16 +31,15 @@ from .device import (
     view_tile,
 )
 from .launch import Plan, accumulator, plan_gather, plan_tiles, run, use_tiles
-from .layout import CHANNELS, Operand, Views, channels_table, normalize, operand, parse_maps
+from .layout import Operand, as_words, contiguous_views, dense_like, known, loops, normalize, operand
+from .tables import CHANNELS, channels
 
-__all__ = ["OPS", "plan", "reduce"]
-
-OPS = ("sum", "max", "min", "gmean", "hmean", "tsharpen", "logodd", "std", "mean_std")
+__all__ = ["plan", "reduce", "wide"]
 
 
 @triton.jit
 def _class_of_views(
-    y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
+    y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
     COUNT: tl.constexpr, MEMBERS: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
     UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -48,8 +51,8 @@ def _class_of_views(
             at += step
         ptrs, mask = view_tile(at, i0, j0, h, w, yh, yw, CODES[MEMBERS[k]], TI, TJ, UNIT)
         v = tl.load(ptrs, mask=mask, other=0).to(ACC)
-        if OP == "sum" and other is not None:
-            at = other
+        if plus is not None:
+            at = plus
             if channels is not None:
                 step, minus = channel_of(channels, MEMBERS[k], b, pb, COUNT)
                 at += step
@@ -61,28 +64,28 @@ def _class_of_views(
         if weights is not None:
             v = v * tl.load(weights + MEMBERS[k] * wg)
         if k == 0:
-            s = v
-            m = tl.zeros_like(v)
+            s, m = alone(v, OP)
         else:
-            s, m = combine(s, m, k, v, 0.0, 1, OP)
+            t, n = alone(v, OP)
+            s, m = combine(s, m, k, t, n, 1, OP)
     return s, m
 
 
 @triton.jit
 def _mirrored(
-    y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
+    y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
     COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr,
     TJ: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes that differ in the direction of the columns: one mirroring in registers serves all their views."""
     if len(FLIPPED) == 0:
         return _class_of_views(
-            y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, PLAIN, OP, TI,
+            y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, PLAIN, OP, TI,
             TJ, UNIT, ACC,
         )  # fmt: skip
     else:
         t, n = _class_of_views(
-            y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, FLIPPED, OP,
+            y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, FLIPPED, OP,
             TI, TJ, UNIT, ACC,
         )  # fmt: skip
         t = tl.flip(t, 1)
@@ -91,7 +94,7 @@ def _mirrored(
             return t, n
         else:
             s, m = _class_of_views(
-                y, other, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, PLAIN, OP,
+                y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, PLAIN, OP,
                 TI, TJ, UNIT, ACC,
             )  # fmt: skip
             return combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
@@ -99,7 +102,7 @@ def _mirrored(
 
 @jit_kernel
 def reduce_tiles(
-    y, out, other, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
+    y, out, plus, spread, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
     H: tl.int64, W: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
@@ -118,18 +121,18 @@ def reduce_tiles(
     w = W * VEC
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
-    if OP == "sum" and other is not None:
-        other += a * (pa * VEC) + b * (pb * VEC)
+    if plus is not None:
+        plus += a * (pa * VEC) + b * (pb * VEC)
     if weights is not None:
         weights += a * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _mirrored(
-            y, other, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
+            y, plus, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
             CODES, COUNT, STRAIGHT, MIRRORED, OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _mirrored(
-            y, other, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
+            y, plus, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
             CODES, COUNT, TURNED, BOTH, OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
         t = tl.trans(t)
@@ -146,18 +149,16 @@ def reduce_tiles(
         rows = h
         cols = w
     ptrs, mask = tile(out, i0, j0, rows, cols, oh * VEC, ow, TI, TJ, False, False, UNIT)
-    if OP == "std":
-        s = m
-    tl.store(ptrs, finish(s, scale, len(CODES), OP).to(out.dtype.element_ty), mask=mask)
-    if OP == "mean_std":
-        other += a * (pa * VEC) + b * (pb * VEC)
-        ptrs, mask = tile(other, i0, j0, rows, cols, ph * VEC, pw, TI, TJ, False, False, UNIT)
-        tl.store(ptrs, finish(m, scale, len(CODES), "std").to(other.dtype.element_ty), mask=mask)
+    tl.store(ptrs, outcome(s, m, scale, len(CODES), OP).to(out.dtype.element_ty), mask=mask)
+    if spread is not None:
+        spread += a * (pa * VEC) + b * (pb * VEC)
+        ptrs, mask = tile(spread, i0, j0, rows, cols, ph * VEC, pw, TI, TJ, False, False, UNIT)
+        tl.store(ptrs, finish(m, scale, len(CODES), "std").to(spread.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _class_at_points(
-    y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
     pb, p0, p1, p2, ps, WORDS: tl.constexpr, COUNT: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr,
     DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -170,42 +171,42 @@ def _class_at_points(
             step, minus = channel_of(channels, MEMBERS[k], b, yb, COUNT)
             offset += step
         v = tl.load(y + MEMBERS[k] * yg + offset, mask=mask, other=0).to(ACC)
-        if OP == "sum" and other is not None:
+        if plus is not None:
             offset = point_offset(
                 r, b, q0, q1, q2, n0, n1, n2, pb, p0, p1, p2, ps, WORDS[MEMBERS[k]], DIMS, DENSE[2], False, CB,
             )  # fmt: skip
             if channels is not None:
                 step, minus = channel_of(channels, MEMBERS[k], b, pb, COUNT)
                 offset += step
-            v += tl.load(other + offset, mask=mask, other=0).to(ACC)
+            v += tl.load(plus + offset, mask=mask, other=0).to(ACC)
         if channels is not None:
             v = signed(v, minus)
         v = prepare(v, OP)
         if weights is not None:
             v = v * tl.load(weights + MEMBERS[k] * wg, mask=within, other=0)
         if k == 0:
-            s = v
-            m = tl.zeros_like(v)
+            s, m = alone(v, OP)
         else:
-            s, m = combine(s, m, k, v, 0.0, 1, OP)
+            t, n = alone(v, OP)
+            s, m = combine(s, m, k, t, n, 1, OP)
     return s, m
 
 
 @triton.jit
 def _pair_at_points(
-    y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
     pb, p0, p1, p2, ps, WORDS: tl.constexpr, COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr,
     DIMS: tl.constexpr, DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes, joined as ``_mirrored`` joins them."""
     if len(FLIPPED) > 0:
         t, n = _class_at_points(
-            y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
             pb, p0, p1, p2, ps, WORDS, COUNT, FLIPPED, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
     if len(PLAIN) > 0:
         s, m = _class_at_points(
-            y, other, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
             pb, p0, p1, p2, ps, WORDS, COUNT, PLAIN, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
         if len(FLIPPED) > 0:
@@ -217,8 +218,8 @@ def _pair_at_points(
 
 @jit_kernel
 def reduce_points(
-    y, out, other, weights, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64,
-    C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    y, out, plus, spread, weights, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32,
+    R: tl.int64, C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     pa: tl.int64, pb: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64, ps: tl.int64,
@@ -239,19 +240,19 @@ def reduce_points(
     n2 = narrow(n2, BIG)
     b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
     y += a * ya
-    if OP == "sum" and other is not None:
-        other += a * pa + c
+    if plus is not None:
+        plus += a * pa + c
     if weights is not None:
         weights += (pid // column_blocks // row_blocks) * wa + b * wb
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _pair_at_points(
-            y + c, other, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
+            y + c, plus, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
             yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, WORDS,
             COUNT, STRAIGHT, MIRRORED, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _pair_at_points(
-            y + c, other, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
+            y + c, plus, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
             yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, WORDS,
             COUNT, TURNED, BOTH, DIMS, DENSE, CB, OP, ACC,
         )  # fmt: skip
@@ -260,30 +261,43 @@ def reduce_points(
         else:
             s = t
             m = n
-    if OP == "std":
-        s = m
     offset = point_offset(
         r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1],
         False, CB,
     )  # fmt: skip
-    tl.store(out + a * oa + offset + c, finish(s, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
-    if OP == "mean_std":
+    tl.store(out + a * oa + offset + c, outcome(s, m, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
+    if spread is not None:
         offset = point_offset(
             r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2],
             False, CB,
         )  # fmt: skip
-        spread = finish(m, scale, len(WORDS), "std")
-        tl.store(other + a * pa + offset + c, spread.to(other.dtype.element_ty), mask=mask)
+        second = finish(m, scale, len(WORDS), "std")
+        tl.store(spread + a * pa + offset + c, second.to(spread.dtype.element_ty), mask=mask)
 
 
 def _classes(views: Views) -> dict[str, tuple[int, ...]]:
     kinds = {"STRAIGHT": 0, "MIRRORED": 4, "TURNED": 1, "BOTH": 5}
-    return {name: tuple(g for g, code in enumerate(views.codes) if code & 5 == kind) for name, kind in kinds.items()}
+    codes = loops(views).codes
+    return {name: tuple(g for g, code in enumerate(codes) if code & 5 == kind) for name, kind in kinds.items()}
+
+
+def wide(op: str, dtype: torch.dtype) -> tl.dtype:
+    """The type that an operation computes in: votes compare the values themselves."""
+    if op == "vote":
+        return getattr(tl, str(dtype).removeprefix("torch."))
+    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
 
 
 @lru_cache(maxsize=1024)
 def plan(
-    maps: str, op: str, scale: float, y: Operand, out: Operand, other: Operand | None, weights: Operand | None
+    views: Views,
+    op: str,
+    scale: float,
+    y: Operand,
+    out: Operand,
+    plus: Operand | None,
+    spread: Operand | None,
+    weights: Operand | None,
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
@@ -292,57 +306,52 @@ def plan(
     read should come from the L2 cache, so memory moves 2n elements and L2 (|G| + 1)n. To read once, a program would
     write the tiles of a whole orbit; planes that are no multiple of the tile, and tiles that a view maps to themselves,
     would need masks of their own for every group. Whether L2's share is felt has not been measured.
+
+    plus and spread never come together, so the kernels know one set of strides for both.
     """
-    views = parse_maps(maps)
-    second = out if other is None else other
-    layout = normalize(views, [(y, True), (out, False), (second, False)], [(weights, True)])
+    layout = normalize(views, [(y, True), (out, False), (plus or spread or out, False)], [(weights, True)])
     if layout is None:
         return None
-    acc = tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32
-    constants = {"OP": op, "ACC": acc, **_classes(views)}
-    operands = (y, out, other, weights, CHANNELS if views.channels else None)
-    if use_tiles(layout, views):
+    constants = {"OP": op, "ACC": wide(op, y.dtype), **_classes(views)}
+    operands = (y, out, plus, spread, weights, CHANNELS if views.size else None)
+    if use_tiles(layout, views) and REDUCTIONS[op].combine not in ("median", "vote"):
         return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", {"scale": scale}, constants, True)
     return plan_gather(reduce_points, layout, views, operands, "yop", "w", {"scale": scale}, constants)
 
 
 def reduce(
-    y: Tensor, out: Tensor, maps: str, op: str, scale: float, weights: Tensor | None, other: Tensor | None
+    y: Tensor,
+    out: Tensor,
+    views: Views,
+    table: Tensor | None,
+    op: str,
+    scale: float,
+    weights: Tensor | None,
+    plus: Tensor | None,
+    spread: Tensor | None,
 ) -> None:
-    """Reduce map_g(y[g]) over the views g, in float32 (float64 for float64).
+    """Reduce map_g(y[g]) over the views g, in float32 (float64 for float64), votes in y's own dtype.
 
     Args:
         y: (|G|, *lead, H, W), any strides.
         out: (*lead, H', W'), any strides.
-        maps: one word per view.
-        op: one of ``OPS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g]), and ``"weighted_mean"``
-            the same with each weight divided by their sum over g.
+        op: a name of ``REDUCTIONS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g] + plus).
         weights: (|G|, *lead[:k-1]) for ``"sum"``, contiguous, or None.
-        other: where ``"mean_std"`` puts the standard deviation; or, for ``"sum"`` without weights, like one y[g], what
-            is added to each of them.
+        plus: like one y[g], for ``"sum"`` without weights; or None.
+        spread: like out, where ``"mean_std"`` puts the standard deviation; or None.
     """
-    if op == "weighted_mean" and weights is not None:
-        weights, op = weights / weights.sum(0), "sum"
-    if op not in OPS:
-        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
     if out.numel() == 0:
         return
-    found = plan(
-        maps,
-        op,
-        scale,
-        operand(y),
-        operand(out),
-        None if other is None else operand(other),
-        None if weights is None else operand(weights),
-    )
+    if op == "vote":
+        y, out = as_words(y, out)
+    found = plan(views, op, scale, operand(y), operand(out), known(plus), known(spread), known(weights))
     if found is not None:
-        run(found, y, out, other, weights, channels_table(maps, y.device))
+        run(found, y, out, plus, spread, weights, channels(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    dense_other = None if other is None else other.contiguous() if op == "sum" else torch.empty_like(dense)
-    reduce(y.contiguous(), dense, maps, op, scale, weights, dense_other)
+    dense, second = dense_like(out), dense_like(spread)
+    dense_plus = None if plus is None else plus.contiguous()
+    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
     out.copy_(dense)
-    if other is not None and dense_other is not None and op == "mean_std":
-        other.copy_(dense_other)
+    if spread is not None and second is not None:
+        spread.copy_(second)

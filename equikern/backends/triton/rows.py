@@ -18,21 +18,20 @@ more than the L2 cache holds.
 # ruff: noqa: RUF005, B007  (kernels join tuples, they do not unpack them)
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ...tables import table
+from ...views import Views
 from . import launch
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two
 from .layout import Operand
-from .tiles import TABLE, Given, permuted_loops
+from .tables import TABLE, listed_count, skip_width
+from .tiles import Given, permuted_loops
 
-__all__ = ["plan_rows"]
+__all__ = ["described", "plan_rows"]
 
 THREADS = ((1 << 11, 128), (1 << 15, 256), (1 << 17, 512))  # of a program, by the bytes of a row up to which
 MOST_THREADS = 1024  # where the views of a row are so long that few rows at a time may be in flight
@@ -238,7 +237,8 @@ def statistics(
 
 def plan_rows(
     kernel: Any,
-    maps: str,
+    views: Views,
+    table: Operand | None,
     names: str,
     moving: Sequence[Given],
     fixed_names: str,
@@ -252,7 +252,7 @@ def plan_rows(
     Args:
         names: one letter per tensor of ``moving``, (…, V); its strides are the scalars ``<letter>g``, ``<letter>a`` …
         fixed_names: likewise for ``fixed``, which have one entry a row.
-        others: the pointers behind them: what ``tables`` gives, say.
+        others: the pointers behind them: those of ``described``, say.
     """
     loops = permuted_loops(-1, moving, fixed, None)
     if loops is None:
@@ -264,7 +264,7 @@ def plan_rows(
     unit = all(s[4] == 1 for s in loops.moving) or v == 1
     vec, shift = _vectors([o for o, _ in moving if o is not None], loops.moving, v) if unit else (1, False)
     e = 16 // itemsize
-    order = maps.count(" ") + 1
+    order, listed = views.order, listed_count(views, table)
     threads = MOST_THREADS
     if order * v * itemsize <= THREADS[-1][0] * 2:
         threads = next((count for most, count in THREADS if v * itemsize <= most), THREADS[-1][1])
@@ -275,18 +275,17 @@ def plan_rows(
         "nb": loops.b,
         "nx": loops.x,
         "V": v,
-        "M": listed_count(maps),
+        "M": listed,
         **scalars,
     }
     if "width" in kernel.arg_names:
-        values["width"] = _width(v) // 16  # whose rows are therefore known to be aligned
+        values["width"] = skip_width(v) // 16  # whose rows are therefore known to be aligned
     for name, s in zip(names, loops.moving, strict=True):
         values[f"{name}g"] = s[0] // vec
         values.update(zip((f"{name}{axis}" for axis in "abx"), (k if shift else k // vec for k in s[1:4]), strict=True))
         values[f"{name}n"] = s[4]
     for name, f in zip(fixed_names, loops.fixed, strict=True):
         values.update(zip((f"{name}{axis}" for axis in "gabx"), f, strict=True))
-    found = table(maps)
     plan = make_plan(
         kernel,
         ceil_div(rows, r),
@@ -295,14 +294,14 @@ def plan_rows(
         {
             **constants,
             "ORDER": order,
-            "DENSE": found is not None and found.dense,
+            "DENSE": dense(views, table),
             "R": r,
             "J": j,
             "E": e,
             "VEC": vec,
             "SHIFT": shift,
             "UNIT": unit,
-            "KM": min(LISTED, next_power_of_two(listed_count(maps))),
+            "KM": min(LISTED, next_power_of_two(listed)),
             "ACC": tl.float64 if accumulator(first.dtype) == torch.float64 else tl.float32,
         },
         max(1, min(r * j, threads) // launch.LANES),
@@ -322,42 +321,11 @@ def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: i
     return vec, False
 
 
-def listed_count(maps: str) -> int:
-    """How many entries are listed: none where all are."""
-    found = table(maps)
-    return 0 if found is None or found.dense else len(found.positions)
+def dense(views: Views, table: Operand | None) -> bool:
+    """Whether a view's entries are all gathered from a list of sources."""
+    return table is not None and table.shape[1] == views.size
 
 
-def _width(v: int) -> int:
-    return ceil_div(v + 16, 16) * 16
-
-
-def described(maps: str) -> tuple[Operand | None, ...]:
-    """The operands that ``lists`` gives for words such as these."""
-    listed, moves = listed_count(maps) > 0, table(maps) is not None
-    return TABLE if listed else None, TABLE if moves else None
-
-
-def lists(maps: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """Positions and sources of the entries that some view moves: None where none does, positions also where all do."""
-    found = table(maps)
-    if found is None:
-        return None, None
-    here = found.on(device)
-    return here.positions if listed_count(maps) else None, here.sources
-
-
-SKIP = Operand((), (), torch.int8, True)
-
-
-@lru_cache(maxsize=64)
-def skipped(maps: str, device: torch.device) -> Tensor | None:
-    """A table for each start of a row within a vector: 1 where ``counted`` leaves out; None where nothing is listed."""
-    if not listed_count(maps):
-        return None
-    found = table(maps)
-    assert found is not None
-    skip = torch.zeros((8, _width(found.size)), dtype=torch.int8, device="cpu")
-    for off in range(8):
-        skip[off, found.positions.long() + off] = 1
-    return skip.to(device)
+def described(views: Views, table: Operand | None) -> tuple[Operand | None, Operand | None]:
+    """The operands of positions and sources that ``tables.lists`` gives."""
+    return TABLE if listed_count(views, table) else None, None if table is None else TABLE

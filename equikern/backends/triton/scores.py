@@ -14,19 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...tables import table
-from . import dispatch
+from ...views import Views, still
+from . import permuted, selection
 from .compat import jit_kernel
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
-from .layout import Operand, operand
+from .layout import Operand, known, operand
 from .rows import (
     LISTED,
     at_places,
+    dense,
     described,
     edges,
-    listed_count,
     listed_sources,
-    lists,
     load_block,
     lowest,
     plan_rows,
@@ -38,6 +37,7 @@ from .rows import (
     view_at,
     view_block,
 )
+from .tables import listed_count, lists
 from .tiles import permuted_loops
 
 __all__ = ["plan", "score", "score_select", "select_plan"]
@@ -167,13 +167,16 @@ def score_select_rows(
 @lru_cache(maxsize=1024)
 def plan(kind: str, logits: Operand, out: Operand) -> Plan | None:
     """The launch of ``score``, or None if the logits must be copied first."""
-    return plan_rows(score_rows, ".", "y", [(logits, False)], "o", [(out, False)], (), {}, {"OP": kind})
+    moving, fixed = [(logits, False)], [(out, False)]
+    return plan_rows(score_rows, still(1), None, "y", moving, "o", fixed, (), {}, {"OP": kind})
 
 
 @lru_cache(maxsize=1024)
-def select_plan(maps: str, kind: str, minimum: bool, y: Operand, out: Operand, index: Operand) -> Plan | None:
+def select_plan(
+    views: Views, table: Operand | None, kind: str, minimum: bool, y: Operand, out: Operand, index: Operand
+) -> Plan | None:
     """The launch of ``score_select``, or None where ``score`` and ``select`` are to be called one after the other."""
-    alone = plan.__wrapped__(kind, y, _dense(y.shape[:-1], accumulator(y.dtype)))
+    alone = plan.__wrapped__(kind, y, _without_gaps(y.shape[:-1], accumulator(y.dtype)))
     loops = permuted_loops(-1, [(y, True), (out, False)], (), None)
     if alone is None or loops is None:
         return None
@@ -188,20 +191,20 @@ def select_plan(maps: str, kind: str, minimum: bool, y: Operand, out: Operand, i
     alike = yg % vec == 0 and all((s - t) % vec == 0 for s, t in zip(into, from_y, strict=True))
     out_vec = vec if unit and alike and out.aligned else 1
     out_shift = shift and out_vec > 1
-    found, count = table(maps), listed_count(maps)
+    count = listed_count(views, table)
     values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": count}
     values.update(zip(("yg", "ya", "yb", "yx"), (s if shift else s // vec for s in (yg, *from_y)), strict=True))
     values.update(zip(("oa", "ob", "ox"), (s if out_shift else s // out_vec for s in into), strict=True))
     launch = make_plan(
         score_select_rows,
         programs,
-        [y, out, index, *described(maps)],
+        [y, out, index, *described(views, table)],
         {**values, "yn": yn, "on": on},
         {
             **block,
             "MINIMUM": minimum,
             "ORDER": y.shape[0],
-            "DENSE": found is not None and found.dense,
+            "DENSE": dense(views, table),
             "OUT_VEC": out_vec,
             "OUT_SHIFT": out_shift,
             "OUT_UNIT": unit,
@@ -213,7 +216,7 @@ def select_plan(maps: str, kind: str, minimum: bool, y: Operand, out: Operand, i
     return launch.fixed_block()
 
 
-def _dense(shape: tuple[int, ...], dtype: torch.dtype) -> Operand:
+def _without_gaps(shape: tuple[int, ...], dtype: torch.dtype) -> Operand:
     strides = [1]
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -238,23 +241,34 @@ def score(logits: Tensor, out: Tensor, kind: str) -> None:
         score(logits.contiguous(), out, kind)
 
 
-def score_select(y: Tensor, out: Tensor, index: Tensor, maps: str, kind: str, minimum: bool) -> None:
+def score_select(
+    y: Tensor,
+    out: Tensor,
+    index: Tensor,
+    views: Views,
+    table: Tensor | None,
+    kind: str,
+    minimum: bool,
+) -> None:
     """Write out = map_i(y[i]) with i = index, of every row the view with the best score, as ``score`` has it.
 
     Args:
         y: (|G|, *lead, V), any strides.
         out: (*lead, V), any strides.
         index: int64, (*lead), contiguous.
-        maps: one word per view, permutations of the last dim or ".".
+        views: permutations of the last dim, or none that moves anything.
         kind: see ``score``.
         minimum: the least score is the best, otherwise the greatest; NaN never wins, ties go to the lowest index.
     """
     if y.numel() == 0:
         return
-    found = select_plan(maps, kind, minimum, operand(y), operand(out), operand(index))
+    found = select_plan(views, known(table), kind, minimum, operand(y), operand(out), operand(index))
     if found is not None:
-        run(found, y, out, index, *lists(maps, y.device))
+        run(found, y, out, index, *lists(views, table))
         return
     scores = torch.empty(y.shape[:-1], dtype=accumulator(y.dtype), device=y.device)
     score(y, scores, kind)
-    dispatch.select(y, out, index, maps, scores, minimum)
+    if table is None:
+        selection.select(y, out, index, views, None, scores, minimum)
+    else:
+        permuted.select(y, out, index, views, table, scores, minimum)

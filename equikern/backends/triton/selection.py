@@ -11,12 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...views import Views, still
 from .compat import jit_kernel
 from .device import channel_of, columns, narrow, point_offset, row_numbers, signed, tile, unravel
 from .launch import Plan, plan_gather, plan_tiles, run, use_tiles
-from .layout import CHANNELS, Operand, as_words, channels_table, normalize, operand, parse_maps
+from .layout import Operand, as_words, contiguous_views, dense_like, known, loops, normalize, operand
+from .tables import CHANNELS, channels
 
-__all__ = ["plan", "select"]
+__all__ = ["index_alone", "plan", "select"]
 
 
 @triton.jit
@@ -160,49 +162,51 @@ def select_points(
 
 
 @lru_cache(maxsize=1024)
-def plan(maps: str, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand) -> Plan | None:
+def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
-    views = parse_maps(maps)
     layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])
     if layout is None:
         return None
-    operands = (y, out, scores, index, CHANNELS if views.channels else None)
+    operands = (y, out, scores, index, CHANNELS if views.size else None)
     constants = {"MINIMUM": minimum}
     if use_tiles(layout, views):
-        kinds = {"TURNS": any(c & 1 for c in views.codes), "MIRRORS": any(c & 4 for c in views.codes)}
+        codes = loops(views).codes
+        kinds = {"TURNS": any(c & 1 for c in codes), "MIRRORS": any(c & 4 for c in codes)}
         return plan_tiles(select_tiles, layout, views, operands, "yo", "sk", {}, {**constants, **kinds}, True)
     return plan_gather(select_points, layout, views, operands, "yo", "sk", {}, constants)
 
 
-def select(y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool) -> None:
+def select(
+    y: Tensor,
+    out: Tensor,
+    index: Tensor,
+    views: Views,
+    table: Tensor | None,
+    scores: Tensor | None,
+    minimum: bool,
+) -> None:
     """Write out = map_i(y[i]) with i = index, or with the view of the best score, which is then written to index.
 
     Args:
         y: (|G|, *lead, H, W), any strides.
-        out: (*lead, H', W'), any strides.
+        out: (*lead, H', W'), any strides, not empty.
         index: int64, lead[:m], contiguous. Read if scores is None: values outside 0 … |G|-1 count as the nearest.
-        maps: one word per view.
         scores: (|G|, *lead[:m]), contiguous; NaN never wins, ties go to the lowest index; or None.
         minimum: the least score is the best, otherwise the greatest.
     """
-    if index.numel() == 0:
-        return
-    if out.numel() == 0:
-        if scores is not None:
-            index_alone(scores, index, minimum)
-        return
     y, out = as_words(y, out)
-    found = plan(maps, minimum, operand(y), operand(out), None if scores is None else operand(scores), operand(index))
+    found = plan(views, minimum, operand(y), operand(out), known(scores), operand(index))
     if found is not None:
-        run(found, y, out, scores, index, channels_table(maps, y.device))
+        run(found, y, out, scores, index, channels(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    select(y.contiguous(), dense, index, maps, scores, minimum)
+    dense = dense_like(out)
+    select(contiguous_views(y), dense, index, views, table, scores, minimum)
     out.copy_(dense)
 
 
 def index_alone(scores: Tensor, index: Tensor, minimum: bool) -> None:
-    """Choose for items that have no entries."""
-    blank = scores.new_zeros(()).expand(scores.shape)
-    select(blank, torch.empty_like(scores[0]), index, " ".join(["."] * scores.shape[0]), scores, minimum)
+    """Choose for items that have no entries, or whose entries another kernel moves."""
+    if index.numel():
+        blank = scores.new_zeros(()).expand(scores.shape)
+        select(blank, torch.empty_like(scores[0]), index, still(len(scores)), None, scores, minimum)

@@ -8,34 +8,32 @@ Profilers see the kernels under names such as ``equikern_softmax_mean_rows_bf16`
 
 from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...views import Views
 from .compat import jit_kernel
 from .launch import Plan, run
-from .layout import Operand, operand
+from .layout import Operand, contiguous_views, dense_like, known, operand
 from .rows import (
-    SKIP,
     at_places,
     counted,
     described,
     edges,
     listed_sources,
-    lists,
     load_block,
     offsets,
     plan_rows,
     program_rows,
     row_start,
-    skipped,
     sources_block,
     statistics,
     store_block,
     view_at,
     view_block,
 )
+from .tables import SKIP, lists, skipped
 
 __all__ = ["backward_plan", "mean_plan", "softmax_mean", "softmax_mean_backward"]
 
@@ -231,60 +229,63 @@ def softmax_mean_backward_rows(
 
 
 @lru_cache(maxsize=1024)
-def mean_plan(maps: str, space: str, y: Operand, out: Operand, lse: Operand) -> Plan | None:
+def mean_plan(views: Views, table: Operand | None, space: str, y: Operand, out: Operand, lse: Operand) -> Plan | None:
     """The launch of ``softmax_mean``, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (out, False)], [(lse, True)]
-    constants = {"LOG": space == "log_probs"}
-    return plan_rows(softmax_mean_rows, maps, "yo", moving, "l", fixed, described(maps), {}, constants)
+    constants, others = {"LOG": space == "log_probs"}, described(views, table)
+    return plan_rows(softmax_mean_rows, views, table, "yo", moving, "l", fixed, others, {}, constants)
 
 
 @lru_cache(maxsize=1024)
-def backward_plan(maps: str, space: str, y: Operand, grad: Operand, out: Operand, lse: Operand) -> Plan | None:
+def backward_plan(
+    views: Views, table: Operand | None, space: str, y: Operand, grad: Operand, out: Operand, lse: Operand
+) -> Plan | None:
     """The launch of ``softmax_mean_backward``, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (grad, False), (out, True)], [(lse, True)]
-    tables = described(maps)
-    constants = {"LOG": space == "log_probs"}
-    others = [*tables, SKIP if tables[0] else None]
-    return plan_rows(softmax_mean_backward_rows, maps, "ydo", moving, "l", fixed, others, {}, constants)
+    tables = described(views, table)
+    constants, others = {"LOG": space == "log_probs"}, [*tables, SKIP if tables[0] else None]
+    return plan_rows(softmax_mean_backward_rows, views, table, "ydo", moving, "l", fixed, others, {}, constants)
 
 
-def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, maps: str, space: str) -> None:
+def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
     """Write out = 1/|G| Σ_g map_g(p_g), p_g being the softmax of y[g] or its logarithm, and lse[g] = log Σ exp y[g].
 
     Args:
         y: (|G|, *lead, V), any strides.
         out: (*lead, V), any strides.
         lse: (|G|, *lead), contiguous, float32 or float64.
-        maps: one word per view, permutations of the last dim or ".".
+        views: permutations of the last dim, or none that moves anything.
         space: ``"probs"`` or ``"log_probs"``.
     """
     if y.numel() == 0:
         return
-    plan = mean_plan(maps, space, operand(y), operand(out), operand(lse))
+    plan = mean_plan(views, known(table), space, operand(y), operand(out), operand(lse))
     if plan is not None:
-        run(plan, y, out, lse, *lists(maps, y.device))
+        run(plan, y, out, lse, *lists(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    softmax_mean(y.contiguous(), dense, lse, maps, space)
+    dense = dense_like(out)
+    softmax_mean(contiguous_views(y), dense, lse, views, table, space)
     out.copy_(dense)
 
 
-def softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, maps: str, space: str) -> None:
+def softmax_mean_backward(
+    grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+) -> None:
     """Write out[g] = ∂L/∂y[g], grad being ∂L/∂ the result of ``softmax_mean``.
 
     Args:
         grad: (*lead, V), any strides.
         y: (|G|, *lead, V), any strides; out likewise.
-        lse, maps, space: those of ``softmax_mean``.
+        lse, views, table, space: those of ``softmax_mean``.
     """
     if y.numel() == 0:
         return
-    plan = backward_plan(maps, space, operand(y), operand(grad), operand(out), operand(lse))
+    plan = backward_plan(views, known(table), space, operand(y), operand(grad), operand(out), operand(lse))
     if plan is not None:
-        run(plan, y, grad, out, lse, *lists(maps, y.device), skipped(maps, y.device))
+        run(plan, y, grad, out, lse, *lists(views, table), skipped(views, table))
         return
     # More leading dims than loops: only then is anything copied.
-    dense = torch.empty_like(out, memory_format=torch.contiguous_format)
-    softmax_mean_backward(grad.contiguous(), y.contiguous(), lse, dense, maps, space)
+    dense = dense_like(out)
+    softmax_mean_backward(grad.contiguous(), contiguous_views(y), lse, dense, views, table, space)
     out.copy_(dense)

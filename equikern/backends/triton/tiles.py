@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
-from ...tables import table
-from ...tuning import RULE, Choice
+from ...views import Views
+from ..tuning import RULE, Choice
 from .launch import (
     ELEMENTS,
     MOST_WARPS,
@@ -22,11 +20,11 @@ from .launch import (
     warps,
 )
 from .layout import Operand, merge
+from .tables import TABLE, listed_count
 
-__all__ = ["TABLE", "Loops", "TilePlan", "permuted_loops", "plan_permuted"]
+__all__ = ["Loops", "TilePlan", "permuted_loops", "plan_permuted"]
 
 COLUMNS = 128  # of a tile that gathers along its rows: its other rows use the same sources again
-TABLE = Operand((), (), torch.int32, True)  # positions and sources, whose sizes are scalars
 
 Given = tuple[Operand | None, bool]  # and whether a group axis comes first
 
@@ -101,7 +99,9 @@ def permuted_loops(dim: int, moving: Sequence[Given], fixed: Sequence[Given], sp
 
 def plan_permuted(
     kernel: Any,
-    maps: str,
+    views: Views,
+    table: Operand,
+    operands: Sequence[Operand | None],
     names: str,
     moving: Sequence[Given],
     fixed_names: str,
@@ -114,18 +114,18 @@ def plan_permuted(
     """Plan a kernel over the listed entries of a table, over all of them where it is dense or dot products are made.
 
     Args:
+        operands: all pointers in the kernel's order, but for the positions and the sources that come last.
         names: one letter per tensor of ``moving``; its strides are the scalars ``<letter>g``, ``<letter>a`` …
         fixed_names: likewise for ``fixed``, whose strides are never scaled.
         dots: the dot products, over the leading dims that no sum runs along.
         choice: other than the rule's block and warps, for tuning.
     """
-    found = table(maps)
-    assert found is not None, "the words permute a dim"
-    loops = permuted_loops(found.dim, moving, fixed, None if dots is None else len(dots.shape) - 1)
+    loops = permuted_loops(views.dim, moving, fixed, None if dots is None else len(dots.shape) - 1)
     if loops is None:
         return None
-    listed = not found.dense and dots is None
-    m = len(found.positions) if listed else found.size
+    count = listed_count(views, table)
+    listed = count > 0 and dots is None
+    m = count if listed else views.size
     itemsize = max(o.dtype.itemsize for o, _ in moving if o is not None)
     unit_n = all(s[4] == 1 for s in loops.moving) or loops.n == 1
     unit_x = all(s[3] == 1 for s in loops.moving)
@@ -159,15 +159,16 @@ def plan_permuted(
         values[f"{name}n"] = s[4] if inner else s[4] // vec
     for name, f in zip(fixed_names, loops.fixed, strict=True):
         values.update(zip((f"{name}{axis}" for axis in "gabx"), f, strict=True))
-    partial_sums = [] if dots is None else [dots]
     launch = make_plan(
         kernel,
         loops.a * loops.b * nblocks * xblocks,
-        [*(o for o, _ in moving), *(o for o, _ in fixed), *partial_sums, TABLE if listed else None, TABLE],
+        [*operands, TABLE if listed else None, TABLE],
         values,
-        {**constants, "ORDER": found.order, "INNER": inner, "UNIT": unit, "PN": pn, "PX": px, "VEC": vec},
-        times_two(warps(pn * px, vec, found.order), choice.warps, 2 * MOST_WARPS),
-        lambda other: _launch(kernel, maps, names, moving, fixed_names, fixed, scalars, constants, None, other),
+        {**constants, "ORDER": views.order, "INNER": inner, "UNIT": unit, "PN": pn, "PX": px, "VEC": vec},
+        times_two(warps(pn * px, vec, views.order), choice.warps, 2 * MOST_WARPS),
+        lambda other: _launch(
+            kernel, views, table, operands, names, moving, fixed_names, fixed, scalars, constants, None, other
+        ),
     )
     return TilePlan(launch if dots is None else launch.fixed_block(), loops.b * nblocks * xblocks)
 

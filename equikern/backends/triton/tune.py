@@ -1,6 +1,6 @@
 """Tuned mode of the launches: what counts as one kind of problem, and the time of a launch on the GPU.
 
-The choice itself and the cache on disk are in ``equikern.tuning``.
+The choice itself and the cache on disk are in ``equikern.backends.tuning``.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -10,23 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...tuning import RULE, Winners, bucket, candidates, driver_version, fastest, when_switched
+from ...version import __version__
+from ..tuning import RULE, Winners, bucket, candidates, driver_version, fastest, when_switched
 from . import compat
-
-if TYPE_CHECKING:
-    from .launch import Plan
+from .plan import Plan
 
 __all__ = ["choose", "environment", "problem", "same_launch", "seconds"]
 
 _BLOCKS = ("TI", "TJ", "P", "CB", "PN", "PX")  # what a choice changes, directly or by the shape within one bucket
 _SIZES = ("nb", "H", "W", "R", "C", "n0", "n1", "n2", "M", "X", "count")
 _TUNED = {
-    **dict.fromkeys(("orbits", "reductions", "selection", "ids"), ("plan",)),
+    **dict.fromkeys(("orbits", "reductions", "selection"), ("plan",)),
+    "ids": ("plan", "select_plan"),
     "permuted": ("orbit_plan", "reduce_plan", "select_plan"),
 }
 
@@ -78,8 +77,6 @@ def seconds(plan: Plan, tensors: Tensors) -> float | None:
 
 def environment(gpu: str) -> list[str]:
     """What winners depend on besides the problem: the GPU's name, and the versions of all that makes or runs code."""
-    from ... import __version__
-
     runtime = f"hip{torch.version.hip}" if torch.version.hip else f"cuda{torch.version.cuda}"
     return [gpu, f"driver{driver_version()}", runtime, f"triton{compat.full_version()}", f"equikern{__version__}"]
 

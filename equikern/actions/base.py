@@ -1,0 +1,125 @@
+"""What every action has: its maps, and one element or many applied."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy
+from torch import Tensor
+
+from ..core import checks
+from ..core.act import act
+from ..groups import Group
+from ..views import EXACT
+from ..views.maps import Acting, Maps
+
+__all__ = ["Action", "GroupAction", "element"]
+
+
+def element(name: str, g: object, order: int, action: str) -> int:
+    """One element as a number, from an integer of Python, numpy or torch.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: not an element.
+    """
+    whole = not isinstance(g, (bool, numpy.bool_)) and not (isinstance(g, Tensor) and (g.dim() or _no_integer(g)))
+    try:
+        number = operator.index(g) if whole else None  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name}: expected a whole number, got {type(g).__name__}")
+    if not 0 <= number < order:
+        raise ValueError(f"{name}: expected an element 0 … {order - 1} of {action!r}, got {number}")
+    return number
+
+
+def _no_integer(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex() or t.dtype.itemsize == 0 or str(t.dtype) == "torch.bool"
+
+
+class Action(Acting):
+    """What the operators need to know: a linear map for each group element, and what undoes it.
+
+    A list of views, which need not be a group's: ``GroupAction`` is the one whose maker has checked the laws. It does
+    not change once made: copies are the action itself, equal actions are those of equal maps.
+
+    Attributes:
+        name: what error messages call the action.
+        order: |G|, the size of the group axis.
+        dims: how many trailing dims the action moves: 2 or 3 for a grid, 1 for matrices and for a permutation of the
+            last dim (3 for one of the third last, which moves all that is behind it), one more than its grid for a
+            field, 0 for the trivial action and for token ids.
+        sides: how many of them are a grid's.
+        words: what each element does to the grid, see ``equikern.views``.
+        maps, inverse_maps: g and g⁻¹ for every element, in the group's order; each knows its adjoint, ``.T``.
+        square: whether some view swaps height and width (or two sides of a volume), so that the image must be square.
+    """
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What each element does to the grid, ``.`` for nothing; ``x`` or ``~`` for what has no grid."""
+        return self.views.words
+
+    def act(self, g: int | Tensor, x: Tensor) -> Tensor:
+        """g·x: one element for all of x, or one for each sample.
+
+        Args:
+            g: an element, as a whole number of Python, numpy or torch; or (B,) int64 on x's device, one for each sample
+                of x (B, …), as in ``orbit_act``.
+            x: (\\*lead, \\*spatial), any dtype that ``orbit`` takes.
+
+        Returns:
+            The same shape; H and W swap with a quarter turn.
+
+        Raises:
+            TypeError: g is not a whole number, or x is not a tensor of a dtype that ``orbit`` takes.
+            ValueError: g is not an element 0 … |G|−1, or x has too few dims or a dim of the wrong size.
+        """
+        if isinstance(g, Tensor) and g.dim():
+            return act(x, g, self)
+        g = element("g", g, self.order, self.name)
+        checks.image("x", x, self, EXACT, turns=True)
+        return self.views.kind.apply(x, self.views, self.maps.table(x), g)
+
+    def __eq__(self, other: object) -> bool:
+        """The same maps; names do not count."""
+        return type(self) is type(other) and isinstance(other, Action) and self.maps == other.maps
+
+    def __hash__(self) -> int:
+        return hash(self.maps)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, order {self.order})"
+
+
+class GroupAction(Action):
+    """An action whose maker has checked that it is one: ``act(g∘h, x) = act(g, act(h, x))``.
+
+    Attributes:
+        group: the acting group.
+
+    Example:
+        >>> from equikern import grid
+        >>> isinstance(grid("c4"), GroupAction), grid("c4").group.names
+        (True, ('e', 'rot90', 'rot180', 'rot270'))
+    """
+
+    def __init__(self, group: Group, name: str, maps: Maps) -> None:
+        super().__init__(name, maps)
+        self.group = group
+
+    def __eq__(self, other: object) -> bool:
+        """The same group acting by the same maps; names do not count."""
+        return isinstance(other, GroupAction) and self.maps == other.maps and self.group == other.group
+
+    def __hash__(self) -> int:
+        return hash((self.maps, self.group))

@@ -1,0 +1,103 @@
+"""What a backend offers; ``reference.py`` says what each function computes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..views import Views
+
+__all__ = ["Backend", "Maybe"]
+
+Maybe: TypeAlias = Tensor | None
+
+
+class Backend(ABC):
+    """The kernels of one implementation: inputs and outputs are tensors that the caller has checked and allocated.
+
+    ``views`` and ``table`` are what an operator got: what is static about the maps, and what they contain, on the
+    tensors' device (None for views that need no table).
+
+    Attributes:
+        name: what ``use_backend`` calls it.
+        fallback: the backend that serves what this one has no kernel for; None: there is nothing like that.
+    """
+
+    name: ClassVar[str]
+    fallback: ClassVar[str | None] = None
+
+    @abstractmethod
+    def unavailable(self, device: torch.device) -> str | None:
+        """None if the kernels can run on the device, else why not and what to do about it."""
+
+    @abstractmethod
+    def orbit(
+        self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
+    ) -> None:
+        """``out[g] = scale · weights[g] · map_g(x)``; views other than index are zero when an index is given."""
+
+    @abstractmethod
+    def reduce(
+        self,
+        y: Tensor,
+        out: Tensor,
+        views: Views,
+        table: Maybe,
+        op: str,
+        scale: float,
+        weights: Maybe,
+        plus: Maybe,
+        spread: Maybe,
+    ) -> None:
+        """Reduce ``map_g(y[g])`` over g; "sum" is ``scale · Σ weights[g] · map_g(y[g] + plus)``."""
+
+    @abstractmethod
+    def orbit_dot(
+        self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
+    ) -> None:
+        """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``."""
+
+    @abstractmethod
+    def select(
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
+    ) -> None:
+        """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
+
+    @abstractmethod
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
+        """``out = 1/|G| Σ_g map_g(p_g)`` with p_g the softmax of y[g], or its logarithm."""
+
+    @abstractmethod
+    def softmax_mean_backward(
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
+    ) -> None:
+        """The gradient of ``softmax_mean`` in y; views are those of ``softmax_mean``."""
+
+    @abstractmethod
+    def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
+        """The loss of each row of logits."""
+
+    @abstractmethod
+    def score_select(
+        self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
+    ) -> None:
+        """``select`` by what ``score`` says of the rows of y."""
+
+    @abstractmethod
+    def cross_entropy(
+        self,
+        y: Tensor,
+        target: Tensor,
+        loss: Tensor,
+        grad: Maybe,
+        views: Views,
+        table: Maybe,
+        space: str,
+        ignore_index: int,
+        smoothing: float,
+        scale: Maybe,
+    ) -> None:
+        """The loss of the mean prediction, and its gradient in y."""

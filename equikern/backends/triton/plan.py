@@ -1,0 +1,42 @@
+"""A launch of a kernel, planned once for every kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..tuning import Choice
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch, complete but for the tensors.
+
+    The machine code depends on ``kernel``, ``pointers``, ``aligned``, ``constants`` and ``num_warps`` alone: scalars
+    are never specialised on, so what a compile-time audit builds from these is what runs.
+    """
+
+    kernel: Any
+    grid: tuple[int]
+    pointers: tuple[torch.dtype | None, ...]
+    aligned: tuple[bool, ...]
+    scalars: tuple[int | float, ...]
+    constants: Mapping[str, Any]
+    num_warps: int
+    # The same work with another block and other warps; None where results would change with them.
+    variant: Callable[[Choice], Plan] | None = field(compare=False, default=None)
+    # By device: the launch that was chosen for this one, and what repeats it.
+    repeat: dict[int, tuple[Plan, Callable[..., None]]] = field(init=False, compare=False, default_factory=dict)
+
+    def with_units(self, value: int) -> Plan:
+        """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
+        return replace(self, scalars=(value, *self.scalars[1:])).fixed_block()
+
+    def fixed_block(self) -> Plan:
+        """The same for a kernel whose sums follow its block: no other is tried."""
+        return replace(self, variant=None)

@@ -1,0 +1,74 @@
+"""One group element for each sample of a batch: what ``orbit_act`` and ``Action.act`` do with a vector of elements."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..views import EXACT
+from ..views.maps import Acting, Maps
+from . import autograd, checks, library
+
+__all__ = ["act", "checked_elements"]
+
+
+def act(x: object, elements: object, action: Acting, inverse: bool = False, out: Tensor | None = None) -> Tensor:
+    """See ``orbit_act``."""
+    t, action = checks.image("x", x, action, EXACT, turns=True)
+    found = checked_elements(elements, t, action)
+    maps = action.inverse_maps if inverse else action.maps
+    if not maps.views.keeps(t.shape):
+        maps, found = _of_one_shape(maps, found, t, action.name)
+    if out is None:
+        return autograd.act(t, found, maps)
+    assert isinstance(elements, Tensor)  # as checked
+    out = checks.output("out", out, tuple(maps.views.shape(t.shape)), t, elements, found)
+    library.act_out(t, found, maps.code, maps.table(t), out)
+    return out
+
+
+def checked_elements(elements: object, x: Tensor, action: Acting) -> Tensor:
+    """Elements of the group, one for each entry of x's first dims, contiguous."""
+    if not isinstance(elements, Tensor):
+        raise TypeError(f"elements: expected a torch.Tensor of int64, got {type(elements).__name__}")
+    if elements.device != x.device:
+        raise ValueError(f"elements: expected a tensor on {x.device} like x, got one on {elements.device}")
+    if elements.dtype != torch.int64:
+        raise TypeError(f"elements: expected int64, got {elements.dtype}")
+    k, most = elements.dim(), x.dim() - action.dims
+    if not 1 <= k <= most or elements.shape != x.shape[:k]:
+        shapes = ", ".join(str(tuple(x.shape[:n])) for n in range(1, most + 1)) or "none: x has no batch"
+        raise ValueError(
+            f"elements: expected one for each sample, of shape {shapes} for x {tuple(x.shape)} under {action.name!r}, "
+            f"got {tuple(elements.shape)}"
+        )
+    if elements.is_cpu and not torch.compiler.is_compiling():
+        if elements.numel():
+            low, high = (int(n) for n in elements.aminmax())
+            if low < 0 or high >= action.order:
+                raise ValueError(
+                    f"elements: expected elements 0 … {action.order - 1} of {action.name!r}, got "
+                    f"{low if low < 0 else high}"
+                )
+        return elements.contiguous()
+    # Asking a GPU would make the queue wait: torch's own look-up fails there for one that is none.
+    known = torch.arange(action.order, device=elements.device)
+    return known.index_select(0, elements.flatten()).view(elements.shape)
+
+
+def _of_one_shape(maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[Maps, Tensor]:
+    """The maps that give a rectangle the shape that all samples get, and the elements counted among them."""
+    views = maps.views
+    shapes = [tuple(views.shape(x.shape, g)) for g in range(views.order)]
+    wanted = {shapes[g] for g in set(elements.flatten().tolist())} or {shapes[0]}
+    if len(wanted) > 1:
+        sides = " and ".join("×".join(map(str, shape[-views.sides :])) for shape in sorted(wanted))
+        raise ValueError(
+            f"elements: expected views of one shape, but those of {name!r} turn a rectangle into {sides}; "
+            "act on upright and turned samples apart, or pad x to equal sides"
+        )
+    (shape,) = wanted
+    members = [g for g in range(views.order) if shapes[g] == shape]
+    place = torch.zeros(views.order, dtype=torch.int64, device=elements.device)
+    place[members] = torch.arange(len(members), device=elements.device)
+    return maps.subset(members), place[elements]

@@ -1,0 +1,289 @@
+"""The registered operators ``torch.ops.equikern.*``: schemas, fakes, and the call of the active backend's kernels.
+
+They are not differentiable by themselves: the public functions wrap them in autograd Functions (``autograd.py``).
+Each allocating operator has a twin ``…_out`` that writes into a tensor of the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import kernels
+from ..views import Views, accumulator, of
+
+library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _channels_dim(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """The dim of the channels where a sample (*lead, C, H, W) keeps those of a pixel next to one another, else 0.
+
+    −3 for images, −4 for volumes (*lead, C, D, H, W).
+    """
+    for dim in (-3, -4):
+        if len(shape) < -dim:
+            break
+        if (
+            shape[dim] > 1
+            and strides[dim] == 1
+            and strides[-1] >= shape[dim]
+            and all(strides[d - 1] >= strides[d] for d in range(-1, dim + 1, -1))
+        ):
+            return dim
+    return 0
+
+
+def channels_dim(t: Tensor, skip: int = 0) -> int:
+    """The dim of the channels where t's samples, behind its first ``skip`` dims, are channels-last, else 0."""
+    if t.dim() < 3 + skip or t.stride(-1) == 1:
+        return 0
+    return _channels_dim(t.shape[skip:], t.stride()[skip:])
+
+
+def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
+    """Memory for a result of the given shape: channels-last where a sample of t is, otherwise contiguous.
+
+    ``skip`` is the number of t's leading dims that do not belong to the sample (its group axis).
+    """
+    dim = 0 if t.is_contiguous() else _channels_dim(t.shape[skip:], t.stride()[skip:])
+    if not dim:
+        return t.new_empty(shape)
+    return t.new_empty((*shape[:dim], *shape[dim + 1 :], shape[dim])).movedim(-1, dim)
+
+
+def checked(code: str, table: Tensor | None, like: Tensor) -> Views:
+    """The views of a call, whatever it was that made it: a code that says none, or another's table, is refused."""
+    views = of(code)
+    if views.size or table is not None:
+        views.kind.check_table(views, table, like)
+    return views
+
+
+def _orbit_empty(x: Tensor, views: Views) -> Tensor:
+    return empty_like_views(x, (views.order, *views.shape(x.shape)), 0)
+
+
+def view_empty(y: Tensor, views: Views) -> Tensor:
+    return empty_like_views(y, views.shape(y.shape[1:]), 1)
+
+
+def written(out: Tensor) -> None:
+    """Tell autograd that the values changed: kernels write behind its back, and it may have saved this tensor."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
+def nothing(*_: Any) -> None:
+    return None
+
+
+def register(schema: str, call: Any, fake: Any) -> Any:
+    """Define an operator from its schema, with what it runs on every device and what it says on fake tensors."""
+    library.define(schema)  # type: ignore[no-untyped-call]
+    name = schema.partition("(")[0]
+    library.impl(name, call, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"equikern::{name}", fake, lib=library)
+    return getattr(torch.ops.equikern, name).default
+
+
+def _orbit(
+    x: Tensor, code: str, table: Tensor | None, scale: float, weights: Tensor | None, index: Tensor | None
+) -> Tensor:
+    views = checked(code, table, x)
+    out = _orbit_empty(x, views)
+    kernels(x).orbit(x, out, views, table, scale, weights, index)
+    return out
+
+
+def _orbit_out(x: Tensor, code: str, table: Tensor | None, out: Tensor) -> None:
+    kernels(x).orbit(x, out, checked(code, table, x), table, 1.0, None, None)
+    written(out)
+
+
+orbit = register(
+    "orbit(Tensor x, str views, Tensor? table, float scale, Tensor? weights, Tensor? index) -> Tensor",
+    _orbit,
+    lambda x, code, table, scale, weights, index: _orbit_empty(x, of(code)),
+)
+orbit_out = register("orbit_out(Tensor x, str views, Tensor? table, Tensor(a!) out) -> ()", _orbit_out, nothing)
+
+
+def _act_empty(x: Tensor, views: Views) -> Tensor:
+    return empty_like_views(x, views.shape(x.shape), 0)
+
+
+def _act_into(x: Tensor, elements: Tensor, code: str, table: Tensor | None, out: Tensor) -> None:
+    views = checked(code, table, x)
+    # x seen |G| times: each sample takes its element's view of it, and nothing is read twice.
+    kernels(x).select(x.expand(views.order, *x.shape), out, elements, views, table, None, True)
+
+
+def _act(x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor:
+    out = _act_empty(x, of(code))
+    _act_into(x, elements, code, table, out)
+    return out
+
+
+def _act_out(x: Tensor, elements: Tensor, code: str, table: Tensor | None, out: Tensor) -> None:
+    _act_into(x, elements, code, table, out)
+    written(out)
+
+
+act = register(
+    "act(Tensor x, Tensor elements, str views, Tensor? table) -> Tensor",
+    _act,
+    lambda x, elements, code, table: _act_empty(x, of(code)),
+)
+act_out = register(
+    "act_out(Tensor x, Tensor elements, str views, Tensor? table, Tensor(a!) out) -> ()", _act_out, nothing
+)
+
+
+def _reduce(y: Tensor, code: str, table: Tensor | None, op: str, scale: float, weights: Tensor | None) -> Tensor:
+    views = checked(code, table, y)
+    out = view_empty(y, views)
+    kernels(y).reduce(y, out, views, table, op, scale, weights, None, None)
+    return out
+
+
+def _reduce_out(
+    y: Tensor, code: str, table: Tensor | None, op: str, scale: float, weights: Tensor | None, out: Tensor
+) -> None:
+    kernels(y).reduce(y, out, checked(code, table, y), table, op, scale, weights, None, None)
+    written(out)
+
+
+reduce = register(
+    "reduce(Tensor y, str views, Tensor? table, str op, float scale, Tensor? weights) -> Tensor",
+    _reduce,
+    lambda y, code, table, op, scale, weights: view_empty(y, of(code)),
+)
+reduce_out = register(
+    "reduce_out(Tensor y, str views, Tensor? table, str op, float scale, Tensor? weights, Tensor(a!) out) -> ()",
+    _reduce_out,
+    nothing,
+)
+
+
+def _mean_plus(y: Tensor, plus: Tensor, code: str, table: Tensor | None) -> Tensor:
+    views = checked(code, table, y)
+    out = view_empty(y, views)
+    kernels(y).reduce(y, out, views, table, "sum", 1.0 / y.shape[0], None, plus, None)
+    return out
+
+
+def _mean_plus_out(y: Tensor, plus: Tensor, code: str, table: Tensor | None, out: Tensor) -> None:
+    kernels(y).reduce(y, out, checked(code, table, y), table, "sum", 1.0 / y.shape[0], None, plus, None)
+    written(out)
+
+
+mean_plus = register(
+    "mean_plus(Tensor y, Tensor plus, str views, Tensor? table) -> Tensor",
+    _mean_plus,
+    lambda y, plus, code, table: view_empty(y, of(code)),
+)
+mean_plus_out = register(
+    "mean_plus_out(Tensor y, Tensor plus, str views, Tensor? table, Tensor(a!) out) -> ()", _mean_plus_out, nothing
+)
+
+
+def _mean_std(y: Tensor, code: str, table: Tensor | None) -> tuple[Tensor, Tensor]:
+    views = checked(code, table, y)
+    mean, std = view_empty(y, views), view_empty(y, views)
+    kernels(y).reduce(y, mean, views, table, "mean_std", 1.0, None, None, std)
+    return mean, std
+
+
+def _mean_std_out(y: Tensor, code: str, table: Tensor | None, mean: Tensor, std: Tensor) -> None:
+    kernels(y).reduce(y, mean, checked(code, table, y), table, "mean_std", 1.0, None, None, std)
+    written(mean)
+    written(std)
+
+
+mean_std = register(
+    "mean_std(Tensor y, str views, Tensor? table) -> (Tensor, Tensor)",
+    _mean_std,
+    lambda y, code, table: (view_empty(y, of(code)), view_empty(y, of(code))),
+)
+mean_std_out = register(
+    "mean_std_out(Tensor y, str views, Tensor? table, Tensor(a!) mean, Tensor(b!) std) -> ()", _mean_std_out, nothing
+)
+
+
+def _dots_empty(y: Tensor, weight_dims: int) -> Tensor:
+    return torch.empty(y.shape[:weight_dims], dtype=accumulator(y), device=y.device)
+
+
+def _orbit_dot_empty(y: Tensor) -> Tensor:
+    return empty_like_views(y, y.shape, 1)
+
+
+def _orbit_dot(x: Tensor, y: Tensor, code: str, table: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+    views = checked(code, table, y)
+    out = _orbit_dot_empty(y)
+    dots = _dots_empty(y, weights.dim())
+    kernels(y).orbit_dot(x, y, out, dots, views, table, weights)
+    return out, dots
+
+
+def _dot(x: Tensor, y: Tensor, code: str, table: Tensor | None, weight_dims: int) -> Tensor:
+    dots = _dots_empty(y, weight_dims)
+    kernels(y).orbit_dot(x, y, None, dots, checked(code, table, y), table, None)
+    return dots
+
+
+orbit_dot = register(
+    "orbit_dot(Tensor x, Tensor y, str views, Tensor? table, Tensor weights) -> (Tensor, Tensor)",
+    _orbit_dot,
+    lambda x, y, code, table, weights: (_orbit_dot_empty(y), _dots_empty(y, weights.dim())),
+)
+dot = register(
+    "dot(Tensor x, Tensor y, str views, Tensor? table, int weight_dims) -> Tensor",
+    _dot,
+    lambda x, y, code, table, weight_dims: _dots_empty(y, weight_dims),
+)
+
+
+def _index_empty(scores: Tensor) -> Tensor:
+    return torch.empty(scores.shape[1:], dtype=torch.int64, device=scores.device)
+
+
+def _select(y: Tensor, scores: Tensor, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
+    views = checked(code, table, y)
+    out, index = view_empty(y, views), _index_empty(scores)
+    kernels(y).select(y, out, index, views, table, scores, minimum)
+    return out, index
+
+
+def _select_out(y: Tensor, scores: Tensor, code: str, table: Tensor | None, minimum: bool, out: Tensor) -> Tensor:
+    index = _index_empty(scores)
+    kernels(y).select(y, out, index, checked(code, table, y), table, scores, minimum)
+    written(out)
+    return index
+
+
+def _take(y: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
+    views = checked(code, table, y)
+    out = view_empty(y, views)
+    kernels(y).select(y, out, index, views, table, None, True)
+    return out
+
+
+select = register(
+    "select(Tensor y, Tensor scores, str views, Tensor? table, bool minimum) -> (Tensor, Tensor)",
+    _select,
+    lambda y, scores, code, table, minimum: (view_empty(y, of(code)), _index_empty(scores)),
+)
+select_out = register(
+    "select_out(Tensor y, Tensor scores, str views, Tensor? table, bool minimum, Tensor(a!) out) -> Tensor",
+    _select_out,
+    lambda y, scores, code, table, minimum, out: _index_empty(scores),
+)
+take = register(
+    "take(Tensor y, Tensor index, str views, Tensor? table) -> Tensor",
+    _take,
+    lambda y, index, code, table: view_empty(y, of(code)),
+)

@@ -1,0 +1,115 @@
+"""The registered operators on rows of logits, see ``library.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import kernels
+from ..views import accumulator, of
+from .library import checked, nothing, register, view_empty, written
+
+
+def _lse_empty(y: Tensor) -> Tensor:
+    return torch.empty(y.shape[:-1], dtype=accumulator(y), device=y.device)
+
+
+def _softmax_mean(y: Tensor, code: str, table: Tensor | None, space: str) -> tuple[Tensor, Tensor]:
+    out, lse = y.new_empty(y.shape[1:]), _lse_empty(y)
+    kernels(y).softmax_mean(y, out, lse, checked(code, table, y), table, space)
+    return out, lse
+
+
+def _softmax_mean_out(y: Tensor, code: str, table: Tensor | None, space: str, out: Tensor) -> None:
+    kernels(y).softmax_mean(y, out, _lse_empty(y), checked(code, table, y), table, space)
+    written(out)
+
+
+def _softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, code: str, table: Tensor | None, space: str) -> Tensor:
+    out = y.new_empty(y.shape)
+    kernels(y).softmax_mean_backward(grad, y, lse, out, checked(code, table, y), table, space)
+    return out
+
+
+softmax_mean = register(
+    "softmax_mean(Tensor y, str views, Tensor? table, str space) -> (Tensor, Tensor)",
+    _softmax_mean,
+    lambda y, code, table, space: (y.new_empty(y.shape[1:]), _lse_empty(y)),
+)
+softmax_mean_out = register(
+    "softmax_mean_out(Tensor y, str views, Tensor? table, str space, Tensor(a!) out) -> ()", _softmax_mean_out, nothing
+)
+softmax_mean_backward = register(
+    "softmax_mean_backward(Tensor grad, Tensor y, Tensor lse, str views, Tensor? table, str space) -> Tensor",
+    _softmax_mean_backward,
+    lambda grad, y, lse, code, table, space: y.new_empty(y.shape),
+)
+
+
+def _score(logits: Tensor, kind: str) -> Tensor:
+    out = _lse_empty(logits)
+    kernels(logits).score(logits, out, kind)
+    return out
+
+
+score = register("score(Tensor logits, str kind) -> Tensor", _score, lambda logits, kind: _lse_empty(logits))
+
+
+def _index_empty(y: Tensor) -> Tensor:
+    return torch.empty(y.shape[1:-1], dtype=torch.int64, device=y.device)
+
+
+def _score_select(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
+    views = checked(code, table, y)
+    out, index = view_empty(y, views), _index_empty(y)
+    kernels(y).score_select(y, out, index, views, table, kind, minimum)
+    return out, index
+
+
+def _score_select_out(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool, out: Tensor) -> Tensor:
+    index = _index_empty(y)
+    kernels(y).score_select(y, out, index, checked(code, table, y), table, kind, minimum)
+    written(out)
+    return index
+
+
+score_select = register(
+    "score_select(Tensor y, str kind, str views, Tensor? table, bool minimum) -> (Tensor, Tensor)",
+    _score_select,
+    lambda y, kind, code, table, minimum: (view_empty(y, of(code)), _index_empty(y)),
+)
+score_select_out = register(
+    "score_select_out(Tensor y, str kind, str views, Tensor? table, bool minimum, Tensor(a!) out) -> Tensor",
+    _score_select_out,
+    lambda y, kind, code, table, minimum, out: _index_empty(y),
+)
+
+
+def _cross_entropy_empty(y: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    loss = torch.empty(y.shape[1:-1], dtype=accumulator(y), device=y.device)
+    return loss, y.new_empty(y.shape if gradient else (0,))
+
+
+def _cross_entropy(
+    y: Tensor,
+    target: Tensor,
+    code: str,
+    table: Tensor | None,
+    space: str,
+    ignore_index: int,
+    smoothing: float,
+    scale: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    loss, grad = _cross_entropy_empty(y, gradient)
+    views, into = checked(code, table, y), grad if gradient else None
+    kernels(y).cross_entropy(y, target, loss, into, views, table, space, ignore_index, smoothing, scale)
+    return loss, grad
+
+
+cross_entropy = register(
+    "cross_entropy(Tensor y, Tensor target, str views, Tensor? table, str space, int ignore_index, float smoothing, "
+    "Tensor? scale, bool gradient) -> (Tensor, Tensor)",
+    _cross_entropy,
+    lambda y, target, code, table, space, ignore_index, smoothing, scale, gradient: _cross_entropy_empty(y, gradient),
+)

@@ -1,0 +1,120 @@
+"""What a submodule of the backbone gives in a forward, beside the backbone's own output."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Tap", "pooled"]
+
+
+class Tap:
+    """Listens to one submodule by a hook that is registered once.
+
+    What the hook hears belongs to the forward under way in its thread; outside of one it hears nothing.
+
+    Args:
+        name: the submodule's, or None for the backbone's own output.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self._reset()
+
+    def _reset(self) -> None:
+        self._own = threading.local()
+        self._traced: list[list[Any]] = []  # the compiler follows a list, but no thread's own
+
+    @property
+    def _calls(self) -> list[list[Any]]:
+        """A list of what was heard for every forward under way, the innermost last."""
+        if torch.compiler.is_compiling():
+            return self._traced
+        calls: list[list[Any]] = self._own.__dict__.setdefault("calls", [])
+        return calls
+
+    def listen(self, model: object) -> None:
+        """Register the hook on the model's submodule; once for the model's life.
+
+        Raises:
+            TypeError: the model is no module.
+            ValueError: it has no submodule of that name.
+        """
+        if self.name is None:
+            return
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"features: expected a callable, since the backbone is no module, got the name {self.name!r}"
+            )
+        try:
+            handle = model.get_submodule(self.name).register_forward_hook(_Hook(self))
+        except AttributeError:
+            names = [found for found, _ in model.named_modules() if found]
+            raise ValueError(
+                f"features: the backbone has no submodule {self.name!r}; it has {', '.join(names[:40])}"
+            ) from None
+        weakref.finalize(self, handle.remove)
+
+    def hear(self, output: Any) -> None:
+        """What the submodule gave just now."""
+        if self._calls:
+            self._calls[-1].append(output)
+
+    def run(self, model: Callable[[Tensor], Any], views: Tensor) -> tuple[Any, Any]:
+        """The model's output, and the submodule's."""
+        if self.name is None:
+            output = model(views)
+            return output, output
+        heard: list[Any] = []
+        self._calls.append(heard)
+        try:
+            output = model(views)
+        finally:
+            self._calls.pop()
+        if len(heard) != 1:
+            raise ValueError(
+                f"features: expected submodule {self.name!r} to run once in a forward, it ran {len(heard)} times"
+            )
+        return output, heard[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.name = state["name"]
+        self._reset()
+
+
+class _Hook:
+    """Passes on what a submodule gives as long as its listener lives; a copied model's hook leads to its copy."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = weakref.ref(tap)
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        tap = self._tap()
+        if tap is not None:
+            tap.hear(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(copy.deepcopy(self._tap() or Tap(None), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (self._tap() or Tap(None),)
+
+
+def pooled(features: Any) -> Tensor:
+    """(N, F) from a feature map (N, F, …), a sequence (N, T, F), or the first tensor of several."""
+    while isinstance(features, (tuple, list, Mapping)) and features:
+        features = next(iter(features.values() if isinstance(features, Mapping) else features))
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.dim() == 3:
+        return features.mean(1)
+    return features.flatten(2).mean(2) if features.dim() > 3 else features

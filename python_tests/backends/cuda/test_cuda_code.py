@@ -1,0 +1,138 @@
+"""The CUDA kernels' machine code, read without a GPU: nothing spilled, 16 bytes an access, names that say what runs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import equikern
+import pytest
+import torch
+from equikern.backends import choice, cuda
+from equikern.views import of
+
+INFO = equikern.build_info()
+FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
+BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::cuda::Bytes16")
+OPERATORS = {"Orbit": BITS, "ScaledOrbit": FLOATS, "Select": BITS, "Sum": FLOATS, "Dot": FLOATS}
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+
+
+def _tool(name: str) -> str:
+    bundled = importlib.util.find_spec("triton")
+    folders = [Path(p) / "backends/nvidia/bin" for p in bundled.submodule_search_locations or []] if bundled else []
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)]))
+    if found is None:
+        pytest.skip(f"no {name}")
+    return found
+
+
+@functools.cache
+def kernels() -> dict[str, Counter[str]]:
+    """Instructions, registers and stack of every kernel for sm_90a by the name a profiler shows."""
+    if not INFO.cuda:
+        pytest.skip(f"no CUDA kernels: {INFO.cuda_reason}")
+    if not any(arch.startswith("9.0a") for arch in INFO.cuda_archs):
+        pytest.skip("not built for sm_90a")
+    module = importlib.util.find_spec("equikern._C")
+    assert module is not None
+    assert module.origin is not None
+    tool, demangle = _tool("cuobjdump"), _tool("c++filt")
+
+    def dump(*options: str) -> str:
+        command = [tool, "-arch", "sm_90a", *options, str(module.origin)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    found: dict[str, Counter[str]] = {}
+    for part in dump("-sass").split("Function : ")[1:]:
+        symbol, _, code = part.partition("\n")
+        names = [name.split(".") for name in _INSTRUCTION.findall(code)]
+        found[symbol.strip()] = Counter(name[0] + ("128" if "128" in name else "") for name in names)
+    for symbol, usage in re.findall(r"Function (\S+?):\s*\n(.*)", dump("-res-usage")):
+        found[symbol].update({key: int(count) for key, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)})
+    plain = subprocess.run([demangle], input="\n".join(found), capture_output=True, text=True, check=True).stdout
+    names = (re.sub(r"(?<! )>\(", " >(", name) for name in plain.splitlines())
+    return dict(zip(names, found.values(), strict=True))
+
+
+def kernel(struct: str) -> Counter[str]:
+    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::cuda::{struct} >" in name]
+    assert len(matches) == 1, f"{struct}: {len(matches)} kernels"
+    return matches[0]
+
+
+@pytest.mark.audit
+def test_nothing_is_spilled() -> None:
+    assert len(kernels()) == sum(3 * len(types) for types in OPERATORS.values()) + len(BITS) + 2
+    for name, counts in kernels().items():
+        assert counts["STACK"] == counts["LOCAL"] == counts["LDL"] == counts["STL"] == 0, (name, counts)
+        assert 16 <= counts["REG"] <= 128, name
+        assert counts["ATOM"] == counts["ATOMG"] == counts["RED"] == 0, name
+
+
+@pytest.mark.audit
+@pytest.mark.parametrize(("operator", "element"), [(op, t) for op, types in OPERATORS.items() for t in types])
+def test_16_bytes_an_access(operator: str, element: str) -> None:
+    tiles, runs = kernel(f"{operator}Tiles<{element}, true>"), kernel(f"{operator}Runs<{element}>")
+    assert tiles["LDG128"] >= 1
+    assert tiles["STG128"] >= 1
+    assert runs["LDGSTS128"] >= 1  # straight to shared memory
+    assert runs["STG128"] >= 1
+    if operator != "Select":  # whose threads read scores and note the index
+        assert sum(runs[f"BAR{suffix}"] for suffix in ("", "128")) == {"Sum": 3, "Dot": 4}.get(operator, 2)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "dtype", "expected"),
+    [
+        ("sum", (2, 64, 224, 224), torch.bfloat16, False),
+        ("sum", (2, 64, 7, 7), torch.bfloat16, True),
+        ("sum", (2, 64, 16, 16), torch.float32, True),
+        ("sum", (2, 64, 32, 32), torch.bfloat16, False),
+        ("sum", (2, 64, 37, 37), torch.bfloat16, True),
+        ("sum", (2, 3, 225, 225), torch.float32, False),
+        ("symmetrize", (2, 3, 96, 96), torch.bfloat16, True),
+        ("symmetrize", (2, 3, 224, 224), torch.bfloat16, False),
+        ("orbit", (2, 64, 16, 16), torch.uint8, True),
+        ("select", (2, 64, 56, 56), torch.float32, False),
+        ("orbit_dot", (2, 64, 14, 14), torch.float16, True),
+    ],
+)
+def test_the_choice(
+    operator: str, shape: tuple[int, ...], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t, views = torch.empty(shape, dtype=dtype, device="meta"), of("hw Wh HW wH hW wh Hw WH")
+    assert choice.runs_cuda(operator, t, views) == expected
+    monkeypatch.setattr(choice, "everywhere", True)
+    assert choice.runs_cuda(operator, t, views)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU every call is planned and then says that nothing can be launched."""
+    if not INFO.cuda:
+        pytest.skip(f"no CUDA kernels: {INFO.cuda_reason}")
+    monkeypatch.setattr(choice, "everywhere", True)
+    monkeypatch.setattr(cuda, "_where", lambda t: (0, 0))
+    x, y = torch.zeros(2, 30, 8, 8), torch.zeros(4, 2, 30, 8, 8)
+    weights, index, views = torch.ones(4, 2), torch.zeros(2, dtype=torch.int64), of("hw Wh HW wH")
+    kernels = cuda.Cuda()
+    calls = [
+        lambda: kernels.orbit(x, y, views, None, 1.0, None, None),
+        lambda: kernels.orbit(x, y, views, None, 0.5, weights, index),
+        lambda: kernels.reduce(y, x, views, None, "sum", 0.25, None, None, None),
+        lambda: kernels.reduce(y, x, views, None, "weighted_mean", 1.0, weights, None, None),
+        lambda: kernels.orbit_dot(x, y, None, weights, views, None, None),
+        lambda: kernels.orbit_dot(x, y, y, weights, views, None, weights),
+        lambda: kernels.select(y, x, index, views, None, weights, True),
+        lambda: kernels.select(y, x, index, views, None, None, False),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="CUDA"):
+            call()

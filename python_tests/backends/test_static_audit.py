@@ -1,0 +1,200 @@
+"""The kernels compile for GPUs that are not here; their machine code is what it should be, and no worse than the tables
+in bench/results/static say.
+
+After a change that is meant: ``python bench/static_audit.py`` writes the tables anew.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from helpers.audits import EXTRA, audit, machine_code
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "static_audit.py"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    if not SCRIPT.exists():
+        pytest.skip("bench/ is not here")
+    spec = importlib.util.spec_from_file_location("static_audit", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compare(script: ModuleType, fresh: dict[str, Any]) -> None:
+    found, unknown = script.check(fresh)
+    assert not found, "\n".join([*found, script.UPDATE])
+    if unknown:
+        pytest.skip("; ".join(unknown))
+
+
+@pytest.mark.audit
+@needs_triton
+def test_triton_kernels(script: ModuleType) -> None:
+    compare(script, script.triton_tables(machine_code()))
+
+
+@pytest.mark.audit
+@pytest.mark.parametrize("path", EXTRA)
+def test_triton_kernels_of_other_releases(script: ModuleType, path: str) -> None:
+    code = "import triton; print(triton.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True)
+    version = done.stdout.strip()
+    assert version, done.stderr
+    records = audit("--targets", "sm_90", triton=path)
+    compare(script, {t: {f"triton {version}": v} for t, v in script.by_target(records).items()})
+
+
+@pytest.mark.audit
+def test_cuda_kernels(script: ModuleType) -> None:
+    found = script.cuda_tables()
+    if isinstance(found, str):
+        pytest.skip(found)
+    assert found
+    compare(script, found)
+
+
+RECORD = {
+    "spills": 0,
+    "stack": 0,
+    "local": 0,
+    "barriers": 3,
+    "atomics": 0,
+    "loads": {"128": 8, "32": 1},
+    "stores": {"128": 1},
+    "occupancy": 0.75,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"spills": 2}, "spills 0 → 2"),
+        ({"barriers": 4}, "barriers 3 → 4"),
+        ({"loads": {"64": 16, "32": 1}}, "loads narrower than 128 bits 1 → 17"),
+        ({"stores": {"16": 8}}, "stores narrower than 32 bits 0 → 8"),
+        ({"occupancy": 0.5}, "occupancy 75% → 50%"),
+        ({"error": "no"}, "does not compile"),
+    ],
+)
+def test_regressions_are_seen(script: ModuleType, change: dict[str, Any], said: str) -> None:
+    assert any(said in line for line in script.regressions({"k": RECORD}, {"k": {**RECORD, **change}}))
+
+
+def test_improvements_are_no_regressions(script: ModuleType) -> None:
+    better = {**RECORD, "barriers": 1, "loads": {"128": 16}, "occupancy": 1.0}
+    assert script.regressions({"k": RECORD}, {"k": better}) == []
+    assert script.regressions({"k": RECORD}, {}) == ["k: in the table, but no such kernel"]
+    assert script.regressions({}, {"k": RECORD}) == ["k: not in the table"]
+
+
+def test_tables_are_whole(script: ModuleType) -> None:
+    """Every target has a table by each compiler, with the same kernels, and its page tells them all."""
+    for target in script.TARGETS:
+        tables = script.read(target)
+        assert any(compiler.startswith("triton") for compiler in tables), target
+        page = (script.RESULTS / f"{target}.md").read_text()
+        for table in tables.values():
+            assert all(f"| {name} |" in page for name in table)
+            assert json.dumps(table).count("error") == 0
+
+
+def hopper() -> dict[str, dict[str, Any]]:
+    return {record["case"]: record for record in machine_code() if record["target"] == "sm_90"}
+
+
+@pytest.mark.audit
+@needs_triton
+def test_compiles_for_every_target() -> None:
+    assert [record for record in machine_code() if "error" in record] == []
+
+
+@pytest.mark.audit
+@needs_triton
+def test_no_spills_no_atomics() -> None:
+    for record in machine_code():
+        assert record.get("error") is None, record
+        assert record["spills"] == record["stack"] == record["local"] == record["atomics"] == 0, record
+
+
+@pytest.mark.audit
+@needs_triton
+def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
+    views = {"d4": 8, "c4": 4, "flips": 4, "still": 8}
+    for case, record in hopper().items():
+        kind, group, *_ = case.split(" ")
+        count = views.get(group, 0)
+        expected = {
+            "mean": (count, 1),
+            "weighted": (count, 1),
+            "orbit": (1, count),
+            "dot": (count + 1, count),
+            "select": (1, 1),
+        }.get(kind)
+        if case in aligned() and expected is not None:
+            assert (record["loads"].get("128"), record["stores"].get("128")) == expected, record
+            if kind in ("mean", "orbit"):
+                assert (list(record["loads"]), list(record["stores"])) == (["128"], ["128"]), record
+
+
+def aligned() -> list[str]:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    try:
+        from helpers.triton_audit import ALIGNED
+    finally:
+        sys.path.pop(0)
+    return list(ALIGNED)
+
+
+@pytest.mark.audit
+@needs_triton
+def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
+    """Rows of 50,257 entries of two bytes too; single entries are the row's ends, the listed ones and the target's."""
+    expected = {
+        "softmax-probs": (4, 1),
+        "backward-probs": (6, 2),
+        "loss-logits": (4, 2),
+        "loss-probs": (4, 2),
+        "loss-logs": (4, 2),
+        "score-entropy": (1, 0),
+    }
+    found = hopper()
+    for kind, counts in expected.items():
+        for size in (49152, 50257, 151936):
+            record = found[f"{kind} few2 bf16 {size}"]
+            assert (record["loads"].get("128", 0), record["stores"].get("128", 0)) == counts, record
+    for size in (49152, 50257, 151936):
+        # The chosen view is moved by a loop that the compiler unrolls: one load for each store, and one that scores.
+        record = found[f"scored-entropy few2 bf16 {size}"]
+        assert record["loads"]["128"] == record["stores"]["128"] + 1, record
+
+
+@pytest.mark.audit
+@needs_triton
+def test_mean_needs_two_mirrorings_and_one_transposition() -> None:
+    record = hopper()["mean d4 bf16 224x224"]
+    assert record["warps"] == 4
+    assert record["barriers"] <= 3
+    assert record["shuffles"] <= 32
+    assert record["registers"] <= 40
+
+
+@pytest.mark.audit
+@needs_triton
+def test_orbit_mirrors_and_transposes_once() -> None:
+    for dtype in ("bf16", "fp32"):
+        record = hopper()[f"orbit d4 {dtype} 224x224"]
+        assert record["barriers"] <= 5
+        assert record["registers"] <= 40

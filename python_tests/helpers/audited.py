@@ -1,0 +1,81 @@
+"""When the audits run: the tests that compile for GPUs or read machine code, which take minutes and see kernels alone.
+
+``.ci/run`` sets ``EQUIKERN_AUDITS=1`` and runs them all. Elsewhere an audit runs when something that it reads changed
+since it passed here or, if it never ran here, since the first run of any test: what is cloned has passed ``.ci/run``.
+Pytest's cache keeps for every audit the digest of what it passed with, so a partial run counts for what it ran.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import equikern
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (
+    "csrc/*.h",
+    "csrc/cuda/*",
+    "equikern/backends/**/*.py",
+    "python_tests/backends/**/*.py",
+    "python_tests/helpers/*",
+    "bench/static_audit.py",
+    "bench/results/static/*.json",
+)
+KEY = "equikern/audits"
+FIRST = ""  # in the place of an audit's name: the digest at the first run
+
+
+@functools.cache
+def digest() -> str:
+    """Of the kernels, of what compiles and launches them, and of what judges them."""
+    found = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()):
+        found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    info = equikern.build_info()
+    found.update(f"{triton} {info.cuda} {info.nvcc} {info.cuda_archs} {sys.version}".encode())
+    return found.hexdigest()
+
+
+def passed(config: pytest.Config) -> dict[str, str]:
+    """What each audit last passed with; empty on a fresh clone and without pytest's cache."""
+    cache = getattr(config, "cache", None)
+    return dict(cache.get(KEY, {})) if cache else {}
+
+
+def skip_needless(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as skipped the audits that nothing can have changed."""
+    if os.environ.get("EQUIKERN_AUDITS") == "1":
+        return
+    known = passed(config)
+    for item in items:
+        if item.get_closest_marker("audit") and known.get(item.nodeid, known.get(FIRST, digest())) == digest():
+            since = "it passed" if item.nodeid in known else "the first run here"
+            reason = f"an audit, and nothing that it reads changed since {since}; EQUIKERN_AUDITS=1 runs it"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+class Recorder:
+    """Notes what passes and fails, in the process that hears of every test."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.found: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "audit" in report.keywords and (report.failed or (report.when == "call" and report.passed)):
+            self.found[report.nodeid] = digest() if report.passed else "failed"
+
+    def pytest_sessionfinish(self) -> None:
+        cache = getattr(self.config, "cache", None)
+        if cache:
+            cache.set(KEY, {FIRST: digest(), **passed(self.config), **self.found})

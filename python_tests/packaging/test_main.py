@@ -1,0 +1,107 @@
+"""The command line: info tells what runs, the demo's pieces give the figures they are known to give."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equikern.__main__ import main
+from helpers import fresh
+
+demo_packages = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("efficientnet_lite_pytorch", "foolbox")),
+    reason='the extra "demo" is not installed',
+)
+
+
+class Steps:
+    """Counts what a progress bar would show."""
+
+    done = 0
+
+    def add_task(self, description: str, total: int) -> int:
+        self.total = total
+        return 0
+
+    def advance(self, task: int) -> None:
+        self.done += 1
+
+
+def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info"])
+    shown = capsys.readouterr().out
+    assert f"torch {torch.__version__.partition('+')[0]}" in shown
+    assert "reference runs" in shown
+    if not torch.cuda.is_available():
+        assert "triton    does not run: " in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs on this machine's GPU")
+def test_info_where_the_backend_asked_for_cannot_run() -> None:
+    result = fresh.run("-m", "equikern", "info", EQUIKERN_BACKEND="triton")
+    assert result.returncode == 0, result.stderr
+    assert "EQUIKERN_BACKEND triton" in result.stdout
+    assert "none is used: backend 'triton' (from EQUIKERN_BACKEND) cannot run on cpu tensors" in result.stdout
+
+
+def test_info_as_a_module() -> None:
+    result = fresh.run("-m", "equikern", "info")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("equikern ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["other"]])
+def test_a_wrong_command_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: python -m equikern" in capsys.readouterr().err
+
+
+def test_an_existing_picture_is_not_overwritten(tmp_path: Path) -> None:
+    picture = tmp_path / "mine.png"
+    picture.write_bytes(b"precious")
+    with pytest.raises(SystemExit, match=r"mine\.png exists; choose another name with --output"):
+        main(["demo", "--output", str(picture)])
+    assert picture.read_bytes() == b"precious"
+
+
+@demo_packages
+def test_demo_on_two_images(tmp_path: Path) -> None:
+    from equikern.demo import data, measure, picture
+
+    images, labels = data.images(), data.labels()
+    assert images.shape == (20, 3, 224, 224)
+    assert labels.shape == (20,)
+    assert labels.max() < 1000
+    model: Any = data.classifier()
+    with torch.inference_mode():
+        right = (model(images[:10]).argmax(1) == labels[:10]).sum()
+    assert right >= 7  # the pretrained weights and the preprocessing belong together
+    steps = Steps()
+    accuracy = measure.top1(model, images[:2], labels[:2], steps)
+    assert steps.done == steps.total
+    for name in ("equitune (mean of logits)", "equizero (largest probability)"):
+        assert len(set(accuracy[name])) == 1  # the answer does not depend on the rotation
+    features = measure.feature_errors(model, images[:2], Steps())
+    assert max(features.equitune) < 1e-5
+    assert min(features.plain[1:]) > 0.1
+    target = tmp_path / "picture.png"
+    picture.save(target, images, features, accuracy)
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ensemble_boxes") is None, reason='the extra "boxes" is not installed')
+def test_the_readme_examples_run() -> None:
+    """Those on your own model, one after another in one namespace, as they stand."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## On your own model\n")[1].split("\n## ")[0]
+    examples = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    assert len(examples) > 2
+    names: dict[str, object] = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
