@@ -10,8 +10,6 @@
 namespace equikern {
 namespace EQK_ISA {
 
-// The side of a box: rows of a few cache lines on every axis, and less where sums in float32 have to fit into L2.
-constexpr int64_t kSide = 64, kSumSide = 32;
 constexpr unsigned kAxis = 3;
 
 // A part of a volume, or of a view of it.
@@ -85,7 +83,7 @@ struct Boxes {
     const int64_t pixel = p.V * kept;
     int64_t elements = pixel;
     for (int k = 0; k < 3; ++k) size[k] = of[k], elements *= of[k];
-    while (edge > 8 && edge * edge * pixel > 4096) edge /= 2;
+    while (edge > 8 && edge * edge * pixel > kFace) edge /= 2;
     for (int k = 0; k < 3; ++k) side[k] = elements <= kPlane ? std::max<int64_t>(1, size[k]) : edge;
     if (elements > kPlane && !turns.moves) {
       side[2] = std::min(size[2], kPart);

@@ -246,33 +246,53 @@ void matrix_dot(const Problem& p) {
   }
 }
 
+// to = m · from, where the matrix of lane k begins at m + start[k].
+template <class A, int D>
+inline void multiply_each(A* __restrict to, const A* m, const int32_t* start, const A* __restrict from, int64_t size, int lanes) {
+  const int64_t d = D ? D : size;
+  for (int64_t i = 0; i < d; ++i, m += d) {
+    A* const row = to + i * kVectorBlock;
+    if constexpr (D > 0) {
+      for (int k = 0; k < lanes; ++k) {
+        A sum = m[start[k]] * from[k];
+        for (int j = 1; j < D; ++j) sum += m[start[k] + j] * from[j * kVectorBlock + k];
+        row[k] = sum;
+      }
+    } else {
+      for (int k = 0; k < lanes; ++k) row[k] = m[start[k]] * from[k];
+      for (int64_t j = 1; j < d; ++j)
+        for (int k = 0; k < lanes; ++k) row[k] += m[start[k] + j] * from[j * kVectorBlock + k];
+    }
+  }
+}
+
 template <class T, int D>
 void matrix_select(const Problem& p) {
   typedef Acc<T> A;
-  const int64_t per = p.planes_per_index;
-  if (per < 16) {  // too few alike for a block: one vector after the other
-    for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
-      A* x = rows_of<A>(0, p.W);
-      for (int64_t k = 0; k < n; ++k) {
-        const int g = p.chosen(first + k);
-        const T* from = vectors_at<T>(p, p.in, first, g) + k * next_plane(p, p.in);
-        T* to = vectors_at<T>(p, p.out, first, 0) + k * next_plane(p, p.out);
-        for (int64_t j = 0; j < p.W; ++j) x[j] = up(from[j * p.in.col]);
-        for (int64_t i = 0; i < p.W; ++i) {
-          const A* m = mat<A>(p, g) + i * p.W;
-          A sum = m[0] * x[0];
-          for (int64_t j = 1; j < p.W; ++j) sum += m[j] * x[j];
-          down(to + i * p.out.col, sum);
-        }
-      }
+  const int64_t per = p.planes_per_index, d = D ? D : p.W;
+  if (per >= 16) {
+    for_vectors(p, per, [&](int64_t first, int64_t n) {
+      const int g = p.chosen(first / per);
+      A *x = rows_of<A>(0, d), *v = rows_of<A>(1, d);
+      read_block<T, D>(p, p.in, first, n, g, x);
+      multiply<A, D>(v, mat<A>(p, g), x, d, lanes_for(n));
+      write_block<T, D>(p, p.out, first, n, 0, v);
     });
     return;
   }
-  for_vectors(p, per, [&](int64_t first, int64_t n) {
-    const int g = p.chosen(first);
-    A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W);
-    read_block<T, D>(p, p.in, first, n, g, x);
-    multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes_for(n));
+  for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {  // too few alike for a block: every vector has its own view
+    A *x = rows_of<A>(0, d), *v = rows_of<A>(1, d);
+    const T* from = vectors_at<T>(p, p.in, first, 0);
+    alignas(64) int32_t start[kVectorBlock] = {};
+    std::memset(x, 0, d * kVectorBlock * sizeof(A));
+    int64_t column = first / per, left = per - first % per;
+    for (int64_t k = 0; k < n; ++k, --left, from += next_plane(p, p.in)) {
+      if (left == 0) ++column, left = per;
+      const int64_t g = p.chosen(column);
+      start[k] = int32_t(g * d * d);
+      for (int64_t j = 0; j < d; ++j) x[j * kVectorBlock + k] = up(from[g * p.in.group + j * p.in.col]);
+    }
+    multiply_each<A, D>(v, mat<A>(p, 0), start, x, d, lanes_for(n));
     write_block<T, D>(p, p.out, first, n, 0, v);
   });
 }

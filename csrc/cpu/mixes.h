@@ -99,7 +99,7 @@ void mix_select(const Problem& p) {
   const bool streaming = past_caches(2 * work * int64_t(sizeof(T)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
     const int64_t n = boxes.volume(unit);
-    const int g = p.chosen(n);
+    const int g = p.chosen(n / p.planes_per_index);
     const Planes<E> planes(turns, g, Volume<E>(p, p.in, n, g), turns.all[g].source(boxes.at(unit), turns.size));
     put_mixed<T>(planes, p.in.channel, planes.place(Volume<E>(p, p.out, n, 0)), p.out.channel, streaming, g, Acc<T>(1));
   });

@@ -132,14 +132,20 @@ void select_typed(const Problem& p) {
   const Views<E> views(p);
   const int64_t work = p.planes() * p.Ho * p.Wo * p.V;
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
-  const Units u(p, p.Ho, p.Wo);
+  const Units u(p, p.Ho, p.Wo, true);
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
-    const int g = p.chosen(t.plane);
-    const Source<E> from = source<E>(p, t.plane, g);
-    const Place<E> place(p, p.out, t.plane, 0);
-    const bool minus = negates(p, t.plane, g);
-    for_bands(p, t.region(), sizeof(E), [&](const Region& r) { move_view<E>(p, place, from, views[g], r, streaming, minus); });
+    const Source<E> plane = source<E>(p, t.plane);
+    Place<E> place(p, p.out, t.plane, 0);
+    for_chosen(p, t, [&](int64_t first, int64_t planes, int g) {
+      Source<E> from = plane;
+      from.data += first * plane.plane + view_offset(p, p.in, t.plane, g);
+      const View<E> view = views[g];
+      const bool minus = negates(p, t.plane, g);
+      for_bands(p, Region{planes, t.r0, t.r1, t.c0, t.c1}, sizeof(E),
+                [&](const Region& r) { move_view<E>(p, place, from, view, r, streaming, minus); });
+      place.data += planes * place.plane;
+    });
   });
 }
 

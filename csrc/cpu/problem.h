@@ -85,10 +85,8 @@ struct Problem {
     return {positions, from + g * moved, codes[g] ? moved : 0, codes[g] == 2};
   }
   Moves moves(int g) const { return moves(g, sources); }
-  // The view that the index names for a plane; any, but one that exists, where the index is out of range.
-  int chosen(int64_t plane) const {
-    return int(std::min<int64_t>(std::max<int64_t>(index[plane / planes_per_index], 0), views - 1));
-  }
+  // The view that the index names; any, but one that exists, where that is out of range.
+  int chosen(int64_t column) const { return int(std::min<int64_t>(std::max<int64_t>(index[column], 0), views - 1)); }
   int64_t planes() const {
     int64_t n = 1;
     for (int d = 0; d < dims; ++d) n *= size[d];

@@ -11,7 +11,11 @@ constexpr int kMaxViews = 2048;               // groups of 1024, every view once
 constexpr int64_t kHandsOver = 65536;         // more than these are worth handing over the GIL
 constexpr int64_t kShares = 32768;            // as many are worth starting threads
 constexpr int64_t kPlane = 65536;             // of a plane that one core's L2 holds beside the result
-constexpr int64_t kPart = 32768;              // of a part of a larger plane
+constexpr int64_t kPart = 32768;              // of a part of a larger plane, of so many rows
+constexpr int64_t kPartRows = 128;
+// The side of a box of a volume: rows of a few cache lines on every axis, and less where sums in float32 have to fit into L2,
+// or a face of the box were larger.
+constexpr int64_t kSideBytes = 256, kSumSide = 32, kFace = 4096;
 constexpr int64_t kBand = 16384;              // bytes that are handled while they are in L1
 constexpr int64_t kLine = 64;                 // bytes of a cache line
 constexpr int64_t kRowBlock = 2048;           // numbers of a row of logits that are handled while they are in L1

@@ -53,7 +53,7 @@ void sum_bands(const Problem& p, const Unit& t, const Views<Bits<T>>& views, boo
   for_bands(p, t.region(), 2 * sizeof(A), [&](const Region& r) {
     const int64_t elements = elements_of(p, r);
     const bool flat = place.rows_fit(p) && is_flat(p, r, place.plane, place.row, place.plane, place.row);
-    const bool past = streaming && flat && reinterpret_cast<uintptr_t>(place.at_region(r)) % 64 == 0;
+    const bool past = streaming && flat && reinterpret_cast<uintptr_t>(place.at_region(r)) % kLine == 0;
     const bool direct = past || (flat && !streaming);
     T* const to = numbers<T>(direct ? place.at_region(r) : scratch<E>(0, elements));
     E* const stages = scratch<E>(1, p.views * elements);

@@ -25,7 +25,7 @@ void tokens_typed(const Problem& p) {
   for_units(p, u, (p.index ? 1 : p.views) * p.planes() * p.W, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.H, p.W);
     const Place<E> from(p, p.in, t.plane, 0);
-    const int first = p.index ? p.chosen(t.plane) : 0, last = p.index ? first + 1 : p.views;
+    const int first = p.index ? p.chosen(t.plane / p.planes_per_index) : 0, last = p.index ? first + 1 : p.views;
     for_bands(p, t.region(), 2 * sizeof(E), [&](const Region& r) {
       const int64_t elements = elements_of(p, r);
       const Band<E> ids = gathered<E>(p, from, r, scratch<E>(0, elements));

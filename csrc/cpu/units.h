@@ -34,18 +34,18 @@ inline bool past_caches(int64_t bytes) {
 struct Units {
   int64_t run, chunk, chunks, rows, cols, across, down, count;
 
-  // `h`, `w`: the plane whose blocks are counted.
-  Units(const Problem& p, int64_t h, int64_t w) {
+  // `h`, `w`: the plane whose blocks are counted. Planes with an index of their own may share a unit that `looks` it up.
+  Units(const Problem& p, int64_t h, int64_t w, bool looks = false) {
     const int64_t planes = p.planes(), plane = h * w * p.V;
     run = p.dims ? std::max<int64_t>(1, p.size[p.dims - 1]) : 1;
     const bool own = (p.weights || p.dots || p.scores) && p.planes_per_weight % run != 0;
-    const bool owned = p.index && p.planes_per_index % run != 0;
+    const bool owned = p.index && !looks && p.planes_per_index % run != 0;
     const bool mixed = p.channels_of && p.channel_planes % run != 0;
     chunk = own || owned || mixed || plane == 0 ? 1 : std::max<int64_t>(1, std::min({kBand / 4 / plane, run, planes / 8}));
     chunks = (run + chunk - 1) / chunk;
     rows = std::max<int64_t>(1, h), cols = std::max<int64_t>(1, w);
     if (plane > kPlane) {
-      rows = std::min<int64_t>(h, 128);
+      rows = std::min(h, kPartRows);
       cols = std::min<int64_t>(w, std::max<int64_t>(16, kPart / (rows * p.V)));
     }
     // A last block that would be narrower than a tile is joined to the one before.
@@ -70,6 +70,15 @@ inline Unit unit_at(const Units& u, int64_t n, int64_t h, int64_t w) {
   t.r0 = d * u.rows, t.r1 = d + 1 == u.down ? h : t.r0 + u.rows;
   t.c0 = c * u.cols, t.c1 = c + 1 == u.across ? w : t.c0 + u.cols;
   return t;
+}
+
+// body(first plane of the unit, planes, view) for those that have one index.
+template <class F>
+inline void for_chosen(const Problem& p, const Unit& t, const F& body) {
+  const int64_t per = p.planes_per_index;
+  int64_t column = t.plane / per, last = (column + 1) * per - t.plane;
+  for (int64_t first = 0; first < t.planes; first = last, last += per, ++column)
+    body(first, std::min(last, t.planes) - first, p.chosen(column));
 }
 
 template <class E>
@@ -223,7 +232,7 @@ template <class F>
 inline void for_bands(const Problem& p, const Region& whole, int64_t bytes, const F& body) {
   if (whole.planes > 1) return body(whole);
   if (whole.rows() == 1) {
-    const int64_t n = std::max<int64_t>(16, kBand / (p.V * bytes) / 512 * 512);
+    const int64_t n = std::max<int64_t>(16, (p.V == 1 ? kBand / bytes : kBand / (p.V * bytes)) / 512 * 512);
     for (int64_t j = whole.j0; j < whole.j1;) {
       int64_t end = j + n;
       if (whole.j1 - end < n / 4) end = whole.j1;
@@ -233,6 +242,7 @@ inline void for_bands(const Problem& p, const Region& whole, int64_t bytes, cons
     return;
   }
   const int64_t row = std::max<int64_t>(1, whole.pixels() * p.V * bytes);
+  if (whole.rows() * row <= kBand) return body(whole);
   const int64_t n = std::max<int64_t>(16, kBand / row / 16 * 16);
   for (int64_t i = whole.i0; i < whole.i1;) {
     int64_t end = i + n;

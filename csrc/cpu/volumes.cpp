@@ -61,7 +61,7 @@ template <class T, bool kExact>
 void volume_orbit(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size, 256 / int64_t(sizeof(T)));
+  const Boxes boxes(p, turns, turns.size, kSideBytes / int64_t(sizeof(T)));
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = past_caches((work + work / p.views) * int64_t(sizeof(T)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
@@ -91,12 +91,12 @@ void volume_select(const Problem& call) {
   Problem p = call;
   p.index = nullptr;  // it chooses views to read, not to write
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.out_size, 256 / int64_t(sizeof(E)));
+  const Boxes boxes(p, turns, turns.out_size, kSideBytes / int64_t(sizeof(E)));
   const int64_t work = turns.elements(p);
   const bool streaming = past_caches(2 * work * int64_t(sizeof(E)));
   for_units(p, boxes.count, work, [&](int64_t unit) {
     const int64_t n = boxes.volume(unit);
-    const int g = call.chosen(n);
+    const int g = call.chosen(n / p.planes_per_index);
     const Turn& turn = turns.all[g];
     const Box out = turn.code & kTranspose ? boxes.at(unit) : boxes.slab(unit, turns.out_size);
     if (out.size(0) == 0) return;
@@ -109,7 +109,7 @@ template <class T>
 void volume_dot(const Problem& p) {
   typedef Bits<T> E;
   const Turns turns(p);
-  const Boxes boxes(p, turns, turns.size, 256 / int64_t(sizeof(T)));
+  const Boxes boxes(p, turns, turns.size, kSideBytes / int64_t(sizeof(T)));
   const int64_t work = p.views * turns.elements(p);
   const bool streaming = p.out.data && past_caches((2 * work + work / p.views) * int64_t(sizeof(T)));
   std::vector<double> parts(boxes.count * p.views);
