@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ import torch
 from equikern.backends import unavailable
 from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
+from helpers.repository import ROOT
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 from torch import Tensor
+
+sys.path.append(str(ROOT))  # its bench/ can be imported, after all that is installed
 
 _native = importlib.util.find_spec("equikern._C")
 if _native is not None and _native.origin is not None:  # a half-built tree may find another one's

@@ -135,11 +135,11 @@ void select_typed(const Problem& p) {
   const Units u(p, p.Ho, p.Wo, true);
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
-    const Source<E> plane = source<E>(p, t.plane);
+    const E* const plane = at<E>(p, p.in, t.plane);
+    const int64_t step = next_plane(p, p.in);
     Place<E> place(p, p.out, t.plane, 0);
     for_chosen(p, t, [&](int64_t first, int64_t planes, int g) {
-      Source<E> from = plane;
-      from.data += first * plane.plane + view_offset(p, p.in, t.plane, g);
+      const Source<E> from{plane + first * step + view_offset(p, p.in, t.plane, g), step, p.in.row, p.in.col};
       const View<E> view = views[g];
       const bool minus = negates(p, t.plane, g);
       for_bands(p, Region{planes, t.r0, t.r1, t.c0, t.c1}, sizeof(E),

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["EXACT", "FLOATS", "UNSIGNED", "Kind", "Views", "accumulator", "parts"]
+__all__ = ["EXACT", "FLOATS", "UNSIGNED", "Kind", "Views", "accumulator", "parts", "size_in"]
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 # What can be moved.
@@ -106,6 +106,16 @@ def parts(code: str) -> tuple[list[str], tuple[str, ...]]:
     """The head of a code, before the colon, and its words."""
     head, _, words = code.partition(": ")
     return head.split(" "), tuple(words.split(" "))
+
+
+def size_in(head: Sequence[str]) -> int:
+    """The size behind a kind's name in the head of a code; 0 where there is none.
+
+    Example:
+        >>> size_in(["matrix", "3", "adjoint"]), size_in(["matrix", "-3"]), size_in(["matrix"])
+        (3, 0, 0)
+    """
+    return int(head[1]) if len(head) > 1 and head[1].isdecimal() else 0
 
 
 class Kind(ABC):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Kind, Views, parts
+from .base import Kind, Views, parts, size_in
 from .grid import Grid, axes_of, grid_code, grid_words, inverse_word, turn_grid
 from .matrix import multiplied, table_part
 from .permutation import permuted
@@ -27,7 +27,8 @@ class _Fields(Kind):
 
     def _parsed(self, code: str, flags: Sequence[Sequence[str]], **more: bool) -> Views:
         head, _ = parts(code)
-        if len(head) < 2 or not head[1].isdecimal() or head[2:] not in flags:
+        size = size_in(head)
+        if not size or head[2:] not in flags:
             raise ValueError(f"views: expected such as '{self.name} 3: hw Wh', got {code[:80]!r}")
         words = grid_words(code, code.partition(": ")[2])
         sides = len(words[0])
@@ -38,7 +39,7 @@ class _Fields(Kind):
             sides,
             sides + 1,
             -sides - 1,
-            int(head[1]),
+            size,
             signed=self.computes or "signed" in head,
             adjoint="adjoint" in head,
             inverse="inverse" in head,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Kind, Views, parts
+from .base import Kind, Views, parts, size_in
 
 __all__ = ["LARGEST", "Matrix", "matrix_table", "multiplied", "table_part"]
 
@@ -43,7 +43,8 @@ class Matrix(Kind):
 
     def parse(self, code: str) -> Views:
         head, words = parts(code)
-        if len(head) < 2 or not head[1].isdecimal() or head[2:] not in _FLAGS or set(words) != {"x"}:
+        size = size_in(head)
+        if not size or head[2:] not in _FLAGS or set(words) != {"x"}:
             raise ValueError(f"views: expected such as 'matrix 3: x x', got {code[:80]!r}")
         return Views(
             code,
@@ -51,7 +52,7 @@ class Matrix(Kind):
             words,
             dims=1,
             dim=-1,
-            size=int(head[1]),
+            size=size,
             signed=True,
             adjoint="adjoint" in head,
             inverse="inverse" in head,

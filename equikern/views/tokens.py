@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Kind, Views, parts
+from .base import Kind, Views, parts, size_in
 
 __all__ = ["IDS", "Tokens"]
 
@@ -24,9 +24,10 @@ class Tokens(Kind):
 
     def parse(self, code: str) -> Views:
         head, words = parts(code)
-        if len(head) < 2 or not head[1].isdecimal() or head[2:] not in ([], ["adjoint"]) or not set(words) <= set(".x"):
+        size = size_in(head)
+        if not size or head[2:] not in ([], ["adjoint"]) or not set(words) <= set(".x"):
             raise ValueError(f"views: expected such as 'tokens 50257: . x', got {code[:80]!r}")
-        return Views(code, self, words, size=int(head[1]), adjoint=head[-1] == "adjoint", codes=bytes(len(words)))
+        return Views(code, self, words, size=size, adjoint=head[-1] == "adjoint", codes=bytes(len(words)))
 
     def written(self, views: Views, words: Sequence[str], adjoint: bool, inverse: bool) -> str:
         return f"{self.name} {views.size}{' adjoint' * adjoint}: {' '.join(words)}"

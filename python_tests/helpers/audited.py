@@ -1,4 +1,7 @@
-"""When the audits run: the tests that compile for GPUs or read machine code, which take minutes and see kernels alone.
+"""When the audits run: the tests that see the kernels for GPUs alone, and take minutes.
+
+They compile them for every target, read their machine code, or run them on the CPU, in Triton's interpreter or CUDA's
+threads one after the other.
 
 ``.ci/run`` sets ``EQUIKERN_AUDITS=1`` and runs them all. Elsewhere an audit runs when something that it reads changed
 since it passed here or, if it never ran here, since the first run of any test: what is cloned has passed ``.ci/run``.
@@ -22,6 +25,8 @@ SOURCES = (
     "csrc/*.h",
     "csrc/cuda/*",
     "equikern/backends/**/*.py",
+    "equikern/views/*.py",
+    "equikern/reductions.py",
     "python_tests/backends/**/*.py",
     "python_tests/helpers/*",
     "bench/static_audit.py",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from equikern import (
     Action,
+    active_backend,
     orbit,
     orbit_mean,
     orbit_reduce,
@@ -19,6 +21,8 @@ from equikern.reductions import REDUCTIONS
 from helpers.strategies import random_values
 from torch import Tensor
 
+# For tests of what torch does around an operator, which is the same whoever computes it.
+ONE_BACKEND = pytest.mark.parametrize("backend", [active_backend()], indirect=True, scope="module")
 Result = Tensor | tuple[Tensor, ...]
 
 

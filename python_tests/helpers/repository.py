@@ -1,4 +1,4 @@
-"""The repository around the tests: importing this makes its bench/ importable, after all that is installed."""
+"""The repository around the tests, and processes that run in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import equikern
 from helpers import fresh
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
 
 
 def environment() -> dict[str, str]:

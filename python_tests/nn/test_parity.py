@@ -11,7 +11,6 @@ import pytest
 import torch
 import ttach
 from equikern import EquiTune, grid, keypoints, orbit, orbit_mean, orbit_reduce, trivial
-from helpers import repository  # noqa: F401  finds bench
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")

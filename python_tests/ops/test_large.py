@@ -19,7 +19,8 @@ def _free_memory() -> int:
 @pytest.mark.skipif(_free_memory() < NEEDED, reason="needs 12 GiB of free memory")
 def test_orbit_and_mean_of_more_than_two_to_the_31_elements() -> None:
     action = grid("c2")
-    x = torch.randint(-128, 128, SHAPE[1:], dtype=torch.int8).expand(SHAPE).contiguous()
+    row = torch.randint(-128, 128, (SHAPE[1] + SHAPE[2],), dtype=torch.int8)
+    x = row.unfold(0, SHAPE[2], 1)[: SHAPE[1]].expand(SHAPE).contiguous()
     x[-1, -1] += 1  # the planes differ, so that a wrapped offset shows
     assert x.numel() > 2**31
     views = orbit(x, action)

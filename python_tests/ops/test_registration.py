@@ -9,7 +9,7 @@ import torch
 from equikern import tokens
 from equikern.ops.score import KINDS
 from equikern.views.maps import Maps
-from helpers.calls import CALLS, DIFFERENTIABLE, Call, results
+from helpers.calls import CALLS, DIFFERENTIABLE, ONE_BACKEND, Call, results
 from helpers.oracles import CASES
 from helpers.strategies import FLOATS, LAYOUTS, laid_out, layouts, random_values
 from hypothesis import given, settings
@@ -140,6 +140,7 @@ def test_every_registered_operator_has_samples() -> None:
     assert sorted(samples()) == NAMES
 
 
+@ONE_BACKEND
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str) -> None:
@@ -147,6 +148,7 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(getattr(torch.ops.equikern, name).default, arguments)
 
 
+@ONE_BACKEND
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
 def test_traced_forward_and_backward_are_the_eager_ones(call: Call, dynamic: bool) -> None:

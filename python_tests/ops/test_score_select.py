@@ -9,6 +9,7 @@ import pytest
 import torch
 from equikern import Action, cyclic_group, grid, matrix, orbit_score, orbit_select, permutation, trivial
 from equikern.ops.score import KINDS, Kind
+from helpers.calls import ONE_BACKEND
 from helpers.logits import ACTIONS, size_of, undone
 from helpers.oracles import powers
 from helpers.strategies import FLOATS, bits, laid_out, layouts, random_bits, random_values
@@ -204,6 +205,7 @@ def test_gradients(kind: Kind, name: str, gradient: Any) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@ONE_BACKEND
 @EVERY_KIND
 @pytest.mark.parametrize("gradient", ["mean", "selected"])
 def test_in_one_graph(kind: Kind, gradient: Any) -> None:

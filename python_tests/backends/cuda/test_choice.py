@@ -26,6 +26,7 @@ FLOATS = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 OPERATORS = ("orbit", "scaled orbit", "sum", "symmetrize", "orbit_dot", "select")
 
 pytestmark = [
+    pytest.mark.audit,
     pytest.mark.skipif(not STATIC.exists(), reason="bench/ is not here"),
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
 ]

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+pytestmark = pytest.mark.audit
 C4, D4 = "hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"
 MAPS = [C4, D4, "hw", "hw hW", "Hw HW", "WH", "Wh wH wh", "hw hw Hw hW HW", " ".join([D4] * 8)]
 TURNING = [C4, D4, " ".join([D4] * 8)]

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+pytestmark = pytest.mark.audit
 TURNS = ["hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"]
 MAPS = [*TURNS, "hw hW", "hw HW", "WH", "Wh wH wh", "hw Hw hW HW", "."]
 

@@ -20,6 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED:
     from helpers.audits import EXTRA, TARGETS, interpreted, script
 
+    @pytest.mark.audit
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 

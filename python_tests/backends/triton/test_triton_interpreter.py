@@ -90,6 +90,7 @@ SHAPES = [
 if not INTERPRETED:
     from helpers.audits import interpreted
 
+    @pytest.mark.audit
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 

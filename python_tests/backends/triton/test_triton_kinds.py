@@ -54,6 +54,7 @@ MOVED = pytest.mark.parametrize("name", PERMUTED)
 if not INTERPRETED:
     from helpers.audits import interpreted
 
+    @pytest.mark.audit
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 

@@ -28,6 +28,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED:
     from helpers.audits import interpreted
 
+    @pytest.mark.audit
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 
