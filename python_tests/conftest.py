@@ -32,7 +32,8 @@ if _native is not None and _native.origin is not None:  # a half-built tree may 
 settings.register_profile(
     "equikern",
     deadline=None,  # two shared cores: a slow example is no error
-    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") else 40,  # the sanitizers are slow
+    # The sanitizers are slow, and so is the interpreter.
+    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") or os.environ.get("TRITON_INTERPRET") == "1" else 40,
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
