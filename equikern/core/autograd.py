@@ -34,10 +34,10 @@ def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     In forward mode too, although the Functions have no forward derivative: they say so, where the operators below them
     would drop it silently.
     """
-    if torch.is_grad_enabled() and (t.requires_grad or (other is not None and other.requires_grad)):
+    if (t.requires_grad or (other is not None and other.requires_grad)) and torch.is_grad_enabled():
         # A trace records operators, and takes no Function of Python's.
         return not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return in_forward_mode()
+    return getattr(forward_ad, "_current_level", -1) >= 0  # see in_forward_mode; one call less
 
 
 def in_forward_mode() -> bool:

@@ -40,8 +40,8 @@ def acting(action: A) -> A:
 
 def _values(name: str, t: Tensor, action: Acting, dtypes: frozenset[torch.dtype]) -> None:
     """That t has a dtype which the action can transform."""
-    allowed = action.views.dtypes
-    if t.dtype in allowed and t.dtype in dtypes:
+    allowed, dtype = action.views.dtypes, t.dtype
+    if dtype in allowed and dtype in dtypes:
         return
     if t.dtype in UNSIGNED and t.dtype in dtypes and allowed > FLOATS:
         raise TypeError(f"{name}: expected a dtype that has negative numbers for {action.name!r}, got {t.dtype}")
@@ -90,7 +90,7 @@ def image(name: str, x: object, action: A, dtypes: frozenset[torch.dtype], turns
     """An input (*lead, H, W) that the action can transform; with ``turns`` a rectangle may be turned."""
     x = _tensor(name, x)
     action = acting(action)
-    if on_ids(action):
+    if action.views.kind.name == "tokens":
         if dtypes is FLOATS:
             raise TypeError(f"action: expected one on numbers, got {action!r} on token ids; its logits acts on logits")
         dtypes = IDS
@@ -107,7 +107,7 @@ def views(name: str, y: object, action: A, dtypes: frozenset[torch.dtype] = FLOA
     """An orbit (|G|, *lead, H, W) that the action's inverses can transform back."""
     y = _tensor(name, y)
     action = acting(action)
-    if on_ids(action):
+    if action.views.kind.name == "tokens":
         raise TypeError(f"action: expected one on outputs, got {action!r} on token ids; its logits acts on logits")
     _values(name, y, action, dtypes)
     _spatial(name, y, action, 1)
@@ -117,11 +117,6 @@ def views(name: str, y: object, action: A, dtypes: frozenset[torch.dtype] = FLOA
             f"in shape {tuple(y.shape)}"
         )
     return y, action
-
-
-def on_ids(action: Acting) -> bool:
-    """Whether an action is one on token ids."""
-    return action.views.kind.name == "tokens"
 
 
 def moved_dim(name: str, y: Tensor, action: Acting) -> None:

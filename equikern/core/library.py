@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import kernels
-from ..views import Views, accumulator, of
+from ..views import Views, accumulator, known, of
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 
@@ -56,18 +56,23 @@ def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
 
 def checked(code: str, table: Tensor | None, like: Tensor) -> Views:
     """The views of a call, whatever it was that made it: a code that says none, or another's table, is refused."""
-    views = of(code)
+    views = known(code)
     if views.size or table is not None:
         views.kind.check_table(views, table, like)
     return views
 
 
 def _orbit_empty(x: Tensor, views: Views) -> Tensor:
+    if views.upright and x.is_contiguous():  # small calls are counted: sizes one by one are read faster than a tuple
+        return x.new_empty(views.order, *x.shape)
     return empty_like_views(x, (views.order, *views.shape(x.shape)), 0)
 
 
 def view_empty(y: Tensor, views: Views) -> Tensor:
-    return empty_like_views(y, views.shape(y.shape[1:]), 1)
+    shape = y.shape[1:]
+    if views.upright and shape and y.is_contiguous():
+        return y.new_empty(*shape)
+    return empty_like_views(y, views.shape(shape), 1)
 
 
 def written(out: Tensor) -> None:

@@ -13,7 +13,7 @@ from .matrix import Matrix
 from .permutation import Permutation
 from .tokens import Tokens
 
-__all__ = ["EXACT", "FLOATS", "KINDS", "UNSIGNED", "Kind", "Views", "accumulator", "of", "still", "transposed"]
+__all__ = ["EXACT", "FLOATS", "KINDS", "UNSIGNED", "Kind", "Views", "accumulator", "known", "of", "still", "transposed"]
 
 KINDS: dict[str, Kind] = {
     kind.name: kind for kind in (Still(), Grid(), Permutation(), Tokens(), Matrix(), Field(), Mixed())
@@ -28,6 +28,7 @@ class _Known:
 
 
 _known = _Known()
+_by_code: dict[str, Views] = {}
 _MOST = 4096  # codes: those of long-running programs are few
 
 
@@ -45,19 +46,25 @@ def of(code: str) -> Views:
     return getattr(_known, code.replace(".", "_"))  # type: ignore[no-any-return]
 
 
+def known(code: str) -> Views:
+    """The same for calls that no compiler follows, which are counted: one look at a dict."""
+    return _by_code.get(code) or of(code)
+
+
 def _learn(code: str) -> bool:
     """Parse a code, and with it those of the adjoint and the inverse maps, unless that has been done."""
-    known, name = _known.__dict__, code.replace(".", "_")
-    if name in known:
+    kept, name = _known.__dict__, code.replace(".", "_")
+    if name in kept:
         return True
     kind = KINDS.get(code.partition(" ")[0]) if ":" in code else KINDS["still" if code[:1] == "." else "grid"]
     if kind is None:
         raise ValueError(f"views: expected words or a kind of {', '.join(KINDS)}, got {code[:80]!r}")
     views = kind.parse(code)
     views.link(kind.transposed(views), kind.inverted(views))
-    while len(known) >= _MOST:  # the oldest ones are not in use, of so many
-        known.pop(next(iter(known)), None)
-    known[name] = views
+    while len(kept) >= _MOST:  # the oldest ones are not in use, of so many
+        oldest = kept.pop(next(iter(kept)), None)
+        _by_code.pop(oldest.code if oldest else "", None)
+    kept[name] = _by_code[code] = views
     return _learn(views.back) and _learn(views.undo)
 
 

@@ -20,10 +20,11 @@ class Tables:
     What views compute with is given in float64 and in float32; other tables are int32.
     """
 
-    __slots__ = ("_copies", "own")
+    __slots__ = ("_copies", "on_cpu", "own")
 
     def __init__(self, *own: Tensor) -> None:
         self.own = own
+        self.on_cpu = bool(own) and own[0].is_cpu
         self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
 
     @staticmethod
@@ -89,7 +90,7 @@ class Maps:
         if not own:
             return None
         narrow = len(own) > 1 and t.dtype is not torch.float64
-        if type(t) is Tensor and t.is_cpu and own[0].is_cpu:  # by far the most frequent, and small calls are counted
+        if self.tables.on_cpu and type(t) is Tensor and t.is_cpu:  # the most frequent; small calls are counted
             return own[narrow]
         found = self.tables.on(t.device)[narrow]
         return found if torch.compiler.is_compiling() else _beside(t, found)

@@ -32,7 +32,8 @@ def multiplied(x: Tensor, rows: Tensor) -> Tensor:
 def table_part(views: Views, table: Tensor) -> int:
     """The address of the matrices that views multiply by."""
     part = 2 * views.inverse + views.adjoint
-    return table.data_ptr() + part * table.stride(0) * table.element_size()
+    size = 8 if table.dtype is torch.float64 else 4
+    return table.data_ptr() + part * views.order * views.size * views.size * size
 
 
 class Matrix(Kind):

@@ -106,7 +106,8 @@ class Permutation(Kind):
 
     def native(self, views: Views, table: Tensor | None, spreads: bool) -> tuple[int, bytes, int, int, int]:
         assert table is not None
-        order, m = views.order, table.shape[1]
+        order = views.order
+        m = table.numel() // (1 + 2 * order)
         address = table.data_ptr()
         rows = 1 + order if views.adjoint else 1
         return views.dims, views.codes, m, address + 4 * m * rows, address
