@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "best_view", "middle", "of_std", "plain"]
+__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "best_view", "of_std", "plain"]
 
 LOGODD_EPS = 1e-6
 
@@ -34,7 +34,8 @@ class Reduction:
         combine: how values join: ``sum`` and ``mean`` of what prepare gives, ``max``, ``min``, ``moments`` (the mean
             and the squares around it), or ``ordered``: all values at once.
         prepare, finish: what is done to every value before, and to what they joined to behind; None for nothing.
-        gradient: ∂L/∂y of a differentiable one.
+        gradient: ∂L/∂y of a differentiable one, from its result; or
+        shares: ∂ result/∂ v_g, from the values: for those whose result does not tell.
         results: how many tensors it gives.
         integers: whether it is one of whole numbers rather than of floats.
     """
@@ -44,6 +45,7 @@ class Reduction:
     prepare: Callable[[Tensor], Tensor] | None = None
     finish: Callable[[Tensor], Tensor] | None = None
     gradient: Gradient | None = None
+    shares: Callable[[Tensor], Tensor] | None = None
     results: int = 1
     integers: bool = False
 
@@ -87,6 +89,23 @@ def _of_logodd(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: T
     return torch.where(inside, spread(grad * slope / y.shape[0]) / (p * (1 - p)), torch.zeros_like(y))
 
 
+def _middle(v: Tensor) -> tuple[Tensor, Tensor]:
+    """The two middle values over the first dim, the same one twice for an odd number; NaN where any is."""
+    ordered = v.sort(0).values
+    nan = v.isnan().any(0)
+    low, high = (ordered.select(0, k) for k in ((v.shape[0] - 1) // 2, v.shape[0] // 2))
+    return low.masked_fill(nan, torch.nan), high.masked_fill(nan, torch.nan)
+
+
+def _median_shares(v: Tensor) -> Tensor:
+    """Half of the gradient to each of the two middle values, shared by all views that have it."""
+    shares = torch.zeros_like(v)
+    for value in _middle(v):
+        hit = (v == value).to(v.dtype)
+        shares = shares + 0.5 * hit / hit.sum(0)  # NaN where the median is
+    return shares
+
+
 def of_std(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: Total) -> Tensor:
     """``∂/∂y[g]`` of the population std: ``(y[g] − g·mean) / (|G| g·std)``, zero where std is zero."""
     order = y.shape[0]
@@ -111,7 +130,7 @@ REDUCTIONS: dict[str, Reduction] = {
     "log1p": Reduction("expm1 of the mean of log1p(v_g), values > −1", "mean", torch.log1p, torch.expm1, _of_log1p),
     "std": Reduction("(1/|G| Σ_g (v_g − mean)²)^½", "moments", gradient=of_std),
     "mean_std": Reduction("the pair (mean, std)", "moments", results=2),
-    "median": Reduction("the middle value, or the mean of the two middle ones", "median"),
+    "median": Reduction("the middle value, or the mean of the two middle ones", "median", shares=_median_shares),
     "vote": Reduction("the most frequent of whole numbers, the smallest of several", "vote", integers=True),
 }
 
@@ -146,16 +165,8 @@ def best_view(scores: Tensor, minimum: bool) -> Tensor:
     return best
 
 
-def middle(v: Tensor) -> tuple[Tensor, Tensor]:
-    """The two middle values over the first dim, the same one twice for an odd number; NaN where any is."""
-    ordered = v.sort(0).values
-    nan = v.isnan().any(0)
-    low, high = (ordered.select(0, k) for k in ((v.shape[0] - 1) // 2, v.shape[0] // 2))
-    return low.masked_fill(nan, torch.nan), high.masked_fill(nan, torch.nan)
-
-
 def _median(v: Tensor) -> Tensor:
-    low, high = middle(v)
+    low, high = _middle(v)
     return low if v.shape[0] % 2 else 0.5 * low + 0.5 * high
 
 

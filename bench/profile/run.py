@@ -83,6 +83,7 @@ def operator(
 
 def main() -> None:
     from bench.ops.operators import OPERATORS
+    from equikern.backends import BACKENDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("operator", choices=[*OPERATORS, "equitune"])
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("dtype", choices=DTYPES)
     parser.add_argument("group", choices=["c4", "d4"])
     parser.add_argument("--direction", choices=["forward", "backward"], default="forward", help="of an operator")
-    parser.add_argument("--backend", choices=["reference", "cpu", "triton", "cuda"])
+    parser.add_argument("--backend", choices=[*BACKENDS])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--calls", type=int, default=3, help="under the profiler (%(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="calls before (%(default)s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..core import autograd, checks, library
-from ..reductions import REDUCTIONS, middle, of_std
+from ..reductions import REDUCTIONS, of_std
 from ..views import FLOATS, accumulator, of, still, transposed
 from ..views.maps import Maps
 
@@ -144,23 +145,21 @@ class _Reduce(Function):
         def total(t: Tensor, scale: float) -> Tensor:
             return autograd.total_by(t, code, table, scale)
 
-        gradient = REDUCTIONS[op].gradient
-        if gradient is None:
-            grad_y = _of_median(y.detach(), grad, code, table)
+        reduction = REDUCTIONS[op]
+        if reduction.shares is not None:
+            grad_y = _of_shares(reduction.shares, y.detach(), grad, code, table)
         else:
-            grad_y = gradient(y, result, grad, spread, total)
+            assert reduction.gradient is not None
+            grad_y = reduction.gradient(y, result, grad, spread, total)
         return grad_y.to(saved_y.dtype), None, None, None
 
 
-def _of_median(y: Tensor, grad: Tensor, code: str, table: Tensor | None) -> Tensor:
-    """Half of the gradient to each of the two middle values, shared by all views that have it."""
+def _of_shares(shares: Callable[[Tensor], Tensor], y: Tensor, grad: Tensor, code: str, table: Tensor | None) -> Tensor:
+    """What each view gets of the gradient, found where its values lie and moved back with it."""
     elements = torch.arange(y.shape[0], device=y.device)
     v = library.act(y, elements, code, table) if of(code).dims else y
-    shares = torch.zeros_like(v)
-    for value in middle(v):
-        hit = (v == value).to(v.dtype)
-        shares = shares + 0.5 * hit / hit.sum(0)  # NaN where the median is
-    return autograd.act_by(shares * grad, elements, transposed(code), table) if of(code).dims else shares * grad
+    parts = shares(v) * grad
+    return autograd.act_by(parts, elements, transposed(code), table) if of(code).dims else parts
 
 
 class _MeanStd(Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from itertools import product
 from math import prod
 
@@ -25,6 +26,7 @@ from equikern import (
 from equikern.views.grid import compose, turn_grid
 from helpers.mapped import shown
 from helpers.oracles import CASES, NAMED, Case
+from helpers.repository import ROOT
 from torch import Tensor
 
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=repr)
@@ -81,9 +83,20 @@ def test_quarter_turn_of_a_rectangle() -> None:
 @pytest.mark.parametrize("name", NAMED)
 def test_a_name_is_one_action(name: str) -> None:
     assert grid(name) is grid(name)
-    assert grid(name).square == (name in ("c4", "d4"))
+    assert grid(name).square == any(word[0] in "wW" for word in grid(name).words)
     assert grid(name).dims == 2
     assert name in repr(grid(name))
+
+
+def test_every_name_is_tested_and_documented() -> None:
+    with pytest.raises(ValueError, match="expected one of") as error:
+        grid("?")
+    names = str(error.value).partition("one of ")[2].partition(", got")[0].split(", ")
+    assert set(names) == {*NAMED, "flips3d", "rot3d", "oct"}  # those of volumes: test_volumes.py
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in names:
+        assert re.search(rf"^    {name} +\d+ ", grid.__doc__ or "", re.MULTILINE), name
+        assert f"`{name}`" in readme
 
 
 def test_trivial_moves_nothing() -> None:

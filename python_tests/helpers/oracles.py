@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from equikern import (
     Action,
-    FieldAction,
     GridAction,
     MatrixAction,
     PermutationAction,
@@ -41,12 +40,14 @@ class Case:
     @property
     def size(self) -> int | None:
         """The entries of the dim that is acted on, or None for a grid, whose images have any size."""
-        return self.action.size if isinstance(self.action, (PermutationAction, MatrixAction)) else None
+        views = self.action.views
+        return views.size if views.dim and not views.sides else None
 
     @property
     def channels(self) -> tuple[int, ...]:
         """The channels of one field, in front of its grid; nothing where there are no fields."""
-        return (self.action.size,) if isinstance(self.action, FieldAction) else ()
+        views = self.action.views
+        return (views.size,) if views.dim and views.sides else ()
 
     @property
     def sides(self) -> int:
@@ -73,14 +74,12 @@ class Case:
     @property
     def signed(self) -> bool:
         """Whether entries change and not only move."""
-        if isinstance(self.action, (PermutationAction, FieldAction)) and self.action.signs is not None:
-            return True
-        return self.multiplies
+        return self.action.views.signed
 
     @property
     def multiplies(self) -> bool:
         """Whether the action is for floats alone."""
-        return isinstance(self.action, MatrixAction) or (isinstance(self.action, FieldAction) and self.action.mixes)
+        return self.action.views.kind.computes
 
     @property
     def order(self) -> int:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from equikern import EquiTune, cyclic_group, grid, orbit, orbit_mean, orbit_reduce, permutation, trivial
 from equikern.reductions import REDUCTIONS
+from helpers.oracles import NAMED
 from torch import nn
 
-NAMES = ["trivial", "c2", "c4", "d4", "hflip", "vflip", "flips"]
 CYCLE = permutation([[0, 1, 2, 3], [1, 2, 3, 0], [2, 3, 0, 1], [3, 0, 1, 2]])
 SHAPES = [(2, 3, 8, 8), (2, 3, 6, 9), (1, 3, 7, 4)]
 
@@ -31,7 +31,7 @@ def act(action, g, result):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("reduce", ["mean", *REDUCTIONS])
 def test_equivariant_output(dense, name, shape, reduce):
     backbone = dense if reduce != "vote" else lambda x: (dense(x) * 5).floor().long()  # labels
@@ -42,7 +42,7 @@ def test_equivariant_output(dense, name, shape, reduce):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMED)
 def test_invariant_output(classifier, name, shape):
     action, model = grid(name), EquiTune(classifier, name, "trivial")
     x = torch.randn(shape)

@@ -11,6 +11,7 @@ import torch
 from equikern import EquiTune, grid, orbit, orbit_mean, orbit_select, orbit_weighted_mean, trivial
 from equikern.core import autograd
 from equikern.ops import reduce, select
+from equikern.reductions import REDUCTIONS
 from helpers.calls import CALLS, DIFFERENTIABLE, Call, gradients, results
 from helpers.oracles import CASES
 from helpers.strategies import laid_out, random_values
@@ -187,7 +188,8 @@ SHAPES: dict[str, tuple[Any, tuple[tuple[int, ...], ...], tuple[Any, ...]]] = {
     },
     **{
         op: (reduce._Reduce, ((8, 2, 3, 8, 8),), (*BACK, op))
-        for op in ("max", "min", "gmean", "hmean", "std", "tsharpen", "logodd", "log1p", "median")
+        for op, reduction in REDUCTIONS.items()
+        if reduction.gradient or reduction.shares
     },
 }
 

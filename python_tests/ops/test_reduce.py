@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from equikern import cyclic_group, grid, orbit_reduce, trivial
+from equikern.reductions import REDUCTIONS
 from helpers.accuracy import assert_within_twice
 from helpers.oracles import CASES, SOME, Case
 from helpers.strategies import FLOATS, Spec, layouts, orbits, random_values
@@ -32,6 +33,7 @@ PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "std": (lambda v: v.std(0, correction=0), "signed"),
 }
 OPS = pytest.mark.parametrize("op", PLAIN)
+ELSEWHERE = {"mean_std", "median", "vote"}  # below, and in test_median_vote.py
 DTYPES = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
@@ -43,6 +45,13 @@ def _pool(case: Case, dtype: torch.dtype, kind: str = "signed", incoming: int = 
         return [views, *(random_values(case.many, dtype, 2 + i) for i in range(incoming))]
 
     return make
+
+
+def test_no_reduction_is_left_out() -> None:
+    assert PLAIN.keys() | ELSEWHERE == REDUCTIONS.keys()
+    for op, reduction in REDUCTIONS.items():
+        ways = (reduction.gradient is not None) + (reduction.shares is not None)
+        assert ways == (op not in ("sum", "mean_std") and not reduction.integers), op
 
 
 @FEW

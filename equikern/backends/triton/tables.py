@@ -50,10 +50,11 @@ def _state(table: Tensor) -> tuple[int, int]:
     return table.data_ptr(), -1 if table.is_inference() else table._version
 
 
-def _forget(number: int, gone: ref[Tensor]) -> None:
-    entry = _kept.get(number)
+def _forget(kept: dict[int, _Kept], number: int, gone: ref[Tensor]) -> None:
+    """Given all it needs: when Python ends, modules have lost their names."""
+    entry = kept.get(number)
     if entry is not None and entry.table is gone:
-        del _kept[number]
+        del kept[number]
 
 
 def _of(table: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
@@ -72,7 +73,7 @@ def _of(table: Tensor, key: Hashable, make: Callable[[], _T]) -> _T:
     if table.is_cuda:
         torch.cuda.current_stream(table.device).synchronize()  # other streams will read it, too
     if entry is None:
-        entry = _kept[number] = _Kept(ref(table, partial(_forget, number)), state, {})
+        entry = _kept[number] = _Kept(ref(table, partial(_forget, _kept, number)), state, {})
     entry.made[key] = found
     return found
 

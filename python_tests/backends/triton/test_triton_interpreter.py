@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from equikern import reductions
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -220,6 +221,10 @@ else:
         "median": lambda v: v.quantile(0.5, 0),
         "std": lambda v: v.std(0, correction=0),
     }
+
+    def test_no_reduction_is_left_out() -> None:
+        """What is not here: the pair, and votes, which are of integers."""
+        assert REDUCTIONS.keys() | {"mean_std", "vote"} == reductions.REDUCTIONS.keys()
 
     @pytest.mark.parametrize("op", REDUCTIONS)
     @pytest.mark.parametrize(
