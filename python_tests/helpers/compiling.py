@@ -19,8 +19,8 @@ MAIN = "sm_90"
 
 
 def branches(plan: Plan) -> set[tuple[str, str, object]]:
-    """What decides which lines of a kernel are compiled: the arguments that are given, flags and names; of numbers
-    whether they are 0, 1 or more. Sizes and dtypes decide nothing.
+    """What decides which lines of a kernel are compiled: the arguments that are given, flags, names, the accumulator;
+    of numbers whether they are 0, 1, 2 or more (dims, views, entries of a vector). Other sizes decide nothing.
     """
 
     def kind(value: object) -> object:
@@ -28,7 +28,7 @@ def branches(plan: Plan) -> set[tuple[str, str, object]]:
             return value
         if isinstance(value, tuple):
             return value if all(isinstance(v, bool) for v in value) else bool(value)
-        return min(value, 2) if isinstance(value, int) else None
+        return min(value, 3) if isinstance(value, int) else str(value)
 
     kernel: str = plan.kernel.__name__
     found = {(kernel, name, kind(value)) for name, value in plan.constants.items()}

@@ -24,22 +24,13 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 
-    # What Triton 3.6 does worse than its successors, as counted: spills by case and target, and on sm_90 the barriers
-    # and shuffles by which its threads put vectors together. More than this fails, and so does any of it elsewhere.
-    SPILLS_3_6 = {("orbit 3 bf16", "sm_80"): 2, ("orbit 4 bf16", "sm_80"): 2, ("dot 4 fp64", "sm_100"): 10}
+    # What Triton 3.6 does worse than its successors, as counted on sm_90: the barriers and shuffles by which threads put
+    # vectors together. More than this fails, and so does any of it elsewhere.
     EXCHANGES_3_6 = {
         "orbit 2 bf16": (11, 1),
-        "orbit 3 bf16": (12, 0),
-        "orbit 4 bf16": (12, 0),
-        "put 2 bf16": (11, 1),
         "put 3 bf16": (12, 0),
-        "put 4 bf16": (12, 0),
         "sum 2 bf16": (11, 6),
-        "sum 3 bf16": (17, 0),
-        "sum 4 bf16": (17, 0),
         "select 2 bf16": (3, 1),
-        "select 3 bf16": (4, 0),
-        "select 4 bf16": (4, 0),
         "take 3 bf16": (4, 0),
         "std 3 fp16": (5, 0),
         "mean_std 2 fp32": (0, 12),
@@ -62,8 +53,7 @@ if not INTERPRETED:
         older = release(path).startswith("3.6.")
         for record in records:
             case, target = record["case"], record["target"]
-            spills = SPILLS_3_6.get((case, target), 0) if older else 0
-            assert target.startswith("gfx") or (record["spills"] <= spills and record["atomics"] == 0), record
+            assert target.startswith("gfx") or record["spills"] == record["atomics"] == 0, record
             kind, size, dtype = case.split(" ")
             if target == "sm_90" and kind != "dot" and int(size) <= 4 and dtype != "fp64":
                 # A thread has whole vectors: it asks its neighbours for nothing.
