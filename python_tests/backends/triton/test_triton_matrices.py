@@ -24,7 +24,7 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 
-    # What Triton 3.6 does worse than its successors, as counted on sm_90: the barriers and shuffles by which threads put
+    # What Triton 3.6 does worse than its successors, as counted on sm_90: barriers and shuffles by which threads put
     # vectors together. More than this fails, and so does any of it elsewhere.
     EXCHANGES_3_6 = {
         "orbit 2 bf16": (11, 1),
