@@ -3,9 +3,12 @@
     python bench/static_audit.py                      # read everything, write bench/results/static/
     python bench/static_audit.py --check              # compare with what is written there; exit status 1 if it is worse
     python bench/static_audit.py --targets sm_90      # of one GPU only
+    python bench/static_audit.py --few                # as the tests read it with other releases of Triton
 
-Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``). CUDA's are
-read out of the built ``equikern._C``, whichever it has; a build without CUDA leaves what the table says of them.
+Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``): all cases
+for sm_90, for the other targets those that cover every branch of every kernel; with ``--few`` these for sm_90, and one
+of each kernel for the others. CUDA's are read out of the built ``equikern._C``, whichever it has; a build without CUDA
+leaves what the table says of them.
 One JSON file per target holds the kernels by the compiler that made them, so that other releases of Triton and CUDA
 have tables of their own; the Markdown file beside it says the same to people.
 """
@@ -50,10 +53,14 @@ def triton_tables(records: Iterable[Mapping[str, Any]]) -> dict[str, Tables]:
     return {target: {f"triton {triton.__version__}": table} for target, table in by_target(records).items()}
 
 
-def cuda_tables() -> dict[str, Tables] | str:
-    """Every CUDA kernel of the built ``equikern._C`` by target, or why there is none to read."""
+def cuda_tables(blocks: Path | None = None) -> dict[str, Tables] | str:
+    """Every CUDA kernel of the built ``equikern._C`` by target, or why there is none to read.
+
+    Args:
+        blocks: what ``compile_blocks`` made, which takes a minute; made here if None.
+    """
     from equikern import build_info
-    from helpers.machine_code import cuda_kernels, cuobjdump, extracted
+    from helpers.machine_code import cuda_kernels, cuobjdump, extension
 
     info = build_info()
     spec = find_spec("equikern._C")
@@ -61,17 +68,17 @@ def cuda_tables() -> dict[str, Tables] | str:
         return f"equikern was built without CUDA ({info.cuda_reason or info.reason}): its CUDA kernels are not audited"
     if cuobjdump() is None:
         return "cuobjdump not found, install the CUDA toolkit or Triton: the CUDA kernels are not audited"
-    asked = launched_shared()
+    asked = launched_shared(blocks)
     if isinstance(asked, str):
         return asked
     release = re.search(r"release (\d+\.\d+)", info.nvcc or "")
     compiler = f"nvcc {release[1]}" if release else "nvcc"
     found: dict[str, Tables] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for path in extracted(Path(spec.origin), Path(folder)):
-            target = re.search(r"\.(sm_\d+)[a-z]?\.cubin$", path.name)
-            if target is not None:
-                found.setdefault(target[1], {compiler: {}})[compiler].update(cuda_kernels(path.read_bytes(), asked))
+    for target, dumps in extension(Path(spec.origin)).items():
+        table = found.setdefault(target.rstrip("a"), {compiler: {}})[compiler]
+        for dump in dumps:
+            table.update(cuda_kernels(dump, asked))
+    found = {target: tables for target, tables in found.items() if tables[compiler]}  # nvcc adds an empty binary
     for tables in found.values():
         for name, record in tables[compiler].items():
             record["asked"] = name in asked
@@ -84,7 +91,7 @@ GOALS += [(512, 1280, 7, 7), (256, 256, 14, 14), (64, 64, 37, 37)]
 GROUPS = ("hw Wh HW wH", "hw Wh HW wH hW wh Hw WH")
 
 
-def launched_shared() -> dict[str, int] | str:
+def launched_shared(blocks: Path | None = None) -> dict[str, int] | str:
     """Per CUDA kernel that a goal's call launches, the most shared memory that one asks for; or why it is unknown.
 
     The calls are planned by the code that plans them on a GPU, compiled for this machine.
@@ -95,7 +102,7 @@ def launched_shared() -> dict[str, int] | str:
 
     asked: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        library = compile_blocks(Path(folder))
+        library = blocks or compile_blocks(Path(folder))
         if library is None:
             return "no C++ compiler to plan the CUDA kernels' launches with: they are not audited"
         planner = Blocks(library, plan_only=True)
@@ -176,6 +183,8 @@ def write(target: str, tables: Tables) -> None:
         "share of a multiprocessor's warps that registers, shared memory and threads let run at once. CUDA kernels ask",
         "for shared memory at the launch: counted is the most that a call of the speed goals' shapes asks for (C4 and",
         "D4, all float types). No such call launches a kernel that is marked `≤`: its occupancy is an upper bound.",
+        "Triton's kernels, with the release that the tests run with: every case for sm_90, for other GPUs those that",
+        "cover every branch of every kernel. With other releases: these for sm_90, for other GPUs one of each kernel.",
     ]
     for compiler, table in merged.items():
         columns = ("warps", *COLUMNS) if compiler.startswith("triton") else ("threads", *COLUMNS)
@@ -190,10 +199,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="%(default)s")
     parser.add_argument("--check", action="store_true", help="compare with the written tables, write nothing")
+    parser.add_argument("--few", action="store_true", help="fewer of Triton's: see above")
     options = parser.parse_args()
-    from helpers.triton_audit import CASES, audit_all
+    from helpers.triton_audit import audit_all
 
-    fresh = triton_tables(audit_all(CASES, options.targets, inspect=True))
+    fresh = triton_tables(audit_all(options.targets, options.few))
     cuda = cuda_tables()
     if isinstance(cuda, str):
         print(cuda, file=sys.stderr)

@@ -19,6 +19,7 @@ import torch
 from equikern.backends import unavailable
 from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
+from helpers.interpreter import hasten
 from helpers.repository import ROOT
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 from torch import Tensor
@@ -39,6 +40,9 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("equikern")
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    hasten()
 
 collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
 

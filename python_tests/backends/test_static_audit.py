@@ -10,40 +10,24 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers.audits import EXTRA, audit, machine_code
+from helpers.audits import EXTRA, TARGETS, audit, compare, machine_code, static_audit
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "static_audit.py"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    if not SCRIPT.exists():
-        pytest.skip("bench/ is not here")
-    spec = importlib.util.spec_from_file_location("static_audit", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def compare(script: ModuleType, fresh: dict[str, Any]) -> None:
-    found, unknown = script.check(fresh)
-    assert not found, "\n".join([*found, script.UPDATE])
-    if unknown:
-        pytest.skip("; ".join(unknown))
+    return static_audit()
 
 
 @pytest.mark.audit
 @needs_triton
 def test_triton_kernels(script: ModuleType) -> None:
-    compare(script, script.triton_tables(machine_code()))
+    compare(script.triton_tables(machine_code()))
 
 
 @pytest.mark.audit
@@ -53,17 +37,8 @@ def test_triton_kernels_of_other_releases(script: ModuleType, path: str) -> None
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True)
     version = done.stdout.strip()
     assert version, done.stderr
-    records = audit("--targets", "sm_90", triton=path)
-    compare(script, {t: {f"triton {version}": v} for t, v in script.by_target(records).items()})
-
-
-@pytest.mark.audit
-def test_cuda_kernels(script: ModuleType) -> None:
-    found = script.cuda_tables()
-    if isinstance(found, str):
-        pytest.skip(found)
-    assert found
-    compare(script, found)
+    records = audit("--few", "--targets", *TARGETS, triton=path)
+    compare({t: {f"triton {version}": v} for t, v in script.by_target(records).items()})
 
 
 RECORD = {
@@ -132,6 +107,8 @@ def test_no_spills_no_atomics() -> None:
 @pytest.mark.audit
 @needs_triton
 def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
+    from helpers.triton_audit import ALIGNED
+
     views = {"d4": 8, "c4": 4, "flips": 4, "still": 8}
     for case, record in hopper().items():
         kind, group, *_ = case.split(" ")
@@ -143,19 +120,10 @@ def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
             "dot": (count + 1, count),
             "select": (1, 1),
         }.get(kind)
-        if case in aligned() and expected is not None:
+        if case in ALIGNED and expected is not None:
             assert (record["loads"].get("128"), record["stores"].get("128")) == expected, record
             if kind in ("mean", "orbit"):
                 assert (list(record["loads"]), list(record["stores"])) == (["128"], ["128"]), record
-
-
-def aligned() -> list[str]:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    try:
-        from helpers.triton_audit import ALIGNED
-    finally:
-        sys.path.pop(0)
-    return list(ALIGNED)
 
 
 @pytest.mark.audit

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 from helpers import fresh
+from helpers.repository import ROOT
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # Directories with further Triton releases, separated as in PATH.
@@ -27,6 +31,12 @@ def script(name: str, *options: str, triton: str | None = None) -> Any:
     return json.loads(done.stdout)
 
 
+def family(name: str, triton: str | None) -> list[dict[str, Any]]:
+    """The records of a script of ``compiling.report``; with another release of Triton of few cases."""
+    records: list[dict[str, Any]] = script(name, *TARGETS, *(["--few"] if triton else []), triton=triton)
+    return records
+
+
 def audit(*options: str, triton: str | None = None) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = script("triton_audit", "--json", *options, triton=triton)
     assert records
@@ -35,8 +45,30 @@ def audit(*options: str, triton: str | None = None) -> list[dict[str, Any]]:
 
 @functools.cache
 def machine_code() -> list[dict[str, Any]]:
-    """Every case for every target, compiled once for all tests."""
+    """The cases for every target, compiled once for all tests."""
     return audit("--targets", *TARGETS)
+
+
+@functools.cache
+def static_audit() -> ModuleType:
+    """``bench/static_audit.py``; its tests are skipped where there is none."""
+    path = ROOT / "bench" / "static_audit.py"
+    if not path.exists():
+        pytest.skip("bench/ is not here")
+    spec = importlib.util.spec_from_file_location("static_audit", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compare(fresh_tables: dict[str, Any]) -> None:
+    """Fail where a kernel is worse than the written tables say, skip where they do not know the compiler."""
+    found, unknown = static_audit().check(fresh_tables)
+    assert not found, "\n".join([*found, static_audit().UPDATE])
+    if unknown:
+        pytest.skip("; ".join(unknown))
 
 
 def interpreted(tests: str) -> None:

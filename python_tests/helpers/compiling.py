@@ -1,37 +1,102 @@
-"""What the audit scripts of single families share: their cases compiled for the targets given as arguments."""
+"""What the audit scripts share: cases compiled for targets, and what their machine code has."""
 
 from __future__ import annotations
 
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+from equikern.backends.triton import launch
 from equikern.backends.triton.launch import Plan
-from helpers.machine_code import cuda_kernels
+from helpers.machine_code import amd_kernel, cuda_kernels, dumped
+
+Build = Callable[[str], Plan]
+MAIN = "sm_90"
 
 
-def compiled(build: Callable[[str], Plan], job: tuple[str, str]) -> dict[str, Any]:
-    """One case for one target: what its machine code has, or the error."""
+def branches(plan: Plan) -> set[tuple[str, str, object]]:
+    """What decides which lines of a kernel are compiled: the arguments that are given, flags, names, the accumulator;
+    of numbers whether they are 0, 1, 2 or more (dims, views, entries of a vector). Other sizes decide nothing.
+    """
+
+    def kind(value: object) -> object:
+        if isinstance(value, (str, bool)):
+            return value
+        if isinstance(value, tuple):
+            return value if all(isinstance(v, bool) for v in value) else bool(value)
+        return min(value, 3) if isinstance(value, int) else str(value)
+
+    kernel: str = plan.kernel.__name__
+    found = {(kernel, name, kind(value)) for name, value in plan.constants.items()}
+    return found | {(kernel, f"pointer {k}", dtype is None) for k, dtype in enumerate(plan.pointers)}
+
+
+def covering(cases: Iterable[str], build: Build) -> list[str]:
+    """Some of the cases that have every branch of every kernel: those first that add the most."""
+    left = {case: branches(build(case)) for case in cases}
+    found = []
+    while any(left.values()):
+        best = max(left, key=lambda case: len(left[case]))  # the first of those that add as many
+        added = left[best]
+        left = {case: new - added for case, new in left.items()}
+        found.append(best)
+    return found
+
+
+def of_each_kernel(cases: Iterable[str], build: Build) -> list[str]:
+    """The first case of every kernel."""
+    found: dict[str, str] = {}
+    for case in cases:
+        found.setdefault(build(case).kernel.__name__, case)
+    return list(found.values())
+
+
+def jobs(cases: Sequence[str], build: Build, targets: Iterable[str], few: bool = False) -> list[tuple[str, str]]:
+    """What is compiled for which targets.
+
+    For the main one every case, for the others those that cover all branches: what differs there is the compiler
+    alone. With ``few``, as for other releases of Triton, one step less: the covering ones, and one of each kernel.
+    """
+    covers = covering(cases, build)
+    most, rest = (covers, of_each_kernel(covers, build)) if few else (cases, covers)
+    return [(case, target) for target in targets for case in (most if target == MAIN else rest)]
+
+
+def _compiled(build: Build, job: tuple[str, str]) -> tuple[dict[str, Any], bytes | None, int]:
+    """One case for one target: a record, and for NVIDIA's GPUs the binary and its shared memory."""
     from equikern.backends.triton.compat import compile_kernel
 
     case, target = job
+    record: dict[str, Any] = {"case": case, "target": target}
+    launch.LANES = 64 if target.startswith("gfx") else 32  # as a torch build for the target would set it
     plan = build(case)
     try:
         binary = compile_kernel(plan.kernel, target, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
     except Exception as error:  # a compiler may raise anything; the report says which case it was
-        return {"case": case, "target": target, "error": f"{type(error).__name__}: {error}"[-2000:]}
-    code = {}
-    if "cubin" in binary.asm:
-        (code,) = cuda_kernels(binary.asm["cubin"], binary.metadata.shared).values()
-    return {"case": case, "target": target, **code}
+        return {**record, "error": f"{type(error).__name__}: {error}"[-2000:]}, None, 0
+    record |= {"kernel": binary.metadata.name, "warps": plan.num_warps}
+    if "amdgcn" in binary.asm:
+        return {**record, **amd_kernel(binary.asm["amdgcn"], binary.metadata.shared)}, None, 0
+    return record, binary.asm["cubin"], binary.metadata.shared
 
 
-def report(cases: Sequence[str], build: Callable[[str], Plan]) -> None:
-    """Print the records of all cases for the targets on the command line, as JSON."""
-    jobs = [(case, target) for target in sys.argv[1:] for case in cases]
+def compiled(build: Build, work: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The records of cases and targets, compiled in two processes."""
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        print(json.dumps(list(pool.map(functools.partial(compiled, build), jobs, chunksize=4))))
+        done = list(pool.map(functools.partial(_compiled, build), work, chunksize=4))
+    dumps = iter(dumped(cubin for _, cubin, _ in done if cubin is not None))
+    for record, cubin, shared in done:
+        if cubin is not None:
+            (code,) = cuda_kernels(next(dumps), shared).values()
+            record.update(code)
+    return [record for record, _, _ in done]
+
+
+def report(cases: Sequence[str], build: Build) -> None:
+    """Print the records of cases for the targets on the command line, as JSON; with ``--few`` of a few."""
+    targets = [argument for argument in sys.argv[1:] if argument != "--few"]
+    print(json.dumps(compiled(build, jobs(cases, build, targets, "--few" in sys.argv))))

@@ -26,29 +26,31 @@ def build(case: str) -> launch.Plan:
     kind, name = case.split(" ")
     if kind == "volumes":
         views = field(grid("flips3d", dims=3), "vector").maps.views
-        return _planned(orbits.plan(views, 1.0, dense((4, 3, 32, 32, 32)), dense((8, 4, 3, 32, 32, 32)), None, None))
+        return _planned(
+            orbits.plan.__wrapped__(views, 1.0, dense((4, 3, 32, 32, 32)), dense((8, 4, 3, 32, 32, 32)), None, None)
+        )
     x, y = dense((8, 4, 224, 224)), dense((4, 8, 4, 224, 224))
     weights, index = dense((4, 8), torch.float32), dense((8,), torch.int64)
     if kind == "vector":
         views = field(grid("c4"), "vector").maps.views
         if name == "orbit":
-            return _planned(orbits.plan(views, 1.0, x, y, None, None))
+            return _planned(orbits.plan.__wrapped__(views, 1.0, x, y, None, None))
         if name == "sum":
-            return _planned(reductions.plan(views, "sum", 0.25, y, x, None, None, weights))
+            return _planned(reductions.plan.__wrapped__(views, "sum", 0.25, y, x, None, None, weights))
         if name == "dot":
-            found = dots.plan(views, x, y, y, weights, weights)
+            found = dots.plan.__wrapped__(views, x, y, y, weights, weights)
             return _planned(found[0] if found else None)
-        return _planned(selection.plan(views, True, y, x, weights, index))
+        return _planned(selection.plan.__wrapped__(views, True, y, x, weights, index))
     mats = dense((4, 2, 2), torch.float32)
     turn: list[list[list[float]]] = [[[1, 0], [0, 1]], [[0, -2], [0.5, 0]], [[-1, 0], [0, -1]], [[0, 2], [-0.5, 0]]]
     views = field(grid("c4"), matrix(turn)).maps.views
     if name == "orbit":
-        return mixed.plan_orbit(views, 0.5, x, y, mats, weights, None)
+        return mixed.plan_orbit.__wrapped__(views, 0.5, x, y, mats, weights, None)
     if name == "sum":
-        return mixed.plan_reduce(views, "sum", 0.25, y, x, None, None, mats, weights)
+        return mixed.plan_reduce.__wrapped__(views, "sum", 0.25, y, x, None, None, mats, weights)
     if name == "dot":
-        return mixed.plan_dot(views, x, y, y, mats, weights, weights)[0]
-    return mixed.plan_select(views, True, y, x, mats, weights, index)
+        return mixed.plan_dot.__wrapped__(views, x, y, y, mats, weights, weights)[0]
+    return mixed.plan_select.__wrapped__(views, True, y, x, mats, weights, index)
 
 
 def _planned(plan: launch.Plan | None) -> launch.Plan:

@@ -1,22 +1,27 @@
 """Read what a GPU binary is made of: registers, spills, shared memory, widths of global accesses, barriers, occupancy.
 
-NVIDIA binaries are read with cuobjdump, AMD's from the assembly that Triton keeps beside them. No GPU is needed.
+NVIDIA binaries are read with cuobjdump and nvdisasm, AMD's from the assembly that Triton keeps beside them. No GPU is
+needed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
+import math
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["amd_kernel", "cuda_kernels", "cuobjdump", "extracted"]
+__all__ = ["Dump", "amd_kernel", "cuda_kernels", "cuobjdump", "demangled", "dumped", "extension"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ _ACCESS = re.compile(r"\b(LDG|LDGSTS|LD|STG|ST)\.(E[\w.]*)")
 _COUNTED = re.compile(r"\b(SHFL|BAR|LDL|STL|ATOM|ATOMG|RED|REDG)\b")
 _USAGE = re.compile(r"\b(REG|STACK|LOCAL|SHARED):(\d+)")
 _WIDTH = re.compile(r"\.[US]?(256|128|64|16|8)\b")
+_INSTRUCTION = re.compile(r"^ +/\*[0-9a-f]{4,}\*/ .*", re.MULTILINE)
+INSTRUCTION = 16  # bytes
 _THREADS = re.compile(r"EIATTR_(?:REQNTID|MAX_THREADS)\s+Format:\s+EIFMT_SVAL\s+Value:\s+((?:0x[0-9a-f]+ ?)+)")
 
 
@@ -60,20 +67,28 @@ def cuobjdump() -> str | None:
     return found
 
 
+def _tool() -> str:
+    tool = cuobjdump()
+    if tool is None:
+        raise RuntimeError("cuobjdump not found: install the CUDA toolkit or Triton")
+    return tool
+
+
 def _dump(path: Path, *flags: str) -> str:
-    tool = cuobjdump()
-    if tool is None:
-        raise RuntimeError("cuobjdump not found: install the CUDA toolkit or Triton")
-    return subprocess.run([tool, *flags, path], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([_tool(), *flags, path], capture_output=True, text=True, check=True).stdout
 
 
-def extracted(library: Path, folder: Path) -> list[Path]:
-    """The device binaries that a library carries, written to a folder."""
-    tool = cuobjdump()
-    if tool is None:
-        raise RuntimeError("cuobjdump not found: install the CUDA toolkit or Triton")
-    subprocess.run([tool, "-xelf", "all", library.resolve()], cwd=folder, capture_output=True, check=True)
-    return sorted(folder.glob("*.cubin"))
+@functools.cache
+def extension(library: Path) -> dict[str, list[Dump]]:
+    """The device binaries that a library carries, by their target, such as sm_90a."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([_tool(), "-xelf", "all", library.resolve()], cwd=folder, capture_output=True, check=True)
+        found: dict[str, list[bytes]] = {}
+        for path in sorted(Path(folder).glob("*.cubin")):
+            target = re.search(r"\.(sm_\d+[a-z]?)\.cubin$", path.name)
+            if target is not None:
+                found.setdefault(target[1], []).append(path.read_bytes())
+    return {target: dumped(cubins) for target, cubins in found.items()}
 
 
 def demangled(symbol: str) -> str:
@@ -102,48 +117,96 @@ def _by_function(text: str, pattern: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def cuda_kernels(cubin: bytes, dynamic_shared: int | Mapping[str, int] = 0) -> dict[str, dict[str, Any]]:
+@dataclass
+class Dump:
+    """Of one NVIDIA binary: its kernels' instructions, usage of resources and attributes, each by symbol."""
+
+    code: dict[str, str]
+    usage: dict[str, dict[str, int]]
+    infos: dict[str, str]
+    capability: int
+
+
+def dumped(cubins: Iterable[bytes]) -> list[Dump]:
+    """What NVIDIA's tools print of some binaries."""
+    found, texts = [], []
+    for cubin in cubins:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.cubin"
+            path.write_bytes(cubin)
+            usage, elf = _dump(path, "-res-usage"), _dump(path, "-elf")
+        named = re.search(r"\bsm_(\d+)|\bsm=(\d+)", elf)
+        assert named is not None, "not an NVIDIA binary"
+        used = _by_function(usage, r"Function ([^\s:]+):")
+        counts = {symbol: {key: int(n) for key, n in _USAGE.findall(text)} for symbol, text in used.items()}
+        infos = _by_function(elf, r"(?m)^\.nv\.info\.(\S+)")
+        found.append(Dump({}, counts, infos, int(named[1] or named[2])))
+        texts.append(_texts(cubin))
+    for capability in {dump.capability for dump in found}:
+        of_one = [(dump, text) for dump, text in zip(found, texts, strict=True) if dump.capability == capability]
+        lines = iter(_disassembled(capability, b"".join(code for _, text in of_one for code in text.values())))
+        for dump, text in of_one:
+            for symbol, code in text.items():
+                dump.code[symbol] = "\n".join(itertools.islice(lines, len(code) // INSTRUCTION))
+    return found
+
+
+def cuda_kernels(dump: Dump, dynamic_shared: int | Mapping[str, int] = 0) -> dict[str, dict[str, Any]]:
     """Every kernel of an NVIDIA binary by its demangled name.
 
     Args:
         dynamic_shared: bytes of shared memory that the launch adds, to all kernels or by their names. The occupancy is
             an upper bound for those without a name there.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        sass, usage, elf = _dump(path, "-sass"), _dump(path, "-res-usage"), _dump(path, "-elf")
-    found = re.search(r"\bsm_(\d+)|\bsm=(\d+)", sass + elf)
-    assert found is not None, "not an NVIDIA binary"
-    capability = int(found[1] or found[2])
-    code = _by_function(sass, r"Function : (\S+)")
-    infos = _by_function(elf, r"(?m)^\.nv\.info\.(\S+)")
     result = {}
-    for symbol, used in _by_function(usage, r"Function ([^\s:]+):").items():
-        if symbol not in code:
+    for symbol, used in dump.usage.items():
+        if symbol not in dump.code:
             continue
-        threads = _THREADS.search(infos.get(symbol, ""))
-        block = None
-        if threads is not None:
-            block = 1
-            for size in threads[1].split():
-                block *= int(size, 16)
-        numbers = {name: int(value) for name, value in _USAGE.findall(used)}
+        threads = _THREADS.search(dump.infos.get(symbol, ""))
+        block = None if threads is None else math.prod(int(size, 16) for size in threads[1].split())
         # From Hopper on the driver's own part is counted as the kernel's.
-        reserved = 1024 if capability >= 90 and numbers["SHARED"] >= 1024 else 0
+        reserved = 1024 if dump.capability >= 90 and used["SHARED"] >= 1024 else 0
         name = demangled(symbol)
         added = dynamic_shared if isinstance(dynamic_shared, int) else dynamic_shared.get(name, 0)
-        shared = numbers["SHARED"] - reserved + added
+        shared = used["SHARED"] - reserved + added
         result[name] = {
-            "registers": numbers["REG"],
-            "stack": numbers["STACK"],
-            "local": numbers["LOCAL"],
+            "registers": used["REG"],
+            "stack": used["STACK"],
+            "local": used["LOCAL"],
             "shared": shared,
             "threads": block,
-            "occupancy": _nvidia_occupancy(capability, numbers["REG"], shared, block),
-            **_count(code[symbol]),
+            "occupancy": _nvidia_occupancy(dump.capability, used["REG"], shared, block),
+            **_count(dump.code[symbol]),
         }
     return result
+
+
+def _texts(cubin: bytes) -> dict[str, bytes]:
+    """The code of a binary's kernels by symbol: the sections of an ELF file of 64 bits whose names start with .text."""
+    start, (size, count, names) = struct.unpack_from("<Q", cubin, 0x28)[0], struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, start + k * size) for k in range(count)]
+    found = {}
+    for name, _, _, _, offset, length in headers:
+        at = headers[names][4] + name
+        text = cubin[at : cubin.index(b"\0", at)].decode()
+        if text.startswith(".text."):
+            found[text.removeprefix(".text.")] = cubin[offset : offset + length]
+    return found
+
+
+def _disassembled(capability: int, code: bytes) -> list[str]:
+    """A line for each instruction; of many kernels at once, since nvdisasm takes half a second to start."""
+    if not code:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "code"
+        path.write_bytes(code)
+        name = f"SM{capability}{'a' if capability >= 90 else ''}"
+        command = [str(Path(_tool()).with_name("nvdisasm")), "-ndf", "-b", name, str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = _INSTRUCTION.findall(text)
+    assert len(lines) * INSTRUCTION == len(code), "nvdisasm printed something else than a line for each instruction"
+    return lines
 
 
 def _count(sass: str) -> dict[str, Any]:

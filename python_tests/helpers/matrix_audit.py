@@ -32,17 +32,19 @@ def build(case: str) -> launch.Plan:
     weights, index = dense((6, 32), wide), dense((32,), torch.int64)
     plan: launch.Plan | None
     if kind == "orbit":
-        plan = matrices.plan_orbit(0.5, x, y, mats, weights, None)
+        plan = matrices.plan_orbit.__wrapped__(0.5, x, y, mats, weights, None)
     elif kind == "put":
-        plan = matrices.plan_orbit(1.0, x, y, mats, None, index)
+        plan = matrices.plan_orbit.__wrapped__(1.0, x, y, mats, None, index)
     elif kind in ("dot", "each"):
-        found = matrices.plan_dot(x, y, y, mats, *[dense((6, 32, 500)[: 2 + (kind == "each")], wide)] * 2)
+        found = matrices.plan_dot.__wrapped__(x, y, y, mats, *[dense((6, 32, 500)[: 2 + (kind == "each")], wide)] * 2)
         plan = found[0] if found else None
     elif kind in ("select", "take"):
-        plan = matrices.plan_select(True, y, x, mats, weights if kind == "select" else None, index)
+        plan = matrices.plan_select.__wrapped__(True, y, x, mats, weights if kind == "select" else None, index)
     else:
         pair, factors = kind == "mean_std", kind == "sum"
-        plan = matrices.plan_reduce(kind, 0.5, y, x, None, x if pair else None, mats, weights if factors else None)
+        plan = matrices.plan_reduce.__wrapped__(
+            kind, 0.5, y, x, None, x if pair else None, mats, weights if factors else None
+        )
     assert plan is not None, case
     return plan
 

@@ -1,8 +1,8 @@
 """Compile the Triton kernels for GPUs this machine does not have, and read the machine code they become.
 
 ``PYTHONPATH=python_tests python -m helpers.triton_audit`` prints a table for Hopper, ``--targets sm_80 gfx942 …`` for
-others: registers, spills, occupancy, barriers, shuffles, the widths of global accesses. ``--compile sm_80 gfx942 …``
-only compiles. What is compiled are the plans that the launches use.
+others: registers, spills, occupancy, barriers, shuffles, the widths of global accesses. What is compiled are the plans
+that the launches use.
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import torch
-from equikern.backends.triton import launch
 from equikern.backends.triton.launch import Plan
 from equikern.backends.triton.layout import Operand
 from equikern.views import Views, of
-from helpers.machine_code import amd_kernel, cuda_kernels
-from helpers.vocabulary_audit import FEW as FEW_OF_VOCABULARY
+from helpers.compiling import MAIN, compiled, jobs
 from helpers.vocabulary_audit import VOCABULARY, dense
 from helpers.vocabulary_audit import build as build_vocabulary
 
@@ -95,7 +91,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def build(case: str) -> Plan:
     """The plan of a case such as ``"mean d4 bf16 224x224 cl"``: kernel, group, dtype, size, channels-last."""
     kind, group, kernel_dtype, size, *rest = case.split(" ")
-    if case in VOCABULARY or case in FEW_OF_VOCABULARY:
+    if case in VOCABULARY:
         return build_vocabulary(kind, group, DTYPES[kernel_dtype], int(size))
     views = of({"d4": D4, "c4": C4, "flips": FLIPS, "octants": OCTANTS, "cube": CUBE, "still": STILL}[group])
     describe: Describe = channels_last if rest else dense
@@ -170,43 +166,11 @@ OTHERS = [
 ]
 
 CASES = ALIGNED + OTHERS + VOCABULARY
-FEW = ["mean d4 bf16 224x224", "weighted d4 fp32 224x224 cl", "orbit c4 fp16 224x224", "dot d4 fp32 224x224"]
-FEW += [
-    "select d4 bf16 37x37",
-    "mean_std c4 fp64 7x7",
-    "dot c4 bf16 7x7",
-    "take octants u8 8x16x16",
-    "logodd c4 fp32 37x37",
-    "median c4 fp32 37x37",
-    "vote d4 u8 7x7",
-    *FEW_OF_VOCABULARY,
-]
 
 
-def audit(job: tuple[str, str, bool]) -> dict[str, Any]:
-    """Compile a case for a target, and look inside if asked to."""
-    from equikern.backends.triton.compat import compile_kernel
-
-    case, target, inspect = job
-    launch.LANES = 64 if target.startswith("gfx") else 32  # as a torch build for the target would set it
-    plan = build(case)
-    try:
-        binary = compile_kernel(plan.kernel, target, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
-    except Exception as error:  # a compiler may raise anything; the report says which case it was
-        return {"case": case, "target": target, "error": f"{type(error).__name__}: {error}"[-2000:]}
-    code: dict[str, Any] = {}
-    if inspect and "amdgcn" in binary.asm:
-        code = amd_kernel(binary.asm["amdgcn"], binary.metadata.shared)
-    elif inspect:
-        (code,) = cuda_kernels(binary.asm["cubin"], binary.metadata.shared).values()
-    return {"case": case, "target": target, "kernel": binary.metadata.name, "warps": plan.num_warps, **code}
-
-
-def audit_all(cases: Iterable[str], targets: Iterable[str], inspect: bool = False) -> list[dict[str, Any]]:
-    """Every case on every target, in two processes."""
-    jobs = [(case, target, inspect) for target in targets for case in cases]
-    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        return list(pool.map(audit, jobs, chunksize=4))
+def audit_all(targets: Iterable[str], few: bool = False) -> list[dict[str, Any]]:
+    """The records of what ``compiling.jobs`` says."""
+    return compiled(build, jobs(CASES, build, targets, few))
 
 
 COLUMNS = ("warps", "registers", "spills", "shared", "occupancy", "loads", "stores", "barriers", "shuffles")
@@ -231,15 +195,13 @@ def table(records: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = COL
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", nargs="+", metavar="TARGET", help="only compile, for these targets")
-    parser.add_argument("--targets", nargs="+", default=["sm_90"], help="whose machine code to read (%(default)s)")
-    parser.add_argument("--few", action="store_true", help="a few representative cases")
+    parser.add_argument("--targets", nargs="+", default=[MAIN], help="whose machine code to read (%(default)s)")
+    parser.add_argument("--few", action="store_true", help="as many cases as for other releases of Triton")
     parser.add_argument("--json", action="store_true", help="print records instead of a table")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("the interpreter replaces the kernels: unset TRITON_INTERPRET")
-    cases = FEW if options.few else CASES
-    records = audit_all(cases, options.compile or options.targets, inspect=not options.compile)
+    records = audit_all(options.targets, options.few)
     print(json.dumps(records) if options.json else table({f"{r['case']} {r['target']}": r for r in records}))
 
 

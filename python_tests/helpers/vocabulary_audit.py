@@ -111,8 +111,3 @@ VOCABULARY = [
     "ids few2 bf16 50257",
     "chosen few2 bf16 50257",
 ]
-FEW = ["softmax-probs few3 bf16 50257", "backward-probs few2 bf16 50257", "loss-logits few2 bf16 50257"]
-FEW += ["loss-smooth few2 bf16 50257", "loss-logs few3 fp32 1000", "score-margin few2 bf16 50257"]
-FEW += ["scored-margin few2 bf16 50257"]
-FEW += ["gather few3 fp32 1000", "products few2 bf16 1000", "choose all3 fp16 1000", "permute few2 fp64 1000"]
-FEW += ["ids few2 bf16 1000", "chosen few2 bf16 1000", "gather-median few3 fp32 1000"]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import re
-import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -16,21 +13,15 @@ import pytest
 import torch
 from equikern.backends import choice, cuda
 from equikern.views import of
+from helpers.audits import compare, static_audit
+from helpers.cuda_blocks import Blocks
+from helpers.machine_code import cuobjdump, demangled, extension
 
 INFO = equikern.build_info()
 FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
 BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::cuda::Bytes16")
 OPERATORS = {"Orbit": BITS, "ScaledOrbit": FLOATS, "Select": BITS, "Sum": FLOATS, "Dot": FLOATS}
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
-
-
-def _tool(name: str) -> str:
-    bundled = importlib.util.find_spec("triton")
-    folders = [Path(p) / "backends/nvidia/bin" for p in bundled.submodule_search_locations or []] if bundled else []
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)]))
-    if found is None:
-        pytest.skip(f"no {name}")
-    return found
 
 
 @functools.cache
@@ -40,31 +31,33 @@ def kernels() -> dict[str, Counter[str]]:
         pytest.skip(f"no CUDA kernels: {INFO.cuda_reason}")
     if not any(arch.startswith("9.0a") for arch in INFO.cuda_archs):
         pytest.skip("not built for sm_90a")
+    if cuobjdump() is None:
+        pytest.skip("no cuobjdump")
     module = importlib.util.find_spec("equikern._C")
     assert module is not None
     assert module.origin is not None
-    tool, demangle = _tool("cuobjdump"), _tool("c++filt")
-
-    def dump(*options: str) -> str:
-        command = [tool, "-arch", "sm_90a", *options, str(module.origin)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
     found: dict[str, Counter[str]] = {}
-    for part in dump("-sass").split("Function : ")[1:]:
-        symbol, _, code = part.partition("\n")
-        names = [name.split(".") for name in _INSTRUCTION.findall(code)]
-        found[symbol.strip()] = Counter(name[0] + ("128" if "128" in name else "") for name in names)
-    for symbol, usage in re.findall(r"Function (\S+?):\s*\n(.*)", dump("-res-usage")):
-        found[symbol].update({key: int(count) for key, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)})
-    plain = subprocess.run([demangle], input="\n".join(found), capture_output=True, text=True, check=True).stdout
-    names = (re.sub(r"(?<! )>\(", " >(", name) for name in plain.splitlines())
-    return dict(zip(names, found.values(), strict=True))
+    for dump in extension(Path(module.origin))["sm_90a"]:
+        for symbol, code in dump.code.items():
+            names = [name.split(".") for name in _INSTRUCTION.findall(code)]
+            counts = found[demangled(symbol)] = Counter(name[0] + ("128" if "128" in name else "") for name in names)
+            counts.update(dump.usage[symbol])
+    return found
 
 
 def kernel(struct: str) -> Counter[str]:
     matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::cuda::{struct} >" in name]
     assert len(matches) == 1, f"{struct}: {len(matches)} kernels"
     return matches[0]
+
+
+@pytest.mark.audit
+def test_as_the_tables_say(cuda_blocks: Blocks) -> None:
+    found = static_audit().cuda_tables(cuda_blocks.library)
+    if isinstance(found, str):
+        pytest.skip(found)
+    assert found
+    compare(found)
 
 
 @pytest.mark.audit
