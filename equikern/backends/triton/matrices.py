@@ -7,6 +7,8 @@ such as ``equikern_matrix_orbit_bf16``.
 
 from collections.abc import Mapping
 from functools import lru_cache
+from math import prod
+from typing import Any
 
 import torch
 import triton
@@ -14,10 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import alone, combine, finish, outcome, prepare
-from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
-from .layout import Operand, contiguous_views, dense_like, known, operand
+from .launch import (
+    Plan,
+    accumulator,
+    ceil_div,
+    make_plan,
+    next_power_of_two,
+    on_copies,
+    run,
+    run_dots,
+    strides,
+)
+from .layout import Known, Operand, contiguous_views, known, merge, operand
 from .orbits import same_lead
 from .selection import best
 from .tables import padded
@@ -178,140 +191,100 @@ def matrix_select(
 def _strides(names: str, operands: list[tuple[Operand, bool]]) -> tuple[int, dict[str, int]] | None:
     """The inner of two loops over the vectors, and each tensor's strides; None if they take more loops."""
     first, grouped = operands[0]
-    lead = first.shape[1 if grouped else 0 : -1]
-    merged: list[tuple[int, list[int]]] = []
-    for k, size in enumerate(lead):
-        steps = [o.stride[k + group] for o, group in operands]
-        if size == 1:
-            continue
-        if merged and all(s == t * size for s, t in zip(merged[-1][1], steps, strict=True)):
-            merged[-1] = merged[-1][0] * size, steps
-        else:
-            merged.append((size, steps))
+    lead = first.shape[grouped:-1]
+    merged = merge([(size, tuple(o.stride[k + group] for o, group in operands)) for k, size in enumerate(lead)])
     if len(merged) > 2:
         return None
-    none = (1, [0] * len(operands))
+    none = (1, (0,) * len(operands))
     (_, outer), (inner, within) = [none, none, *merged][-2:]
-    values: dict[str, int] = {}
-    for position, (name, (o, group)) in enumerate(zip(names, operands, strict=True)):
-        values |= {f"{name}a": outer[position], f"{name}b": within[position], f"{name}e": o.stride[-1]}
-        if group:
-            values[f"{name}g"] = o.stride[0]
-    return inner, values
+    own = [o.stride[0] if group else 0 for o, group in operands]
+    last = [o.stride[-1] for o, _ in operands]
+    return inner, strides(names, "gabe", [*zip(own, outer, within, last, strict=True)])
+
+
+def constants_of(size: int, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What a kernel of ``count`` matrices must know of them when it is compiled."""
+    rows = next_power_of_two(size)
+    vectors = max(1, min(VECTORS, PRODUCTS // rows**2))
+    return {"COUNT": count, "D": size, "DP": rows, "P": vectors, "ACC": accumulator(dtype)}
 
 
 def _plan(
-    kernel: object, programs: int, operands: tuple[Operand | None, ...], scalars: Mapping[str, int | float],
-    constants: Mapping[str, object],
-) -> Plan:  # fmt: skip
-    return make_plan(kernel, programs, operands, scalars, constants, WARPS, None)  # type: ignore[arg-type]
+    kernel: Any, operands: tuple[Known, ...], names: str, moving: list[tuple[Operand, bool]], keep: int,
+    scalars: Mapping[str, int | float], constants: Mapping[str, object],
+) -> tuple[Plan, int] | None:  # fmt: skip
+    """The launch, and how many programs the vectors of one weight take; None if the tensors must be copied first.
 
-
-def constants_of(size: int, count: int, dtype: torch.dtype) -> dict[str, object]:
-    """What a kernel of ``count`` matrices must know of them when it is compiled."""
-    rows = next_power_of_two(size)
-    acc = tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
-    return {"COUNT": count, "D": size, "DP": rows, "P": max(1, min(VECTORS, PRODUCTS // rows**2)), "ACC": acc}
-
-
-def _counts(shape: tuple[int, ...], keep: int) -> dict[str, int]:
-    """Vectors, those of one weight, and the weights of one view, from the shape of a sample."""
-    columns = torch.Size(shape[:keep]).numel()
-    vectors = torch.Size(shape[:-1]).numel()
-    return {"vectors": vectors, "per": max(1, vectors // max(1, columns)), "columns": columns}
+    ``keep``: of how many of the leading dims weights are given.
+    """
+    found = _strides(names, moving)
+    if found is None:
+        return None
+    nb, steps = found
+    ys = next(o for o, group in moving if group)
+    shape = ys.shape[1:]
+    own = {**constants_of(shape[-1], ys.shape[0], ys.dtype), **constants}
+    columns, vectors = prod(shape[:keep]), prod(shape[:-1])
+    per = max(1, vectors // max(1, columns))
+    values = {"vectors": vectors, "per": per, "columns": columns, "nb": nb, **steps, **scalars}
+    if kernel is not matrix_dot:
+        return make_plan(kernel, ceil_div(vectors, own["P"]), operands, values, own, WARPS), 1
+    each = per == 1
+    length = columns if each else per
+    own |= {"EACH": each, "STEPS": 1 if each or length <= own["P"] else LOOPS}
+    units = ceil_div(length, own["P"] * own["STEPS"])
+    programs, parts = (units, 1) if each else (units * columns, units)
+    return make_plan(kernel, programs, operands, {**values, "units": units}, own, WARPS), parts
 
 
 @lru_cache(maxsize=1024)
-def plan_orbit(
-    scale: float, x: Operand, out: Operand, mats: Operand, weights: Operand | None, index: Operand | None
-) -> Plan | None:
+def plan_orbit(scale: float, x: Operand, out: Operand, mats: Operand, weights: Known, index: Known) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
-    strides = _strides("xo", [(x, False), (out, True)])
-    if strides is None:
-        return None
-    keep = len(weights.shape) - 1 if weights else len(index.shape) if index else 0
-    constants = constants_of(x.shape[-1], out.shape[0], x.dtype)
-    counts = _counts(x.shape, keep)
-    scalars = {"scale": scale, "nb": strides[0], **counts, **strides[1]}
-    programs = ceil_div(counts["vectors"], int(str(constants["P"])))
-    return _plan(matrix_orbit, programs, (x, out, mats, weights, index), scalars, constants)
+    moving, keep = [(x, False), (out, True)], len(weights.shape) - 1 if weights else len(index.shape) if index else 0
+    found = _plan(matrix_orbit, (x, out, mats, weights, index), "xo", moving, keep, {"scale": scale}, {})
+    return found and found[0]
 
 
 @lru_cache(maxsize=1024)
 def plan_reduce(
-    op: str, scale: float, y: Operand, out: Operand, plus: Operand | None, spread: Operand | None, mats: Operand,
-    weights: Operand | None,
-) -> Plan | None:  # fmt: skip
+    op: str, scale: float, y: Operand, out: Operand, plus: Known, spread: Known, mats: Operand, weights: Known
+) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
     plus and spread never come together, so the kernel knows one set of strides for both.
     """
-    strides = _strides("yop", [(y, True), (out, False), (plus or spread or out, False)])
-    if strides is None:
-        return None
-    constants = {**constants_of(y.shape[-1], y.shape[0], y.dtype), "OP": op}
-    counts = _counts(out.shape, len(weights.shape) - 1 if weights else 0)
-    scalars = {"scale": scale, "nb": strides[0], **counts, **strides[1]}
-    programs = ceil_div(counts["vectors"], int(str(constants["P"])))
-    return _plan(matrix_reduce, programs, (y, out, plus, spread, mats, weights), scalars, constants)
+    moving, keep = [(y, True), (out, False), (plus or spread or out, False)], len(weights.shape) - 1 if weights else 0
+    operands = (y, out, plus, spread, mats, weights)
+    found = _plan(matrix_reduce, operands, "yop", moving, keep, {"scale": scale}, {"OP": op})
+    return found and found[0]
 
 
 @lru_cache(maxsize=1024)
 def plan_dot(
-    x: Operand, y: Operand, out: Operand | None, mats: Operand, weights: Operand | None, dots: Operand
+    x: Operand, y: Operand, out: Known, mats: Operand, weights: Known, dots: Operand
 ) -> tuple[Plan, int] | None:
     """The launch and the number of partial sums of a dot, or None if the tensors must be copied first."""
-    strides = _strides("xyo", [(x, False), (y, True), (out or y, True)])
-    if strides is None:
-        return None
-    constants = constants_of(x.shape[-1], y.shape[0], x.dtype)
-    counts = _counts(x.shape, len(dots.shape) - 1)
-    block, each = int(str(constants["P"])), counts["per"] == 1
-    length = counts["columns"] if each else counts["per"]
-    constants |= {"EACH": each, "STEPS": 1 if each or length <= block else LOOPS}
-    units = ceil_div(length, block * int(str(constants["STEPS"])))
-    scalars = {"units": units, "nb": strides[0], **counts, **strides[1]}
-    programs = units if each else units * counts["columns"]
-    return _plan(matrix_dot, programs, (x, y, out, mats, weights, dots), scalars, constants), 1 if each else units
+    moving, operands = [(x, False), (y, True), (out or y, True)], (x, y, out, mats, weights, dots)
+    return _plan(matrix_dot, operands, "xyo", moving, len(dots.shape) - 1, {}, {})
 
 
 @lru_cache(maxsize=1024)
-def plan_select(
-    minimum: bool, y: Operand, out: Operand, mats: Operand, scores: Operand | None, index: Operand
-) -> Plan | None:
+def plan_select(minimum: bool, y: Operand, out: Operand, mats: Operand, scores: Known, index: Operand) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
-    strides = _strides("yo", [(y, True), (out, False)])
-    if strides is None:
-        return None
-    constants = {**constants_of(y.shape[-1], y.shape[0], y.dtype), "MINIMUM": minimum}
-    counts = _counts(out.shape, len(index.shape))
-    scalars = {"nb": strides[0], **counts, **strides[1]}
-    programs = ceil_div(counts["vectors"], int(str(constants["P"])))
-    return _plan(matrix_select, programs, (y, out, mats, scores, index), scalars, constants)
+    moving, operands = [(y, True), (out, False)], (y, out, mats, scores, index)
+    found = _plan(matrix_select, operands, "yo", moving, len(index.shape), {}, {"MINIMUM": minimum})
+    return found and found[0]
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
+def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, weights: Maybe, index: Maybe) -> None:
     """See ``Backend.orbit``."""
-    if out.numel() == 0:
-        return
     if weights is not None and index is not None:
         weights, index = same_lead(weights, index)
     mats = padded(views, table)
     found = plan_orbit(scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     if found is not None:
-        run(found, x, out, mats, weights, index)
-        return
-    dense = dense_like(out)  # more leading dims than loops: only then is anything copied
-    orbit(x.contiguous(), dense, views, table, scale, weights, index)
-    out.copy_(dense)
+        return run(found, x, out, mats, weights, index)
+    on_copies(lambda to: orbit(x.contiguous(), to, views, table, scale, weights, index), out)
 
 
 def reduce(
@@ -321,74 +294,33 @@ def reduce(
     table: Tensor,
     op: str,
     scale: float,
-    weights: Tensor | None,
-    plus: Tensor | None,
-    spread: Tensor | None,
+    weights: Maybe,
+    plus: Maybe,
+    spread: Maybe,
 ) -> None:
     """See ``Backend.reduce``."""
-    if out.numel() == 0:
-        return
     mats = padded(views, table)
     beside = known(plus), known(spread)
     found = plan_reduce(op, scale, operand(y), operand(out), *beside, operand(mats), known(weights))
     if found is not None:
-        run(found, y, out, plus, spread, mats, weights)
-        return
-    dense, second = dense_like(out), dense_like(spread)
-    dense_plus = None if plus is None else plus.contiguous()
-    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
-    out.copy_(dense)
-    if spread is not None and second is not None:
-        spread.copy_(second)
+        return run(found, y, out, plus, spread, mats, weights)
+    y, plus = contiguous_views(y), plus if plus is None else plus.contiguous()
+    on_copies(lambda to, second: reduce(y, to, views, table, op, scale, weights, plus, second), out, spread)
 
 
-def orbit_dot(
-    x: Tensor,
-    y: Tensor,
-    out: Tensor | None,
-    dots: Tensor,
-    views: Views,
-    table: Tensor,
-    weights: Tensor | None,
-) -> None:
-    """See ``Backend.orbit_dot``. Sums are cut into fixed parts, added in a fixed order: results repeat bit by bit."""
-    if dots.numel() == 0:
-        return
-    if y.numel() == 0:
-        dots.zero_()
-        return
+def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Tensor, weights: Maybe) -> None:
+    """See ``Backend.orbit_dot``."""
     mats = padded(views, table)
     found = plan_dot(operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
-    if found is None:
-        dense = dense_like(out)
-        orbit_dot(x.contiguous(), contiguous_views(y), dense, dots, views, table, weights)
-        if out is not None and dense is not None:
-            out.copy_(dense)
-        return
-    launch, units = found
-    if units == 1:
-        run(launch, x, y, out, mats, weights, dots)
-        return
-    partial = dots.new_empty((*dots.shape, units))
-    run(launch, x, y, out, mats, weights, partial)
-    torch.sum(partial, -1, out=dots)
+    if found is not None:
+        return run_dots(*found, dots, (), x, y, out, mats, weights)
+    on_copies(lambda to: orbit_dot(x.contiguous(), contiguous_views(y), to, dots, views, table, weights), out)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:
     """See ``Backend.select``; the caller has seen to empty outputs."""
     mats = padded(views, table)
     found = plan_select(minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))
     if found is not None:
-        run(found, y, out, mats, scores, index)
-        return
-    dense = dense_like(out)
-    select(contiguous_views(y), dense, index, views, table, scores, minimum)
-    out.copy_(dense)
+        return run(found, y, out, mats, scores, index)
+    on_copies(lambda to: select(contiguous_views(y), to, index, views, table, scores, minimum), out)

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
 from ...views.grid import numbers
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import alone, combine, finish, map_offset, outcome, prepare, unravel
-from .launch import Plan, ceil_div, make_plan, run, view_sizes
-from .layout import Operand, known, operand
+from .launch import Plan, ceil_div, make_plan, run, run_dots, view_sizes
+from .layout import Known, Operand, known, operand
 from .matrices import constants_of, times
 from .selection import best
 from .tables import padded
@@ -175,13 +175,9 @@ def _steps(name: str, o: Operand, group: bool, count: int, sides: int) -> dict[s
 
 
 def _plan(
-    kernel: Any,
-    views: Views,
-    operands: tuple[Operand | None, ...],
-    moving: Mapping[str, tuple[Operand, bool]],
-    scalars: Mapping[str, int | float],
-    constants: Mapping[str, object],
-) -> tuple[Plan, int]:
+    kernel: Any, views: Views, operands: tuple[Known, ...], moving: Mapping[str, tuple[Operand, bool]],
+    scalars: Mapping[str, int | float], constants: Mapping[str, object],
+) -> tuple[Plan, int]:  # fmt: skip
     """The launch, and how many programs an item takes; ``moving``: the tensors, first one that the views look at."""
     words, count = numbers(views.words).words, views.size
     first, grouped = next(iter(moving.values()))
@@ -189,7 +185,7 @@ def _plan(
     d, h, w = (*(1,) * (3 - views.sides), *rest)
     inside = d, h, w
     shown = view_sizes(inside, words[0])
-    own: dict[str, Any] = {**constants_of(count, views.order, first.dtype), "WORDS": words}
+    own = {**constants_of(count, views.order, first.dtype), "WORDS": words, **constants}
     per = channels // count * d * h * w
     values: dict[str, int | float] = {"points": items * per, "nb": channels // count, "per": per, "columns": items}
     values |= {f"n{k}": n for k, n in enumerate(inside)} | {f"m{k}": m for k, m in enumerate(shown)}
@@ -197,13 +193,12 @@ def _plan(
         values |= _steps(name, o, group, count, views.sides)
     units = ceil_div(per, own["P"])
     programs = items * units if kernel is mixed_dot else ceil_div(items * per, own["P"])
-    kept = {name: value for name, value in {**own, **constants}.items() if name in kernel.arg_names}
-    return make_plan(kernel, programs, operands, {**values, **scalars, "units": units}, kept, WARPS, None), units  # type: ignore[arg-type]
+    return make_plan(kernel, programs, operands, {**values, **scalars, "units": units}, own, WARPS), units
 
 
 @lru_cache(maxsize=1024)
 def plan_orbit(
-    views: Views, scale: float, x: Operand, out: Operand, mats: Operand, weights: Operand | None, index: Operand | None
+    views: Views, scale: float, x: Operand, out: Operand, mats: Operand, weights: Known, index: Known
 ) -> Plan:
     """The launch for operands such as these."""
     moving = {"x": (x, False), "o": (out, True)}
@@ -212,8 +207,8 @@ def plan_orbit(
 
 @lru_cache(maxsize=1024)
 def plan_reduce(
-    views: Views, op: str, scale: float, y: Operand, out: Operand, plus: Operand | None, spread: Operand | None,
-    mats: Operand, weights: Operand | None,
+    views: Views, op: str, scale: float, y: Operand, out: Operand, plus: Known, spread: Known, mats: Operand,
+    weights: Known,
 ) -> Plan:  # fmt: skip
     """The launch for operands such as these; plus and spread never come together and share their strides."""
     moving = {"y": (y, True), "o": (out, False), "p": (plus or spread or out, False)}
@@ -223,7 +218,7 @@ def plan_reduce(
 
 @lru_cache(maxsize=1024)
 def plan_dot(
-    views: Views, x: Operand, y: Operand, out: Operand | None, mats: Operand, weights: Operand | None, dots: Operand
+    views: Views, x: Operand, y: Operand, out: Known, mats: Operand, weights: Known, dots: Operand
 ) -> tuple[Plan, int]:
     """The launch and the number of partial sums of a dot."""
     moving = {"x": (x, False), "y": (y, True), "o": (out or y, True)}
@@ -232,7 +227,7 @@ def plan_dot(
 
 @lru_cache(maxsize=1024)
 def plan_select(
-    views: Views, minimum: bool, y: Operand, out: Operand, mats: Operand, scores: Operand | None, index: Operand
+    views: Views, minimum: bool, y: Operand, out: Operand, mats: Operand, scores: Known, index: Operand
 ) -> Plan:
     """The launch for operands such as these."""
     moving = {"y": (y, True), "o": (out, False)}
@@ -240,15 +235,7 @@ def plan_select(
     return _plan(mixed_select, views, operands, moving, {}, {"MINIMUM": minimum})[0]
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
+def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, weights: Maybe, index: Maybe) -> None:
     """See ``Backend.orbit``; weights and index are given for every item."""
     mats = padded(views, table)
     plan = plan_orbit(views, scale, operand(x), operand(out), operand(mats), known(weights), known(index))
@@ -262,9 +249,9 @@ def reduce(
     table: Tensor,
     op: str,
     scale: float,
-    weights: Tensor | None,
-    plus: Tensor | None,
-    spread: Tensor | None,
+    weights: Maybe,
+    plus: Maybe,
+    spread: Maybe,
 ) -> None:
     """See ``Backend.reduce``; weights are given for every item."""
     mats = padded(views, table)
@@ -273,33 +260,14 @@ def reduce(
     run(plan, y, out, plus, spread, mats, weights)
 
 
-def orbit_dot(
-    x: Tensor,
-    y: Tensor,
-    out: Tensor | None,
-    dots: Tensor,
-    views: Views,
-    table: Tensor,
-    weights: Tensor | None,
-) -> None:
+def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Tensor, weights: Maybe) -> None:
     """See ``Backend.orbit_dot``; dots and weights are given for every item."""
     mats = padded(views, table)
-    plan, units = plan_dot(views, operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
-    partial = dots if units == 1 else dots.new_empty((*dots.shape, units))
-    run(plan, x, y, out, mats, weights, partial)
-    if units > 1:
-        torch.sum(partial, -1, out=dots)
+    found = plan_dot(views, operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
+    run_dots(*found, dots, (), x, y, out, mats, weights)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:
     """See ``Backend.select``; scores and index are given for every item."""
     mats = padded(views, table)
     plan = plan_select(views, minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))

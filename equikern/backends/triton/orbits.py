@@ -6,11 +6,11 @@ Profilers see the kernels under names such as ``equikern_orbit_tiles_bf16``.
 
 from functools import lru_cache
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import (
     arrangements,
@@ -25,8 +25,8 @@ from .device import (
     tile,
     unravel,
 )
-from .launch import Plan, accumulator, forms, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, dense_like, known, normalize, operand
+from .launch import Plan, accumulator, forms, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .layout import Known, Operand, as_words, known, normalize, operand
 from .tables import CHANNELS, channels
 
 __all__ = ["orbit", "plan"]
@@ -135,57 +135,30 @@ def orbit_points(
 
 
 @lru_cache(maxsize=1024)
-def plan(
-    views: Views, scale: float, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
-) -> Plan | None:
+def plan(views: Views, scale: float, x: Operand, out: Operand, weights: Known, index: Known) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
     layout = normalize(views, [(x, False), (out, True)], [(weights, True), (index, False)])
     if layout is None:
         return None
-    constants = {
-        "EXACT": scale == 1.0 and weights is None,
-        "ACC": tl.float64 if accumulator(x.dtype) == torch.float64 else tl.float32,
-    }
+    constants = {"EXACT": scale == 1.0 and weights is None, "ACC": accumulator(x.dtype)}
     operands = (x, out, weights, index, CHANNELS if views.size else None)
     scalars = {"scale": scale}
     if use_tiles(layout, views):
-        return plan_tiles(
-            orbit_tiles, layout, views, operands, "xo", "wk", scalars, {**constants, "FORMS": forms(views)}, False
-        )
+        constants["FORMS"] = forms(views)
+        return plan_tiles(orbit_tiles, layout, views, operands, "xo", "wk", scalars, constants, False)
     return plan_gather(orbit_points, layout, views, operands, "xo", "wk", scalars, constants)
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor | None,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
-    """Write out[g] = scale · weights[g] · map_g(x); with neither factor a copy of the bits.
-
-    Args:
-        x: (*lead, H, W), any strides.
-        out: (|G|, *lead, H', W'), any strides.
-        weights: (|G|, *lead[:k-1]), contiguous, or None.
-        index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
-    """
-    if out.numel() == 0:
-        return
+def orbit(x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe) -> None:
+    """See ``Backend.orbit``."""
     if scale == 1.0 and weights is None:
         x, out = as_words(x, out)
     found = plan(views, scale, operand(x), operand(out), known(weights), known(index))
     if found is not None:
-        run(found, x, out, weights, index, channels(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
+        return run(found, x, out, weights, index, channels(views, table))
     if weights is not None and index is not None:
         weights, index = same_lead(weights, index)
-    dense = dense_like(out)
-    orbit(x.contiguous(), dense, views, table, scale, weights, index)
-    out.copy_(dense)
+    on_copies(lambda to: orbit(x.contiguous(), to, views, table, scale, weights, index), out)
 
 
 def same_lead(weights: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...reductions import REDUCTIONS
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import (
     alone,
@@ -30,8 +31,8 @@ from .device import (
     unravel,
     view_tile,
 )
-from .launch import Plan, accumulator, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, contiguous_views, dense_like, known, loops, normalize, operand
+from .launch import Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
 
 __all__ = ["plan", "reduce", "wide"]
@@ -283,21 +284,12 @@ def _classes(views: Views) -> dict[str, tuple[int, ...]]:
 
 def wide(op: str, dtype: torch.dtype) -> tl.dtype:
     """The type that an operation computes in: votes compare the values themselves."""
-    if op == "vote":
-        return getattr(tl, str(dtype).removeprefix("torch."))
-    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
+    return getattr(tl, str(dtype).removeprefix("torch.")) if op == "vote" else accumulator(dtype)
 
 
 @lru_cache(maxsize=1024)
 def plan(
-    views: Views,
-    op: str,
-    scale: float,
-    y: Operand,
-    out: Operand,
-    plus: Operand | None,
-    spread: Operand | None,
-    weights: Operand | None,
+    views: Views, op: str, scale: float, y: Operand, out: Operand, plus: Known, spread: Known, weights: Known
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
@@ -324,35 +316,18 @@ def reduce(
     y: Tensor,
     out: Tensor,
     views: Views,
-    table: Tensor | None,
+    table: Maybe,
     op: str,
     scale: float,
-    weights: Tensor | None,
-    plus: Tensor | None,
-    spread: Tensor | None,
+    weights: Maybe,
+    plus: Maybe,
+    spread: Maybe,
 ) -> None:
-    """Reduce map_g(y[g]) over the views g, in float32 (float64 for float64), votes in y's own dtype.
-
-    Args:
-        y: (|G|, *lead, H, W), any strides.
-        out: (*lead, H', W'), any strides.
-        op: a name of ``REDUCTIONS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g] + plus).
-        weights: (|G|, *lead[:k-1]) for ``"sum"``, contiguous, or None.
-        plus: like one y[g], for ``"sum"`` without weights; or None.
-        spread: like out, where ``"mean_std"`` puts the standard deviation; or None.
-    """
-    if out.numel() == 0:
-        return
+    """See ``Backend.reduce``: in float32 (float64 for float64), votes in y's own dtype."""
     if op == "vote":
         y, out = as_words(y, out)
     found = plan(views, op, scale, operand(y), operand(out), known(plus), known(spread), known(weights))
     if found is not None:
-        run(found, y, out, plus, spread, weights, channels(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense, second = dense_like(out), dense_like(spread)
-    dense_plus = None if plus is None else plus.contiguous()
-    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
-    out.copy_(dense)
-    if spread is not None and second is not None:
-        spread.copy_(second)
+        return run(found, y, out, plus, spread, weights, channels(views, table))
+    y, plus = contiguous_views(y), plus if plus is None else plus.contiguous()
+    on_copies(lambda to, second: reduce(y, to, views, table, op, scale, weights, plus, second), out, spread)

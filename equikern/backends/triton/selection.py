@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views, still
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import channel_of, columns, narrow, point_offset, row_numbers, signed, tile, unravel
-from .launch import Plan, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, contiguous_views, dense_like, known, loops, normalize, operand
+from .launch import Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
 
 __all__ = ["index_alone", "plan", "select"]
@@ -162,7 +163,7 @@ def select_points(
 
 
 @lru_cache(maxsize=1024)
-def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand) -> Plan | None:
+def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Known, index: Operand) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
     layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])
     if layout is None:
@@ -176,33 +177,13 @@ def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Operand 
     return plan_gather(select_points, layout, views, operands, "yo", "sk", {}, constants)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor | None,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
-    """Write out = map_i(y[i]) with i = index, or with the view of the best score, which is then written to index.
-
-    Args:
-        y: (|G|, *lead, H, W), any strides.
-        out: (*lead, H', W'), any strides, not empty.
-        index: int64, lead[:m], contiguous. Read if scores is None: values outside 0 … |G|-1 count as the nearest.
-        scores: (|G|, *lead[:m]), contiguous; NaN never wins, ties go to the lowest index; or None.
-        minimum: the least score is the best, otherwise the greatest.
-    """
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool) -> None:
+    """See ``Backend.select``; the caller has seen to empty outputs."""
     y, out = as_words(y, out)
     found = plan(views, minimum, operand(y), operand(out), known(scores), operand(index))
     if found is not None:
-        run(found, y, out, scores, index, channels(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense = dense_like(out)
-    select(contiguous_views(y), dense, index, views, table, scores, minimum)
-    out.copy_(dense)
+        return run(found, y, out, scores, index, channels(views, table))
+    on_copies(lambda to: select(contiguous_views(y), to, index, views, table, scores, minimum), out)
 
 
 def index_alone(scores: Tensor, index: Tensor, minimum: bool) -> None:
