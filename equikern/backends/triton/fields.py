@@ -1,8 +1,8 @@
 """Fields: the kernels of grids with a table of channels beside the words, on tensors (items, channels, *sides).
 
 A program of tiles has one channel of an item: the table tells it which plane to read or write instead of its own, so a
-field of signed permutations costs what its grid does; where matrices mix the channels, ``mixed.py`` serves. The dims in
-front of the channels are one here, and weights, scores and indices are given for each of its items.
+field of signed permutations costs what its grid does; where matrices mix the channels, ``matrices.py`` serves. The dims
+in front of the channels are one here, and weights, scores and indices are given for each of its items.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from ...views import Views
 from ..base import Maybe
 from . import dots as products
-from . import mixed, orbits, reductions, selection
+from . import matrices, orbits, reductions, selection
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
@@ -71,7 +71,7 @@ def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, wei
     dims = views.dims
     lead = x.shape[: x.dim() - dims]
     items, to = _items(x, dims, False), _memory(out, dims, True)
-    module = mixed if views.kind.computes else orbits
+    module = matrices if views.kind.computes else orbits
     module.orbit(items, to, views, table, scale, _each(weights, lead, True), _each(index, lead, False))
     _put(out, to)
 
@@ -92,7 +92,7 @@ def reduce(
     to, second = _memory(out, dims, False), _memory(spread, dims, False)
     beside = None if plus is None else _items(plus, dims, False)
     each = _each(weights, out.shape[: out.dim() - dims], True)
-    module = mixed if views.kind.computes else reductions
+    module = matrices if views.kind.computes else reductions
     module.reduce(_items(y, dims, True), to, views, table, op, scale, each, beside, second)
     _put(out, to)
     _put(spread, second)
@@ -104,7 +104,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, tabl
     lead = x.shape[: x.dim() - dims]
     to = _memory(out, dims, True)
     each = dots.new_empty((dots.shape[0], lead.numel()))
-    module = mixed if views.kind.computes else products
+    module = matrices if views.kind.computes else products
     factors = _each(weights, lead, True)
     module.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, views, table, factors)
     dots.copy_(each.view((*dots.shape, -1)).sum(-1))
@@ -116,7 +116,7 @@ def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, s
     dims = views.dims
     lead = out.shape[: out.dim() - dims]
     to, each = _memory(out, dims, False), _each(index, lead, False)
-    module = mixed if views.kind.computes else selection
+    module = matrices if views.kind.computes else selection
     module.select(_items(y, dims, True), to, each, views, table, _each(scores, lead, True), minimum)
     if scores is not None:
         index.copy_(each.view((*index.shape, -1))[..., 0])
