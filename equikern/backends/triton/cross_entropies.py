@@ -29,6 +29,7 @@ from .rows import (
     listed_sources,
     load_block,
     lowest,
+    moved_entries,
     offsets,
     plan_rows,
     program_rows,
@@ -210,10 +211,7 @@ def cross_entropy_mean_rows(
         if positions is not None:
             tl.debug_barrier()
             for i in range(0, M, KM):
-                some = i + tl.arange(0, KM)[None, :]
-                listed = some < M
-                wanted = within[:, None] & listed
-                moved = tl.load(positions + some, mask=listed, other=0)
+                some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
                 moved_z = mean_at(
                     y, yg, base, off, yn, moved, sources + some, M, listed, wanted & good[:, None], ORDER, VEC, UNIT,
                     ACC,

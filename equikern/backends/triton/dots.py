@@ -16,14 +16,14 @@ from .compat import jit_kernel
 from .device import (
     arrangements,
     channel_of,
-    columns,
     form,
     narrow,
     placed_tile,
     point_offset,
-    row_numbers,
+    points_at,
     signed,
     tile,
+    tile_at,
     unravel,
 )
 from .launch import Plan, accumulator, forms, next_power_of_two, on_copies, plan_gather, plan_tiles, run_dots, use_tiles
@@ -46,13 +46,7 @@ def dot_tiles(
     VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """One block of x against every view of y; the block's |G| sums go to their own places in ``partial``."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     x += a * (xa * VEC) + b * (xb * VEC)
     y += a * (ya * VEC) + b * (yb * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
@@ -96,15 +90,9 @@ def dot_points(
     ACC: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """As ``orbit_points``: vectors follow x's order, single entries that of the views."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
     x += a * (xa * (VEC * VEC_R))
     y += a * (ya * (VEC * VEC_R))
     if CB > 1:
@@ -115,7 +103,8 @@ def dot_points(
         )  # fmt: skip
         v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
     else:
-        b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+        m0, m1, m2 = narrow(m0, m1, m2, BIG)
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
     views = tl.arange(0, GP)[None, :]
     totals = tl.zeros([P * PARTS, GP], ACC)
     for g in tl.static_range(len(WORDS)):

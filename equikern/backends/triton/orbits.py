@@ -15,14 +15,14 @@ from .compat import jit_kernel
 from .device import (
     arrangements,
     channel_of,
-    columns,
     form,
     narrow,
     placed_tile,
     point_offset,
-    row_numbers,
+    points_at,
     signed,
     tile,
+    tile_at,
     unravel,
 )
 from .launch import Plan, accumulator, forms, on_copies, plan_gather, plan_tiles, run, use_tiles
@@ -43,13 +43,7 @@ def orbit_tiles(
     VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
 ):  # fmt: skip
     """Load a block once, mirror and transpose it once each, store it where every view keeps it."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     x += a * (xa * VEC) + b * (xb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
@@ -86,15 +80,9 @@ def orbit_points(
 ):  # fmt: skip
     """Vectors of C entries are read once and put where every view has them; single entries are fetched view by view,
     since their stores are the scattered side and would be the slower one."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
     x += a * (xa * (VEC * VEC_R))
     out += a * (oa * (VEC * VEC_R))
     if CB > 1:
@@ -105,7 +93,8 @@ def orbit_points(
         )  # fmt: skip
         v = tl.load(x + offset + c, mask=mask, other=0)
     else:
-        b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+        m0, m1, m2 = narrow(m0, m1, m2, BIG)
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
         put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob, o0, o1, o2, os, 136, DIMS, DENSE[1], False, CB)
     if index is not None:
         chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)

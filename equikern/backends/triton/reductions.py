@@ -18,16 +18,16 @@ from .compat import jit_kernel
 from .device import (
     alone,
     channel_of,
-    columns,
     combine,
     finish,
     narrow,
     outcome,
     point_offset,
+    points_at,
     prepare,
-    row_numbers,
     signed,
     tile,
+    tile_at,
     unravel,
     view_tile,
 )
@@ -113,13 +113,7 @@ def reduce_tiles(
     UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     if plus is not None:
@@ -230,16 +224,11 @@ def reduce_points(
     VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce P points of the result, each of CB entries, in the order of ``reduce_tiles``: to the same bits."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64) * (VEC * VEC_R)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
-    b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
     y += a * ya
     if plus is not None:
         plus += a * pa + c

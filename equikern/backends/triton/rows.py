@@ -177,6 +177,14 @@ def listed_sources(sources, place, listed):
 
 
 @triton.jit
+def moved_entries(positions, i, M, within, KM: tl.constexpr):
+    """Entries i … i + KM − 1 of the list: their numbers, which there are, which count, and what positions they have."""
+    some = i + tl.arange(0, KM)[None, :]
+    listed = some < M
+    return some, listed, within[:, None] & listed, tl.load(positions + some, mask=listed, other=0)
+
+
+@triton.jit
 def lowest(ACC: tl.constexpr):
     """The least finite number: a largest logit to start from, of which none has to ask whether it is −∞."""
     if ACC == tl.float64:  # noqa: SIM300

@@ -29,6 +29,7 @@ from .rows import (
     listed_sources,
     load_block,
     lowest,
+    moved_entries,
     plan_rows,
     program_rows,
     row_start,
@@ -156,10 +157,7 @@ def score_select_rows(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, _listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             src = tl.load(sources + winner[:, None] * M + some, mask=wanted, other=0)
             u = view_at(y, come, away, yn, src, wanted, UNIT, y.dtype.element_ty)
             tl.store(out + at_places(put, away, moved, on, OUT_UNIT), u, mask=wanted)

@@ -24,6 +24,7 @@ from .rows import (
     edges,
     listed_sources,
     load_block,
+    moved_entries,
     offsets,
     plan_rows,
     program_rows,
@@ -111,10 +112,7 @@ def softmax_mean_rows(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             again = mean_at(
                 y, yg, base, off, yn, tops, factors, moved, sources + some, M, listed, wanted, ORDER, LOG, VEC, UNIT,
                 ACC,
@@ -179,10 +177,7 @@ def softmax_mean_backward_rows(
         total = tl.sum(sums[g], 1)
         if positions is not None and not LOG:
             for i in range(0, M, KM):
-                some = i + tl.arange(0, KM)[None, :]
-                listed = some < M
-                wanted = within[:, None] & listed
-                moved = tl.load(positions + some, mask=listed, other=0)
+                some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
                 spread = view_at(grad, come, off, dn, moved, wanted, UNIT, ACC)
                 listed_src = tl.load(sources + g * M + some, mask=listed, other=0)
                 moved_v = view_at(y + g * (yg * VEC), base, off, yn, listed_src, wanted, UNIT, ACC)
@@ -215,10 +210,7 @@ def softmax_mean_backward_rows(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             moved_d = view_at(grad, come, off, dn, moved, wanted, UNIT, ACC)
             for g in tl.static_range(ORDER):
                 moved_src = tl.load(sources + g * M + some, mask=listed, other=0)
