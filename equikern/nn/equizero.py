@@ -113,7 +113,12 @@ class EquiZero(OrbitModule):
 
     def scores(self, x: Tensor) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
-        return self._for_every_view(x, lambda outputs, _: self._losses(outputs).detach())
+        found, order = [], []
+        for elements, outputs, _ in self._forwards(x, self._parts(x)):
+            found.append(self._losses(outputs).detach())
+            order += elements
+            del outputs
+        return in_group_order(torch.cat(found), order)
 
     def chosen(self, x: Tensor) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..core import checks
 from ..ops import orbit_weighted_mean
 from .features import Tap, pooled, shares, weighed
 from .merging import Gathered, Merge, Output, Weighted
-from .views import ActionSpec, OrbitModule, OutputSpec
+from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
 
 __all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
 
@@ -123,7 +123,13 @@ class LambdaEquiTune(OrbitModule):
 
         Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
         """
-        return self._for_every_view(x, lambda _, raw: cast(Tensor, raw), lambda raw: shares(raw, self.normalize))
+        found, order = [], []
+        for elements, outputs, beside in self._forwards(x, self._parts(x)):
+            assert beside is not None
+            found.append(beside)
+            order += elements
+            del outputs
+        return in_group_order(shares(torch.cat(found), self.normalize), order)
 
     @property
     def _averages(self) -> bool:

@@ -117,17 +117,6 @@ class OrbitModule(nn.Module):
             raise ValueError(f"out: {spec!r} takes a mean or the choice of a view, got {self.extra_repr()}")
         return Output(self._tables(spec.linear), spec, size, turned, dtypes)
 
-    def _for_every_view(
-        self, x: Tensor, found: Callable[[Any, Tensor | None], Tensor], finish: Callable[[Tensor], Tensor] = lambda t: t
-    ) -> Tensor:
-        """What is found of the outputs of every view of each sample, or beside them: (|G|, B)."""
-        pieces, order = [], []
-        for elements, outputs, beside in self._forwards(x, self._parts(x)):
-            pieces.append(found(outputs, beside))
-            order += elements
-            del outputs, beside
-        return in_group_order(finish(torch.cat(pieces)), order)
-
     @property
     def _averages(self) -> bool:
         """Whether merged coordinates do not depend on where they are counted from."""
