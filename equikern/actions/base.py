@@ -64,8 +64,6 @@ class Action(Acting):
             field, 0 for the trivial action and for token ids.
         sides: how many of them are a grid's.
         words: what each element does to the grid, see ``equikern.views``.
-        size: the entries of the dim that is permuted or multiplied (d of matrices), the channels of one field, or the
-            words of a vocabulary; 0 for grids.
         maps, inverse_maps: g and g⁻¹ for every element, in the group's order; each knows its adjoint, ``.T``.
         square: whether some view swaps height and width (or two sides of a volume), so that the image must be square.
     """
@@ -74,11 +72,6 @@ class Action(Acting):
     def words(self) -> tuple[str, ...]:
         """What each element does to the grid, ``.`` for nothing; ``x`` or ``~`` for what has no grid."""
         return self.views.words
-
-    @property
-    def size(self) -> int:
-        """The entries of the dim that is permuted or multiplied, of one field, or of a vocabulary; 0 for grids."""
-        return self.views.size
 
     def act(self, g: int | Tensor, x: Tensor) -> Tensor:
         """g·x: one element for all of x, or one for each sample.

@@ -59,6 +59,11 @@ class FieldAction(GroupAction):
         signs = torch.where(mats.sum(2) < 0, -1, 1)
         self.signs = None if self.mixes or bool((signs > 0).all()) else signs
 
+    @property
+    def size(self) -> int:
+        """n, the channels of one field."""
+        return self.mats.shape[-1]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return FieldAction, (self.grid, self.channels, self.mats)
 

@@ -36,6 +36,11 @@ class MatrixAction(GroupAction):
         super().__init__(group, name, _maps(mats))
         self.mats = mats
 
+    @property
+    def size(self) -> int:
+        """d, the entries of a vector."""
+        return self.mats.shape[-1]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return MatrixAction, (self.group, self.mats, self.name)
 
@@ -54,6 +59,11 @@ class MatrixSamples(Action):
     def __init__(self, mats: Tensor, name: str = "matrix samples") -> None:
         super().__init__(name, _maps(mats))
         self.mats = mats
+
+    @property
+    def size(self) -> int:
+        """d, the entries of a vector."""
+        return self.mats.shape[-1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MatrixSamples, (self.mats, self.name)

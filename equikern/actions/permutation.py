@@ -45,6 +45,11 @@ class PermutationAction(GroupAction):
         super().__init__(group, name, Maps(f"permutation {dim} {perm.shape[1]}: {words}", table))
         self.perm, self.signs, self.dim = perm, signs, dim
 
+    @property
+    def size(self) -> int:
+        """n, the entries of the permuted dim."""
+        return self.perm.shape[1]
+
     def along(self, dim: int) -> PermutationAction:
         """The same permutations of another dim, counted from the end."""
         return (
@@ -78,6 +83,11 @@ class TokenAction(GroupAction):
         super().__init__(group, name, Maps(f"tokens {perm.shape[1]}: {words}", table))
         self.perm = perm
         self.logits = PermutationAction(group, perm, None, -1, name)
+
+    @property
+    def size(self) -> int:
+        """V, the size of the vocabulary."""
+        return self.perm.shape[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenAction, (self.group, self.perm, self.name)

@@ -63,8 +63,8 @@ def _probe(name: str, a: GroupAction, b: GroupAction) -> Tensor:
         if isinstance(action, FieldAction):
             channels[-action.dims] = lcm(channels.get(-action.dims, 1), action.size)
             continue
-        size, dim = action.size, action.views.dim or -1  # token ids stand on none
-        if size and sizes.setdefault(dim, size) != size:
+        size, dim = getattr(action, "size", None), getattr(action, "dim", -1)
+        if size is not None and sizes.setdefault(dim, size) != size:
             raise ValueError(f"{name}: expected actions on one size, got {sizes[dim]} ({a.name!r}) and {size}")
     for dim, n in channels.items():
         if sizes.setdefault(dim, n) % n:
