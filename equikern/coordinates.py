@@ -18,7 +18,7 @@ With c(g) the middle of the image g·x, every element acts on what is measured f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -102,10 +102,7 @@ class Coordinates:
             [[3.0, 1.0], [1.0, 3.0]]
         """
         ends = self._ends(size)
-        if isinstance(g, Tensor) and g.dim():
-            self._check_batch(t)
-            return self._moved_each(g, t, [self._far(h, ends) for h in range(self.action.order)], False)
-        return self._moved_all(element("g", g, self.action.order, self.action.name), t, ends)
+        return self._applied(g, t, [(h, ends) for h in range(self.action.order)], False)
 
     def undo(self, g: int | Tensor, t: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """g⁻¹·t: coordinates that were found on g·x → those of the same places on x, whose size is (H, W).
@@ -114,13 +111,9 @@ class Coordinates:
             >>> keypoints("c4").undo(1, torch.tensor([1.0, 3.0]), (4, 6)).tolist()
             [3.0, 1.0]
         """
-        ends, inverse = self._ends(size), self.group.inverse.tolist()
+        ends = self._ends(size)
         shown = [ends[::-1] if _turns(word) else ends for word in self.action.words]
-        if isinstance(g, Tensor) and g.dim():
-            self._check_batch(t)
-            return self._moved_each(g, t, [self._far(inverse[h], shown[h]) for h in range(self.action.order)], True)
-        g = element("g", g, self.action.order, self.action.name)
-        return self._moved_all(inverse[g], t, shown[g])
+        return self._applied(g, t, list(zip(self.group.inverse.tolist(), shown, strict=True)), True)
 
     def _ends(self, size: object) -> list[int]:
         """The coordinates' largest values down and to the right."""
@@ -131,10 +124,21 @@ class Coordinates:
         rows, signs = self._moved[g]
         return [ends[self._sides[row]] if sign < 0 else 0 for row, sign in zip(rows, signs, strict=True)]
 
-    def _moved_all(self, g: int, t: Tensor, ends: Sequence[int]) -> Tensor:
+    def _applied(self, g: int | Tensor, t: Tensor, moves: list[tuple[int, list[int]]], inverse: bool) -> Tensor:
+        """``moves``: for each g the element that moves entries, and the ends that they are then counted from."""
+        many = isinstance(g, Tensor) and g.dim() > 0
+        one = 0 if many else element("g", g, self.action.order, self.action.name)
         if not isinstance(t, Tensor):
             raise TypeError(f"t: expected a torch.Tensor, got {type(t).__name__}")
         self.check("t", t)
+        if not many:
+            return self._moved_all(moves[one][0], t, moves[one][1])
+        if t.dim() < 1 + len(self.shape):
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"t: expected a batch (B, …, {expected}) for many elements, got shape {tuple(t.shape)}")
+        return self._moved_each(cast(Tensor, g), t, [self._far(*move) for move in moves], inverse)
+
+    def _moved_all(self, g: int, t: Tensor, ends: Sequence[int]) -> Tensor:
         rows, signs = self._moved[g]
         if self.swap is not None and _mirrors(self.action.words[g]):
             t = t[..., self.swap, :]
@@ -147,14 +151,6 @@ class Coordinates:
         added = t.new_tensor(far).repeat(1, points).index_select(0, g.flatten())
         moved = moved + added.view(*g.shape, *(1,) * (moved.dim() - g.dim() - 1), -1)
         return moved.unflatten(-1, self.shape)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _check_batch(self, t: object) -> None:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"t: expected a torch.Tensor, got {type(t).__name__}")
-        self.check("t", t)
-        if t.dim() < 1 + len(self.shape):
-            expected = ", ".join(map(str, self.shape))
-            raise ValueError(f"t: expected a batch (B, …, {expected}) for many elements, got shape {tuple(t.shape)}")
 
     def check(self, name: str, t: Tensor) -> None:
         """That the last dims of t are those of these coordinates."""

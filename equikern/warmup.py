@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .actions import Action
+from .backends import device_of
 
 __all__ = ["warmup"]
 
@@ -76,12 +77,7 @@ def warmup(
 
 
 def _present(device: torch.device | str) -> torch.device:
-    if not isinstance(device, (str, torch.device)):
-        raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}")
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {device!r}: {error}") from None
+    device = device_of(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device: nothing was compiled for {str(device)!r}, torch sees no GPU here; kernels are compiled on the "

@@ -40,6 +40,16 @@ def _no_integer(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex() or t.dtype.itemsize == 0 or str(t.dtype) == "torch.bool"
 
 
+def check_rows(name: str, rows: int, group: object) -> None:
+    """That a table has one row for each element of the group that it is given for, if it is for one."""
+    if group is None:
+        return
+    if not isinstance(group, Group):
+        raise TypeError(f"group: expected a Group, got {type(group).__name__}")
+    if group.order != rows:
+        raise ValueError(f"{name}: expected {group.order} rows, one per element of {group.name}, got {rows}")
+
+
 class Action(Acting):
     """What the operators need to know: a linear map for each group element, and what undoes it.
 

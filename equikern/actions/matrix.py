@@ -12,7 +12,7 @@ from torch import Tensor
 from ..groups import Group
 from ..views.maps import Maps, Tables
 from ..views.matrix import LARGEST, matrix_table
-from .base import Action, GroupAction
+from .base import Action, GroupAction, check_rows
 
 __all__ = ["MatrixAction", "MatrixSamples", "matrix"]
 
@@ -151,11 +151,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _checked(rows: Tensor, group: Group | None) -> Group:
     """The group of the rows, which must be an action of it."""
     order = len(rows)
-    if group is not None:
-        if not isinstance(group, Group):
-            raise TypeError(f"group: expected a Group, got {type(group).__name__}")
-        if group.order != order:
-            raise ValueError(f"mats: expected {group.order} rows, one per element of {group.name}, got {order}")
+    check_rows("mats", order, group)
     for g in range(order):
         for h in range(g if group is None else 0):
             if _same(rows[g], rows[h]):

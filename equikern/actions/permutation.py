@@ -11,7 +11,7 @@ from torch import Tensor
 from ..groups import Group
 from ..views.maps import Maps, Tables
 from ..views.permutation import permutation_table
-from .base import GroupAction
+from .base import GroupAction, check_rows
 
 __all__ = ["PermutationAction", "TokenAction", "after", "dim_from_end", "permutation", "tokens"]
 
@@ -230,11 +230,7 @@ def _checked(name: str, rows: Tensor, signs: Tensor | None, group: Group | None)
     small = torch.searchsorted(kept, rows[:, kept])
     factors = torch.ones_like(small) if signs is None else signs[:, kept]
     order = len(rows)
-    if group is not None:
-        if not isinstance(group, Group):
-            raise TypeError(f"group: expected a Group, got {type(group).__name__}")
-        if group.order != order:
-            raise ValueError(f"{name}: expected {group.order} rows, one per element of {group.name}, got {order}")
+    check_rows(name, order, group)
     known: dict[bytes, int] = {}
     for g in range(order):
         first = known.setdefault(_key(small[g], factors[g]), g)

@@ -83,13 +83,17 @@ def active_backend(device: torch.device | str = "cpu") -> str:
         ...     active_backend("cpu")
         'reference'
     """
+    return _choose(device_of(device)).name
+
+
+def device_of(device: object) -> torch.device:
+    """A device as users name it."""
     if not isinstance(device, (str, torch.device)):
         raise TypeError(f"device: expected a torch.device or its name, got {type(device).__name__}")
     try:
-        device = torch.device(device)
+        return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {device!r}: {error}") from None
-    return _choose(device).name
 
 
 def _changed() -> None:

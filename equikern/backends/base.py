@@ -19,7 +19,8 @@ class Backend(ABC):
     """The kernels of one implementation: inputs and outputs are tensors that the caller has checked and allocated.
 
     ``views`` and ``table`` are what an operator got: what is static about the maps, and what they contain, on the
-    tensors' device (None for views that need no table).
+    tensors' device (None for views that need no table). Tensors with all dims may have any strides; weights, scores,
+    dots, index, lse, target and loss are contiguous.
 
     Attributes:
         name: what ``use_backend`` calls it.
@@ -37,7 +38,10 @@ class Backend(ABC):
     def orbit(
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        """``out[g] = scale · weights[g] · map_g(x)``; views other than index are zero when an index is given."""
+        """``out[g] = scale · weights[g] · map_g(x)``, with neither factor a copy of the bits.
+
+        Views other than index are zero when an index is given. Of token ids only the map counts.
+        """
 
     @abstractmethod
     def reduce(
@@ -58,13 +62,17 @@ class Backend(ABC):
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
-        """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``."""
+        """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``, whose sums repeat bit by bit."""
 
     @abstractmethod
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        """``out = map_i(y[i])`` with i = index; given scores, i is the best of them and is written to index."""
+        """``out = map_i(y[i])`` with i = index, of which values outside 0 … |G| − 1 count as the nearest.
+
+        Given scores, i is the best of them, the least or the greatest, and is written to index: NaN never wins, ties go
+        to the lowest.
+        """
 
     @abstractmethod
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..actions import PermutationAction, TokenAction
 from ..core import checks
 from ..nn.tables import ActionTables
+from ..nn.views import check_views
 from ..ops import orbit, orbit_cross_entropy, orbit_mean
 from . import frames, models
 from .storage import Stored
@@ -105,7 +106,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         nn.Module.__init__(self)
         models.check(model)
         checks.choice("space", space, ("probs", "log_probs", None))
-        models.check_views(views_per_forward)
+        check_views(views_per_forward)
         self.action, self.words = models.action_of(model, action)
         self._tables = ActionTables(self._actions())
         self._check_words()
@@ -216,48 +217,20 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
                 raise ValueError("inputs: expected the prompts once, got them as input_ids too")
             inputs = options["input_ids"]
         options.pop("input_ids", None)
+        given = (generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
         frame = None
         if inputs is not None:
             inputs = models.check_ids(inputs)
             frame = self._canonical(inputs, options.get("attention_mask"))
         if frame is None:
-            return self._generate(
-                inputs,
-                generation_config,
-                logits_processor,
-                stopping_criteria,
-                prefix_allowed_tokens_fn,
-                streamer,
-                options,
-            )
+            return GenerationMixin.generate(self, inputs, *given, streamer=streamer, **options)
         call = copy.copy(self)
         call._frame = frame
-        result = call._generate(
-            frame.canonical,
-            generation_config,
-            logits_processor,
-            stopping_criteria,
-            prefix_allowed_tokens_fn,
-            None if streamer is None else frames.UserStreamer(streamer, frame),
-            options,
-        )
+        through = None if streamer is None else frames.UserStreamer(streamer, frame)
+        result = GenerationMixin.generate(call, frame.canonical, *given, streamer=through, **options)
         if call._crossed != {"processors", "criteria"}:
             raise RuntimeError("this release of transformers prepares processors and criteria in another way")
         return _mapped_back(result, frame)
-
-    def _generate(
-        self,
-        inputs: Tensor | None,
-        config: Any,
-        processors: Any,
-        criteria: Any,
-        allowed: Any,
-        streamer: Any,
-        options: dict[str, Any],
-    ) -> Any:
-        return GenerationMixin.generate(
-            self, inputs, config, processors, criteria, allowed, streamer=streamer, **options
-        )
 
     def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
         return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import TokenAction
+from ..core import checks
 from ..nn.tables import ActionTables
 from ..ops import orbit, orbit_act
 from . import frames, models
@@ -70,7 +71,7 @@ class EquiZeroLM(Stored, nn.Module):
             raise TypeError(f"score: expected a callable from texts to numbers, got {type(score).__name__}")
         if not hasattr(tokenizer, "decode"):
             raise TypeError(f"tokenizer: expected something with decode, got {type(tokenizer).__name__}")
-        self.beam_length = _positive("beam_length", beam_length)
+        self.beam_length = checks.whole("beam_length", beam_length, 1)
         self.model, self.score, self.tokenizer = model, score, tokenizer
         self.training = model.training
 
@@ -112,7 +113,7 @@ class EquiZeroLM(Stored, nn.Module):
                 are not one number for each text.
         """
         ids = models.check_ids(input_ids)
-        total = _positive("max_new_tokens", max_new_tokens)
+        total = checks.whole("max_new_tokens", max_new_tokens, 1)
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         if mask.shape != ids.shape:
             raise ValueError(f"attention_mask: expected the shape of input_ids, {tuple(ids.shape)}, got {mask.shape}")
@@ -218,14 +219,6 @@ def _choice(scores: list[float], sums: list[float]) -> int:
     best = [g for g, score in enumerate(scores) if score == max(scores)]
     likely = max(sums[g] for g in best)
     return next(g for g in best if sums[g] >= likely - _ROUNDING)
-
-
-def _positive(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {value}")
-    return value
 
 
 def _numbers(scores: Any, count: int) -> list[float]:

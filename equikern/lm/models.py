@@ -20,16 +20,6 @@ def check(model: object) -> None:
         raise ValueError(f"model: expected a causal model, got the encoder-decoder {type(model).__name__}")
 
 
-def check_views(views_per_forward: object) -> None:
-    """None, or a whole number from 1."""
-    if views_per_forward is None:
-        return
-    if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
-        raise TypeError(f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}")
-    if views_per_forward < 1:
-        raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
-
-
 def check_ids(ids: object) -> Tensor:
     """Token ids (B, S)."""
     if ids is None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..actions import TokenAction, product_action
-from ..nn.commuting import check_commuting, looked_up, representatives
+from ..nn.commuting import check_commuting, looked_up, mean_of_terms, representatives
 from ..nn.tables import ActionTables
-from ..ops import orbit, orbit_mean, symmetrize
+from ..ops import orbit, orbit_mean
 from . import models
 from .equilm import EquiLM, Space, log_of, single
 from .storage import made, told
@@ -112,16 +113,11 @@ class ProductEquiLM(EquiLM):
     def _merged(self, y: Tensor) -> Tensor:
         """(Σ|G_i|, B, S, V) → (B, S, V), see the class."""
         parts = torch.split(y, [action.order for action in self.factors])
-        total: Tensor | None = None
-        for i, (part, action) in enumerate(zip(parts, self.factors, strict=True)):
-            term = orbit_mean(single(part) if self.space == "probs" else part, self._tables(action.logits), self.space)
-            for j, other in enumerate(self.factors):
-                if j != i:
-                    term = symmetrize(term, self._tables(other.logits))
-            total = term if total is None else total + term
-        assert total is not None
-        total = total / len(parts)
-        return log_of(total).to(y.dtype) if self.space == "probs" else total
+        actions = [self._tables(action.logits) for action in self.factors]
+        if self.space != "probs":
+            return mean_of_terms(map(orbit_mean, parts, actions, repeat(self.space)), actions)
+        terms = map(orbit_mean, map(single, parts), actions, repeat(self.space))
+        return log_of(mean_of_terms(terms, actions)).to(y.dtype)
 
     def _loss(self, y: Tensor, target: Tensor) -> Tensor:
         return models.loss(single(self._merged(y)), target, self.space is None)

@@ -13,6 +13,7 @@ from ..core import checks
 from ..ops import orbit, orbit_mean, orbit_weighted_mean
 from ..views import FLOATS, still
 from ..views.maps import Maps
+from .features import shares, weighed
 from .tables import ActionTables
 
 __all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
@@ -115,9 +116,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         raw = self._raw(poses, x.shape[0])
         if raw is None:
             return torch.full((self.theta.order, x.shape[0]), 1 / self.theta.order, device=x.device)
-        if self.normalize == "softmax":
-            return raw.softmax(0)
-        return raw / raw.sum(0) if self.normalize == "sum" else raw
+        return shares(raw, self.normalize)
 
     def canonicalized(self, x: Tensor) -> Tensor:
         """z = h(x)⁻¹ x, like x in shape: what every rotation of x gives alike."""
@@ -157,13 +156,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         """What weight_net says of every pose, (|Θ|, B)."""
         if self.weight_net is None:
             return None
-        raw = self.weight_net(poses)
-        if raw.shape not in ((poses.shape[0], 1), (poses.shape[0],)):
-            raise ValueError(
-                f"weight_net: expected one number for each of {poses.shape[0]} poses, ({poses.shape[0]}, 1), got "
-                f"{tuple(raw.shape)}"
-            )
-        return raw.reshape(self.theta.order, batch)
+        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(self.theta.order, batch)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""

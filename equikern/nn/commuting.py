@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import lcm
 
 import torch
 from torch import Tensor
 
-from ..actions import FieldAction, GroupAction, TokenAction
+from ..actions import Action, FieldAction, GroupAction, TokenAction
 from ..actions.matrix import TOLERANCE
-from ..ops import orbit
+from ..ops import orbit, symmetrize
 
-__all__ = ["check_commuting", "looked_up", "representatives"]
+__all__ = ["check_commuting", "looked_up", "mean_of_terms", "representatives"]
 
 
 def check_commuting(name: str, actions: Sequence[GroupAction]) -> None:
@@ -140,6 +140,18 @@ def representatives(
                             )
         found.append(chosen)
     return found
+
+
+def mean_of_terms(terms: Iterable[Tensor], actions: Sequence[Action]) -> Tensor:
+    """``1/N Σ_i Sym_{G_j, j≠i} terms[i]``: every factor's term, symmetrised under all other factors."""
+    total: Tensor | None = None
+    for i, term in enumerate(terms):
+        for j, other in enumerate(actions):
+            if j != i:
+                term = symmetrize(term, other)
+        total = term if total is None else total + term
+    assert total is not None
+    return total / len(actions)
 
 
 def looked_up(name: str, table: Tensor, ids: Tensor) -> Tensor:

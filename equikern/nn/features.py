@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tap", "pooled"]
+__all__ = ["Tap", "pooled", "shares", "weighed"]
 
 
 class Tap:
@@ -118,3 +118,20 @@ def pooled(features: Any) -> Tensor:
     if features.dim() == 3:
         return features.mean(1)
     return features.flatten(2).mean(2) if features.dim() > 3 else features
+
+
+def weighed(weight_net: Callable[[Tensor], Tensor], features: Tensor, count: int, samples: str) -> Tensor:
+    """What a network of weights says of so many samples, (N,)."""
+    raw = weight_net(features)
+    if raw.shape not in ((count, 1), (count,)):
+        raise ValueError(
+            f"weight_net: expected one number for each of {count} {samples}, ({count}, 1), got {tuple(raw.shape)}"
+        )
+    return raw.reshape(count)
+
+
+def shares(raw: Tensor, normalize: str | None) -> Tensor:
+    """How much each view counts, from what the network says of it, (|G|, B)."""
+    if normalize == "softmax":
+        return raw.softmax(0)
+    return raw / raw.sum(0) if normalize == "sum" else raw

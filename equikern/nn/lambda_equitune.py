@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..actions import Action
 from ..core import checks
 from ..ops import orbit_weighted_mean
-from .features import Tap, pooled
+from .features import Tap, pooled, shares, weighed
 from .merging import Gathered, Merge, Output, Weighted
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
 
@@ -129,12 +129,7 @@ class LambdaEquiTune(OrbitModule):
             found.append(beside)
             order += elements
             del outputs
-        raw = torch.cat(found)
-        if self.normalize == "softmax":
-            raw = raw.softmax(0)
-        elif self.normalize == "sum":
-            raw = raw / raw.sum(0)
-        return in_group_order(raw, order)
+        return in_group_order(shares(torch.cat(found), self.normalize), order)
 
     @property
     def _averages(self) -> bool:
@@ -142,13 +137,7 @@ class LambdaEquiTune(OrbitModule):
 
     def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
         output, features = self._with_features(views)
-        raw: Tensor = self.weight_net(pooled(features))
-        if raw.shape not in ((views.shape[0], 1), (views.shape[0],)):
-            raise ValueError(
-                f"weight_net: expected one number for each of {views.shape[0]} views, ({views.shape[0]}, 1), got "
-                f"{tuple(raw.shape)}"
-            )
-        return output, raw.reshape(views.shape[0])
+        return output, weighed(self.weight_net, pooled(features), views.shape[0], "views")
 
     def _with_features(self, views: Tensor) -> tuple[Any, Any]:
         if callable(self.features):

@@ -56,7 +56,7 @@ class InvariantSymmetric(OrbitModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for a batch x; see the class."""
-        mean = _one("backbone", mean_of(self, x))
+        mean = one_output("backbone", mean_of(self, x))
         if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
             raise ValueError(
                 f"out: expected outputs (B, …, {checks.moved(self.fixing)}) for {self.fixing.name!r} to act on, but "
@@ -166,7 +166,7 @@ class _Plus(OrbitModule):
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         if plus is None:
-            return _one("backbones", mean_of(self, x))
+            return one_output("backbones", mean_of(self, x))
         parts = len(self._parts(x))
         if self.out.square and not self.inp.views.keeps(x.shape):
             raise ValueError(
@@ -187,13 +187,10 @@ class _Plus(OrbitModule):
             return orbit_mean(y, action, plus=plus.to(y.dtype))
 
         if parts == 1:
-            return _one("backbones", self._merged(x, lambda output: Gathered(output, merge_one)))
-        mean = _one("backbones", mean_of(self, x))
+            return one_output("backbones", self._merged(x, lambda output: Gathered(output, merge_one)))
+        mean = one_output("backbones", mean_of(self, x))
         check(tuple(mean.shape))
         return mean + symmetrize(plus.to(mean.dtype), self._tables(self.out))
-
-    def extra_repr(self) -> str:
-        return f"inp={self.inp!r}, out={self.out!r}"
 
 
 def named_actions(name: str, specs: object) -> list[GroupAction]:
@@ -214,7 +211,7 @@ def one_each(name: str, given: Any, count: int) -> list[Any]:
     return [given] * count
 
 
-def _one(name: str, merged: Any) -> Tensor:
+def one_output(name: str, merged: Any) -> Tensor:
     if not isinstance(merged, Tensor):
         raise TypeError(f"{name}: expected one output tensor, got {type(merged).__name__}")
     return merged

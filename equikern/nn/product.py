@@ -12,8 +12,8 @@ from ..actions import TokenAction
 from ..core import checks
 from ..ops import symmetrize
 from ..views import FLOATS
-from .commuting import check_commuting, looked_up, representatives
-from .multi import mean_of, named_actions, one_each
+from .commuting import check_commuting, looked_up, mean_of_terms, representatives
+from .multi import mean_of, named_actions, one_each, one_output
 from .views import ActionSpec, OrbitModule, action_of
 
 __all__ = ["ProductEquiTune"]
@@ -120,21 +120,15 @@ class ProductEquiTune(nn.Module):
             self.verified == "always" or (self.verified == "first" and not self._seen)
         ):
             self.verify(x)
-        total: Tensor | None = None
-        for i, one in enumerate(self._factors):
-            z = x
-            for j in range(len(self.inps)):
-                if j != i:
-                    z = self._canonical(j, z)
-            term = mean_of(one, z, lambda views: (self.backbone(views), None))
-            if not isinstance(term, Tensor):
-                raise TypeError(f"backbone: expected one output tensor, got {type(term).__name__}")
-            for j, other in enumerate(self._factors):
-                if j != i:
-                    term = symmetrize(term, other._tables(other.out))
-            total = term if total is None else total + term
-        assert total is not None
-        return total / len(self.inps)
+        terms = (self._term(i, x) for i in range(len(self.inps)))
+        return mean_of_terms(terms, [factor._tables(factor.out) for factor in self._factors])
+
+    def _term(self, i: int, x: Tensor) -> Tensor:
+        """The mean over factor i of what the backbone says of an input in canonical form under all others."""
+        for j in range(len(self.inps)):
+            if j != i:
+                x = self._canonical(j, x)
+        return one_output("backbone", mean_of(self._factors[i], x, lambda views: (self.backbone(views), None)))
 
     @torch.no_grad()
     def verify(self, x: Tensor) -> None:

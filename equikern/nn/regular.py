@@ -12,7 +12,6 @@ whole channels leave that as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from ..ops.checked import undo_each
 from ..views import FLOATS
 from .merging import Gathered
 from .tables import ActionTables
-from .views import ActionSpec, OrbitModule, OutputSpec, action_of, in_group_order
+from .views import ActionSpec, OrbitModule, action_of, in_group_order
 
 __all__ = ["EquivariantHead", "GroupLinear", "GroupPool", "InvariantHead", "RegularLift"]
 
@@ -58,11 +57,6 @@ class RegularLift(OrbitModule):
         (torch.Size([2, 4, 4, 6, 8]), True)
     """
 
-    def __init__(
-        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None = None
-    ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
-
     def forward(self, x: Tensor) -> Any:
         """The regular features for a batch x (B, \\*, H, W); see the class."""
 
@@ -71,10 +65,6 @@ class RegularLift(OrbitModule):
             return in_group_order(undo_each("output", y, action, axis), elements, axis)
 
         return self._merged(x, lambda output: Gathered(output, merge_one))
-
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows beside the backbone."""
-        return f"inp={self.inp!r}, out={self.out!r}"
 
 
 class GroupLinear(nn.Module):

@@ -34,7 +34,7 @@ class OrbitModule(nn.Module):
     """
 
     def __init__(
-        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None
+        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None = None
     ) -> None:
         super().__init__()
         if not callable(backbone):
@@ -44,13 +44,7 @@ class OrbitModule(nn.Module):
         self.out = _actions(out, self.inp)
         outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in leaves(self.out)]
         self._tables = ActionTables([self.inp, *outputs])
-        if views_per_forward is not None:
-            if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
-                raise TypeError(
-                    f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}"
-                )
-            if views_per_forward < 1:
-                raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
+        check_views(views_per_forward)
         self.views_per_forward = views_per_forward
 
     def views(self, x: Tensor) -> Any:
@@ -128,10 +122,24 @@ class OrbitModule(nn.Module):
         """Whether merged coordinates do not depend on where they are counted from."""
         return True
 
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows beside the backbone."""
+        return f"inp={self.inp!r}, out={self.out!r}"
+
 
 def _add(merges: list[Merge], pairs: list[tuple[Tensor, Any]], elements: list[int], beside: Tensor | None) -> None:
     for merge, (y, _) in zip(merges, pairs, strict=True):
         merge.add(y, elements, beside)
+
+
+def check_views(views_per_forward: object) -> None:
+    """None, or a whole number from 1."""
+    if views_per_forward is None:
+        return
+    if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
+        raise TypeError(f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}")
+    if views_per_forward < 1:
+        raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
 
 
 def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:

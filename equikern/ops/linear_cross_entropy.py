@@ -136,17 +136,14 @@ def _forward(
     ignore_index: int,
     smoothing: float,
     scale: Tensor | None,
-    hidden_gradient: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
+    *asked: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The rows' losses, and the gradients of Σ scale · loss in hidden, weight and bias; empty where not asked for.
 
     scale is one number, or one for each row.
     """
-    loss, grad_hidden, grad_weight, grad_bias = _empty(
-        hidden, weight, bias, target, hidden_gradient, weight_gradient, bias_gradient
-    )
+    loss, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, target, *asked)
+    hidden_gradient, weight_gradient, bias_gradient = asked
     order, size = hidden.shape[0], weight.shape[0]
     views = library.checked(code, table, hidden)
     rows = hidden.flatten(1, -2) if hidden.dim() > 2 else hidden[:, None]
@@ -155,7 +152,7 @@ def _forward(
     wide = accumulator(hidden)
     sum_weight = grad_weight if grad_weight.dtype == wide else torch.zeros_like(grad_weight, dtype=wide)
     sum_bias = torch.zeros_like(grad_bias, dtype=wide)
-    gradient = hidden_gradient or weight_gradient or bias_gradient
+    gradient = any(asked)
     step = chunk_rows(order, rows.shape[1], size * hidden.element_size(), hidden.device.type)
     each = scale is not None and scale.dim() > 0
     # The chunks share their memory: fresh pages would cost more than the loss itself.
@@ -200,22 +197,13 @@ def _add_product(total: Tensor, grad: Tensor, flat: Tensor) -> None:
         total += grad.T @ flat
 
 
-def _empty(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    hidden_gradient: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty(hidden: Tensor, weight: Tensor, target: Tensor, *asked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for the results, contiguous; the weight's gradient starts from zero."""
-    loss = torch.empty(target.shape, dtype=accumulator(hidden), device=hidden.device)
     return (
-        loss,
-        hidden.new_empty(hidden.shape if hidden_gradient else (0,)),
-        weight.new_zeros(weight.shape if weight_gradient else (0,)),
-        weight.new_zeros(weight.shape[:1] if bias_gradient else (0,)),
+        torch.empty(target.shape, dtype=accumulator(hidden), device=hidden.device),
+        hidden.new_empty(hidden.shape if asked[0] else (0,)),
+        weight.new_zeros(weight.shape if asked[1] else (0,)),
+        weight.new_zeros(weight.shape[:1] if asked[2] else (0,)),
     )
 
 
@@ -224,9 +212,7 @@ _linear_cross_entropy = library.register(
     "str space, int ignore_index, float smoothing, Tensor? scale, bool hidden_gradient, bool weight_gradient, "
     "bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
-    lambda hidden, weight, bias, target, code, table, space, ignore_index, smoothing, scale, *asked: _empty(
-        hidden, weight, bias, target, *asked
-    ),
+    lambda hidden, weight, bias, target, *call: _empty(hidden, weight, target, *call[-3:]),
 )
 
 

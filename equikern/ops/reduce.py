@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..core import autograd, checks, library
-from ..reductions import REDUCTIONS, of_std
+from ..reductions import REDUCTIONS, Spread, Total, of_std
 from ..views import FLOATS, accumulator, of, still, transposed
 from ..views.maps import Maps
 
@@ -137,21 +137,22 @@ class _Reduce(Function):
         wide = accumulator(saved_y)
         grad = autograd.laid_out(grad, library.channels_dim(saved_y, 1))
         y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
-        forth = transposed(code)
-
-        def spread(t: Tensor) -> Tensor:
-            return autograd.orbit_by(t, forth, table)
-
-        def total(t: Tensor, scale: float) -> Tensor:
-            return autograd.total_by(t, code, table, scale)
-
         reduction = REDUCTIONS[op]
         if reduction.shares is not None:
             grad_y = _of_shares(reduction.shares, y.detach(), grad, code, table)
         else:
             assert reduction.gradient is not None
-            grad_y = reduction.gradient(y, result, grad, spread, total)
+            grad_y = reduction.gradient(y, result, grad, *_there_and_back(code, table))
         return grad_y.to(saved_y.dtype), None, None, None
+
+
+def _there_and_back(code: str, table: Tensor | None) -> tuple[Spread, Total]:
+    """What spreads a tensor over the views, and what adds views up; see ``reductions``."""
+    forth = transposed(code)
+    return (
+        lambda t: autograd.orbit_by(t, forth, table),
+        lambda t, scale: autograd.total_by(t, code, table, scale),
+    )
 
 
 def _of_shares(shares: Callable[[Tensor], Tensor], y: Tensor, grad: Tensor, code: str, table: Tensor | None) -> Tensor:
@@ -176,15 +177,7 @@ class _MeanStd(Function):
         wide = accumulator(saved)
         y = saved.to(wide)
         code, channels_last = ctx.call
-        forth = transposed(code)
-
-        def spread(t: Tensor) -> Tensor:
-            return autograd.orbit_by(t, forth, table)
-
-        def total(t: Tensor, scale: float) -> Tensor:
-            return autograd.total_by(t, code, table, scale)
-
         grad_mean = autograd.laid_out(grad_mean, channels_last)
-        grad_y = autograd.orbit_by(grad_mean.to(wide), forth, table, 1.0 / y.shape[0])
-        grad_y = grad_y + of_std(y, y, grad_std.to(wide), spread, total)
+        grad_y = autograd.orbit_by(grad_mean.to(wide), transposed(code), table, 1.0 / y.shape[0])
+        grad_y = grad_y + of_std(y, y, grad_std.to(wide), *_there_and_back(code, table))
         return grad_y.to(saved.dtype), None, None

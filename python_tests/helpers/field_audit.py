@@ -21,7 +21,7 @@ def dense(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> Operan
 
 def build(case: str) -> launch.Plan:
     """The plan of a case such as ``"vector sum"``: which field, and what is done with it."""
-    from equikern.backends.triton import dots, mixed, orbits, reductions, selection
+    from equikern.backends.triton import dots, matrices, orbits, reductions, selection
 
     kind, name = case.split(" ")
     if kind == "volumes":
@@ -45,12 +45,13 @@ def build(case: str) -> launch.Plan:
     turn: list[list[list[float]]] = [[[1, 0], [0, 1]], [[0, -2], [0.5, 0]], [[-1, 0], [0, -1]], [[0, 2], [-0.5, 0]]]
     views = field(grid("c4"), matrix(turn)).maps.views
     if name == "orbit":
-        return mixed.plan_orbit.__wrapped__(views, 0.5, x, y, mats, weights, None)
+        return _planned(matrices.plan_orbit.__wrapped__(views, 0.5, x, y, mats, weights, None))
     if name == "sum":
-        return mixed.plan_reduce.__wrapped__(views, "sum", 0.25, y, x, None, None, mats, weights)
+        return _planned(matrices.plan_reduce.__wrapped__(views, "sum", 0.25, y, x, None, None, mats, weights))
     if name == "dot":
-        return mixed.plan_dot.__wrapped__(views, x, y, y, mats, weights, weights)[0]
-    return mixed.plan_select.__wrapped__(views, True, y, x, mats, weights, index)
+        found = matrices.plan_dot.__wrapped__(views, x, y, y, mats, weights, weights)
+        return _planned(found[0] if found else None)
+    return _planned(matrices.plan_select.__wrapped__(views, True, y, x, mats, weights, index))
 
 
 def _planned(plan: launch.Plan | None) -> launch.Plan:

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 from equikern.backends.triton import launch
 from equikern.backends.triton.layout import Operand
+from equikern.views import of
 from helpers.compiling import report
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -30,20 +31,21 @@ def build(case: str) -> launch.Plan:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x, y, mats = dense((32, 500, d), dtype), dense((6, 32, 500, d), dtype), dense((6, d, d), wide)
     weights, index = dense((6, 32), wide), dense((32,), torch.int64)
+    views = of(f"matrix {d}: x x x x x x")
     plan: launch.Plan | None
     if kind == "orbit":
-        plan = matrices.plan_orbit.__wrapped__(0.5, x, y, mats, weights, None)
+        plan = matrices.plan_orbit.__wrapped__(views, 0.5, x, y, mats, weights, None)
     elif kind == "put":
-        plan = matrices.plan_orbit.__wrapped__(1.0, x, y, mats, None, index)
+        plan = matrices.plan_orbit.__wrapped__(views, 1.0, x, y, mats, None, index)
     elif kind in ("dot", "each"):
-        found = matrices.plan_dot.__wrapped__(x, y, y, mats, *[dense((6, 32, 500)[: 2 + (kind == "each")], wide)] * 2)
+        found = matrices.plan_dot.__wrapped__(views, x, y, y, mats, *[dense((6, 32, 500)[: 2 + (kind == "each")], wide)] * 2)
         plan = found[0] if found else None
     elif kind in ("select", "take"):
-        plan = matrices.plan_select.__wrapped__(True, y, x, mats, weights if kind == "select" else None, index)
+        plan = matrices.plan_select.__wrapped__(views, True, y, x, mats, weights if kind == "select" else None, index)
     else:
         pair, factors = kind == "mean_std", kind == "sum"
         plan = matrices.plan_reduce.__wrapped__(
-            kind, 0.5, y, x, None, x if pair else None, mats, weights if factors else None
+            views, kind, 0.5, y, x, None, x if pair else None, mats, weights if factors else None
         )
     assert plan is not None, case
     return plan

@@ -76,7 +76,8 @@ class Triton(Backend):
     def orbit(
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        _of_kind(views.kind.name, "orbit")(x, out, views, table, scale, weights, index)
+        if out.numel():
+            _of_kind(views.kind.name, "orbit")(x, out, views, table, scale, weights, index)
 
     def reduce(
         self,
@@ -94,12 +95,16 @@ class Triton(Backend):
             weights, op = weights / weights.sum(0), "sum"
         if op not in REDUCTIONS:
             raise ValueError(f"op: expected one of {', '.join(REDUCTIONS)}, got {op!r}")
-        _of_kind(views.kind.name, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
+        if out.numel():
+            _of_kind(views.kind.name, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
-        _of_kind(views.kind.name, "orbit_dot")(x, y, out, dots, views, table, weights)
+        if y.numel():
+            _of_kind(views.kind.name, "orbit_dot")(x, y, out, dots, views, table, weights)
+        else:
+            dots.zero_()
 
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
@@ -110,20 +115,24 @@ class Triton(Backend):
             _of_rows("selection", "index_alone")(scores, index, minimum)
 
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
-        _of_rows("softmaxes", "softmax_mean")(y, out, lse, views, table, space)
+        if y.numel():
+            _of_rows("softmaxes", "softmax_mean")(y, out, lse, views, table, space)
 
     def softmax_mean_backward(
         self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
     ) -> None:
-        _of_rows("softmaxes", "softmax_mean_backward")(grad, y, lse, out, views, table, space)
+        if y.numel():
+            _of_rows("softmaxes", "softmax_mean_backward")(grad, y, lse, out, views, table, space)
 
     def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
-        _of_rows("scores", "score")(logits, out, kind)
+        if logits.numel():
+            _of_rows("scores", "score")(logits, out, kind)
 
     def score_select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool
     ) -> None:
-        _of_rows("scores", "score_select")(y, out, index, views, table, kind, minimum)
+        if y.numel():
+            _of_rows("scores", "score_select")(y, out, index, views, table, kind, minimum)
 
     def cross_entropy(
         self,
@@ -138,6 +147,6 @@ class Triton(Backend):
         smoothing: float,
         scale: Maybe,
     ) -> None:
-        _of_rows("cross_entropies", "cross_entropy")(
-            y, target, loss, grad, views, table, space, ignore_index, smoothing, scale
-        )
+        if loss.numel():
+            call = (y, target, loss, grad, views, table, space, ignore_index, smoothing, scale)
+            _of_rows("cross_entropies", "cross_entropy")(*call)

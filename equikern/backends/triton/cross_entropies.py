@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
-from .launch import Plan, run
-from .layout import Operand, contiguous_views, dense_like, known, operand
+from .launch import Plan, on_copies, run
+from .layout import Known, Operand, contiguous_views, known, operand
 from .mixtures import mixture_gradients, mixture_sums
 from .rows import (
     at_places,
@@ -28,6 +29,7 @@ from .rows import (
     listed_sources,
     load_block,
     lowest,
+    moved_entries,
     offsets,
     plan_rows,
     program_rows,
@@ -209,10 +211,7 @@ def cross_entropy_mean_rows(
         if positions is not None:
             tl.debug_barrier()
             for i in range(0, M, KM):
-                some = i + tl.arange(0, KM)[None, :]
-                listed = some < M
-                wanted = within[:, None] & listed
-                moved = tl.load(positions + some, mask=listed, other=0)
+                some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
                 moved_z = mean_at(
                     y, yg, base, off, yn, moved, sources + some, M, listed, wanted & good[:, None], ORDER, VEC, UNIT,
                     ACC,
@@ -357,8 +356,8 @@ def cross_entropy_views_rows(
 
 @lru_cache(maxsize=1024)
 def plan(
-    views: Views, table: Operand | None, space: str, ignore_index: int, smoothing: float, y: Operand,
-    grad: Operand | None, target: Operand, loss: Operand, scale: Operand | None,
+    views: Views, table: Known, space: str, ignore_index: int, smoothing: float, y: Operand,
+    grad: Known, target: Operand, loss: Operand, scale: Known,
 ) -> Plan | None:  # fmt: skip
     """The launch for operands such as these, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (grad, True)], [(target, False), (loss, False)]
@@ -374,35 +373,19 @@ def cross_entropy(
     y: Tensor,
     target: Tensor,
     loss: Tensor,
-    grad: Tensor | None,
+    grad: Maybe,
     views: Views,
-    table: Tensor | None,
+    table: Maybe,
     space: str,
     ignore_index: int,
     smoothing: float,
-    scale: Tensor | None,
+    scale: Maybe,
 ) -> None:
-    """Write each row's loss and, times scale, its gradient; see ``Reference.cross_entropy``.
-
-    Args:
-        y: (|G|, *lead, V), any strides; grad likewise, or None.
-        target: (*lead), contiguous, int64. One that is neither ignore_index nor 0 … V − 1 makes its loss and its
-            gradient NaN.
-        loss: (*lead), contiguous, float32 or float64.
-        views: permutations of the last dim, or none that moves anything.
-        space: ``"logits"``, ``"probs"`` or ``"log_probs"``: what is averaged.
-        scale: one number on the device, or None for 1.
-    """
-    if loss.numel() == 0:
-        return
+    """See ``Reference.cross_entropy``; here a target that is none makes its loss and its gradient NaN."""
     given = operand(y), known(grad), operand(target), operand(loss), known(scale)
     found = plan(views, known(table), space, ignore_index, smoothing, *given)
     if found is not None:
         sources = lists(views, table)
-        run(found, y, grad, target, loss, scale, *sources, whole(views, table), skipped(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense = dense_like(grad)
-    cross_entropy(contiguous_views(y), target, loss, dense, views, table, space, ignore_index, smoothing, scale)
-    if grad is not None and dense is not None:
-        grad.copy_(dense)
+        return run(found, y, grad, target, loss, scale, *sources, whole(views, table), skipped(views, table))
+    options = views, table, space, ignore_index, smoothing, scale
+    on_copies(lambda to: cross_entropy(contiguous_views(y), target, loss, to, *options), grad)

@@ -11,6 +11,17 @@ import triton.language as tl
 
 
 @triton.jit
+def tile_at(
+    tiles, across, nb, H, W, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
+):  # fmt: skip
+    """This program's number, its tile's first row and column, its item (a, b), and the sides of a plane."""
+    pid = tl.program_id(0)
+    i0 = (pid % tiles // across).to(tl.int64) * TI
+    j0 = (pid % tiles % across).to(tl.int64) * TJ
+    return pid, i0, j0, (pid // tiles // nb).to(tl.int64), (pid // tiles % nb).to(tl.int64), H * VEC_H, W * VEC
+
+
+@triton.jit
 def tile(
     ptr, r0, c0, rows, cols, sr, sc, R: tl.constexpr, C: tl.constexpr, FLIP_R: tl.constexpr, FLIP_C: tl.constexpr,
     UNIT: tl.constexpr,
@@ -330,30 +341,34 @@ def most_frequent(ordered):
 
 
 @triton.jit
-def row_numbers(block, P: tl.constexpr, BIG: tl.constexpr):
-    """A block's P row numbers as a column, in 64 bits only where they need them."""
+def points_at(
+    row_blocks, column_blocks, R, C, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr,
+    BIG: tl.constexpr,
+):  # fmt: skip
+    """This program's P row numbers as a column, in 64 bits only where they need them, its CB entries of every vector
+    as a row, the rows that there are, and the mask; vectors of one entry have one block."""
+    pid = tl.program_id(0)
+    block = pid // column_blocks % row_blocks
+    rows = R * VEC_R
     if BIG:
-        return (block.to(tl.int64) * P + tl.arange(0, P))[:, None]
+        block = block.to(tl.int64)
     else:
-        return (block * P + tl.arange(0, P))[:, None]
+        rows = rows.to(tl.int32)
+    r = (block * P + tl.arange(0, P))[:, None]
+    c = tl.arange(0, 1)[None, :]
+    if CB > 1:
+        c = (pid % column_blocks).to(tl.int64) * CB + tl.arange(0, CB)[None, :]
+    within = r < rows
+    return pid, r, c, within, within & (c < C * VEC)
 
 
 @triton.jit
-def columns(block, CB: tl.constexpr):
-    """A block's CB entries of every vector, as a row; vectors of one entry have one block."""
-    if CB == 1:
-        return tl.arange(0, 1)[None, :]
-    else:
-        return block.to(tl.int64) * CB + tl.arange(0, CB)[None, :]
-
-
-@triton.jit
-def narrow(n, BIG: tl.constexpr):
-    """A size in the type of the row numbers."""
+def narrow(n0, n1, n2, BIG: tl.constexpr):
+    """Sizes in the type of the row numbers."""
     if BIG:
-        return n
+        return n0, n1, n2
     else:
-        return n.to(tl.int32)
+        return n0.to(tl.int32), n1.to(tl.int32), n2.to(tl.int32)
 
 
 @triton.jit

@@ -11,22 +11,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import (
     arrangements,
     channel_of,
-    columns,
     form,
     narrow,
     placed_tile,
     point_offset,
-    row_numbers,
+    points_at,
     signed,
     tile,
+    tile_at,
     unravel,
 )
-from .launch import Plan, accumulator, forms, next_power_of_two, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, contiguous_views, dense_like, known, normalize, operand
+from .launch import Plan, accumulator, forms, next_power_of_two, on_copies, plan_gather, plan_tiles, run_dots, use_tiles
+from .layout import Known, Operand, contiguous_views, known, normalize, operand
 from .orbits import orbit
 from .tables import CHANNELS, channels
 
@@ -45,13 +46,7 @@ def dot_tiles(
     VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """One block of x against every view of y; the block's |G| sums go to their own places in ``partial``."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     x += a * (xa * VEC) + b * (xb * VEC)
     y += a * (ya * VEC) + b * (yb * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
@@ -95,15 +90,9 @@ def dot_points(
     ACC: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """As ``orbit_points``: vectors follow x's order, single entries that of the views."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
     x += a * (xa * (VEC * VEC_R))
     y += a * (ya * (VEC * VEC_R))
     if CB > 1:
@@ -114,7 +103,8 @@ def dot_points(
         )  # fmt: skip
         v = tl.load(x + offset + c, mask=mask, other=0).to(ACC)
     else:
-        b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+        m0, m1, m2 = narrow(m0, m1, m2, BIG)
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
     views = tl.arange(0, GP)[None, :]
     totals = tl.zeros([P * PARTS, GP], ACC)
     for g in tl.static_range(len(WORDS)):
@@ -149,25 +139,18 @@ def dot_points(
 
 
 @lru_cache(maxsize=1024)
-def plan(
-    views: Views, x: Operand, y: Operand, out: Operand | None, weights: Operand | None, dots: Operand
-) -> tuple[Plan, int] | None:
+def plan(views: Views, x: Operand, y: Operand, out: Known, weights: Known, dots: Operand) -> tuple[Plan, int] | None:
     """The launch and its number of partial sums per dot product, or None if the tensors must be copied first."""
-    split = len(dots.shape) - 1
-    moving = [(x, False), (y, True), (y if out is None else out, True)]
-    layout = normalize(views, moving, [(weights, True)], split)
+    moving = [(x, False), (y, True), (out or y, True)]
+    layout = normalize(views, moving, [(weights, True)], len(dots.shape) - 1)
     if layout is None:
         return None
-    constants = {
-        "ACC": tl.float64 if accumulator(y.dtype) == torch.float64 else tl.float32,
-        "GP": next_power_of_two(views.order),
-    }
+    constants = {"ACC": accumulator(y.dtype), "GP": next_power_of_two(views.order)}
     operands = (x, y, out, weights, dots, CHANNELS if views.size else None)
     scalars = {"na": layout.a, "units": 0}
     if use_tiles(layout, views):
-        found = plan_tiles(
-            dot_tiles, layout, views, operands, "xyo", "w", scalars, {**constants, "FORMS": forms(views)}, False
-        )
+        constants["FORMS"] = forms(views)
+        found = plan_tiles(dot_tiles, layout, views, operands, "xyo", "w", scalars, constants, False)
     else:
         found = plan_gather(dot_points, layout, views, operands, "xyo", "w", scalars, constants)
     units = found.grid[0] // layout.a
@@ -175,53 +158,17 @@ def plan(
     return found.with_units(units), units
 
 
-def orbit_dot(
-    x: Tensor,
-    y: Tensor,
-    out: Tensor | None,
-    dots: Tensor,
-    views: Views,
-    table: Tensor | None,
-    weights: Tensor | None,
-) -> None:
-    """Write out[g] = weights[g] · map_g(x) and dots[g, …] = Σ map_g(x) · y[g].
-
-    The sums are cut into fixed parts that are added in a fixed order: results repeat bit by bit.
-
-    Args:
-        x: (*lead, H, W), any strides.
-        y: (|G|, *lead, H', W'), any strides.
-        out: like y, or None.
-        dots: (|G|, *lead[:k-1]), contiguous, float32 or float64.
-        weights: like dots, or None.
-    """
-    if dots.numel() == 0:
-        return
-    if y.numel() == 0:
-        dots.zero_()
-        return
+def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe) -> None:
+    """See ``Backend.orbit_dot``."""
     if y.numel() == dots.numel() and table is None:
-        _pointwise(x, y, out, dots, views, weights)
-        return
+        return _pointwise(x, y, out, dots, views, weights)
     found = plan(views, operand(x), operand(y), known(out), known(weights), operand(dots))
-    if found is None:
-        # More leading dims than loops: only then is anything copied.
-        dense = dense_like(out)
-        orbit_dot(x.contiguous(), contiguous_views(y), dense, dots, views, table, weights)
-        if out is not None and dense is not None:
-            out.copy_(dense)
-        return
-    launch, units = found
-    moved = channels(views, table)
-    if units == 1:
-        run(launch, x, y, out, weights, dots, moved)
-        return
-    partial = dots.new_empty((*dots.shape, units))
-    run(launch, x, y, out, weights, partial, moved)
-    torch.sum(partial, -1, out=dots)
+    if found is not None:
+        return run_dots(*found, dots, [channels(views, table)], x, y, out, weights)
+    on_copies(lambda to: orbit_dot(x.contiguous(), contiguous_views(y), to, dots, views, table, weights), out)
 
 
-def _pointwise(x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, views: Views, weights: Tensor | None) -> None:
+def _pointwise(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, weights: Maybe) -> None:
     """Sums of a single product: every plane is one point."""
     torch.mul(x.reshape(dots.shape[1:]).to(dots.dtype), y.reshape(dots.shape).to(dots.dtype), out=dots)
     if out is not None:

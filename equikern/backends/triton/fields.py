@@ -1,18 +1,21 @@
 """Fields: the kernels of grids with a table of channels beside the words, on tensors (items, channels, *sides).
 
 A program of tiles has one channel of an item: the table tells it which plane to read or write instead of its own, so a
-field of signed permutations costs what its grid does; where matrices mix the channels, ``mixed.py`` serves. The dims in
-front of the channels are one here, and weights, scores and indices are given for each of its items.
+field of signed permutations costs what its grid does; where matrices mix the channels, ``matrices.py`` serves. The dims
+in front of the channels are one here, and weights, scores and indices are given for each of its items.
 """
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from . import dots as products
-from . import mixed, orbits, reductions, selection
+from . import matrices, orbits, reductions, selection
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
@@ -30,16 +33,32 @@ def _items(t: Tensor, dims: int, group: bool) -> Tensor:
     return t.reshape(shape)
 
 
-def _written(out: Tensor, dims: int, group: bool) -> tuple[Tensor, bool]:
-    """Memory for the items of a result, and whether it has to be copied to its place."""
+@overload
+def _memory(out: Tensor, dims: int, group: bool) -> Tensor: ...
+@overload
+def _memory(out: Maybe, dims: int, group: bool) -> Maybe: ...
+def _memory(out: Maybe, dims: int, group: bool) -> Maybe:
+    """The items of a result, or memory for them where strides leave no other way."""
+    if out is None:
+        return None
     shape = _item_shape(out, dims, group)
     try:
-        return out.view(shape), False
+        return out.view(shape)
     except RuntimeError:
-        return out.new_empty(shape), True
+        return out.new_empty(shape)
 
 
-def _each(t: Tensor | None, lead: torch.Size, group: bool) -> Tensor | None:
+def _put(out: Maybe, items: Maybe) -> None:
+    """Copy a result to its place, unless it is there."""
+    if out is not None and items is not None and items.data_ptr() != out.data_ptr():
+        out.copy_(items.view(out.shape))
+
+
+@overload
+def _each(t: Tensor, lead: torch.Size, group: bool) -> Tensor: ...
+@overload
+def _each(t: Maybe, lead: torch.Size, group: bool) -> Maybe: ...
+def _each(t: Maybe, lead: torch.Size, group: bool) -> Maybe:
     """Weights, scores or an index of the first of the leading dims, given for each item."""
     if t is None:
         return None
@@ -47,25 +66,14 @@ def _each(t: Tensor | None, lead: torch.Size, group: bool) -> Tensor | None:
     return t.expand((*t.shape[:group], *lead)).reshape((*t.shape[:group], -1)).contiguous()
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
+def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, weights: Maybe, index: Maybe) -> None:
     """See ``Backend.orbit``."""
-    if out.numel() == 0:
-        return
     dims = views.dims
     lead = x.shape[: x.dim() - dims]
-    to, apart = _written(out, dims, True)
-    module = mixed if views.kind.computes else orbits
-    module.orbit(_items(x, dims, False), to, views, table, scale, _each(weights, lead, True), _each(index, lead, False))
-    if apart:
-        out.copy_(to.view(out.shape))
+    items, to = _items(x, dims, False), _memory(out, dims, True)
+    module = matrices if views.kind.computes else orbits
+    module.orbit(items, to, views, table, scale, _each(weights, lead, True), _each(index, lead, False))
+    _put(out, to)
 
 
 def reduce(
@@ -75,71 +83,41 @@ def reduce(
     table: Tensor,
     op: str,
     scale: float,
-    weights: Tensor | None,
-    plus: Tensor | None,
-    spread: Tensor | None,
+    weights: Maybe,
+    plus: Maybe,
+    spread: Maybe,
 ) -> None:
     """See ``Backend.reduce``."""
-    if out.numel() == 0:
-        return
     dims = views.dims
-    to, apart = _written(out, dims, False)
-    second, second_apart = (None, False) if spread is None else _written(spread, dims, False)
+    to, second = _memory(out, dims, False), _memory(spread, dims, False)
     beside = None if plus is None else _items(plus, dims, False)
     each = _each(weights, out.shape[: out.dim() - dims], True)
-    module = mixed if views.kind.computes else reductions
+    module = matrices if views.kind.computes else reductions
     module.reduce(_items(y, dims, True), to, views, table, op, scale, each, beside, second)
-    if apart:
-        out.copy_(to.view(out.shape))
-    if spread is not None and second is not None and second_apart:
-        spread.copy_(second.view(spread.shape))
+    _put(out, to)
+    _put(spread, second)
 
 
-def orbit_dot(
-    x: Tensor,
-    y: Tensor,
-    out: Tensor | None,
-    dots: Tensor,
-    views: Views,
-    table: Tensor,
-    weights: Tensor | None,
-) -> None:
+def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Tensor, weights: Maybe) -> None:
     """See ``Backend.orbit_dot``. Dots of items that share a weight are added in a fixed order."""
-    if dots.numel() == 0:
-        return
-    if y.numel() == 0:
-        dots.zero_()
-        return
     dims = views.dims
     lead = x.shape[: x.dim() - dims]
-    to, apart = (None, False) if out is None else _written(out, dims, True)
+    to = _memory(out, dims, True)
     each = dots.new_empty((dots.shape[0], lead.numel()))
-    module = mixed if views.kind.computes else products
+    module = matrices if views.kind.computes else products
     factors = _each(weights, lead, True)
     module.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, views, table, factors)
     dots.copy_(each.view((*dots.shape, -1)).sum(-1))
-    if out is not None and to is not None and apart:
-        out.copy_(to.view(out.shape))
+    _put(out, to)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:
     """See ``Backend.select``; the caller has seen to empty outputs."""
     dims = views.dims
     lead = out.shape[: out.dim() - dims]
-    to, apart = _written(out, dims, False)
-    each = _each(index, lead, False)
-    assert each is not None
-    module = mixed if views.kind.computes else selection
+    to, each = _memory(out, dims, False), _each(index, lead, False)
+    module = matrices if views.kind.computes else selection
     module.select(_items(y, dims, True), to, each, views, table, _each(scores, lead, True), minimum)
     if scores is not None:
         index.copy_(each.view((*index.shape, -1))[..., 0])
-    if apart:
-        out.copy_(to.view(out.shape))
+    _put(out, to)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from ..tuning import RULE, Choice
 from .compat import jit_kernel
 from .launch import FLAT, MOST_WARPS, Plan, ceil_div, make_plan, run, times_two, warps
@@ -51,12 +52,7 @@ def select_ids(
 
 
 def _plan(
-    kernel: Any,
-    operands: tuple[Operand, ...],
-    scalars: dict[str, int],
-    order: int,
-    views: int,
-    choice: Choice,
+    kernel: Any, operands: tuple[Operand, ...], scalars: dict[str, int], order: int, views: int, choice: Choice
 ) -> Plan:
     block = times_two(FLAT, choice.block, 2 * FLAT)
     return make_plan(
@@ -99,27 +95,12 @@ def _check(x: Tensor, size: int) -> None:
             raise ValueError(f"x: expected token ids from 0 to {size - 1}, got {wrong}")
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
-    """Write out[g] = the ids that g maps those of x to.
-
-    Args:
-        x: int32 or int64, any shape and strides.
-        out: (|G|, *x.shape) of the same dtype, any strides.
-        scale, weights, index: 1 and None: ids are no numbers.
+def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, weights: Maybe, index: Maybe) -> None:
+    """See ``Backend.orbit``.
 
     Raises:
         ValueError: an id outside the vocabulary, but see ``_check``.
     """
-    if out.numel() == 0:
-        return
     _check(x, views.size)
     ids, into = x.contiguous(), out if out.is_contiguous() else dense_like(out)
     run(plan(views, operand(ids), operand(into)), ids, into, part(views, table))
@@ -127,21 +108,8 @@ def orbit(
         out.copy_(into)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
-    """Write out = what view i = index maps the ids of y[i] to, see ``selection.select``.
-
-    Args:
-        y: (|G|, *lead) int32 or int64, any strides: 0 for the group's where all choose among views of the same ids.
-        out: lead, of the same dtype, any strides, not empty.
-        index: int64, lead[:m], contiguous.
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:
+    """See ``Backend.select``; the caller has seen to empty outputs.
 
     Raises:
         ValueError: an id outside the vocabulary, but see ``_check``.

@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from ..tuning import RULE, Choice, is_tuned
 from . import tune
 from .compat import interpreting, launch
-from .layout import Layout, Operand, loops
+from .layout import Known, Layout, dense_like, loops
 from .plan import Plan
 
 __all__ = [
@@ -25,9 +27,12 @@ __all__ = [
     "gather_block",
     "make_plan",
     "next_power_of_two",
+    "on_copies",
     "plan_gather",
     "plan_tiles",
     "run",
+    "run_dots",
+    "strides",
     "tile_block",
     "times_two",
     "use_tiles",
@@ -57,11 +62,11 @@ _VECTOR_BYTES = 16
 def make_plan(
     kernel: Any,
     programs: int,
-    operands: Sequence[Operand | None],
+    operands: Sequence[Known],
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
     num_warps: int,
-    variant: Callable[[Choice], Plan],
+    variant: Callable[[Choice], Plan] | None = None,
 ) -> Plan:
     """Order a kernel's scalars as its signature does: pointers, scalars, constants."""
     if programs > _PROGRAMS:
@@ -70,8 +75,8 @@ def make_plan(
     return Plan(
         kernel=kernel,
         grid=(programs,),
-        pointers=tuple(o.dtype if o else None for o in operands),
-        aligned=tuple(o.aligned if o else False for o in operands),
+        pointers=tuple(o and o.dtype for o in operands),
+        aligned=tuple(o is not None and o.aligned for o in operands),
         scalars=tuple(scalars[name] for name in names if name not in constants),
         constants={name: constants[name] for name in names if name in constants},
         num_warps=num_warps,
@@ -79,7 +84,16 @@ def make_plan(
     )
 
 
-def run(plan: Plan, first: Tensor, *others: Tensor | None) -> None:
+def strides(names: str, axes: str, rows: Sequence[Sequence[int]]) -> dict[str, int]:
+    """Each tensor's strides as a kernel's scalars: its letter and the axis'."""
+    return {
+        f"{name}{axis}": step
+        for name, row in zip(names, rows, strict=True)
+        for axis, step in zip(axes, row, strict=True)
+    }
+
+
+def run(plan: Plan, first: Tensor, *others: Maybe) -> None:
     """Launch on the device the tensors are on, in its current stream."""
     device = first.device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
@@ -89,7 +103,30 @@ def run(plan: Plan, first: Tensor, *others: Tensor | None) -> None:
         _launch(plan, device.index or 0, (first, *others))
 
 
-def _launch(plan: Plan, device: int, tensors: tuple[Tensor | None, ...]) -> None:
+def run_dots(plan: Plan, units: int, dots: Tensor, behind: Sequence[Maybe], first: Tensor, *others: Maybe) -> None:
+    """Run a kernel that cuts every dot product into so many parts, which are added in a fixed order.
+
+    ``behind``: the tensors that it takes behind the dots.
+    """
+    partial = dots if units == 1 else dots.new_empty((*dots.shape, units))
+    run(plan, first, *others, partial, *behind)
+    if units > 1:
+        torch.sum(partial, -1, out=dots)
+
+
+def on_copies(call: Callable[..., None], *outputs: Maybe) -> None:
+    """Call on memory without gaps in the outputs' place: where leading dims do not merge into a kernel's loops.
+
+    Only then is anything copied. The call sees to its inputs.
+    """
+    dense = [dense_like(out) for out in outputs]
+    call(*dense)
+    for out, copied in zip(outputs, dense, strict=True):
+        if out is not None and copied is not None:
+            out.copy_(copied)
+
+
+def _launch(plan: Plan, device: int, tensors: tuple[Maybe, ...]) -> None:
     known = plan.repeat.get(device)
     if known is not None:
         chosen, repeat = known
@@ -103,9 +140,9 @@ def _launch(plan: Plan, device: int, tensors: tuple[Tensor | None, ...]) -> None
         plan.repeat[device] = chosen, checked
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> tl.dtype:
     """Sums run in float32, or in float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def ceil_div(n: int, d: int) -> int:
@@ -198,7 +235,7 @@ def plan_tiles(
     kernel: Any,
     layout: Layout,
     views: Views,
-    operands: Sequence[Operand | None],
+    operands: Sequence[Known],
     names: str,
     fixed_names: str,
     scalars: Mapping[str, int | float],
@@ -237,12 +274,9 @@ def plan_tiles(
         "H": h // vec if transposes else h,
         "W": w // vec,
         **scalars,
+        **strides(names, "gabhw", [(*(v // vec for v in (*s[:3], s[4])), s[5]) for s in layout.moving]),
+        **strides(fixed_names, "gab", layout.fixed),
     }
-    for name, s in zip(names, layout.moving, strict=True):
-        values.update(zip((f"{name}{axis}" for axis in "gabh"), (v // vec for v in (*s[:3], s[4])), strict=True))
-        values[f"{name}w"] = s[5]
-    for name, f in zip(fixed_names, layout.fixed, strict=True):
-        values.update(zip((f"{name}{axis}" for axis in "gab"), f, strict=True))
     return make_plan(
         kernel,
         layout.a * layout.b * tiles,
@@ -267,7 +301,7 @@ def plan_gather(
     kernel: Any,
     layout: Layout,
     views: Views,
-    operands: Sequence[Operand | None],
+    operands: Sequence[Known],
     names: str,
     fixed_names: str,
     scalars: Mapping[str, int | float],
@@ -295,6 +329,10 @@ def plan_gather(
         # Views that move nothing are runs. Others are gathered, best by neighbouring threads value by value.
         divisors = [layout.rows, *(v for s in layout.moving for v in s[:2])]
         vec_rows = 1 if axes.moves or None in steps else vector_length(itemsize, divisors)
+    moving = [
+        (*(v // (vec * vec_rows if k < 2 else vec) for k, v in enumerate(s[:6])), (step or 0) // vec)
+        for s, step in zip(layout.moving, steps, strict=True)
+    ]
     row_blocks, column_blocks = ceil_div(layout.rows, points), ceil_div(layout.c, entries)
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
@@ -308,13 +346,9 @@ def plan_gather(
         "m1": sizes[1],
         "m2": sizes[2],
         **scalars,
+        **strides(names, "gab012s", moving),
+        **strides(fixed_names, "gab", layout.fixed),
     }
-    for name, s, step in zip(names, layout.moving, steps, strict=True):
-        scaled = [v // (vec * vec_rows if k < 2 else vec) for k, v in enumerate(s[:6])]
-        values.update(zip((f"{name}{axis}" for axis in "gab012"), scaled, strict=True))
-        values[f"{name}s"] = 0 if step is None else step // vec
-    for name, f in zip(fixed_names, layout.fixed, strict=True):
-        values.update(zip((f"{name}{axis}" for axis in "gab"), f, strict=True))
     return make_plan(
         kernel,
         layout.a * row_blocks * column_blocks,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from ...views import Views
 from ...views.grid import Numbers, numbers
+from ..base import Maybe
 
 __all__ = [
+    "Known",
     "Layout",
     "Operand",
     "as_words",
@@ -46,6 +48,9 @@ class Operand(NamedTuple):
     aligned: bool
 
 
+Known: TypeAlias = Operand | None  # of a tensor that may be missing
+
+
 def as_words(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The same bits in types kernels can move; 16-byte values become a contiguous vector of two."""
     if source.dtype.is_complex:
@@ -60,7 +65,7 @@ def operand(t: Tensor) -> Operand:
     return Operand(tuple(t.shape), t.stride(), t.dtype, t.data_ptr() % 16 == 0)
 
 
-def known(t: Tensor | None) -> Operand | None:
+def known(t: Maybe) -> Known:
     """The operand that a tensor is, if there is one."""
     return None if t is None else operand(t)
 
@@ -79,8 +84,8 @@ def contiguous_views(y: Tensor) -> Tensor:
 @overload
 def dense_like(t: Tensor) -> Tensor: ...
 @overload
-def dense_like(t: Tensor | None) -> Tensor | None: ...
-def dense_like(t: Tensor | None) -> Tensor | None:
+def dense_like(t: Maybe) -> Maybe: ...
+def dense_like(t: Maybe) -> Maybe:
     """Memory for the same without gaps, if there is one."""
     return None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
 
@@ -123,7 +128,7 @@ def merge(dims: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int,
 def normalize(
     views: Views,
     moving: Sequence[tuple[Operand, bool]],
-    fixed: Sequence[tuple[Operand | None, bool]],
+    fixed: Sequence[tuple[Known, bool]],
     split: int | None = None,
 ) -> Layout | None:
     """Find the loops, or None when the leading dims do not merge into two and the caller has to copy.
@@ -144,7 +149,7 @@ def normalize(
     lead = len(shape) - dims
     spatial = (1,) * (3 - dims) + shape[lead:]
 
-    def lead_strides(o: Operand | None, group: bool, k: int) -> int:
+    def lead_strides(o: Known, group: bool, k: int) -> int:
         if o is None:
             return 0
         strides = o.stride[1:] if group else o.stride

@@ -13,6 +13,7 @@ from .rows import (
     entries,
     listed_sources,
     lowest,
+    moved_entries,
     offsets,
     sources_block,
     store_block,
@@ -167,10 +168,7 @@ def mixture_gradients(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             moved_chances, read = chances_at(
                 y, yg, base, off, yn, tops, logs, moved, sources + some, M, listed, wanted & good[:, None], ORDER, VEC,
                 UNIT, ACC,

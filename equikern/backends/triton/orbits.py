@@ -6,27 +6,27 @@ Profilers see the kernels under names such as ``equikern_orbit_tiles_bf16``.
 
 from functools import lru_cache
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import (
     arrangements,
     channel_of,
-    columns,
     form,
     narrow,
     placed_tile,
     point_offset,
-    row_numbers,
+    points_at,
     signed,
     tile,
+    tile_at,
     unravel,
 )
-from .launch import Plan, accumulator, forms, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, dense_like, known, normalize, operand
+from .launch import Plan, accumulator, forms, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .layout import Known, Operand, as_words, known, normalize, operand
 from .tables import CHANNELS, channels
 
 __all__ = ["orbit", "plan"]
@@ -43,13 +43,7 @@ def orbit_tiles(
     VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
 ):  # fmt: skip
     """Load a block once, mirror and transpose it once each, store it where every view keeps it."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     x += a * (xa * VEC) + b * (xb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
@@ -86,15 +80,9 @@ def orbit_points(
 ):  # fmt: skip
     """Vectors of C entries are read once and put where every view has them; single entries are fetched view by view,
     since their stores are the scattered side and would be the slower one."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
     x += a * (xa * (VEC * VEC_R))
     out += a * (oa * (VEC * VEC_R))
     if CB > 1:
@@ -105,7 +93,8 @@ def orbit_points(
         )  # fmt: skip
         v = tl.load(x + offset + c, mask=mask, other=0)
     else:
-        b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+        m0, m1, m2 = narrow(m0, m1, m2, BIG)
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
         put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob, o0, o1, o2, os, 136, DIMS, DENSE[1], False, CB)
     if index is not None:
         chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
@@ -135,57 +124,30 @@ def orbit_points(
 
 
 @lru_cache(maxsize=1024)
-def plan(
-    views: Views, scale: float, x: Operand, out: Operand, weights: Operand | None, index: Operand | None
-) -> Plan | None:
+def plan(views: Views, scale: float, x: Operand, out: Operand, weights: Known, index: Known) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
     layout = normalize(views, [(x, False), (out, True)], [(weights, True), (index, False)])
     if layout is None:
         return None
-    constants = {
-        "EXACT": scale == 1.0 and weights is None,
-        "ACC": tl.float64 if accumulator(x.dtype) == torch.float64 else tl.float32,
-    }
+    constants = {"EXACT": scale == 1.0 and weights is None, "ACC": accumulator(x.dtype)}
     operands = (x, out, weights, index, CHANNELS if views.size else None)
     scalars = {"scale": scale}
     if use_tiles(layout, views):
-        return plan_tiles(
-            orbit_tiles, layout, views, operands, "xo", "wk", scalars, {**constants, "FORMS": forms(views)}, False
-        )
+        constants["FORMS"] = forms(views)
+        return plan_tiles(orbit_tiles, layout, views, operands, "xo", "wk", scalars, constants, False)
     return plan_gather(orbit_points, layout, views, operands, "xo", "wk", scalars, constants)
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor | None,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
-    """Write out[g] = scale · weights[g] · map_g(x); with neither factor a copy of the bits.
-
-    Args:
-        x: (*lead, H, W), any strides.
-        out: (|G|, *lead, H', W'), any strides.
-        weights: (|G|, *lead[:k-1]), contiguous, or None.
-        index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
-    """
-    if out.numel() == 0:
-        return
+def orbit(x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe) -> None:
+    """See ``Backend.orbit``."""
     if scale == 1.0 and weights is None:
         x, out = as_words(x, out)
     found = plan(views, scale, operand(x), operand(out), known(weights), known(index))
     if found is not None:
-        run(found, x, out, weights, index, channels(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
+        return run(found, x, out, weights, index, channels(views, table))
     if weights is not None and index is not None:
         weights, index = same_lead(weights, index)
-    dense = dense_like(out)
-    orbit(x.contiguous(), dense, views, table, scale, weights, index)
-    out.copy_(dense)
+    on_copies(lambda to: orbit(x.contiguous(), to, views, table, scale, weights, index), out)
 
 
 def same_lead(weights: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

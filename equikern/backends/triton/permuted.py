@@ -19,11 +19,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views, still
+from ..base import Maybe
 from . import orbits, reductions, selection
 from .compat import jit_kernel
 from .device import alone, combine, finish, outcome, prepare, signed
-from .launch import accumulator, next_power_of_two, run
-from .layout import Operand, as_words, contiguous_views, dense_like, known, operand
+from .launch import accumulator, next_power_of_two, on_copies, run, run_dots
+from .layout import Known, Operand, as_words, contiguous_views, known, operand
 from .tables import lists, whole
 from .tiles import TilePlan, plan_permuted
 
@@ -239,23 +240,12 @@ def select_permuted(
 _PLAIN_SIGN = {False: "none", True: "float"}
 
 
-def _accumulator(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
-
-
 @lru_cache(maxsize=1024)
 def orbit_plan(
-    views: Views,
-    table: Operand,
-    scale: float,
-    sign: str,
-    x: Operand,
-    out: Operand,
-    weights: Operand | None,
-    index: Operand | None,
+    views: Views, table: Operand, scale: float, sign: str, x: Operand, out: Operand, weights: Known, index: Known
 ) -> TilePlan | None:
     """The gathering launch of ``orbit``, or None if the tensors must be copied first."""
-    constants = {"EXACT": scale == 1.0 and weights is None, "SIGN": sign, "ACC": _accumulator(x.dtype)}
+    constants = {"EXACT": scale == 1.0 and weights is None, "SIGN": sign, "ACC": accumulator(x.dtype)}
     moving, fixed = [(x, False), (out, True)], [(weights, True), (index, False)]
     operands = (x, out, weights, index)
     return plan_permuted(orbit_permuted, views, table, operands, "xo", moving, "wk", fixed, {"scale": scale}, constants)
@@ -269,9 +259,9 @@ def reduce_plan(
     scale: float,
     y: Operand,
     out: Operand,
-    plus: Operand | None,
-    spread: Operand | None,
-    weights: Operand | None,
+    plus: Known,
+    spread: Known,
+    weights: Known,
 ) -> TilePlan | None:
     """The gathering launch of ``reduce``, or None if the tensors must be copied first."""
     constants = {"OP": op, "SIGN": _PLAIN_SIGN[views.signed], "ACC": reductions.wide(op, y.dtype)}
@@ -283,18 +273,12 @@ def reduce_plan(
 
 @lru_cache(maxsize=1024)
 def dot_plan(
-    views: Views,
-    table: Operand,
-    x: Operand,
-    y: Operand,
-    out: Operand | None,
-    weights: Operand | None,
-    dots: Operand,
+    views: Views, table: Operand, x: Operand, y: Operand, out: Known, weights: Known, dots: Operand
 ) -> TilePlan | None:
     """The launch of ``orbit_dot``, or None if the tensors must be copied first."""
     constants = {
         "SIGN": _PLAIN_SIGN[views.signed],
-        "ACC": _accumulator(y.dtype),
+        "ACC": accumulator(y.dtype),
         "GP": next_power_of_two(y.shape[0]),
     }
     moving, fixed = [(x, False), (y, True), (out, True)], [(weights, True)]
@@ -330,44 +314,22 @@ def _words(source: Tensor, target: Tensor, views: Views) -> tuple[str, Tensor, T
     return kind, source.view(bits), target.view(bits)
 
 
-def orbit(
-    x: Tensor,
-    out: Tensor,
-    views: Views,
-    table: Tensor,
-    scale: float,
-    weights: Tensor | None,
-    index: Tensor | None,
-) -> None:
-    """Write out[g] = scale · weights[g] · map_g(x), see ``orbits.orbit``, for permutations of a dim.
-
-    Args:
-        x: (*lead, n, *tail), any strides.
-        out: (|G|, *lead, n, *tail), any strides.
-        weights: (|G|, *lead[:k-1]), contiguous, or None.
-        index: int64, lead[:m], contiguous: all views but the index-th are written as zeros; or None.
-    """
-    if out.numel() == 0:
-        return
+def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, weights: Maybe, index: Maybe) -> None:
+    """See ``Backend.orbit``."""
     if not _dense(views, table):
         orbits.orbit(x, out, still(views.order), None, scale, weights, index)
         if table.shape[1] == 0:
             return
-    sign = _PLAIN_SIGN[views.signed]
-    words, into = x, out
+    sign, words, into = _PLAIN_SIGN[views.signed], x, out
     if scale == 1.0 and weights is None:
         sign, words, into = _words(x, out, views)
     described = operand(words), operand(into), known(weights), known(index)
     plan = orbit_plan(views, operand(table), scale, sign, *described)
     if plan is not None:
-        run(plan.launch, words, into, weights, index, *lists(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
+        return run(plan.launch, words, into, weights, index, *lists(views, table))
     if weights is not None and index is not None:
         weights, index = orbits.same_lead(weights, index)
-    dense = dense_like(out)
-    orbit(x.contiguous(), dense, views, table, scale, weights, index)
-    out.copy_(dense)
+    on_copies(lambda to: orbit(x.contiguous(), to, views, table, scale, weights, index), out)
 
 
 def reduce(
@@ -377,19 +339,11 @@ def reduce(
     table: Tensor,
     op: str,
     scale: float,
-    weights: Tensor | None,
-    plus: Tensor | None,
-    spread: Tensor | None,
+    weights: Maybe,
+    plus: Maybe,
+    spread: Maybe,
 ) -> None:
-    """Reduce map_g(y[g]) over the views g, see ``reductions.reduce``, for permutations of a dim.
-
-    Args:
-        y: (|G|, *lead, n, *tail), any strides.
-        out: (*lead, n, *tail), any strides; plus and spread likewise.
-        op, scale, weights: see ``reductions.reduce``.
-    """
-    if out.numel() == 0:
-        return
+    """See ``Backend.reduce``."""
     if not _dense(views, table):
         reductions.reduce(y, out, still(views.order), None, op, scale, weights, plus, spread)
         if table.shape[1] == 0:
@@ -399,72 +353,21 @@ def reduce(
     described = operand(y), operand(out), known(plus), known(spread), known(weights)
     plan = reduce_plan(views, operand(table), op, scale, *described)
     if plan is not None:
-        run(plan.launch, y, out, plus, spread, weights, *lists(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense, second = dense_like(out), dense_like(spread)
-    dense_plus = None if plus is None else plus.contiguous()
-    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
-    out.copy_(dense)
-    if spread is not None and second is not None:
-        spread.copy_(second)
+        return run(plan.launch, y, out, plus, spread, weights, *lists(views, table))
+    y, plus = contiguous_views(y), plus if plus is None else plus.contiguous()
+    on_copies(lambda to, second: reduce(y, to, views, table, op, scale, weights, plus, second), out, spread)
 
 
-def orbit_dot(
-    x: Tensor,
-    y: Tensor,
-    out: Tensor | None,
-    dots: Tensor,
-    views: Views,
-    table: Tensor,
-    weights: Tensor | None,
-) -> None:
-    """Write out[g] = weights[g] · map_g(x) and dots[g, …] = Σ map_g(x) · y[g], see ``dots.orbit_dot``.
-
-    Args:
-        x: (*lead, n, *tail), any strides.
-        y: (|G|, *lead, n, *tail), any strides; out like it, or None.
-        dots: (|G|, *lead[:k-1]), contiguous, float32 or float64; weights likewise, or None.
-    """
-    if dots.numel() == 0:
-        return
-    if y.numel() == 0:
-        dots.zero_()
-        return
+def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Tensor, weights: Maybe) -> None:
+    """See ``Backend.orbit_dot``."""
     plan = dot_plan(views, operand(table), operand(x), operand(y), known(out), known(weights), operand(dots))
-    if plan is None:
-        # More leading dims than loops: only then is anything copied.
-        dense = dense_like(out)
-        orbit_dot(x.contiguous(), contiguous_views(y), dense, dots, views, table, weights)
-        if out is not None and dense is not None:
-            out.copy_(dense)
-        return
-    sources = whole(views, table)
-    if plan.units == 1:
-        run(plan.launch, x, y, out, weights, dots, None, sources)
-        return
-    partial = dots.new_empty((*dots.shape, plan.units))
-    run(plan.launch, x, y, out, weights, partial, None, sources)
-    torch.sum(partial, -1, out=dots)
+    if plan is not None:
+        return run_dots(*plan, dots, (None, whole(views, table)), x, y, out, weights)
+    on_copies(lambda to: orbit_dot(x.contiguous(), contiguous_views(y), to, dots, views, table, weights), out)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
-    """Write out = map_i(y[i]) with i = index or the best score's view, see ``selection.select``.
-
-    Args:
-        y: (|G|, *lead, n, *tail), any strides.
-        out: (*lead, n, *tail), any strides, not empty.
-        index: int64, lead[:m], contiguous; written if scores are given.
-        scores, minimum: see ``selection.select``.
-    """
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:
+    """See ``Backend.select``; the caller has seen to empty outputs."""
     if not _dense(views, table):
         selection.select(y, out, index, still(views.order), None, scores, minimum)
         if table.shape[1] == 0:
@@ -474,9 +377,5 @@ def select(
     sign, words, into = _words(y, out, views)
     plan = select_plan(views, operand(table), sign, operand(words), operand(into), operand(index))
     if plan is not None:
-        run(plan.launch, words, into, index, *lists(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense = dense_like(out)
-    select(contiguous_views(y), dense, index, views, table, None, minimum)
-    out.copy_(dense)
+        return run(plan.launch, words, into, index, *lists(views, table))
+    on_copies(lambda to: select(contiguous_views(y), to, index, views, table, None, minimum), out)

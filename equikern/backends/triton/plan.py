@@ -35,8 +35,4 @@ class Plan:
 
     def with_units(self, value: int) -> Plan:
         """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
-        return replace(self, scalars=(value, *self.scalars[1:])).fixed_block()
-
-    def fixed_block(self) -> Plan:
-        """The same for a kernel whose sums follow its block: no other is tried."""
-        return replace(self, variant=None)
+        return replace(self, scalars=(value, *self.scalars[1:]), variant=None)

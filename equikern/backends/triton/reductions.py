@@ -13,25 +13,26 @@ from torch import Tensor
 
 from ...reductions import REDUCTIONS
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
 from .device import (
     alone,
     channel_of,
-    columns,
     combine,
     finish,
     narrow,
     outcome,
     point_offset,
+    points_at,
     prepare,
-    row_numbers,
     signed,
     tile,
+    tile_at,
     unravel,
     view_tile,
 )
-from .launch import Plan, accumulator, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, contiguous_views, dense_like, known, loops, normalize, operand
+from .launch import Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
 
 __all__ = ["plan", "reduce", "wide"]
@@ -112,13 +113,7 @@ def reduce_tiles(
     UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     if plus is not None:
@@ -229,16 +224,11 @@ def reduce_points(
     VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce P points of the result, each of CB entries, in the order of ``reduce_tiles``: to the same bits."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64) * (VEC * VEC_R)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
-    b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
     y += a * ya
     if plus is not None:
         plus += a * pa + c
@@ -283,21 +273,12 @@ def _classes(views: Views) -> dict[str, tuple[int, ...]]:
 
 def wide(op: str, dtype: torch.dtype) -> tl.dtype:
     """The type that an operation computes in: votes compare the values themselves."""
-    if op == "vote":
-        return getattr(tl, str(dtype).removeprefix("torch."))
-    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
+    return getattr(tl, str(dtype).removeprefix("torch.")) if op == "vote" else accumulator(dtype)
 
 
 @lru_cache(maxsize=1024)
 def plan(
-    views: Views,
-    op: str,
-    scale: float,
-    y: Operand,
-    out: Operand,
-    plus: Operand | None,
-    spread: Operand | None,
-    weights: Operand | None,
+    views: Views, op: str, scale: float, y: Operand, out: Operand, plus: Known, spread: Known, weights: Known
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
@@ -324,35 +305,18 @@ def reduce(
     y: Tensor,
     out: Tensor,
     views: Views,
-    table: Tensor | None,
+    table: Maybe,
     op: str,
     scale: float,
-    weights: Tensor | None,
-    plus: Tensor | None,
-    spread: Tensor | None,
+    weights: Maybe,
+    plus: Maybe,
+    spread: Maybe,
 ) -> None:
-    """Reduce map_g(y[g]) over the views g, in float32 (float64 for float64), votes in y's own dtype.
-
-    Args:
-        y: (|G|, *lead, H, W), any strides.
-        out: (*lead, H', W'), any strides.
-        op: a name of ``REDUCTIONS``; ``"sum"`` is scale · Σ weights[g] · map_g(y[g] + plus).
-        weights: (|G|, *lead[:k-1]) for ``"sum"``, contiguous, or None.
-        plus: like one y[g], for ``"sum"`` without weights; or None.
-        spread: like out, where ``"mean_std"`` puts the standard deviation; or None.
-    """
-    if out.numel() == 0:
-        return
+    """See ``Backend.reduce``: in float32 (float64 for float64), votes in y's own dtype."""
     if op == "vote":
         y, out = as_words(y, out)
     found = plan(views, op, scale, operand(y), operand(out), known(plus), known(spread), known(weights))
     if found is not None:
-        run(found, y, out, plus, spread, weights, channels(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense, second = dense_like(out), dense_like(spread)
-    dense_plus = None if plus is None else plus.contiguous()
-    reduce(contiguous_views(y), dense, views, table, op, scale, weights, dense_plus, second)
-    out.copy_(dense)
-    if spread is not None and second is not None:
-        spread.copy_(second)
+        return run(found, y, out, plus, spread, weights, channels(views, table))
+    y, plus = contiguous_views(y), plus if plus is None else plus.contiguous()
+    on_copies(lambda to, second: reduce(y, to, views, table, op, scale, weights, plus, second), out, spread)

@@ -20,14 +20,13 @@ more than the L2 cache holds.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
 from ...views import Views
 from . import launch
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two
-from .layout import Operand
+from .layout import Known, Operand
 from .tables import TABLE, listed_count, skip_width
 from .tiles import Given, permuted_loops
 
@@ -178,6 +177,14 @@ def listed_sources(sources, place, listed):
 
 
 @triton.jit
+def moved_entries(positions, i, M, within, KM: tl.constexpr):
+    """Entries i … i + KM − 1 of the list: their numbers, which there are, which count, and what positions they have."""
+    some = i + tl.arange(0, KM)[None, :]
+    listed = some < M
+    return some, listed, within[:, None] & listed, tl.load(positions + some, mask=listed, other=0)
+
+
+@triton.jit
 def lowest(ACC: tl.constexpr):
     """The least finite number: a largest logit to start from, of which none has to ask whether it is −∞."""
     if ACC == tl.float64:  # noqa: SIM300
@@ -238,12 +245,12 @@ def statistics(
 def plan_rows(
     kernel: Any,
     views: Views,
-    table: Operand | None,
+    table: Known,
     names: str,
     moving: Sequence[Given],
     fixed_names: str,
     fixed: Sequence[Given],
-    others: Sequence[Operand | None],
+    others: Sequence[Known],
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
 ) -> Plan | None:
@@ -270,6 +277,7 @@ def plan_rows(
         threads = next((count for most, count in THREADS if v * itemsize <= most), THREADS[-1][1])
     j = min(next_power_of_two(ceil_div(v, e)), threads)
     r = max(1, min(next_power_of_two(rows), threads // j))
+    scaled = [(s[0] // vec, *(k if shift else k // vec for k in s[1:4]), s[4]) for s in loops.moving]
     values: dict[str, int | float] = {
         "rows": rows,
         "nb": loops.b,
@@ -277,16 +285,12 @@ def plan_rows(
         "V": v,
         "M": listed,
         **scalars,
+        **launch.strides(names, "gabxn", scaled),
+        **launch.strides(fixed_names, "gabx", loops.fixed),
     }
     if "width" in kernel.arg_names:
         values["width"] = skip_width(v) // 16  # whose rows are therefore known to be aligned
-    for name, s in zip(names, loops.moving, strict=True):
-        values[f"{name}g"] = s[0] // vec
-        values.update(zip((f"{name}{axis}" for axis in "abx"), (k if shift else k // vec for k in s[1:4]), strict=True))
-        values[f"{name}n"] = s[4]
-    for name, f in zip(fixed_names, loops.fixed, strict=True):
-        values.update(zip((f"{name}{axis}" for axis in "gabx"), f, strict=True))
-    plan = make_plan(
+    return make_plan(
         kernel,
         ceil_div(rows, r),
         [*(o for o, _ in moving), *(o for o, _ in fixed), *others],
@@ -302,12 +306,10 @@ def plan_rows(
             "SHIFT": shift,
             "UNIT": unit,
             "KM": min(LISTED, next_power_of_two(listed)),
-            "ACC": tl.float64 if accumulator(first.dtype) == torch.float64 else tl.float32,
+            "ACC": accumulator(first.dtype),
         },
-        max(1, min(r * j, threads) // launch.LANES),
-        lambda choice: plan,
+        max(1, min(r * j, threads) // launch.LANES),  # and no other launch is tried: sums follow the block
     )
-    return plan.fixed_block()  # sums follow the block
 
 
 def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: int) -> tuple[int, bool]:
@@ -321,11 +323,11 @@ def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: i
     return vec, False
 
 
-def dense(views: Views, table: Operand | None) -> bool:
+def dense(views: Views, table: Known) -> bool:
     """Whether a view's entries are all gathered from a list of sources."""
     return table is not None and table.shape[1] == views.size
 
 
-def described(views: Views, table: Operand | None) -> tuple[Operand | None, Operand | None]:
+def described(views: Views, table: Known) -> tuple[Known, Known]:
     """The operands of positions and sources that ``tables.lists`` gives."""
     return TABLE if listed_count(views, table) else None, None if table is None else TABLE

@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...views import Views, still
+from ...views import Views, accumulator, still
+from ..base import Maybe
 from . import permuted, selection
 from .compat import jit_kernel
-from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two, run
-from .layout import Operand, known, operand
+from .launch import Plan, ceil_div, make_plan, next_power_of_two, run, strides
+from .layout import Known, Operand, known, operand
 from .rows import (
     LISTED,
     at_places,
@@ -28,6 +29,7 @@ from .rows import (
     listed_sources,
     load_block,
     lowest,
+    moved_entries,
     plan_rows,
     program_rows,
     row_start,
@@ -155,10 +157,7 @@ def score_select_rows(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, _listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             src = tl.load(sources + winner[:, None] * M + some, mask=wanted, other=0)
             u = view_at(y, come, away, yn, src, wanted, UNIT, y.dtype.element_ty)
             tl.store(out + at_places(put, away, moved, on, OUT_UNIT), u, mask=wanted)
@@ -173,10 +172,11 @@ def plan(kind: str, logits: Operand, out: Operand) -> Plan | None:
 
 @lru_cache(maxsize=1024)
 def select_plan(
-    views: Views, table: Operand | None, kind: str, minimum: bool, y: Operand, out: Operand, index: Operand
+    views: Views, table: Known, kind: str, minimum: bool, y: Operand, out: Operand, index: Operand
 ) -> Plan | None:
     """The launch of ``score_select``, or None where ``score`` and ``select`` are to be called one after the other."""
-    alone = plan.__wrapped__(kind, y, _without_gaps(y.shape[:-1], accumulator(y.dtype)))
+    each = operand(torch.empty(y.shape[:-1], device="meta"))
+    alone = plan.__wrapped__(kind, y, each)
     loops = permuted_loops(-1, [(y, True), (out, False)], (), None)
     if alone is None or loops is None:
         return None
@@ -193,13 +193,13 @@ def select_plan(
     out_shift = shift and out_vec > 1
     count = listed_count(views, table)
     values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": count}
-    values.update(zip(("yg", "ya", "yb", "yx"), (s if shift else s // vec for s in (yg, *from_y)), strict=True))
-    values.update(zip(("oa", "ob", "ox"), (s if out_shift else s // out_vec for s in into), strict=True))
-    launch = make_plan(
+    values |= strides("y", "gabxn", [[*(s if shift else s // vec for s in (yg, *from_y)), yn]])
+    values |= strides("o", "abxn", [[*(s if out_shift else s // out_vec for s in into), on]])
+    return make_plan(
         score_select_rows,
         programs,
         [y, out, index, *described(views, table)],
-        {**values, "yn": yn, "on": on},
+        values,
         {
             **block,
             "MINIMUM": minimum,
@@ -211,29 +211,11 @@ def select_plan(
             "KM": min(LISTED, next_power_of_two(count)),
         },
         alone.num_warps,
-        lambda choice: launch,
     )
-    return launch.fixed_block()
-
-
-def _without_gaps(shape: tuple[int, ...], dtype: torch.dtype) -> Operand:
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.insert(0, strides[0] * size)
-    return Operand(shape, tuple(strides), dtype, True)
 
 
 def score(logits: Tensor, out: Tensor, kind: str) -> None:
-    """Write each row's −largest probability ("max_prob"), "entropy", second largest − largest ("margin") or −largest
-    logit ("max").
-
-    Args:
-        logits: (*lead, V), any strides.
-        out: (*lead), contiguous, float32 or float64.
-        kind: one of the names above.
-    """
-    if logits.numel() == 0:
-        return
+    """See ``Backend.score``."""
     found = plan(kind, operand(logits), operand(out))
     if found is not None:
         run(found, logits, out)
@@ -241,32 +223,12 @@ def score(logits: Tensor, out: Tensor, kind: str) -> None:
         score(logits.contiguous(), out, kind)
 
 
-def score_select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor | None,
-    kind: str,
-    minimum: bool,
-) -> None:
-    """Write out = map_i(y[i]) with i = index, of every row the view with the best score, as ``score`` has it.
-
-    Args:
-        y: (|G|, *lead, V), any strides.
-        out: (*lead, V), any strides.
-        index: int64, (*lead), contiguous.
-        views: permutations of the last dim, or none that moves anything.
-        kind: see ``score``.
-        minimum: the least score is the best, otherwise the greatest; NaN never wins, ties go to the lowest index.
-    """
-    if y.numel() == 0:
-        return
+def score_select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool) -> None:
+    """See ``Backend.score_select``."""
     found = select_plan(views, known(table), kind, minimum, operand(y), operand(out), operand(index))
     if found is not None:
-        run(found, y, out, index, *lists(views, table))
-        return
-    scores = torch.empty(y.shape[:-1], dtype=accumulator(y.dtype), device=y.device)
+        return run(found, y, out, index, *lists(views, table))
+    scores = torch.empty(y.shape[:-1], dtype=accumulator(y), device=y.device)
     score(y, scores, kind)
     if table is None:
         selection.select(y, out, index, views, None, scores, minimum)

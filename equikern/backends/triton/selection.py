@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views, still
+from ..base import Maybe
 from .compat import jit_kernel
-from .device import channel_of, columns, narrow, point_offset, row_numbers, signed, tile, unravel
-from .launch import Plan, plan_gather, plan_tiles, run, use_tiles
-from .layout import Operand, as_words, contiguous_views, dense_like, known, loops, normalize, operand
+from .device import channel_of, narrow, point_offset, points_at, signed, tile, tile_at, unravel
+from .launch import Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
 
 __all__ = ["index_alone", "plan", "select"]
@@ -62,13 +63,7 @@ def select_tiles(
 ):  # fmt: skip
     """One tile of the result. The view is known at run time only: its code steers addresses, one mirroring, one
     transposition."""
-    pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    a = (pid // tiles // nb).to(tl.int64)
-    b = (pid // tiles % nb).to(tl.int64)
-    h = H * VEC_H
-    w = W * VEC
+    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
     if scores is not None:
         chosen = best(scores + a * sa + b * sb, sg, True, len(CODES), MINIMUM)
         # Every program of an item finds the same view; the item's first tile says so.
@@ -122,16 +117,11 @@ def select_points(
     CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
 ):  # fmt: skip
     """P points of the result, each read from the view its item chose."""
-    pid = tl.program_id(0)
-    r = row_numbers(pid // column_blocks % row_blocks, P, BIG)
-    c = columns(pid % column_blocks, CB)
-    within = r < narrow(R * VEC_R, BIG)
-    mask = within & (c < C * VEC)
+    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
     a = (pid // column_blocks // row_blocks).to(tl.int64)
-    n0 = narrow(n0, BIG)
-    n1 = narrow(n1, BIG)
-    n2 = narrow(n2, BIG)
-    b, q0, q1, q2 = unravel(r, narrow(m0, BIG), narrow(m1, BIG), narrow(m2, BIG), DIMS)
+    n0, n1, n2 = narrow(n0, n1, n2, BIG)
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
     if scores is not None:
         chosen = best(scores + a * sa + b * sb, sg, within, len(WORDS), MINIMUM)
         # An item's first point writes; its other points found the same.
@@ -162,7 +152,7 @@ def select_points(
 
 
 @lru_cache(maxsize=1024)
-def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Operand | None, index: Operand) -> Plan | None:
+def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Known, index: Operand) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first."""
     layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])
     if layout is None:
@@ -176,33 +166,13 @@ def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Operand 
     return plan_gather(select_points, layout, views, operands, "yo", "sk", {}, constants)
 
 
-def select(
-    y: Tensor,
-    out: Tensor,
-    index: Tensor,
-    views: Views,
-    table: Tensor | None,
-    scores: Tensor | None,
-    minimum: bool,
-) -> None:
-    """Write out = map_i(y[i]) with i = index, or with the view of the best score, which is then written to index.
-
-    Args:
-        y: (|G|, *lead, H, W), any strides.
-        out: (*lead, H', W'), any strides, not empty.
-        index: int64, lead[:m], contiguous. Read if scores is None: values outside 0 … |G|-1 count as the nearest.
-        scores: (|G|, *lead[:m]), contiguous; NaN never wins, ties go to the lowest index; or None.
-        minimum: the least score is the best, otherwise the greatest.
-    """
+def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool) -> None:
+    """See ``Backend.select``; the caller has seen to empty outputs."""
     y, out = as_words(y, out)
     found = plan(views, minimum, operand(y), operand(out), known(scores), operand(index))
     if found is not None:
-        run(found, y, out, scores, index, channels(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense = dense_like(out)
-    select(contiguous_views(y), dense, index, views, table, scores, minimum)
-    out.copy_(dense)
+        return run(found, y, out, scores, index, channels(views, table))
+    on_copies(lambda to: select(contiguous_views(y), to, index, views, table, scores, minimum), out)
 
 
 def index_alone(scores: Tensor, index: Tensor, minimum: bool) -> None:

@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...views import Views
+from ..base import Maybe
 from .compat import jit_kernel
-from .launch import Plan, run
-from .layout import Operand, contiguous_views, dense_like, known, operand
+from .launch import Plan, on_copies, run
+from .layout import Known, Operand, contiguous_views, known, operand
 from .rows import (
     at_places,
     counted,
@@ -23,6 +24,7 @@ from .rows import (
     edges,
     listed_sources,
     load_block,
+    moved_entries,
     offsets,
     plan_rows,
     program_rows,
@@ -110,10 +112,7 @@ def softmax_mean_rows(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             again = mean_at(
                 y, yg, base, off, yn, tops, factors, moved, sources + some, M, listed, wanted, ORDER, LOG, VEC, UNIT,
                 ACC,
@@ -178,10 +177,7 @@ def softmax_mean_backward_rows(
         total = tl.sum(sums[g], 1)
         if positions is not None and not LOG:
             for i in range(0, M, KM):
-                some = i + tl.arange(0, KM)[None, :]
-                listed = some < M
-                wanted = within[:, None] & listed
-                moved = tl.load(positions + some, mask=listed, other=0)
+                some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
                 spread = view_at(grad, come, off, dn, moved, wanted, UNIT, ACC)
                 listed_src = tl.load(sources + g * M + some, mask=listed, other=0)
                 moved_v = view_at(y + g * (yg * VEC), base, off, yn, listed_src, wanted, UNIT, ACC)
@@ -214,10 +210,7 @@ def softmax_mean_backward_rows(
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
-            some = i + tl.arange(0, KM)[None, :]
-            listed = some < M
-            wanted = within[:, None] & listed
-            moved = tl.load(positions + some, mask=listed, other=0)
+            some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             moved_d = view_at(grad, come, off, dn, moved, wanted, UNIT, ACC)
             for g in tl.static_range(ORDER):
                 moved_src = tl.load(sources + g * M + some, mask=listed, other=0)
@@ -229,7 +222,7 @@ def softmax_mean_backward_rows(
 
 
 @lru_cache(maxsize=1024)
-def mean_plan(views: Views, table: Operand | None, space: str, y: Operand, out: Operand, lse: Operand) -> Plan | None:
+def mean_plan(views: Views, table: Known, space: str, y: Operand, out: Operand, lse: Operand) -> Plan | None:
     """The launch of ``softmax_mean``, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (out, False)], [(lse, True)]
     constants, others = {"LOG": space == "log_probs"}, described(views, table)
@@ -238,7 +231,7 @@ def mean_plan(views: Views, table: Operand | None, space: str, y: Operand, out: 
 
 @lru_cache(maxsize=1024)
 def backward_plan(
-    views: Views, table: Operand | None, space: str, y: Operand, grad: Operand, out: Operand, lse: Operand
+    views: Views, table: Known, space: str, y: Operand, grad: Operand, out: Operand, lse: Operand
 ) -> Plan | None:
     """The launch of ``softmax_mean_backward``, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (grad, False), (out, True)], [(lse, True)]
@@ -247,45 +240,20 @@ def backward_plan(
     return plan_rows(softmax_mean_backward_rows, views, table, "ydo", moving, "l", fixed, others, {}, constants)
 
 
-def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str) -> None:
-    """Write out = 1/|G| Σ_g map_g(p_g), p_g being the softmax of y[g] or its logarithm, and lse[g] = log Σ exp y[g].
-
-    Args:
-        y: (|G|, *lead, V), any strides.
-        out: (*lead, V), any strides.
-        lse: (|G|, *lead), contiguous, float32 or float64.
-        views: permutations of the last dim, or none that moves anything.
-        space: ``"probs"`` or ``"log_probs"``.
-    """
-    if y.numel() == 0:
-        return
+def softmax_mean(y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
+    """See ``Backend.softmax_mean``; lse[g] = log Σ exp y[g]."""
     plan = mean_plan(views, known(table), space, operand(y), operand(out), operand(lse))
     if plan is not None:
-        run(plan, y, out, lse, *lists(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense = dense_like(out)
-    softmax_mean(contiguous_views(y), dense, lse, views, table, space)
-    out.copy_(dense)
+        return run(plan, y, out, lse, *lists(views, table))
+    on_copies(lambda to: softmax_mean(contiguous_views(y), to, lse, views, table, space), out)
 
 
 def softmax_mean_backward(
-    grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str
+    grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
 ) -> None:
-    """Write out[g] = ∂L/∂y[g], grad being ∂L/∂ the result of ``softmax_mean``.
-
-    Args:
-        grad: (*lead, V), any strides.
-        y: (|G|, *lead, V), any strides; out likewise.
-        lse, views, table, space: those of ``softmax_mean``.
-    """
-    if y.numel() == 0:
-        return
+    """See ``Backend.softmax_mean_backward``; lse is that of ``softmax_mean``."""
     plan = backward_plan(views, known(table), space, operand(y), operand(grad), operand(out), operand(lse))
     if plan is not None:
-        run(plan, y, grad, out, lse, *lists(views, table), skipped(views, table))
-        return
-    # More leading dims than loops: only then is anything copied.
-    dense = dense_like(out)
-    softmax_mean_backward(grad.contiguous(), contiguous_views(y), lse, dense, views, table, space)
-    out.copy_(dense)
+        return run(plan, y, grad, out, lse, *lists(views, table), skipped(views, table))
+    grad, y = grad.contiguous(), contiguous_views(y)
+    on_copies(lambda to: softmax_mean_backward(grad, y, lse, to, views, table, space), out)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...views import Views
-from .layout import Operand
+from ..base import Maybe
+from .layout import Known, Operand
 
 __all__ = [
     "CHANNELS",
@@ -103,7 +104,7 @@ def padded(views: Views, table: Tensor) -> Tensor:
     return _of(table, ("padded", views.adjoint, views.inverse), make)
 
 
-def channels(views: Views, table: Tensor | None) -> Tensor | None:
+def channels(views: Views, table: Maybe) -> Maybe:
     """(2, |G|, n): the channel that each one of a view shows, and which of a view's shows it; None without fields."""
     if table is None:
         return None
@@ -113,19 +114,19 @@ def channels(views: Views, table: Tensor | None) -> Tensor | None:
 class Lists(NamedTuple):
     """What a permutation moves: positions (m,), None where every entry is listed, and the sources (|G|, m)."""
 
-    positions: Tensor | None
-    sources: Tensor | None
+    positions: Maybe
+    sources: Maybe
 
 
 _NO_LISTS = Lists(None, None)
 
 
-def listed_count(views: Views, table: Operand | None) -> int:
+def listed_count(views: Views, table: Known) -> int:
     """How many entries are listed: none where all are."""
     return 0 if table is None or table.shape[1] == views.size else table.shape[1]
 
 
-def lists(views: Views, table: Tensor | None) -> Lists:
+def lists(views: Views, table: Maybe) -> Lists:
     """The entries that some view moves: no positions where all of them are listed, nothing where none is."""
     if table is None:
         return _NO_LISTS
@@ -137,7 +138,7 @@ def lists(views: Views, table: Tensor | None) -> Lists:
     return _of(table, ("lists", views.adjoint, views.size), make)
 
 
-def whole(views: Views, table: Tensor | None) -> Tensor | None:
+def whole(views: Views, table: Maybe) -> Maybe:
     """(|G|, size): the sources of every entry; None where nothing is permuted."""
     if table is None:
         return None
@@ -158,7 +159,7 @@ def skip_width(size: int) -> int:
     return (size + 31) // 16 * 16
 
 
-def skipped(views: Views, table: Tensor | None) -> Tensor | None:
+def skipped(views: Views, table: Maybe) -> Maybe:
     """A row for each start of logits within a vector: 1 where an entry is listed; None where nothing is."""
     if table is None or table.shape[1] in (0, views.size):
         return None

@@ -15,18 +15,19 @@ from .launch import (
     column_block,
     make_plan,
     next_power_of_two,
+    strides,
     times_two,
     vector_length,
     warps,
 )
-from .layout import Operand, merge
+from .layout import Known, Operand, merge
 from .tables import TABLE, listed_count
 
 __all__ = ["Loops", "TilePlan", "permuted_loops", "plan_permuted"]
 
 COLUMNS = 128  # of a tile that gathers along its rows: its other rows use the same sources again
 
-Given = tuple[Operand | None, bool]  # and whether a group axis comes first
+Given = tuple[Known, bool]  # and whether a group axis comes first
 
 
 class TilePlan(NamedTuple):
@@ -101,14 +102,14 @@ def plan_permuted(
     kernel: Any,
     views: Views,
     table: Operand,
-    operands: Sequence[Operand | None],
+    operands: Sequence[Known],
     names: str,
     moving: Sequence[Given],
     fixed_names: str,
     fixed: Sequence[Given],
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
-    dots: Operand | None = None,
+    dots: Known = None,
     choice: Choice = RULE,
 ) -> TilePlan | None:
     """Plan a kernel over the listed entries of a table, over all of them where it is dense or dot products are made.
@@ -141,7 +142,17 @@ def plan_permuted(
     # Every stride but that within a tile's row is counted in vectors, and so is the length of the row.
     outer = [v for s in loops.moving for v in (*s[:3], s[3] if inner else s[4])]
     vec = vector_length(itemsize, [m if inner else loops.x, *outer]) if unit and not (inner and listed) else 1
+    scaled = [
+        (*(v // vec for v in s[:3]), s[3] // (vec if inner else 1), s[4] // (1 if inner else vec)) for s in loops.moving
+    ]
     nblocks, xblocks = ceil_div(m, pn), ceil_div(loops.x, px)
+
+    def variant(other: Choice) -> Plan:
+        call = (kernel, views, table, operands, names, moving, fixed_names, fixed, scalars, constants, None, other)
+        found = plan_permuted(*call)
+        assert found is not None, "the rule's launch is one"
+        return found.launch
+
     values: dict[str, int | float] = {
         "nblocks": nblocks,
         "xblocks": xblocks,
@@ -152,13 +163,9 @@ def plan_permuted(
         "na": loops.a,
         "units": loops.b * nblocks * xblocks,
         **scalars,
+        **strides(names, "gabxn", scaled),
+        **strides(fixed_names, "gabx", loops.fixed),
     }
-    for name, s in zip(names, loops.moving, strict=True):
-        values.update(zip((f"{name}{axis}" for axis in "gab"), (v // vec for v in s[:3]), strict=True))
-        values[f"{name}x"] = s[3] // vec if inner else s[3]
-        values[f"{name}n"] = s[4] if inner else s[4] // vec
-    for name, f in zip(fixed_names, loops.fixed, strict=True):
-        values.update(zip((f"{name}{axis}" for axis in "gabx"), f, strict=True))
     launch = make_plan(
         kernel,
         loops.a * loops.b * nblocks * xblocks,
@@ -166,14 +173,6 @@ def plan_permuted(
         values,
         {**constants, "ORDER": views.order, "INNER": inner, "UNIT": unit, "PN": pn, "PX": px, "VEC": vec},
         times_two(warps(pn * px, vec, views.order), choice.warps, 2 * MOST_WARPS),
-        lambda other: _launch(
-            kernel, views, table, operands, names, moving, fixed_names, fixed, scalars, constants, None, other
-        ),
+        variant if dots is None else None,  # dots follow the block
     )
-    return TilePlan(launch if dots is None else launch.fixed_block(), loops.b * nblocks * xblocks)
-
-
-def _launch(*call: Any) -> Plan:
-    found = plan_permuted(*call)
-    assert found is not None, "the rule's launch is one"
-    return found.launch
+    return TilePlan(launch, loops.b * nblocks * xblocks)

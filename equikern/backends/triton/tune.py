@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from ...version import __version__
+from ..base import Maybe
 from ..tuning import RULE, Winners, bucket, candidates, driver_version, fastest, when_switched
 from . import compat
 from .plan import Plan
@@ -29,7 +29,7 @@ _TUNED = {
     "permuted": ("orbit_plan", "reduce_plan", "select_plan"),
 }
 
-Tensors = tuple[Tensor | None, ...]
+Tensors = tuple[Maybe, ...]
 
 
 def problem(plan: Plan) -> str:
