@@ -36,6 +36,8 @@ if not INTERPRETED:
         "mean_std 2 fp32": (0, 12),
         "logodd 4 bf16": (5, 0),
         "each 3 fp32": (29, 48),
+        "median 3 bf16": (5, 0),
+        "log1p 3 fp32": (5, 0),
     }
 
     def release(path: str | None) -> str:
