@@ -38,14 +38,16 @@ def build(case: str) -> launch.Plan:
     elif kind == "put":
         plan = matrices.plan_orbit.__wrapped__(views, 1.0, x, y, mats, None, index)
     elif kind in ("dot", "each"):
-        found = matrices.plan_dot.__wrapped__(views, x, y, y, mats, *[dense((6, 32, 500)[: 2 + (kind == "each")], wide)] * 2)
+        found = matrices.plan_dot.__wrapped__(
+            views, x, y, y, mats, *[dense((6, 32, 500)[: 2 + (kind == "each")], wide)] * 2
+        )
         plan = found[0] if found else None
     elif kind in ("select", "take"):
         plan = matrices.plan_select.__wrapped__(views, True, y, x, mats, weights if kind == "select" else None, index)
     else:
-        pair, factors = kind == "mean_std", kind == "sum"
+        pair, weighted = kind == "mean_std", kind == "sum"
         plan = matrices.plan_reduce.__wrapped__(
-            views, kind, 0.5, y, x, None, x if pair else None, mats, weights if factors else None
+            views, kind, 0.5, y, x, None, x if pair else None, mats, weights if weighted else None
         )
     assert plan is not None, case
     return plan
