@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+import torch
 from equikern.backends.triton import launch
 from equikern.backends.triton.launch import Plan
 from helpers.machine_code import amd_kernel, cuda_kernels, dumped
@@ -86,7 +87,9 @@ def _compiled(build: Build, job: tuple[str, str]) -> tuple[dict[str, Any], bytes
 
 def compiled(build: Build, work: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """The records of cases and targets, compiled in two processes."""
-    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
+    # One thread: those that OpenMP started in this process are not in a fork, which would wait for them for ever.
+    fork = get_context("fork")
+    with ProcessPoolExecutor(2, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         done = list(pool.map(functools.partial(_compiled, build), work, chunksize=4))
     dumps = iter(dumped(cubin for _, cubin, _ in done if cubin is not None))
     for record, cubin, shared in done:
