@@ -74,7 +74,8 @@ def write_ninja(build, cxx, nvcc):
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
     sanitizers += ["-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
-    flags = "-O3 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wno-psabi" + ("" if DARWIN else " -fopenmp")
+    flags = "-O3 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Werror=switch -Wno-psabi"
+    flags += "" if DARWIN else " -fopenmp"
     flags = [*flags.split(), *shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
     isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {"baseline": ""}
     info = {"compiler": version(cxx), "flags": " ".join(flags), "cuda": bool(nvcc), "cpu_isa": list(isa)}

@@ -5,10 +5,9 @@
     python bench/static_audit.py --targets sm_90      # of one GPU only
     python bench/static_audit.py --few                # as the tests read it with other releases of Triton
 
-Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``): all cases
-for sm_90, for the other targets those that cover every branch of every kernel; with ``--few`` these for sm_90, and one
-of each kernel for the others. CUDA's are read out of the built ``equikern._C``, whichever it has; a build without CUDA
-leaves what the table says of them.
+Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``); with
+``--few`` for targets other than sm_90 each kernel once. CUDA's are read out of the built ``equikern._C``, whichever it
+has; a build without CUDA leaves what the table says of them.
 One JSON file per target holds the kernels by the compiler that made them, so that other releases of Triton and CUDA
 have tables of their own; the Markdown file beside it says the same to people.
 """
@@ -183,8 +182,8 @@ def write(target: str, tables: Tables) -> None:
         "share of a multiprocessor's warps that registers, shared memory and threads let run at once. CUDA kernels ask",
         "for shared memory at the launch: counted is the most that a call of the speed goals' shapes asks for (C4 and",
         "D4, all float types). No such call launches a kernel that is marked `≤`: its occupancy is an upper bound.",
-        "Triton's kernels, with the release that the tests run with: every case for sm_90, for other GPUs those that",
-        "cover every branch of every kernel. With other releases: these for sm_90, for other GPUs one of each kernel.",
+        "Other releases of Triton than the one that the tests run with compile every case for sm_90, and each kernel",
+        "once for other GPUs.",
     ]
     for compiler, table in merged.items():
         columns = ("warps", *COLUMNS) if compiler.startswith("triton") else ("threads", *COLUMNS)

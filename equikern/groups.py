@@ -114,10 +114,11 @@ def _generators(table: Tensor) -> list[int]:
     while not bool(found.all()):
         generators.append(int((~found).nonzero()[0]))
         found[generators[-1]] = True
-        count = 0
-        while count < (count := int(found.sum())):
-            made = found.nonzero().flatten()
+        made, known = found.nonzero().flatten(), 0
+        while len(made) > known:
+            known = len(made)
             found[table[made][:, made]] = True
+            made = found.nonzero().flatten()
     return generators
 
 

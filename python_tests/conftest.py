@@ -33,16 +33,15 @@ if _native is not None and _native.origin is not None:  # a half-built tree may 
 settings.register_profile(
     "equikern",
     deadline=None,  # two shared cores: a slow example is no error
-    # The sanitizers are slow, and so is the interpreter.
-    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") or os.environ.get("TRITON_INTERPRET") == "1" else 40,
+    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") else 40,  # the sanitizers are slow
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )
 settings.load_profile("equikern")
 
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-    hasten()
+# Triton's own way of combining values, which a test compares with ours; None where it is the one that runs.
+OWN_REDUCE = hasten() if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") else None
 
 collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
 
@@ -153,6 +152,16 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         item.obj._hypothesis_internal_use_settings = whole
+
+
+@pytest.fixture
+def own_reduce(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes Triton's interpreter combine values in its own way from here on, in this test."""
+    if OWN_REDUCE is None:
+        pytest.skip("Triton's interpreter combines values in its own way")
+    from triton.runtime import interpreter
+
+    return lambda: monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", OWN_REDUCE)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ EQK_INLINE void join_value(V& s, V& m, V v, int k, A w) {
 // f(which way to join), a constant.
 template <class F>
 void with_op(int op, const F& f) {
-  switch (op) {
+  switch (Op(op)) {  // no default: one that is forgotten does not compile
     case kSum: return f(std::integral_constant<int, kSum>());
     case kMax: return f(std::integral_constant<int, kMax>());
     case kMin: return f(std::integral_constant<int, kMin>());
@@ -69,7 +69,10 @@ void with_op(int op, const F& f) {
     case kLogodd: return f(std::integral_constant<int, kLogodd>());
     case kLog1p: return f(std::integral_constant<int, kLog1p>());
     case kMedian: return f(std::integral_constant<int, kMedian>());
-    default: return f(std::integral_constant<int, kStd>());
+    case kStd:
+    case kMeanStd: return f(std::integral_constant<int, kStd>());
+    case kWeightedMean:  // a sum by now
+    case kVote: return;  // of integers, which come here in no other way
   }
 }
 

@@ -37,7 +37,7 @@ def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     if (t.requires_grad or (other is not None and other.requires_grad)) and torch.is_grad_enabled():
         # A trace records operators, and takes no Function of Python's.
         return not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return getattr(forward_ad, "_current_level", -1) >= 0  # see in_forward_mode; one call less
+    return in_forward_mode()
 
 
 def in_forward_mode() -> bool:
@@ -115,18 +115,21 @@ def each(y: Tensor, axis: int, maps: Maps) -> Tensor:
 
 
 def orbit_by(x: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """``orbit`` by a code and its table, as Functions hold the maps: (*lead, H, W) → (|G|, *lead, H, W)."""
     if needs_grad(x, weights):
         return cast(Tensor, _Orbit.apply(x, weights, code, table, scale))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.orbit(x, code, table, scale, weights, None))
 
 
 def total_by(y: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """``total`` by a code and its table: (|G|, *lead, H, W) → (*lead, H, W)."""
     if needs_grad(y, weights):
         return cast(Tensor, _Total.apply(y, weights, code, table, scale))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.reduce(y, code, table, "sum", scale, weights))
 
 
 def symmetrize_by(x: Tensor, code: str, table: Tensor | None) -> Tensor:
+    """``symmetrize`` by a code and its table: like x in shape."""
     if needs_grad(x):
         return cast(Tensor, _Symmetrize.apply(x, code, table))  # type: ignore[no-untyped-call]
     return _symmetrized(x, code, table)
@@ -138,31 +141,35 @@ def _symmetrized(x: Tensor, code: str, table: Tensor | None) -> Tensor:
 
 
 def dots_by(x: Tensor, y: Tensor, code: str, table: Tensor | None, weight_dims: int) -> Tensor:
+    """``dots`` by a code and its table: x (*lead, H, W), y (|G|, *lead, H, W) → y.shape[:weight_dims], wide."""
     if needs_grad(x, y):
         return cast(Tensor, _Dots.apply(x, y, code, table, weight_dims))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.dot(x, y, code, table, weight_dims))
 
 
 def orbit_dot_by(x: Tensor, y: Tensor, code: str, table: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted orbit of x and its dots with y, in one pass over both."""
+    """The weighted orbit of x, like y in shape, and the dots of the plain one with y, like weights, in one pass."""
     if needs_grad(x, y) or needs_grad(weights):
         return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, code, table))  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, code, table, weights))
 
 
 def take_by(y: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
+    """``take`` by a code and its table: (|G|, *lead, H, W) and an int64 index lead[:k] → (*lead, H, W)."""
     if needs_grad(y):
         return cast(Tensor, _Take.apply(y, index, code, table))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.take(y, index, code, table))
 
 
 def put_by(x: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
+    """``put`` by a code and its table: (*lead, H, W) and an int64 index lead[:k] → (|G|, *lead, H, W)."""
     if needs_grad(x):
         return cast(Tensor, _Put.apply(x, index, code, table))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.orbit(x, code, table, 1.0, None, index))
 
 
 def act_by(x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor:
+    """``act`` by a code and its table: (*lead, H, W) and int64 elements lead[:k], k ≥ 1 → like x in shape."""
     if needs_grad(x):
         return cast(Tensor, _Act.apply(x, elements, code, table))  # type: ignore[no-untyped-call]
     return cast(Tensor, library.act(x, elements, code, table))

@@ -25,8 +25,12 @@ SOURCES = (
     "csrc/*.h",
     "csrc/cuda/*",
     "equikern/backends/**/*.py",
+    "equikern/actions/*.py",
+    "equikern/core/*.py",
     "equikern/views/*.py",
+    "equikern/groups.py",
     "equikern/reductions.py",
+    "python_tests/conftest.py",
     "python_tests/backends/**/*.py",
     "python_tests/helpers/*",
     "bench/static_audit.py",
@@ -38,16 +42,17 @@ FIRST = ""  # in the place of an audit's name: the digest at the first run
 
 @functools.cache
 def digest() -> str:
-    """Of the kernels, of what compiles and launches them, and of what judges them."""
+    """Of the kernels, of what compiles, launches or interprets them, and of what judges them."""
     found = hashlib.sha256()
     for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()):
         found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = "none"
+    for package in ("triton", "torch", "numpy"):
+        try:
+            found.update(f"{package} {version(package)}".encode())
+        except PackageNotFoundError:
+            found.update(f"no {package}".encode())
     info = equikern.build_info()
-    found.update(f"{triton} {info.cuda} {info.nvcc} {info.cuda_archs} {sys.version}".encode())
+    found.update(f"{info.cuda} {info.nvcc} {info.cuda_archs} {sys.version}".encode())
     return found.hexdigest()
 
 

@@ -45,7 +45,7 @@ def audit(*options: str, triton: str | None = None) -> list[dict[str, Any]]:
 
 @functools.cache
 def machine_code() -> list[dict[str, Any]]:
-    """The cases for every target, compiled once for all tests."""
+    """Every case for every target, compiled once for all tests."""
     return audit("--targets", *TARGETS)
 
 

@@ -19,35 +19,6 @@ Build = Callable[[str], Plan]
 MAIN = "sm_90"
 
 
-def branches(plan: Plan) -> set[tuple[str, str, object]]:
-    """What decides which lines of a kernel are compiled: the arguments that are given, flags, names, the accumulator;
-    of numbers whether they are 0, 1, 2 or more (dims, views, entries of a vector). Other sizes decide nothing.
-    """
-
-    def kind(value: object) -> object:
-        if isinstance(value, (str, bool)):
-            return value
-        if isinstance(value, tuple):
-            return value if all(isinstance(v, bool) for v in value) else bool(value)
-        return min(value, 3) if isinstance(value, int) else str(value)
-
-    kernel: str = plan.kernel.__name__
-    found = {(kernel, name, kind(value)) for name, value in plan.constants.items()}
-    return found | {(kernel, f"pointer {k}", dtype is None) for k, dtype in enumerate(plan.pointers)}
-
-
-def covering(cases: Iterable[str], build: Build) -> list[str]:
-    """Some of the cases that have every branch of every kernel: those first that add the most."""
-    left = {case: branches(build(case)) for case in cases}
-    found = []
-    while any(left.values()):
-        best = max(left, key=lambda case: len(left[case]))  # the first of those that add as many
-        added = left[best]
-        left = {case: new - added for case, new in left.items()}
-        found.append(best)
-    return found
-
-
 def of_each_kernel(cases: Iterable[str], build: Build) -> list[str]:
     """The first case of every kernel."""
     found: dict[str, str] = {}
@@ -57,14 +28,11 @@ def of_each_kernel(cases: Iterable[str], build: Build) -> list[str]:
 
 
 def jobs(cases: Sequence[str], build: Build, targets: Iterable[str], few: bool = False) -> list[tuple[str, str]]:
-    """What is compiled for which targets.
-
-    For the main one every case, for the others those that cover all branches: what differs there is the compiler
-    alone. With ``few``, as for other releases of Triton, one step less: the covering ones, and one of each kernel.
+    """Every case for every target; with ``few``, as for other releases of Triton, for all but the main one each kernel
+    once: what differs there is the compiler alone.
     """
-    covers = covering(cases, build)
-    most, rest = (covers, of_each_kernel(covers, build)) if few else (cases, covers)
-    return [(case, target) for target in targets for case in (most if target == MAIN else rest)]
+    rest = of_each_kernel(cases, build) if few else cases
+    return [(case, target) for target in targets for case in (cases if target == MAIN else rest)]
 
 
 def _compiled(build: Build, job: tuple[str, str]) -> tuple[dict[str, Any], bytes | None, int]:

@@ -1,18 +1,32 @@
-"""Triton's interpreter without what makes it slow; what it computes stays the same, to the bit."""
+"""Triton's interpreter without what makes it slow.
+
+``test_triton_interpreter.py`` compares it with Triton's own, bit for bit.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def hasten() -> None:
-    """Combine whole slices, and prepare Triton's modules once a launch.
+def hasten() -> Any:
+    """Combine whole slices, and prepare Triton's modules once a launch, where this release lets us.
+
+    Returns:
+        Triton's own way of combining, or None where its interpreter is another one and stays as it is.
 
     Triton's interpreter calls the function of a reduction that numpy has not, such as the one in ``tl.flip``, for one
     pair of numbers at a time; here it combines whole slices, in the same order. At every call of a device function it
     looks for builtins in all of ``triton.language`` and replaces them; here only at the first call in a launch.
     """
     from triton.runtime import interpreter  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        own = interpreter.ReduceOps.generic_reduce
+        launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+        _ = interpreter.InterpretedFunction.rewrite
+    except AttributeError:
+        return None
+    prepared = set[int]()
 
     def generic_reduce(self: Any, given: tuple[Any, ...]) -> list[Any]:
         parts, axis = self.unravel(given, self.axis)
@@ -33,19 +47,17 @@ def hasten() -> None:
             for array, part in zip(arrays, parts, strict=True)
         ]
 
-    launch, prepared = interpreter.GridExecutor.__call__, set[int]()
-
     def first(self: Any, *args: Any, **kwargs: Any) -> None:
         prepared.clear()  # the end of the launch before took back what it had replaced
         launch(self, *args, **kwargs)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if id(self.fn.__globals__) not in prepared:
-            interpreter._patch_lang(self.fn)
+            patch(self.fn)
             prepared.add(id(self.fn.__globals__))
         return self.rewrite()(*args, **kwargs)
 
-    assert hasattr(interpreter.ReduceOps, "generic_reduce"), "this Triton's interpreter reduces differently"
     interpreter.ReduceOps.generic_reduce = generic_reduce
     interpreter.GridExecutor.__call__ = first
     interpreter.InterpretedFunction.__call__ = call
+    return own

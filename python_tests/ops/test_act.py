@@ -311,7 +311,7 @@ def test_derivatives(case: Case, inverse: bool) -> None:
     x = random_values(case.shape(2, 2, side=2), torch.float64, 1).requires_grad_()
     for elements in (drawn(case.order, (2,), 2), drawn(case.order, (2, 2), 3)):
         assert gradcheck(lambda t, e=elements: orbit_act(t, e, case.action, inverse=inverse), x)
-        assert gradgradcheck(lambda t, e=elements: orbit_act(t, e, case.action, inverse=inverse), x, fast_mode=True)
+        assert gradgradcheck(lambda t, e=elements: orbit_act(t, e, case.action, inverse=inverse), x)
 
 
 def test_derivatives_of_samples() -> None:
@@ -340,7 +340,8 @@ def test_no_forward_mode_derivative_is_said() -> None:
     x, elements = torch.randn(2, 3, 3), torch.tensor([0, 1])
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises((RuntimeError, NotImplementedError)):
+        # Torch's own refusal, of a Function without a forward derivative, as in test_gradients.py.
+        with pytest.raises(NotImplementedError, match="jvp function"):
             orbit_act(dual, elements, grid("c4"))
 
 

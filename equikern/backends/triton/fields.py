@@ -7,8 +7,6 @@ in front of the channels are one here, and weights, scores and indices are given
 
 from __future__ import annotations
 
-from typing import overload
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from ...views import Views
 from ..base import Maybe
 from . import dots as products
 from . import matrices, orbits, reductions, selection
+from .layout import T
 
 __all__ = ["orbit", "orbit_dot", "reduce", "select"]
 
@@ -33,11 +32,7 @@ def _items(t: Tensor, dims: int, group: bool) -> Tensor:
     return t.reshape(shape)
 
 
-@overload
-def _memory(out: Tensor, dims: int, group: bool) -> Tensor: ...
-@overload
-def _memory(out: Maybe, dims: int, group: bool) -> Maybe: ...
-def _memory(out: Maybe, dims: int, group: bool) -> Maybe:
+def _memory(out: T, dims: int, group: bool) -> T:
     """The items of a result, or memory for them where strides leave no other way."""
     if out is None:
         return None
@@ -54,11 +49,7 @@ def _put(out: Maybe, items: Maybe) -> None:
         out.copy_(items.view(out.shape))
 
 
-@overload
-def _each(t: Tensor, lead: torch.Size, group: bool) -> Tensor: ...
-@overload
-def _each(t: Maybe, lead: torch.Size, group: bool) -> Maybe: ...
-def _each(t: Maybe, lead: torch.Size, group: bool) -> Maybe:
+def _each(t: T, lead: torch.Size, group: bool) -> T:
     """Weights, scores or an index of the first of the leading dims, given for each item."""
     if t is None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, overload
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Operand(NamedTuple):
 
 
 Known: TypeAlias = Operand | None  # of a tensor that may be missing
+T = TypeVar("T", Tensor, Maybe)  # what is there stays there
 
 
 def as_words(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,11 +82,7 @@ def contiguous_views(y: Tensor) -> Tensor:
     return y.contiguous() if y.stride(0) or y.numel() == 0 else y[0].contiguous().expand(y.shape)
 
 
-@overload
-def dense_like(t: Tensor) -> Tensor: ...
-@overload
-def dense_like(t: Maybe) -> Maybe: ...
-def dense_like(t: Maybe) -> Maybe:
+def dense_like(t: T) -> T:
     """Memory for the same without gaps, if there is one."""
     return None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
 

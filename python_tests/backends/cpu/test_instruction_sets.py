@@ -34,7 +34,7 @@ def values(shape, dtype, kind):
 def compare(name, ours, theirs, tolerance):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, msg=lambda m: f"{name}: {m}")
 
-for _ in range(60):
+for _ in range(150):
     dtype = random.choice(list(TOLERANCE))
     tolerance = TOLERANCE[dtype]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -83,7 +83,7 @@ def permutations(order, size):
     words = " ".join("." if torch.equal(view, views[0]) else "x" for view in views)
     return of(f"permutation -1 {size}: {words}"), permutation_table(sources, sources.argsort(1))
 
-for _ in range(30):
+for _ in range(60):
     dtype = random.choice(list(TOLERANCE))
     tolerance = TOLERANCE[dtype]
     wide = torch.float64 if dtype == torch.float64 else torch.float32

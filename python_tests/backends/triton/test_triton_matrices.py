@@ -28,9 +28,17 @@ if not INTERPRETED:
     # vectors together. More than this fails, and so does any of it elsewhere.
     EXCHANGES_3_6 = {
         "orbit 2 bf16": (11, 1),
+        "orbit 3 bf16": (12, 0),
+        "orbit 4 bf16": (12, 0),
+        "put 2 bf16": (11, 1),
         "put 3 bf16": (12, 0),
+        "put 4 bf16": (12, 0),
         "sum 2 bf16": (11, 6),
+        "sum 3 bf16": (17, 0),
+        "sum 4 bf16": (17, 0),
         "select 2 bf16": (3, 1),
+        "select 3 bf16": (4, 0),
+        "select 4 bf16": (4, 0),
         "take 3 bf16": (4, 0),
         "std 3 fp16": (5, 0),
         "mean_std 2 fp32": (0, 12),
@@ -50,6 +58,7 @@ if not INTERPRETED:
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
         records = family("matrix_audit", path)
+        assert len(records) >= len(TARGETS) * (4 if path else 12)
         assert {record["target"] for record in records} == {*TARGETS}
         assert [record for record in records if "error" in record] == []
         older = release(path).startswith("3.6.")
