@@ -118,7 +118,9 @@ def compile_native(build):
         print(run.stdout, flush=True)
         if run.returncode == 0:
             return {**info, "cuda_reason": cuda_reason}
-        error = next((line.strip() for line in run.stdout.splitlines() if "error" in line), "see the output above")
+        # Not the word alone: commands, which ninja repeats, name flags such as -Werror.
+        said = (line.strip() for line in run.stdout.splitlines() if re.search(r"(error|fatal)\s*:", line))
+        error = next(said, "see the output above")
         if nvcc is None or ENV.get("EQUIKERN_CUDA") == "1":
             raise BuildError(f"{info['compiler']} failed: {error}")
         nvcc, cuda_reason = None, f"the build with CUDA failed: {error}"
