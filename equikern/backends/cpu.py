@@ -27,7 +27,13 @@ def _views(views: Views, table: Maybe, spreads: bool = False) -> tuple[int, int,
 
     ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
     """
-    return _C.KINDS[views.kind.name], *views.kind.native(views, table, spreads)
+    try:
+        return _C.KINDS[views.kind.name], *views.kind.native(views, table, spreads)
+    except KeyError:
+        known = ", ".join(_C.KINDS)
+        raise ValueError(
+            f"views: the C++ kernels know the kinds {known}, got {views.kind.name}; use_backend('reference') serves it"
+        ) from None
 
 
 def _strides(t: Maybe) -> tuple[int, tuple[int, ...]]:
@@ -51,7 +57,7 @@ class Cpu(Backend):
     def orbit(
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
-        if views.kind.name == "tokens":
+        if views.kind.ids:
             return self._tokens(x, out, views, table, None)
         at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
         at_index = 0
@@ -102,7 +108,7 @@ class Cpu(Backend):
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
-        if views.kind.name == "tokens":
+        if views.kind.ids:
             return self._tokens(y[0], out, views, table, index)
         at_scores, double = (0, False) if scores is None else (scores.data_ptr(), scores.dtype == torch.float64)
         _C.select(

@@ -27,7 +27,7 @@ _native: Any = None  # equikern._C, looked up at the first call
 
 def _codes(views: Views) -> list[int] | None:
     """Each view's bits, see ``csrc/grid_index.h``; None for views that these kernels do not know."""
-    if views.kind.name == "still" or (views.kind.name == "grid" and views.sides == 2):
+    if views.kind.still or views.dims == views.sides == 2:
         return list(views.codes)
     return None
 

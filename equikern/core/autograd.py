@@ -108,7 +108,7 @@ def act(x: Tensor, elements: Tensor, maps: Maps) -> Tensor:
 
 def each(y: Tensor, axis: int, maps: Maps) -> Tensor:
     """``map_g(y_g)`` for every g, with the group axis where it is: (*lead, |G|, *rest, *moved) → the same shape."""
-    if maps.views.kind.name == "still":
+    if maps.views.kind.still:
         return y
     elements = torch.arange(y.shape[axis], device=y.device).expand(y.shape[: axis + 1]).contiguous()
     return act(y, elements, maps)

@@ -90,7 +90,7 @@ def image(name: str, x: object, action: A, dtypes: frozenset[torch.dtype], turns
     """An input (*lead, H, W) that the action can transform; with ``turns`` a rectangle may be turned."""
     x = _tensor(name, x)
     action = acting(action)
-    if action.views.kind.name == "tokens":
+    if action.views.kind.ids:
         if dtypes is FLOATS:
             raise TypeError(f"action: expected one on numbers, got {action!r} on token ids; its logits acts on logits")
         dtypes = IDS
@@ -107,7 +107,7 @@ def views(name: str, y: object, action: A, dtypes: frozenset[torch.dtype] = FLOA
     """An orbit (|G|, *lead, H, W) that the action's inverses can transform back."""
     y = _tensor(name, y)
     action = acting(action)
-    if action.views.kind.name == "tokens":
+    if action.views.kind.ids:
         raise TypeError(f"action: expected one on outputs, got {action!r} on token ids; its logits acts on logits")
     _values(name, y, action, dtypes)
     _spatial(name, y, action, 1)
@@ -171,7 +171,7 @@ def logits(name: str, y: object, action: Acting) -> tuple[Tensor, Maps]:
     """
     y, action = views(name, y, action)
     own = action.views
-    if own.kind.name == "permutation":
+    if own.kind.permutes:
         if own.signed:
             raise ValueError(f"action: expected permutations without signs for probabilities, got {action!r}")
         return y.movedim(own.dim, -1), along_last(action.inverse_maps)
@@ -194,7 +194,7 @@ def along_last(maps: Maps) -> Maps:
 def keeps_rows(action: Acting) -> bool:
     """Whether the action leaves rows of logits, on the last dim, in place or permutes their entries, without signs."""
     own = action.views
-    return own.dims == 0 or (own.kind.name == "permutation" and own.dim == -1 and not own.signed)
+    return own.dims == 0 or (own.kind.permutes and own.dim == -1 and not own.signed)
 
 
 def scored_views(name: str, y: object, action: A, kind: str) -> tuple[Tensor, A]:

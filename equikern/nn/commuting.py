@@ -38,7 +38,7 @@ def check_commuting(name: str, actions: Sequence[GroupAction]) -> None:
         ValueError: a: expected actions that commute, but rot90 of a[0] ('c4') and hflip of a[1] ('hflip') do not
     """
     for (i, a), (j, b) in combinations(enumerate(actions), 2):
-        if a.views.kind.name == "still" or b.views.kind.name == "still":
+        if a.views.kind.still or b.views.kind.still:
             continue
         probe = _probe(name, a, b)
         one, other = orbit(orbit(probe, a), b).transpose(0, 1), orbit(orbit(probe, b), a)

@@ -113,7 +113,7 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
 def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Maps:
     """The inverse maps, checked against logits that do not exist: their shape is hidden's with V for D."""
     own = checks.acting(action).views
-    if own.kind.name == "permutation" and own.dim != -1:
+    if own.kind.permutes and own.dim != -1:
         raise ValueError(f"action: expected a permutation of dim -1, which holds the logits, got dim {own.dim}")
     logits = hidden.new_empty(()).expand(*hidden.shape[:-1], weight.shape[0])
     return checks.logits("hidden @ weightᵀ", logits, action)[1]

@@ -98,8 +98,9 @@ def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor
     """Differentiable in two steps: every view transformed back, in wide precision but where entries of a dim only move,
     then the reduction of what lies there. The derivatives need to know values that the kernel keeps to itself.
     """
-    wide = y if back.views.kind.name == "permutation" else y.to(accumulator(y))
-    if back.views.kind.name == "matrix":  # by the kernel that reduces, whose products round as those without a gradient
+    wide = y if back.views.kind.permutes else y.to(accumulator(y))
+    # Vectors are multiplied by the kernel that reduces, so that products round as those without a gradient.
+    if back.views.kind.computes and not back.views.sides:
         parts = [autograd.total(view.unsqueeze(0), back.subset([g])) for g, view in enumerate(wide)]
         views = torch.stack(parts)
     else:

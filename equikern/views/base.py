@@ -125,12 +125,20 @@ class Kind(ABC):
     """One kind of views: its language, its table, what it means in plain torch, and how kernels are told.
 
     Attributes:
-        name: the first word of its codes; its key in Triton's table of modules; its entry of ``_C.KINDS``.
+        name: the first word of its codes; its entry of ``_C.KINDS``.
+        triton: the module of ``backends/triton`` that has its kernels; empty: plain torch serves it there.
+        still: whether views leave everything in place.
+        ids: whether views are of token ids, and of no other numbers.
+        permutes: whether views only move the entries of one dim, so that rows of logits stay such rows.
         computes: whether views are made by arithmetic, in the accumulator's dtype and rounded once, rather than by
             moving entries bit for bit.
     """
 
     name: ClassVar[str]
+    triton: ClassVar[str] = ""
+    still: ClassVar[bool] = False
+    ids: ClassVar[bool] = False
+    permutes: ClassVar[bool] = False
     computes: ClassVar[bool] = False
 
     @abstractmethod

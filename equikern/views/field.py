@@ -25,6 +25,8 @@ MOST_MIXED = 16  # channels that a matrix may mix: beyond, a product of matrices
 class _Fields(Kind):
     """What both kinds of fields share."""
 
+    triton = "fields"
+
     def _parsed(self, code: str, flags: Sequence[Sequence[str]], **more: bool) -> Views:
         head, _ = parts(code)
         size = size_in(head)

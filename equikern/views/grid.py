@@ -176,6 +176,8 @@ class Still(Kind):
     """Views that leave everything where it is: ``. . .``."""
 
     name = "still"
+    triton = "grids"
+    still = True
 
     def parse(self, code: str) -> Views:
         words = tuple(code.split(" "))
@@ -195,6 +197,7 @@ class Grid(Kind):
     """Views of the grid alone: ``hw Wh HW wH``."""
 
     name = "grid"
+    triton = "grids"
 
     def parse(self, code: str) -> Views:
         words = grid_words(code, code)

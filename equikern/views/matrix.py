@@ -40,6 +40,7 @@ class Matrix(Kind):
     """Matrices on the last dim."""
 
     name = "matrix"
+    triton = "matrices"
     computes = True
 
     def parse(self, code: str) -> Views:

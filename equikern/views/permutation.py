@@ -49,6 +49,8 @@ class Permutation(Kind):
     """Views of one dim, counted from the end."""
 
     name = "permutation"
+    triton = "permuted"
+    permutes = True
 
     def parse(self, code: str) -> Views:
         head, words = parts(code)

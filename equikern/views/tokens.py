@@ -21,6 +21,8 @@ class Tokens(Kind):
     """Maps of a vocabulary."""
 
     name = "tokens"
+    triton = "ids"
+    ids = True
 
     def parse(self, code: str) -> Views:
         head, words = parts(code)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from equikern import active_backend, backends, grid, orbit, orbit_mean, use_backend
+from equikern.backends.cpu import Cpu
 from equikern.backends.reference import Reference
+from equikern.views import still
+from equikern.views.grid import Still
 
 
 @pytest.fixture
@@ -78,3 +83,17 @@ def test_a_choice_can_be_entered_again() -> None:
         with choice:
             assert active_backend() == "reference"
         assert active_backend() == before
+
+
+@pytest.mark.skipif(backends.unavailable("cpu", torch.device("cpu")) is not None, reason="no C++ kernels here")
+def test_a_kind_of_views_that_cpp_does_not_know() -> None:
+    """Until a new kind has its C++ kernels, plain torch serves it; the error says so."""
+
+    class Foreign(Still):
+        name = "foreign"
+
+    views, x, out = replace(still(2), kind=Foreign()), torch.randn(3), torch.empty(2, 3)
+    with pytest.raises(ValueError, match=r"got foreign; use_backend\('reference'\)"):
+        Cpu().orbit(x, out, views, None, 1.0, None, None)
+    Reference().orbit(x, out, views, None, 1.0, None, None)
+    assert torch.equal(out, torch.stack([x, x]))

@@ -21,23 +21,14 @@ from ..reference import Reference
 
 __all__ = ["Triton"]
 
-# The module of each kind of views; what has none, or not the function that is asked for, the fallback serves.
-_MODULES = {
-    "still": "grids",
-    "grid": "grids",
-    "permutation": "permuted",
-    "tokens": "ids",
-    "matrix": "matrices",
-    "field": "fields",
-    "mixed": "fields",
-}
 _FALLBACK = Reference()
 
 
 @cache
-def _of_kind(kind: str, function: str) -> Any:
-    module = import_module(f".{_MODULES[kind]}", __name__) if kind in _MODULES else None
-    return getattr(module, function, None) or getattr(_FALLBACK, function)
+def _of_kind(module: str, function: str) -> Any:
+    """A function of a kind's module; what has no module, or no such function there, the fallback serves."""
+    found = import_module(f".{module}", __name__) if module else None
+    return getattr(found, function, None) or getattr(_FALLBACK, function)
 
 
 @cache
@@ -77,7 +68,7 @@ class Triton(Backend):
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
         if out.numel():
-            _of_kind(views.kind.name, "orbit")(x, out, views, table, scale, weights, index)
+            _of_kind(views.kind.triton, "orbit")(x, out, views, table, scale, weights, index)
 
     def reduce(
         self,
@@ -96,13 +87,13 @@ class Triton(Backend):
         if op not in REDUCTIONS:
             raise ValueError(f"op: expected one of {', '.join(REDUCTIONS)}, got {op!r}")
         if out.numel():
-            _of_kind(views.kind.name, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
+            _of_kind(views.kind.triton, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
         if y.numel():
-            _of_kind(views.kind.name, "orbit_dot")(x, y, out, dots, views, table, weights)
+            _of_kind(views.kind.triton, "orbit_dot")(x, y, out, dots, views, table, weights)
         else:
             dots.zero_()
 
@@ -110,7 +101,7 @@ class Triton(Backend):
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
         if out.numel():
-            _of_kind(views.kind.name, "select")(y, out, index, views, table, scores, minimum)
+            _of_kind(views.kind.triton, "select")(y, out, index, views, table, scores, minimum)
         elif scores is not None:
             _of_rows("selection", "index_alone")(scores, index, minimum)
 
