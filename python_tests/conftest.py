@@ -30,10 +30,13 @@ _native = importlib.util.find_spec("equikern._C")
 if _native is not None and _native.origin is not None:  # a half-built tree may find another one's
     assert Path(_native.origin).parent == Path(equikern.__file__).parent, f"{equikern.__file__} beside {_native.origin}"
 
+# The sanitizers are slow; .ci/run takes its time.
+EXAMPLES = 15 if os.environ.get("EQUIKERN_SANITIZE") else 40 if os.environ.get("EQUIKERN_AUDITS") == "1" else 25
+
 settings.register_profile(
     "equikern",
     deadline=None,  # two shared cores: a slow example is no error
-    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") else 40,  # the sanitizers are slow
+    max_examples=EXAMPLES,
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
