@@ -40,7 +40,8 @@ for _ in range(150):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     side, code = random.choice(SIDES), " ".join(random.choices(WORDS, k=random.choice((1, 2, 4, 8))))
     maps, views = (of(code), None), of(code).order
-    shape = (random.choice((1, 2, 5, 40) if side < 40 or random.random() < 0.2 else (1, 2)), random.choice((1, 3, 8)), side, side)
+    batch = random.choice((1, 2, 5, 40) if side < 40 or random.random() < 0.2 else (1, 2))
+    shape = (batch, random.choice((1, 3, 8)), side, side)
     kinds = "dense", "sliced", "channels last"
     x, y = values(shape, dtype, random.choice(kinds)), values((views, *shape), dtype, random.choice(kinds))
     weights, scores = torch.rand(views, shape[0], dtype=wide) + 0.1, torch.rand(views, shape[0])
