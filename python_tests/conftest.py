@@ -30,13 +30,10 @@ _native = importlib.util.find_spec("equikern._C")
 if _native is not None and _native.origin is not None:  # a half-built tree may find another one's
     assert Path(_native.origin).parent == Path(equikern.__file__).parent, f"{equikern.__file__} beside {_native.origin}"
 
-# The sanitizers are slow; .ci/run takes its time.
-EXAMPLES = 15 if os.environ.get("EQUIKERN_SANITIZE") else 40 if os.environ.get("EQUIKERN_AUDITS") == "1" else 25
-
 settings.register_profile(
     "equikern",
     deadline=None,  # two shared cores: a slow example is no error
-    max_examples=EXAMPLES,
+    max_examples=15 if os.environ.get("EQUIKERN_SANITIZE") else 40,  # the sanitizers are slow
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
@@ -146,11 +143,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """On the reference property tests, which draw one of four dtypes or more, take a quarter of the examples."""
-    if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj) and on_the_reference(item)):
+    """Property tests take half of the examples where the audits do not run, too, and on the reference, which is plain
+    torch in every dtype, a quarter.
+    """
+    if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)):
         return (yield)
+    share = (1 if os.environ.get("EQUIKERN_AUDITS") == "1" else 2) * (4 if on_the_reference(item) else 1)
     whole = item.obj._hypothesis_internal_use_settings
-    item.obj._hypothesis_internal_use_settings = settings(whole, max_examples=-(-whole.max_examples // 4))
+    item.obj._hypothesis_internal_use_settings = settings(whole, max_examples=-(-whole.max_examples // share))
     try:
         return (yield)
     finally:
