@@ -11,9 +11,12 @@
 namespace equikern {
 namespace EQK_ISA {
 
-// `d` rows of kVectorBlock numbers, row i holding entry i of every vector.
+// Of 32 bits, as the numbers of lanes are: with 64 the compiler makes slower loops of the same source.
+constexpr int kBlock = int(kVectorBlock);
+
+// `d` rows of kBlock numbers, row i holding entry i of every vector.
 template <class A>
-inline A* rows_of(int slot, int64_t d) { return scratch<A>(slot, d * kVectorBlock); }
+inline A* rows_of(int slot, int64_t d) { return scratch<A>(slot, d * kBlock); }
 // Lanes that are computed for n vectors; those behind them hold zeros.
 inline int lanes_for(int64_t n) { return int((n + 15) / 16 * 16); }
 
@@ -39,9 +42,9 @@ inline void load_vectors(Acc<T>* to, const T* from, int64_t step, int64_t entry,
   const int64_t d = D ? D : size;
   const int lanes = lanes_for(n);
   if (lanes > n)
-    for (int64_t i = 0; i < d; ++i) std::memset(to + i * kVectorBlock + n, 0, (lanes - n) * sizeof(A));
+    for (int64_t i = 0; i < d; ++i) std::memset(to + i * kBlock + n, 0, (lanes - n) * sizeof(A));
   if (D && entry == 1 && step == d) {
-    alignas(64) A flat[D ? D * kVectorBlock : 1];
+    alignas(64) A flat[D ? D * kBlock : 1];
     const A* numbers = flat;
     if constexpr (sizeof(T) == sizeof(A)) {
       numbers = from;
@@ -52,11 +55,11 @@ inline void load_vectors(Acc<T>* to, const T* from, int64_t step, int64_t entry,
       for (; k < n * d; ++k) flat[k] = up(from[k]);
     }
     for (int64_t k = 0; k < n; ++k)
-      for (int i = 0; i < D; ++i) to[i * kVectorBlock + k] = numbers[k * D + i];
+      for (int i = 0; i < D; ++i) to[i * kBlock + k] = numbers[k * D + i];
     return;
   }
   for (int64_t i = 0; i < d; ++i)
-    for (int64_t k = 0; k < n; ++k) to[i * kVectorBlock + k] = up(from[k * step + i * entry]);
+    for (int64_t k = 0; k < n; ++k) to[i * kBlock + k] = up(from[k * step + i * entry]);
 }
 
 template <class T, int D>
@@ -66,11 +69,11 @@ inline void store_vectors(T* to, int64_t step, int64_t entry, int64_t size, int6
   if (D && entry == 1 && step == d) {
     if constexpr (sizeof(T) == sizeof(A)) {
       for (int64_t k = 0; k < n; ++k)
-        for (int i = 0; i < D; ++i) to[k * D + i] = from[i * kVectorBlock + k];
+        for (int i = 0; i < D; ++i) to[k * D + i] = from[i * kBlock + k];
     } else {
-      alignas(64) A flat[D ? D * kVectorBlock : 1];
+      alignas(64) A flat[D ? D * kBlock : 1];
       for (int64_t k = 0; k < n; ++k)
-        for (int i = 0; i < D; ++i) flat[k * D + i] = from[i * kVectorBlock + k];
+        for (int i = 0; i < D; ++i) flat[k * D + i] = from[i * kBlock + k];
       constexpr int L = kLanesOf<T>;
       int64_t k = 0;
       for (; k + L <= n * d; k += L) narrowed<T, L>(to + k, load<A, L>(flat + k));
@@ -79,7 +82,7 @@ inline void store_vectors(T* to, int64_t step, int64_t entry, int64_t size, int6
     return;
   }
   for (int64_t i = 0; i < d; ++i)
-    for (int64_t k = 0; k < n; ++k) down(to + k * step + i * entry, from[i * kVectorBlock + k]);
+    for (int64_t k = 0; k < n; ++k) down(to + k * step + i * entry, from[i * kBlock + k]);
 }
 
 // to = m · from for every lane.
@@ -88,20 +91,20 @@ inline void multiply(A* __restrict to, const A* __restrict m, const A* __restric
   if constexpr (D > 0) {
     for (int k = 0; k < lanes; ++k) {
       A x[D];
-      for (int j = 0; j < D; ++j) x[j] = from[j * kVectorBlock + k];
+      for (int j = 0; j < D; ++j) x[j] = from[j * kBlock + k];
       for (int i = 0; i < D; ++i) {
         A sum = m[i * D] * x[0];
         for (int j = 1; j < D; ++j) sum += m[i * D + j] * x[j];
-        to[i * kVectorBlock + k] = sum;
+        to[i * kBlock + k] = sum;
       }
     }
   } else {
     for (int64_t i = 0; i < size; ++i) {
-      A* row = to + i * kVectorBlock;
+      A* row = to + i * kBlock;
       for (int k = 0; k < lanes; ++k) row[k] = m[i * size] * from[k];
       for (int64_t j = 1; j < size; ++j) {
         const A f = m[i * size + j];
-        for (int k = 0; k < lanes; ++k) row[k] += f * from[j * kVectorBlock + k];
+        for (int k = 0; k < lanes; ++k) row[k] += f * from[j * kBlock + k];
       }
     }
   }
@@ -116,13 +119,13 @@ inline void weigh(const Problem& p, A* v, int64_t first, int64_t n, int g, A sca
   if (!p.weights || first / per == (first + n - 1) / per) {
     const A factor = A(weight(p, g, first)) * scale;
     for (int64_t i = 0; i < p.W; ++i)
-      for (int k = 0; k < lanes; ++k) v[i * kVectorBlock + k] *= factor;
+      for (int k = 0; k < lanes; ++k) v[i * kBlock + k] *= factor;
     return;
   }
-  alignas(64) A factors[kVectorBlock] = {};
+  alignas(64) A factors[kBlock] = {};
   for (int64_t k = 0; k < n; ++k) factors[k] = A(weight(p, g, first + k)) * scale;
   for (int64_t i = 0; i < p.W; ++i)
-    for (int k = 0; k < lanes; ++k) v[i * kVectorBlock + k] *= factors[k];
+    for (int k = 0; k < lanes; ++k) v[i * kBlock + k] *= factors[k];
 }
 
 // body(first vector, vectors) for blocks that lie a constant step apart and do not cross a multiple of `border`.
@@ -130,7 +133,7 @@ template <class F>
 inline void for_blocks(const Problem& p, int64_t first, int64_t end, int64_t border, const F& body) {
   const int64_t run = p.dims ? p.size[p.dims - 1] : 1;
   while (first < end) {
-    const int64_t n = std::min({end - first, run - first % run, border - first % border, kVectorBlock});
+    const int64_t n = std::min({end - first, run - first % run, border - first % border, int64_t(kBlock)});
     body(first, n);
     first += n;
   }
@@ -174,7 +177,7 @@ void matrix_orbit(const Problem& p) {
       if (p.index)
         for (int64_t k = 0; k < n; ++k)
           if (p.index[(first + k) / p.planes_per_index] != g)
-            for (int64_t i = 0; i < p.W; ++i) v[i * kVectorBlock + k] = 0;
+            for (int64_t i = 0; i < p.W; ++i) v[i * kBlock + k] = 0;
       write_block<T, D>(p, p.out, first, n, g, v);
     }
   });
@@ -184,7 +187,7 @@ template <class T, int D>
 void matrix_reduce(const Problem& p) {
   typedef Acc<T> A;
   const bool spread = p.op == kStd || p.op == kMeanStd, pair = p.op == kMeanStd, plus = p.plus.data;
-  const int64_t row = p.kept() * kVectorBlock;
+  const int64_t row = p.kept() * kBlock;
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {
     const int lanes = lanes_for(n);
     A *x = rows_of<A>(0, p.W), *v = rows_of<A>(1, p.W), *s = rows_of<A>(2, (p.kept() + 1) * p.W), *m = s + p.W * row;
@@ -193,14 +196,14 @@ void matrix_reduce(const Problem& p) {
     for (int g = 0; g < p.views; ++g) {
       read_block<T, D>(p, p.in, first, n, g, x);
       for (int64_t i = 0; plus && i < p.W; ++i)
-        for (int k = 0; k < lanes; ++k) x[i * kVectorBlock + k] += beside[i * kVectorBlock + k];
+        for (int k = 0; k < lanes; ++k) x[i * kBlock + k] += beside[i * kBlock + k];
       multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes);
       if (p.op == kSum) weigh<A>(p, v, first, n, g, A(1));
       for (int64_t i = 0; i < p.W; ++i) 
-        join_numbers<A>(p.op, s + i * row, spread ? m + i * kVectorBlock : nullptr, v + i * kVectorBlock, lanes, g, A(1));
+        join_numbers<A>(p.op, s + i * row, spread ? m + i * kBlock : nullptr, v + i * kBlock, lanes, g, A(1));
     }
     for (int64_t i = 0; i < p.W; ++i)
-      finish_run<A>(p, v + i * kVectorBlock, pair ? x + i * kVectorBlock : nullptr, s + i * row, spread ? m + i * kVectorBlock : nullptr,
+      finish_run<A>(p, v + i * kBlock, pair ? x + i * kBlock : nullptr, s + i * row, spread ? m + i * kBlock : nullptr,
                     lanes);
     write_block<T, D>(p, p.out, first, n, 0, v);
     if (pair) write_block<T, D>(p, p.spread, first, n, 0, x);
@@ -226,7 +229,7 @@ void matrix_dot(const Problem& p) {
         alignas(64) A sums[16] = {};
         for (int64_t i = 0; i < p.W; ++i)
           for (int k = 0; k < lanes; k += 16)
-            for (int l = 0; l < 16; ++l) sums[l] += v[i * kVectorBlock + k + l] * y[i * kVectorBlock + k + l];
+            for (int l = 0; l < 16; ++l) sums[l] += v[i * kBlock + k + l] * y[i * kBlock + k + l];
         double sum = 0;
         for (const A a : sums) sum += a;
         parts[u * p.views + g] += sum;
@@ -251,17 +254,17 @@ template <class A, int D>
 inline void multiply_each(A* __restrict to, const A* m, const int32_t* start, const A* __restrict from, int64_t size, int lanes) {
   const int64_t d = D ? D : size;
   for (int64_t i = 0; i < d; ++i, m += d) {
-    A* const row = to + i * kVectorBlock;
+    A* const row = to + i * kBlock;
     if constexpr (D > 0) {
       for (int k = 0; k < lanes; ++k) {
         A sum = m[start[k]] * from[k];
-        for (int j = 1; j < D; ++j) sum += m[start[k] + j] * from[j * kVectorBlock + k];
+        for (int j = 1; j < D; ++j) sum += m[start[k] + j] * from[j * kBlock + k];
         row[k] = sum;
       }
     } else {
       for (int k = 0; k < lanes; ++k) row[k] = m[start[k]] * from[k];
       for (int64_t j = 1; j < d; ++j)
-        for (int k = 0; k < lanes; ++k) row[k] += m[start[k] + j] * from[j * kVectorBlock + k];
+        for (int k = 0; k < lanes; ++k) row[k] += m[start[k] + j] * from[j * kBlock + k];
     }
   }
 }
@@ -283,14 +286,14 @@ void matrix_select(const Problem& p) {
   for_vectors(p, kNoBorder, [&](int64_t first, int64_t n) {  // too few alike for a block: every vector has its own view
     A *x = rows_of<A>(0, d), *v = rows_of<A>(1, d);
     const T* from = vectors_at<T>(p, p.in, first, 0);
-    alignas(64) int32_t start[kVectorBlock] = {};
-    std::memset(x, 0, d * kVectorBlock * sizeof(A));
+    alignas(64) int32_t start[kBlock] = {};
+    std::memset(x, 0, d * kBlock * sizeof(A));
     int64_t column = first / per, left = per - first % per;
     for (int64_t k = 0; k < n; ++k, --left, from += next_plane(p, p.in)) {
       if (left == 0) ++column, left = per;
       const int64_t g = p.chosen(column);
       start[k] = int32_t(g * d * d);
-      for (int64_t j = 0; j < d; ++j) x[j * kVectorBlock + k] = up(from[g * p.in.group + j * p.in.col]);
+      for (int64_t j = 0; j < d; ++j) x[j * kBlock + k] = up(from[g * p.in.group + j * p.in.col]);
     }
     multiply_each<A, D>(v, mat<A>(p, 0), start, x, d, lanes_for(n));
     write_block<T, D>(p, p.out, first, n, 0, v);
