@@ -199,8 +199,14 @@ void matrix_reduce(const Problem& p) {
         for (int k = 0; k < lanes; ++k) x[i * kBlock + k] += beside[i * kBlock + k];
       multiply<A, D>(v, mat<A>(p, g), x, p.W, lanes);
       if (p.op == kSum) weigh<A>(p, v, first, n, g, A(1));
-      for (int64_t i = 0; i < p.W; ++i) 
-        join_numbers<A>(p.op, s + i * row, spread ? m + i * kBlock : nullptr, v + i * kBlock, lanes, g, A(1));
+      for (int64_t i = 0; i < p.W; ++i) {
+        A* const sum = s + i * row;
+        const A* const from = v + i * kBlock;
+        if (p.op == kSum)  // the most frequent, of so few numbers that a general loop shows
+          for (int k = 0; k < lanes; ++k) sum[k] = g ? sum[k] + from[k] : from[k];
+        else
+          join_numbers<A>(p.op, sum, spread ? m + i * kBlock : nullptr, from, lanes, g, A(1));
+      }
     }
     for (int64_t i = 0; i < p.W; ++i)
       finish_run<A>(p, v + i * kBlock, pair ? x + i * kBlock : nullptr, s + i * row, spread ? m + i * kBlock : nullptr,
