@@ -119,7 +119,7 @@ def compile_native(build):
         if run.returncode == 0:
             return {**info, "cuda_reason": cuda_reason}
         # Not the word alone: commands, which ninja repeats, name flags such as -Werror.
-        said = (line.strip() for line in run.stdout.splitlines() if re.search(r"(error|fatal)\s*:", line))
+        said = (line.strip() for line in run.stdout.splitlines() if re.search(r"(?i)(error|fatal)\s*:", line))
         error = next(said, "see the output above")
         if nvcc is None or ENV.get("EQUIKERN_CUDA") == "1":
             raise BuildError(f"{info['compiler']} failed: {error}")

@@ -143,8 +143,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Property tests take half of the examples where the audits do not run, too, and on the reference, which is plain
-    torch in every dtype, a quarter.
+    """Property tests take half of the examples where the audits do not run, too; on the reference, which is plain
+    torch in every dtype, a quarter of these.
     """
     if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)):
         return (yield)

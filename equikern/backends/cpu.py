@@ -28,12 +28,13 @@ def _views(views: Views, table: Maybe, spreads: bool = False) -> tuple[int, int,
     ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
     """
     try:
-        return _C.KINDS[views.kind.name], *views.kind.native(views, table, spreads)
+        number = _C.KINDS[views.kind.name]
     except KeyError:
         known = ", ".join(_C.KINDS)
         raise ValueError(
             f"views: the C++ kernels know the kinds {known}, got {views.kind.name}; use_backend('reference') serves it"
         ) from None
+    return number, *views.kind.native(views, table, spreads)
 
 
 def _strides(t: Maybe) -> tuple[int, tuple[int, ...]]:

@@ -69,6 +69,7 @@ def _orbit_empty(x: Tensor, views: Views) -> Tensor:
 
 
 def view_empty(y: Tensor, views: Views) -> Tensor:
+    """Memory for one view of an orbit y (|G|, *lead, H, W) transformed back: (*lead, H, W), laid out as y's views."""
     shape = y.shape[1:]
     if views.upright and shape and y.is_contiguous():
         return y.new_empty(*shape)
@@ -82,6 +83,7 @@ def written(out: Tensor) -> None:
 
 
 def nothing(*_: Any) -> None:
+    """What operators that write into given memory say on fake tensors."""
     return None
 
 

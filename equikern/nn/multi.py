@@ -212,6 +212,11 @@ def one_each(name: str, given: Any, count: int) -> list[Any]:
 
 
 def one_output(name: str, merged: Any) -> Tensor:
+    """The merged output of a backbone that may have one alone.
+
+    Raises:
+        TypeError: it has several; the message begins with ``name``.
+    """
     if not isinstance(merged, Tensor):
         raise TypeError(f"{name}: expected one output tensor, got {type(merged).__name__}")
     return merged

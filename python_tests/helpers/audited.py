@@ -4,7 +4,8 @@ They compile them for every target, read their machine code, or run them on the 
 threads one after the other.
 
 ``.ci/run`` sets ``EQUIKERN_AUDITS=1`` and runs them all. Elsewhere an audit runs when something that it reads changed
-since it passed here or, if it never ran here, since the first run of any test: what is cloned has passed ``.ci/run``.
+since it passed here or, if it never ran here, since the first run of any test in a clone that nobody has changed: what
+is cloned has passed ``.ci/run``.
 Pytest's cache keeps for every audit the digest of what it passed with, so a partial run counts for what it ran.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,7 +39,7 @@ SOURCES = (
     "bench/results/static/*.json",
 )
 KEY = "equikern/audits"
-FIRST = ""  # in the place of an audit's name: the digest at the first run
+FIRST = ""  # in the place of an audit's name: the digest of the clone
 
 
 @functools.cache
@@ -56,6 +58,16 @@ def digest() -> str:
     return found.hexdigest()
 
 
+@functools.cache
+def is_as_cloned() -> bool:
+    """Whether all that audits read is as it was committed; without git that is not known."""
+    command = ["git", "-C", str(ROOT), "status", "--porcelain", "--", *(f":(glob){pattern}" for pattern in SOURCES)]
+    try:
+        return not subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
 def passed(config: pytest.Config) -> dict[str, str]:
     """What each audit last passed with; empty on a fresh clone and without pytest's cache."""
     cache = getattr(config, "cache", None)
@@ -67,9 +79,10 @@ def skip_needless(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.environ.get("EQUIKERN_AUDITS") == "1":
         return
     known = passed(config)
+    first = known.get(FIRST, digest() if is_as_cloned() else "changed before any test ran")
     for item in items:
-        if item.get_closest_marker("audit") and known.get(item.nodeid, known.get(FIRST, digest())) == digest():
-            since = "it passed" if item.nodeid in known else "the first run here"
+        if item.get_closest_marker("audit") and known.get(item.nodeid, first) == digest():
+            since = "it passed" if item.nodeid in known else "it was cloned"
             reason = f"an audit, and nothing that it reads changed since {since}; EQUIKERN_AUDITS=1 runs it"
             item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -88,4 +101,5 @@ class Recorder:
     def pytest_sessionfinish(self) -> None:
         cache = getattr(self.config, "cache", None)
         if cache:
-            cache.set(KEY, {FIRST: digest(), **passed(self.config), **self.found})
+            first = {FIRST: digest()} if is_as_cloned() else {}
+            cache.set(KEY, {**first, **passed(self.config), **self.found})
