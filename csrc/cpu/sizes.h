@@ -20,7 +20,8 @@ constexpr int64_t kBand = 16384;              // bytes that are handled while th
 constexpr int64_t kLine = 64;                 // bytes of a cache line
 constexpr int64_t kRowBlock = 2048;           // numbers of a row of logits that are handled while they are in L1
 constexpr int64_t kSorted = 512;              // elements whose views are sorted at a time, at most
-constexpr int64_t kVectorBlock = 64;          // vectors that are in registers' order at a time
+// Vectors that are in registers' order at a time. Of 32 bits: with 64 the compiler makes slower loops of the same source.
+constexpr int kVectorBlock = 64;
 constexpr int64_t kVectorShare = 4096;        // vectors of one unit of work, and of one partial dot
 // How far ahead of the sums memory is fetched, since the hardware stops at each page: some rows, or where the views' planes
 // are small the same place of the next ones, whichever way their rows are walked.

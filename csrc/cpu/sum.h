@@ -87,12 +87,10 @@ inline void sum_counted(const Lines<T>& f, const Lines<T>& b, int64_t first, int
 
 template <class C, bool kWeighted, class T, class Put>
 inline void sum_lines(const Lines<T>& f, const Lines<T>& b, int64_t first, int64_t last, int64_t n, int64_t jump, const Put& put) {
-#ifndef __SANITIZE_ADDRESS__  // with which these take minutes to compile, of the same source as the one for any count
   if (f.count == 1 && b.count == 1) return sum_counted<C, 1, 1, kWeighted>(f, b, first, last, n, jump, put);
   if (f.count == 2 && b.count == 2) return sum_counted<C, 2, 2, kWeighted>(f, b, first, last, n, jump, put);
   if (f.count == 2 && b.count == 0) return sum_counted<C, 2, 0, kWeighted>(f, b, first, last, n, jump, put);
   if (f.count == 3 && b.count == 0) return sum_counted<C, 3, 0, kWeighted>(f, b, first, last, n, jump, put);
-#endif
   sum_counted<C, -1, -1, kWeighted>(f, b, first, last, n, jump, put);
 }
 

@@ -177,9 +177,7 @@ inline void join_plane(A* to, int64_t to_row, const A* from, int64_t from_row, i
 
 template <class C, bool kWeighted, class T, class Put>
 inline void sum_rows(const Lines<T>& f, const Lines<T>& b, int64_t lines, int64_t n, const Put& put) {
-#ifndef __SANITIZE_ADDRESS__  // see sum_lines
   if (f.count == 4 && b.count == 4) return sum_counted<C, 4, 4, kWeighted>(f, b, 0, lines, n, 0, put);
-#endif
   sum_lines<C, kWeighted>(f, b, 0, lines, n, 0, put);
 }
 
