@@ -1,5 +1,8 @@
 """equikern: make any pretrained model equivariant, at memory speed."""
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from .actions import (
     Action,
     FieldAction,
@@ -120,3 +123,17 @@ __all__ = [
     "warmup",
     "weight_network",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """The parts that are imported when they are asked for."""
+    if name in _LAZY:
+        return _import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+_LAZY = ("demo", "lm", "rl")

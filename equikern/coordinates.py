@@ -304,7 +304,10 @@ def _mirrors(word: str) -> bool:
 
 def _images(action: object) -> GridAction:
     if isinstance(action, str):
-        action = grid(action)
+        try:
+            action = grid(action)
+        except ValueError as error:
+            raise ValueError(f"action{str(error).removeprefix('name')}") from None
     if not isinstance(action, GridAction) or action.dims != 2:
         raise TypeError(f"action: expected one on images, such as grid('d4') or its name, got {action!r}")
     return action

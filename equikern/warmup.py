@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .actions import Action
 from .backends import device_of
+from .core import checks
 
 __all__ = ["warmup"]
 
@@ -53,6 +54,7 @@ def warmup(
         raise TypeError(f"call: expected an operator or a module, got {type(call).__name__}")
     if action is not None and not isinstance(action, Action):
         raise TypeError(f"action: expected an action such as grid('c4') or None, got {type(action).__name__}")
+    checks.flag("backward", backward)
     device = _present(device)
     tensors = [_zeros(shape, dtype, device, memory_format)]
     if weights is not None:

@@ -46,7 +46,13 @@ OWN_REDUCE = hasten() if os.environ.get("TRITON_INTERPRET") == "1" and importlib
 collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="50,000 examples for the fuzzer instead of 500")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--nightly"):
+        os.environ["EQUIKERN_FUZZ"] = "50000"  # read by python_tests/fuzz, and by the processes that it starts
     if not hasattr(config, "workerinput"):  # of pytest-xdist's processes the first hears of all tests
         config.pluginmanager.register(audited.Recorder(config))
 

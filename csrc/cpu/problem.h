@@ -73,7 +73,7 @@ struct Problem {
   int threads = 1;
 
   // Numbers that a reduction keeps for each element until the last view has come: a running value, or every view's.
-  int64_t kept() const { return op == kMedian || op == kVote ? views : 1; }
+  int64_t kept() const { return op == kMedian || op == kVote ? views : op == kStd || op == kMeanStd ? 2 : 1; }
   int order() const { return std::min(views, added); }
   const Side& source(int g) const { return g < added ? in : plus; }
   // The view that an added one repeats.

@@ -79,24 +79,36 @@ void with_op(int op, const F& f) {
 template <class T, int kOp>
 void join_chunks(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   typedef Widest<T> C;
+  Acc<T>* const base = s + n;
   int64_t i = 0;
   for (; i + C::kLanes <= n; i += C::kLanes) {
     C sum = {}, square = {};
     if (k) sum = fetch<C>(s + i);
     if (k && kOp == kStd) square = fetch<C>(m + i);
-    const C x = C::from(from + i);
+    C x = C::from(from + i);
+    if constexpr (kOp == kStd) {
+      if (!k) keep(base + i, x);
+      const C first = fetch<C>(base + i);
+      for (int q = 0; q < C::kParts; ++q) x.v[q] -= first.v[q];
+    }
     for (int q = 0; q < C::kParts; ++q) join_value<kOp>(sum.v[q], square.v[q], x.v[q], k, w);
     keep(s + i, sum);
     if (kOp == kStd) keep(m + i, square);
   }
   for (; i < n; ++i) {
-    Acc<T> square = m ? m[i] : 0;
-    join_value<kOp>(s[i], square, up(from[i]), k, w);
+    Acc<T> square = m ? m[i] : 0, x = up(from[i]);
+    if constexpr (kOp == kStd) {
+      if (!k) base[i] = x;
+      x = x - base[i];
+    }
+    join_value<kOp>(s[i], square, x, k, w);
     if (m) m[i] = square;
   }
 }
 
-// s and m hold chunks in their own order, then single numbers: always over the same n. Or s holds n numbers of each view.
+// s and m hold chunks in their own order, then single numbers: always over the same n. For spreads s is the mean of what
+// is left of the values without view 0's, which lies behind it: a mean far from zero would round the spread away. Or s
+// holds n numbers of each view.
 template <class T, int kOp>
 void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   if constexpr (kOp == kMedian || kOp == kVote) return widen_run(s + k * n, from, n);
@@ -130,7 +142,8 @@ void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Ac
   typedef Acc<T> A;
   const bool keeps = p.op == kMax || p.op == kMin || p.op == kMeanStd;
   const A share = A(1) / A(p.views);
-  const auto value = [&](A* x, A* y, int64_t count) {
+  const auto value = [&](A* x, A* y, const A* base, int64_t count) {
+    for (int64_t l = 0; p.op == kMeanStd && l < count; ++l) x[l] += base[l];
     for (int64_t l = 0; !keeps && l < count; ++l) x[l] = finish_value<A>(p, x[l], y[l]);
     for (int64_t l = 0; second && l < count; ++l) y[l] = std::sqrt(y[l] * share);
   };
@@ -139,13 +152,13 @@ void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Ac
     alignas(64) A x[C::kLanes], y[C::kLanes] = {};
     std::memcpy(x, s + i, sizeof x);
     if (m) std::memcpy(y, m + i, sizeof y);
-    value(x, y, C::kLanes);
+    value(x, y, s + n + i, C::kLanes);
     fetch<C>(x).to(to + i);
     if (second) fetch<C>(y).to(second + i);
   }
   for (; i < n; ++i) {
     A x = s[i], y = m ? m[i] : 0;
-    value(&x, &y, 1);
+    value(&x, &y, s + n + i, 1);
     down(to + i, x);
     if (second) down(second + i, y);
   }

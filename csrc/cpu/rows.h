@@ -26,17 +26,25 @@ struct Stats {
   A top, log_sum, inverse;
 };
 
+// What scores need beside: Σ exp(x − top) without the largest number, which would drown a small rest, and Σ (x − top) ·
+// exp(x − top). NaN if the row has one, or nothing but −∞.
+template <class A>
+struct Spread {
+  A top, rest, moment;
+};
+
 // Sums of exp(x − top), from blocks whose own largest number may raise the top.
 template <class A, int L>
 struct Online {
   typedef Vec<A, L> V;
   A top = -kInfinity<A>;
-  V sum = {};
-  V moment = {};  // Σ (x − top) · exp(x − top), on request
+  V sum = {};     // for scores without the largest numbers
+  V many = {};    // how many these are
+  V moment = {};  // Σ (x − top) · exp(x − top)
 
   // get(i, count) are the numbers i … i + count of the block in L1, −∞ in the lanes that do not count.
   // The exponentials, of x minus the top so far, are written to `kept` if it is given: whole vectors.
-  template <bool kMoment, class Get>
+  template <bool kScore, class Get>
   EQK_INLINE void join(int64_t n, const Get& get, A* kept = nullptr) {
     V best = V{} - kInfinity<A>;
     for_vectors<L>(n, [&](int64_t i, auto count) {
@@ -47,21 +55,27 @@ struct Online {
     if (most > top) {
       if (top != -kInfinity<A>) {
         const A factor = exp_one(top - most);
-        if (kMoment) moment = (moment + sum * (top - most)) * factor;
+        if (kScore) sum += many, many = V{};
+        if (kScore) moment = (moment + sum * (top - most)) * factor;
         sum *= factor;
       }
       top = most;
     }
     const A base = top == -kInfinity<A> ? A(0) : top;
-    V part = {}, part_moment = {};
+    V part = {}, part_many = {}, part_moment = {};
     for_vectors<L>(n, [&](int64_t i, auto count) {
       const V d = get(i, count) - base, e = exp_lanes<A, L>(d);
-      part += e;
+      part += kScore ? (d == V{} ? V{} : e) : e;
       if (kept) store<A, L>(kept + i, e);
-      if (kMoment) part_moment += (d < A(-10000) ? V{} - A(10000) : d) * e;  // 0 where d is −∞
+      if (kScore) part_many += d == V{} ? V{} + A(1) : V{};
+      if (kScore) part_moment += (d < A(-10000) ? V{} - A(10000) : d) * e;  // 0 where d is −∞
     });
     sum += part;
-    if (kMoment) moment += part_moment;
+    if (kScore) many += part_many, moment += part_moment;
+  }
+  Spread<A> spread() const {
+    const A nan_or_0 = top - top;
+    return {top, sum_of<A, L>(sum) + (sum_of<A, L>(many) - A(1)) + nan_or_0, sum_of<A, L>(moment)};
   }
   Stats<A> finish() const {
     const A s = sum_of<A, L>(sum);
@@ -70,11 +84,11 @@ struct Online {
 };
 
 // `kept`, if given, gets the exponentials, and tops[j / kRowBlock] what was subtracted in each block.
-template <bool kMoment, class T>
+template <bool kScore, class T>
 inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n, Acc<T>* kept = nullptr, Acc<T>* tops = nullptr) {
   Online<Acc<T>, kLanesOf<T>> online;
   for_blocks(n, [&](int64_t j, int64_t length) {
-    online.template join<kMoment>(
+    online.template join<kScore>(
         length, [from = row + j](int64_t i, auto count) { return lift<T, kLanesOf<T>>(from + i, count, -kInfinity<Acc<T>>); },
         kept ? kept + j : nullptr);
     if (kept) tops[j / kRowBlock] = online.top;

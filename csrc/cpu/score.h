@@ -51,18 +51,15 @@ inline void two_largest(const T* row, int64_t n, Acc<T>& first, Acc<T>& second) 
 template <class T>
 __attribute__((noinline)) Acc<T> row_score(const T* row, int64_t n, int kind) {
   typedef Acc<T> A;
-  constexpr int L = kLanesOf<T>;
   if (kind == kLargest) return -largest(row, n);
-  if (kind == kEntropy) {
-    const Online<A, L> online = sums_of<true>(row, n);
-    const Stats<A> s = online.finish();
-    return s.log_sum - sum_of<A, L>(online.moment) * s.inverse + (s.top - s.top);  // NaN where all are −∞
-  }
-  const Stats<A> s = stats_of(row, n);
-  if (kind == kMaxProb) return -s.inverse + (s.top - s.top);
+  const Spread<A> s = sums_of<true>(row, n).spread();
+  const A unsure = std::log1p(s.rest);  // −log of the largest probability
+  if (kind == kMaxProb) return unsure;
+  if (kind == kEntropy) return unsure - s.moment / (A(1) + s.rest);
   A first, second;
   two_largest(row, n, first, second);
-  return (exp_one(second - s.top) - exp_one(first - s.top)) * s.inverse;
+  const A gap = second - first;  // p_2nd / p_1st in logarithm, of which both ends keep their digits
+  return unsure - (gap < A(-1) ? std::log1p(-std::exp(gap)) : std::log(-std::expm1(gap)));
 }
 
 // View g of row r in one piece, where it is or copied.

@@ -4,7 +4,9 @@
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <memory>
+#include <vector>
 
 #include "views.h"
 
@@ -114,38 +116,79 @@ inline Source<E> source(const Problem& p, int64_t plane, int g = 0) {
   return {at<E>(p, from, plane) + view_offset(p, from, plane, g), next_plane(p, from), from.row, from.col};
 }
 
-// body(0 … count − 1), each by one thread, on the problem's threads if so much work pays.
+// Memory of one thread, in slots that grow to what was asked for.
+struct Slots {
+  std::unique_ptr<char[]> memory[8];
+  int64_t sizes[8] = {};
+  bool listed = false;
+};
+constexpr int64_t kKeptBytes = int64_t(8) << 20;  // of a slot, from one call to the next
+
+struct ThreadSlots {
+  std::vector<Slots*> all;
+  bool large = false;  // whether one holds more than may be kept
+};
+inline ThreadSlots& thread_slots() {
+  static thread_local ThreadSlots slots;
+  return slots;
+}
+
+// What a call leaves when it is done.
+inline void release_scratch() {
+  ThreadSlots& slots = thread_slots();
+  if (!slots.large) return;
+  slots.large = false;
+  for (Slots* own : slots.all)
+    for (int slot = 0; slot < 8; ++slot)
+      if (own->sizes[slot] > kKeptBytes) own->memory[slot].reset(), own->sizes[slot] = 0;
+}
+
+// Scratch of the calling thread, for one unit of work; slots are disjoint, and so are types.
+template <class E>
+inline E* scratch(int slot, int64_t elements) {
+  static thread_local Slots own;
+  const int64_t bytes = elements * int64_t(sizeof(E)) + 256;
+  if (own.sizes[slot] < bytes) {
+    if (!own.listed) thread_slots().all.push_back(&own), own.listed = true;
+    own.memory[slot].reset(), own.sizes[slot] = 0;  // first, so that both are never there at once
+    own.memory[slot].reset(new char[bytes]);
+    own.sizes[slot] = bytes;
+    if (bytes > kKeptBytes) thread_slots().large = true;
+  }
+  return reinterpret_cast<E*>((reinterpret_cast<uintptr_t>(own.memory[slot].get()) + 63) & ~uintptr_t(63));
+}
+
+// body(0 … count − 1), each by one thread, on the problem's threads if so much work pays. What a body throws (there may be
+// no memory for its scratch) may not leave a parallel region: the first of it is thrown behind.
 template <class F>
 inline void for_units(const Problem& p, int64_t count, int64_t work, const F& body) {
   const int threads = work < kShares ? 1 : int(std::min<int64_t>(p.threads, count));
   if (threads <= 1) {
     for (int64_t n = 0; n < count; ++n) body(n);
     stream_fence();
+    release_scratch();
     return;
   }
+  std::exception_ptr failed;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t n = 0; n < count; ++n) body(n);
+    for (int64_t n = 0; n < count; ++n) {
+      try {
+        body(n);
+      } catch (...) {
+#pragma omp critical(equikern_failed)
+        if (!failed) failed = std::current_exception();
+      }
+    }
     stream_fence();
+    release_scratch();
   }
+  if (failed) std::rethrow_exception(failed);
 }
 template <class F>
 inline void for_units(const Problem& p, const Units& u, int64_t work, const F& body) {
   for_units(p, u.count, work, body);
-}
-
-// Scratch of the calling thread; slots are disjoint. Freed with the thread.
-template <class E>
-inline E* scratch(int slot, int64_t elements) {
-  static thread_local std::unique_ptr<char[]> memory[8];
-  static thread_local int64_t sizes[8] = {};
-  const int64_t bytes = elements * int64_t(sizeof(E)) + 256;
-  if (sizes[slot] < bytes) {
-    memory[slot].reset(new char[bytes]);
-    sizes[slot] = bytes;
-  }
-  return reinterpret_cast<E*>((reinterpret_cast<uintptr_t>(memory[slot].get()) + 63) & ~uintptr_t(63));
 }
 
 // A view's weight, with the sign of its channel where views have signs.

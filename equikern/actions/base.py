@@ -14,7 +14,7 @@ from ..groups import Group
 from ..views import EXACT
 from ..views.maps import Acting, Maps
 
-__all__ = ["Action", "GroupAction", "element"]
+__all__ = ["Action", "GroupAction", "a_group", "check_rows", "element"]
 
 
 def element(name: str, g: object, order: int, action: str) -> int:
@@ -40,12 +40,18 @@ def _no_integer(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex() or t.dtype.itemsize == 0 or str(t.dtype) == "torch.bool"
 
 
+def a_group(group: object) -> Group:
+    """What is a group."""
+    if not isinstance(group, Group):
+        raise TypeError(f"group: expected a Group, got {type(group).__name__}")
+    return group
+
+
 def check_rows(name: str, rows: int, group: object) -> None:
     """That a table has one row for each element of the group that it is given for, if it is for one."""
     if group is None:
         return
-    if not isinstance(group, Group):
-        raise TypeError(f"group: expected a Group, got {type(group).__name__}")
+    group = a_group(group)
     if group.order != rows:
         raise ValueError(f"{name}: expected {group.order} rows, one per element of {group.name}, got {rows}")
 
@@ -125,7 +131,9 @@ class GroupAction(Action):
 
     def __init__(self, group: Group, name: str, maps: Maps) -> None:
         super().__init__(name, maps)
-        self.group = group
+        self.group = a_group(group)
+        if group.order != maps.views.order:
+            raise ValueError(f"maps: expected {group.order}, one per element of {group.name}, got {maps.views.order}")
 
     def __eq__(self, other: object) -> bool:
         """The same group acting by the same maps; names do not count."""

@@ -43,7 +43,8 @@ class FieldAction(GroupAction):
         [0.0, -1.0]
     """
 
-    def __init__(self, grid: GridAction, channels: Channels, mats: Tensor) -> None:
+    def __init__(self, grid: GridAction, channels: Channels) -> None:
+        mats = _mats(grid, channels)
         sources = _sources(mats)
         self.mixes = sources is None
         words, name = " ".join(grid.words), channels if isinstance(channels, str) else channels.name
@@ -65,7 +66,7 @@ class FieldAction(GroupAction):
         return self.mats.shape[-1]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FieldAction, (self.grid, self.channels, self.mats)
+        return FieldAction, (self.grid, self.channels)
 
 
 def _sources(mats: Tensor) -> Tensor | None:
@@ -118,15 +119,20 @@ def field(grid: GridAction, channels: Channels) -> FieldAction:
         >>> field(grid("d4"), "regular").size
         8
     """
+    return FieldAction(grid, channels)
+
+
+def _mats(grid: GridAction, channels: Channels) -> Tensor:
+    """Checked, what the elements do to the channels of one field."""
     if not isinstance(grid, GridAction):
         raise TypeError(f"grid: expected a grid action such as grid('c4'), got {type(grid).__name__}")
     if not grid.dims:
         raise ValueError(f"grid: expected an action on two or three dims, got {grid!r}, which moves nothing")
     if isinstance(channels, str):
         if channels == "vector":
-            return FieldAction(grid, channels, torch.stack([_turned_vector(word) for word in grid.words]))
+            return torch.stack([_turned_vector(word) for word in grid.words])
         if channels == "regular":
-            return FieldAction(grid, channels, _as_matrices(regular(grid.group)))
+            return _as_matrices(regular(grid.group))
         raise ValueError(f"channels: expected 'regular', 'vector' or an action, got {channels!r}")
     if not isinstance(channels, (PermutationAction, MatrixAction)):
         raise TypeError(
@@ -139,7 +145,7 @@ def field(grid: GridAction, channels: Channels) -> FieldAction:
         )
     if isinstance(channels, MatrixAction) and channels.size > MOST_MIXED:
         raise ValueError(f"channels: expected matrices that mix at most {MOST_MIXED} channels, got {channels.size}")
-    return FieldAction(grid, channels, channels.mats if isinstance(channels, MatrixAction) else _as_matrices(channels))
+    return channels.mats if isinstance(channels, MatrixAction) else _as_matrices(channels)
 
 
 def regular(group: Group, dim: int = -3) -> PermutationAction:
@@ -164,7 +170,7 @@ def regular(group: Group, dim: int = -3) -> PermutationAction:
     if not isinstance(group, Group):
         raise TypeError(f"group: expected a Group, got {type(group).__name__}; pass the group, e.g. grid('c4').group")
     moved = group.multiply[:, group.inverse].T  # moved[h, g] = g h⁻¹
-    return PermutationAction(group, moved.contiguous(), None, dim_from_end(dim), "regular")
+    return PermutationAction.made(group, moved.contiguous(), None, dim_from_end(dim), "regular")
 
 
 def _as_matrices(channels: PermutationAction) -> Tensor:

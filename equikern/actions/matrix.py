@@ -9,10 +9,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..core import checks
 from ..groups import Group
 from ..views.maps import Maps, Tables
 from ..views.matrix import LARGEST, matrix_table
-from .base import Action, GroupAction, check_rows
+from .base import Action, GroupAction, a_group, check_rows
 
 __all__ = ["MatrixAction", "MatrixSamples", "matrix"]
 
@@ -23,6 +24,8 @@ Matrices = Tensor | numpy.ndarray[Any, Any] | Sequence[Sequence[Sequence[float]]
 class MatrixAction(GroupAction):
     """A group that acts on the last dim by matrices, ``(g·x) = mats[g] @ x``; made by ``matrix``.
 
+    Made directly, it checks what ``matrix`` checks.
+
     Attributes:
         mats: (|G|, d, d) float64 tensor on the CPU.
 
@@ -32,8 +35,19 @@ class MatrixAction(GroupAction):
         ([-3.0, -2.0], 2)
     """
 
-    def __init__(self, group: Group, mats: Tensor, name: str = "matrix") -> None:
-        super().__init__(group, name, _maps(mats))
+    def __init__(self, group: Group, mats: Matrices, name: str = "matrix") -> None:
+        rows = _from_identity(mats)
+        self._set(_checked(rows, a_group(group)), rows, name)
+
+    @staticmethod
+    def made(group: Group, mats: Tensor, name: str = "matrix") -> MatrixAction:
+        """Of what is known to be right."""
+        action = MatrixAction.__new__(MatrixAction)
+        action._set(group, mats, name)
+        return action
+
+    def _set(self, group: Group, mats: Tensor, name: str) -> None:
+        GroupAction.__init__(self, group, name, _maps(mats))
         self.mats = mats
 
     @property
@@ -42,7 +56,7 @@ class MatrixAction(GroupAction):
         return self.mats.shape[-1]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MatrixAction, (self.group, self.mats, self.name)
+        return MatrixAction.made, (self.group, self.mats, self.name)
 
 
 class MatrixSamples(Action):
@@ -56,9 +70,9 @@ class MatrixSamples(Action):
         MatrixSamples('matrix samples', order 1)
     """
 
-    def __init__(self, mats: Tensor, name: str = "matrix samples") -> None:
-        super().__init__(name, _maps(mats))
-        self.mats = mats
+    def __init__(self, mats: Matrices, name: str = "matrix samples") -> None:
+        self.mats = _matrices(mats)
+        super().__init__(name, _maps(self.mats))
 
     @property
     def size(self) -> int:
@@ -109,17 +123,23 @@ def matrix(mats: Matrices, group: Group | None = None, *, closed: bool = True) -
         >>> orbit_mean(torch.tensor([[1.0, 2.0], [-3.0, 6.0]]), mirror).tolist()
         [2.0, 4.0]
     """
-    rows = _matrices(mats)
+    checks.flag("closed", closed)
     if not closed:
         if group is not None:
             raise ValueError("group: expected None for samples (closed=False), which are no group's, got a group")
-        return MatrixSamples(rows)
-    d = rows.shape[-1]
-    identity = torch.eye(d, dtype=torch.float64, device="cpu")
+        return MatrixSamples(mats)
+    rows = _from_identity(mats)
+    return MatrixAction.made(_checked(rows, group), rows)
+
+
+def _from_identity(mats: Matrices) -> Tensor:
+    """Checked matrices, the first of which is the identity."""
+    rows = _matrices(mats)
+    identity = torch.eye(rows.shape[-1], dtype=torch.float64, device="cpu")
     if not _same(rows[0], identity):
         raise ValueError(f"mats: row 0 must be the identity, but it is {rows[0].tolist()}")
     rows[0] = identity
-    return MatrixAction(_checked(rows, group), rows)
+    return rows
 
 
 def _matrices(values: object) -> Tensor:
@@ -152,25 +172,32 @@ def _checked(rows: Tensor, group: Group | None) -> Group:
     """The group of the rows, which must be an action of it."""
     order = len(rows)
     check_rows("mats", order, group)
-    for g in range(order):
-        for h in range(g if group is None else 0):
-            if _same(rows[g], rows[h]):
-                raise ValueError(f"mats: rows {h} and {g} are the same; expected different ones, or group=…")
+    limits = TOLERANCE * rows.abs().amax((1, 2)).clamp(min=1.0)
+    for g in range(1, order if group is None else 0):
+        same = ((rows[:g] - rows[g]).abs().amax((1, 2)) <= limits[:g]).nonzero()
+        if len(same):
+            raise ValueError(f"mats: rows {int(same[0])} and {g} are the same; expected different ones, or group=…")
     names = group.names if group is not None else [f"row {g}" for g in range(order)]
     multiply = torch.empty((order, order), dtype=torch.int64, device="cpu")
+    flat = rows.flatten(1)
     for g in range(order):
-        for h in range(order):
-            product = rows[g] @ rows[h]
-            gh = int((rows - product).abs().amax((1, 2)).argmin()) if group is None else int(group.multiply[g, h])
-            if not _same(product, rows[gh]):
-                if group is None:
-                    raise ValueError(
-                        f"mats: not a group: row {g} after row {h} is not among the {order} rows; "
-                        "samples of a larger group take closed=False"
-                    )
+        products = rows[g] @ rows
+        if group is None:  # the nearest row to each
+            found = torch.cdist(products.flatten(1), flat, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        else:
+            found = group.multiply[g]
+        wrong = ((products - rows[found]).abs().amax((1, 2)) > limits[found]).nonzero()
+        if len(wrong):
+            h = int(wrong[0])
+            gh = int(found[h])
+            if group is None:
                 raise ValueError(
-                    f"mats: not an action of {group.name}: {names[g]} after {names[h]} is not row {gh}, which is to "
-                    f"be {names[gh]}"
+                    f"mats: not a group: row {g} after row {h} is not among the {order} rows; "
+                    "samples of a larger group take closed=False"
                 )
-            multiply[g, h] = gh
+            raise ValueError(
+                f"mats: not an action of {group.name}: {names[g]} after {names[h]} is not row {gh}, which is to "
+                f"be {names[gh]}"
+            )
+        multiply[g] = found
     return group if group is not None else Group(multiply, name=f"matrices of {rows.shape[1]}×{rows.shape[1]}")

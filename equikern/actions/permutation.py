@@ -11,7 +11,7 @@ from torch import Tensor
 from ..groups import Group
 from ..views.maps import Maps, Tables
 from ..views.permutation import permutation_table
-from .base import GroupAction, check_rows
+from .base import GroupAction, a_group, check_rows
 
 __all__ = ["PermutationAction", "TokenAction", "after", "dim_from_end", "permutation", "tokens"]
 
@@ -22,7 +22,7 @@ Table = Tensor | Sequence[Sequence[int]]
 class PermutationAction(GroupAction):
     """A group that permutes the entries of one dim, and may change their signs; made by ``permutation``.
 
-    ``(g·y)[perm[g, i]] = signs[g, i] · y[i]``.
+    ``(g·y)[perm[g, i]] = signs[g, i] · y[i]``. Made directly, it checks what ``permutation`` checks.
 
     Attributes:
         perm: (|G|, n) int64 tensor on the CPU.
@@ -35,14 +35,27 @@ class PermutationAction(GroupAction):
         ([[4, 3], [6, 5]], 2)
     """
 
-    def __init__(self, group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str = "permutation") -> None:
+    def __init__(self, group: Group, perm: Table, signs: Table | None, dim: int, name: str = "permutation") -> None:
+        rows, factors = _rows(perm, signs)
+        self._set(_checked("perm", rows, factors, a_group(group)), rows, factors, dim_from_end(dim), name)
+
+    @staticmethod
+    def made(
+        group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str = "permutation"
+    ) -> PermutationAction:
+        """Of what is known to be right."""
+        action = PermutationAction.__new__(PermutationAction)
+        action._set(group, perm, signs, dim, name)
+        return action
+
+    def _set(self, group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str) -> None:
         back = perm if signs is None else torch.where(signs < 0, ~perm, perm)  # (g⁻¹y)[i] = sign[g, i] · y[perm[g, i]]
         i = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
         source = torch.empty_like(perm).scatter_(1, perm, i if signs is None else torch.where(signs < 0, ~i, i))
         kinds = (source != i).any(1).int() + (source < 0).any(1).int()
         words = " ".join(".x~"[kind] for kind in kinds.tolist())
         table = Tables.made(permutation_table(source, back))
-        super().__init__(group, name, Maps(f"permutation {dim} {perm.shape[1]}: {words}", table))
+        GroupAction.__init__(self, group, name, Maps(f"permutation {dim} {perm.shape[1]}: {words}", table))
         self.perm, self.signs, self.dim = perm, signs, dim
 
     @property
@@ -52,18 +65,17 @@ class PermutationAction(GroupAction):
 
     def along(self, dim: int) -> PermutationAction:
         """The same permutations of another dim, counted from the end."""
-        return (
-            self
-            if dim == self.dim
-            else PermutationAction(self.group, self.perm, self.signs, dim_from_end(dim), self.name)
-        )
+        dim = dim_from_end(dim)
+        return self if dim == self.dim else PermutationAction.made(self.group, self.perm, self.signs, dim, self.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PermutationAction, (self.group, self.perm, self.signs, self.dim, self.name)
+        return PermutationAction.made, (self.group, self.perm, self.signs, self.dim, self.name)
 
 
 class TokenAction(GroupAction):
     """A group that maps token ids to token ids, ``v ↦ perm[g, v]``; made by ``tokens``.
+
+    Made directly, it checks what ``tokens`` checks.
 
     Attributes:
         perm: (|G|, V) int64 tensor on the CPU.
@@ -75,14 +87,25 @@ class TokenAction(GroupAction):
         ([1, 2], PermutationAction('tokens', order 2))
     """
 
-    def __init__(self, group: Group, perm: Tensor, name: str = "tokens") -> None:
+    def __init__(self, group: Group, perm: Table, name: str = "tokens") -> None:
+        rows = _permutations("perm", perm)
+        self._set(_checked("perm", rows, None, a_group(group)), rows, name)
+
+    @staticmethod
+    def made(group: Group, perm: Tensor, name: str = "tokens") -> TokenAction:
+        """Of what is known to be right."""
+        action = TokenAction.__new__(TokenAction)
+        action._set(group, perm, name)
+        return action
+
+    def _set(self, group: Group, perm: Tensor, name: str) -> None:
         every = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
         inverse = torch.empty_like(perm).scatter_(1, perm, every)
         words = " ".join(".x"[moves] for moves in (perm != every).any(1).tolist())
         table = Tables.made(torch.stack((perm, inverse)).to(torch.int32))
-        super().__init__(group, name, Maps(f"tokens {perm.shape[1]}: {words}", table))
+        GroupAction.__init__(self, group, name, Maps(f"tokens {perm.shape[1]}: {words}", table))
         self.perm = perm
-        self.logits = PermutationAction(group, perm, None, -1, name)
+        self.logits = PermutationAction.made(group, perm, None, -1, name)
 
     @property
     def size(self) -> int:
@@ -90,7 +113,7 @@ class TokenAction(GroupAction):
         return self.perm.shape[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenAction, (self.group, self.perm, self.name)
+        return TokenAction.made, (self.group, self.perm, self.name)
 
 
 def permutation(
@@ -122,11 +145,8 @@ def permutation(
         >>> orbit_mean(torch.tensor([[1.0, 2.0, 3.0], [4.0, 6.0, 8.0]]), swap).tolist()
         [3.5, 3.0, 5.5]
     """
-    rows = _permutations("perm", perm)
-    factors = None if signs is None else _signs(signs, rows)
-    if factors is not None and bool((factors > 0).all()):
-        factors = None
-    return PermutationAction(_checked("perm", rows, factors, group), rows, factors, dim_from_end(dim))
+    rows, factors = _rows(perm, signs)
+    return PermutationAction.made(_checked("perm", rows, factors, group), rows, factors, dim_from_end(dim))
 
 
 def tokens(perm: Table, *, group: Group | None = None) -> TokenAction:
@@ -148,7 +168,7 @@ def tokens(perm: Table, *, group: Group | None = None) -> TokenAction:
         [[3, 0, 1], [3, 1, 2], [3, 2, 0]]
     """
     rows = _permutations("perm", perm)
-    return TokenAction(_checked("perm", rows, None, group), rows)
+    return TokenAction.made(_checked("perm", rows, None, group), rows)
 
 
 def dim_from_end(dim: object) -> int:
@@ -182,6 +202,13 @@ def _integers(name: str, values: object) -> Tensor:
     if table.dim() != 2 or 0 in table.shape:
         raise ValueError(f"{name}: expected a table of shape (|G|, n), got shape {tuple(table.shape)}")
     return table.to(torch.int64, copy=True)
+
+
+def _rows(perm: Table, signs: Table | None) -> tuple[Tensor, Tensor | None]:
+    """Checked permutations and signs, None where none changes."""
+    rows = _permutations("perm", perm)
+    factors = None if signs is None else _signs(signs, rows)
+    return rows, None if factors is None or bool((factors > 0).all()) else factors
 
 
 def _permutations(name: str, values: object) -> Tensor:

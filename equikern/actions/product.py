@@ -75,11 +75,11 @@ def _product(a: GroupAction, b: GroupAction) -> GroupAction:
             other = after((b.perm[h], sign_b[h]), (a.perm[g], sign_a[g]))
             _commute(torch.equal(perm[row], other[0]) and torch.equal(signs[row], other[1]), a, g, b, h)
     if isinstance(a, TokenAction):
-        return TokenAction(group, perm, name)
+        return TokenAction.made(group, perm, name)
     assert isinstance(b, PermutationAction)
     if a.dim != b.dim:
         raise ValueError(f"actions: expected permutations of one dim, got dims {a.dim} and {b.dim}")
-    return PermutationAction(group, perm, signs if bool((signs < 0).any()) else None, a.dim, name)
+    return PermutationAction.made(group, perm, signs if bool((signs < 0).any()) else None, a.dim, name)
 
 
 def _commute(holds: bool, a: GroupAction, g: int, b: GroupAction, h: int) -> None:

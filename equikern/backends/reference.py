@@ -136,20 +136,23 @@ class Reference(Backend):
             out.copy_((spread - log_p.exp() * grad.to(wide).sum(-1, keepdim=True)) / order)
 
     def score(self, logits: Tensor, out: Tensor, kind: str) -> None:
-        """See ``Backend.score``: of rows (…, V), −largest probability ("max_prob"), "entropy", second largest − largest
-        ("margin"), or −largest logit ("max")."""
+        """See ``Backend.score``: of rows (…, V), −log of the largest probability ("max_prob"), "entropy", −log of the
+        largest less the second ("margin"), or −largest logit ("max")."""
         if kind == "max":
             out.copy_(-logits.amax(-1))
             return
-        log_p = logits.to(out.dtype).log_softmax(-1)
-        if kind == "max_prob":
-            out.copy_(-log_p.amax(-1).exp())
-        elif kind == "entropy":
-            p = log_p.exp()
-            out.copy_(-(p * log_p).masked_fill(p == 0, 0.0).sum(-1))
-        else:
-            best = log_p.topk(min(2, log_p.shape[-1]), -1).values.exp()
-            out.copy_(best[..., 1:].sum(-1) - best[..., 0])  # one class alone: minus its probability
+        y = logits.to(out.dtype)
+        top, first = y.max(-1, keepdim=True)
+        below = y - top
+        others = below.exp().scatter(-1, first, 0.0).sum(-1)  # without the largest, in which a small rest is lost
+        unsure = torch.log1p(others + (top - top).squeeze(-1))  # NaN where all are −∞
+        if kind == "entropy":
+            unsure = unsure - (below * below.exp()).masked_fill(below == -math.inf, 0.0).sum(-1) / (1 + others)
+        elif kind == "margin":
+            gap = below.scatter(-1, first, -math.inf).amax(-1)
+            # p_2nd / p_1st in logarithm, of which both ends keep their digits.
+            unsure = unsure - torch.where(gap < -1, torch.log1p(-gap.exp()), torch.log(-torch.expm1(gap)))
+        out.copy_(unsure)
 
     def score_select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, kind: str, minimum: bool

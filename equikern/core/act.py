@@ -15,6 +15,7 @@ __all__ = ["act", "checked_elements"]
 def act(x: object, elements: object, action: Acting, inverse: bool = False, out: Tensor | None = None) -> Tensor:
     """See ``orbit_act``."""
     t, action = checks.image("x", x, action, EXACT, turns=True)
+    checks.flag("inverse", inverse)
     found = checked_elements(elements, t, action)
     maps = action.inverse_maps if inverse else action.maps
     if not maps.views.keeps(t.shape):

@@ -108,10 +108,15 @@ def act(x: Tensor, elements: Tensor, maps: Maps) -> Tensor:
 
 def each(y: Tensor, axis: int, maps: Maps) -> Tensor:
     """``map_g(y_g)`` for every g, with the group axis where it is: (*lead, |G|, *rest, *moved) → the same shape."""
-    if maps.views.kind.still:
+    return each_by(y, axis, maps.code, maps.table(y))
+
+
+def each_by(y: Tensor, axis: int, code: str, table: Tensor | None) -> Tensor:
+    """``each`` by a code and its table."""
+    if of(code).kind.still:
         return y
     elements = torch.arange(y.shape[axis], device=y.device).expand(y.shape[: axis + 1]).contiguous()
-    return act(y, elements, maps)
+    return act_by(y, elements, code, table)
 
 
 def orbit_by(x: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:

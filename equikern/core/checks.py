@@ -218,7 +218,11 @@ def rows(name: str, t: object, dim: object) -> Tensor:
         raise TypeError(f"{name}: expected {_kinds(FLOATS)}, got {t.dtype}")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
-    if not -t.dim() <= dim < t.dim() or t.shape[dim] == 0:
+    if t.dim() == 0:
+        raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape ()")
+    if not -t.dim() <= dim < t.dim():
+        raise ValueError(f"dim: expected a dim of {name} {tuple(t.shape)}, got {dim}")
+    if t.shape[dim] == 0:
         raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape {tuple(t.shape)}")
     return t.movedim(dim, -1)
 
@@ -237,17 +241,24 @@ def targets(name: str, target: object, shape: tuple[int, ...], like: Tensor) -> 
 
 def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """A keyword from a fixed set."""
-    if value not in allowed:
+    if not (value is None or isinstance(value, str)) or value not in allowed:
         kind = TypeError if not isinstance(value, str) and value is not None else ValueError
-        raise kind(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+        got = repr(value) if isinstance(value, str) else type(value).__name__
+        raise kind(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {got}")
+
+
+def flag(name: str, value: object) -> None:
+    """A switch."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
 
 
 def whole(name: str, n: object, least: int) -> int:
     """A whole number, at least ``least``."""
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
-    if n < least:
-        raise ValueError(f"{name}: expected {least} or more, got {n}")
+    if n < least or n > _MOST_BYTES:
+        raise ValueError(f"{name}: expected {least} or more{', below 2**63' * (n > least)}, got {n}")
     return n
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ..actions import TokenAction, tokens
+from ..core import checks
 from ..groups import Group
 from .words import WordLists
 
@@ -50,6 +51,7 @@ class Stored:
         path = Path(folder)
         if path.exists() and not path.is_dir():
             raise ValueError(f"folder: expected a folder, {path} is a file")
+        checks.flag("overwrite", overwrite)
         if not overwrite and path.is_dir() and any(path.iterdir()):
             raise ValueError(f"folder: {path} is not empty; expected a new or empty folder, or overwrite=True")
         path.mkdir(parents=True, exist_ok=True)

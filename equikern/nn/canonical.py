@@ -82,6 +82,7 @@ class CanonicalLambdaEquiTune(nn.Module):
                 raise TypeError(f"{name}: expected a module or a callable, got {type(given).__name__}")
         checks.choice("out", out, ("invariant", "equivariant"))
         checks.choice("normalize", normalize, ("sum", "softmax", None))
+        checks.flag("undo", undo)
         if undo and out == "invariant":
             raise ValueError("undo: expected False for an invariant output, which nothing turns")
         self.backbone = backbone
@@ -191,17 +192,21 @@ def vector_frame(x: Tensor, points: int | Sequence[int] | None = None, centred: 
         True
     """
     x = _coordinates(x)
+    checks.flag("centred", centred)
     d = x.shape[-1]
     if x.dim() == 2 and d == 2:
         x = x.unsqueeze(1)
     if x.dim() != 3:
         raise ValueError(f"x: expected (B, points, {d}), got shape {tuple(x.shape)}")
-    chosen = tuple(range(d - 1)) if points is None else (points,) if isinstance(points, int) else tuple(points)
+    chosen = tuple(range(d - 1)) if points is None else (points,) if isinstance(points, int) else points
+    if not isinstance(chosen, (list, tuple)) or not all(isinstance(k, int) for k in chosen):
+        raise TypeError(f"points: expected the numbers of {d - 1} points, got {type(points).__name__}")
     if len(chosen) != d - 1 or not all(-x.shape[1] <= k < x.shape[1] for k in chosen):
         raise ValueError(f"points: expected {d - 1} of the {x.shape[1]} points of x, got {points!r}")
+    x = _of_unit_size(x)
     if centred:
         x = x - x.mean(1, keepdim=True)
-    vectors = [x[:, k] for k in chosen]
+    vectors = [_of_unit_size(x[:, k]) for k in chosen]
     with torch.no_grad():
         undefined = _undefined(vectors).unsqueeze(-1)
     axes = torch.eye(d, dtype=x.dtype, device=x.device)
@@ -242,7 +247,8 @@ def principal_frame(x: Tensor) -> Tensor:
     x = _coordinates(x)
     if x.dim() != 3 or x.shape[1] == 0:
         raise ValueError(f"x: expected (B, points, {x.shape[-1]}) with one point or more, got shape {tuple(x.shape)}")
-    centred = x - x.mean(1, keepdim=True)
+    x = _of_unit_size(x)
+    centred = _of_unit_size(x - x.mean(1, keepdim=True))
     _, directions = torch.linalg.eigh((centred.unsqueeze(-1) * centred.unsqueeze(-2)).sum(1))
     found = []
     for k in range(x.shape[-1] - 1):
@@ -260,6 +266,12 @@ def _with_last(columns: tuple[Tensor, ...]) -> Tensor:
     else:
         last = torch.linalg.cross(*columns)
     return torch.stack((*columns, last), -1)
+
+
+def _of_unit_size(x: Tensor) -> Tensor:
+    """Every sample divided by its largest coordinate: squares and products of others would overflow or underflow."""
+    largest = x.detach().abs().flatten(1).amax(1).reshape(-1, *(1,) * (x.dim() - 1))
+    return x / largest.masked_fill(largest == 0, 1.0)
 
 
 def _undefined(vectors: list[Tensor]) -> Tensor:
@@ -295,7 +307,7 @@ def _samples(theta: Any) -> MatrixAction | MatrixSamples:
 
 def _check_orthogonal(h: Tensor) -> None:
     wide = h.double()
-    off = (wide.mT @ wide - torch.eye(h.shape[-1], dtype=wide.dtype)).abs().amax((1, 2))
+    off = (wide.mT @ wide - torch.eye(h.shape[-1], dtype=wide.dtype, device=wide.device)).abs().amax((1, 2))
     wrong = ~(off <= _ORTHOGONAL)  # NaN too
     if bool(wrong.any()):
         b = int(wrong.nonzero()[0])

@@ -24,7 +24,8 @@ class EquiDetector(OrbitModule):
     A detector answers with as many boxes as it finds, so views have no mean. Here each view's boxes are turned back and
     those of one label that overlap are fused into their mean, weighted by score (Solovyev, Wang and Gabruseva, arXiv
     1910.13302; the package ``ensemble-boxes``, which the extra ``boxes`` brings). What few views have found gets a
-    small score. No gradient goes through; train the backbone as it is.
+    small score; of boxes that one view finds twice, the surer counts. No gradient goes through; train the backbone as
+    it is.
 
     Args:
         backbone: from images (B, C, H, W) to one dict for each, with "boxes" (n, 4), "scores" (n,) and "labels" (n,),
@@ -113,10 +114,10 @@ class EquiDetector(OrbitModule):
             shares = _to_shares(self.out, view["boxes"].detach().float().cpu(), size).clamp(0, 1)
             scores, labels = view["scores"].detach().float().cpu(), view["labels"].detach().cpu()
             keep = (shares[:, 2:] > shares[:, :2]).all(1) & (scores > 0)
-            found.append([t[keep].numpy() for t in (shares, scores, labels)])
+            found.append(_once([t[keep].numpy() for t in (shares, scores, labels)], self.iou))
         fused, scores, labels = map(
             torch.from_numpy,
-            _fusion()(
+            _fusion().weighted_boxes_fusion(
                 *zip(*found, strict=True), iou_thr=self.iou, skip_box_thr=self.min_score, conf_type=self.confidence
             ),
         )
@@ -136,12 +137,17 @@ class EquiDetector(OrbitModule):
 
 def _fusion() -> Any:
     try:
-        from ensemble_boxes import weighted_boxes_fusion
+        import ensemble_boxes
     except ImportError as error:
         raise ImportError(
             f'EquiDetector fuses boxes with ensemble-boxes: pip install "equikern[boxes]" ({error})'
         ) from None
-    return weighted_boxes_fusion
+    return ensemble_boxes
+
+
+def _once(view: list[Any], iou: float) -> list[Any]:
+    """Boxes, scores and labels of one view without those that overlap a surer one of their label."""
+    return view if len(view[0]) < 2 else [*_fusion().nms(*([part] for part in view), iou_thr=iou)]
 
 
 def _to_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -151,13 +157,13 @@ def _to_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tensor
         boxes = torch.cat((middle - half, middle + half), 1)
     if out.units == "normalized":
         return boxes
-    return (boxes + 0.5 * (out.units == "center")) / torch.tensor([size[1], size[0]] * 2)
+    return (boxes + 0.5 * (out.units == "center")) / boxes.new_tensor([size[1], size[0]] * 2)
 
 
 def _from_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Those shares in a backbone's format and units."""
     if out.units != "normalized":
-        boxes = boxes * torch.tensor([size[1], size[0]] * 2) - 0.5 * (out.units == "center")
+        boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2) - 0.5 * (out.units == "center")
     if out.format == "cxcywh":
         near, far = boxes[:, :2], boxes[:, 2:]
         boxes = torch.cat(((near + far) / 2, far - near), 1)
@@ -169,6 +175,9 @@ def _checked(detections: Any) -> Detections:
         got = sorted(detections) if isinstance(detections, Mapping) else type(detections).__name__
         raise ValueError(f'backbone: expected dicts with "boxes", "scores" and "labels", got {got}')
     found: Detections = {name: detections[name] for name in ("boxes", "scores", "labels")}
+    for name, t in found.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f'backbone: expected tensors in its dicts, got {type(t).__name__} for "{name}"')
     shapes = {name: tuple(t.shape) for name, t in found.items()}
     n = len(found["boxes"])
     if shapes != {"boxes": (n, 4), "scores": (n,), "labels": (n,)}:

@@ -8,12 +8,14 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from ..actions import Action
+from ..coordinates import Coordinates
 from ..core import checks
 from ..ops import orbit_mean, orbit_reduce
 from ..reductions import REDUCTIONS
 from ..views import FLOATS
+from ..views.grid import sides_named
 from .merging import Gathered, Merge, Output, Summed, reduced
-from .views import ActionSpec, OrbitModule, OutputSpec
+from .views import ActionSpec, OrbitModule, OutputSpec, leaves
 
 __all__ = ["EquiTune"]
 
@@ -37,7 +39,8 @@ class EquiTune(OrbitModule):
             of them by default. (While gradients are recorded every forward's activations are kept all the same.
             Batch statistics of a backbone in training mode are then those of each part.)
         space: merge the outputs as they are (None), their softmax (``"probs"``) or its logarithm (``"log_probs"``),
-            over the permuted dim, or the last one under the trivial action; with ``reduce="mean"`` in the same pass.
+            over the permuted dim, a map's channels, or the last dim under the trivial action; for rows with
+            ``reduce="mean"`` in the same pass.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``.
@@ -68,6 +71,8 @@ class EquiTune(OrbitModule):
         super().__init__(backbone, inp, out, views_per_forward)
         checks.choice("reduce", reduce, ("mean", *REDUCTIONS))
         checks.choice("space", space, ("probs", "log_probs", None))
+        for spec in leaves(self.out) if space is not None else ():
+            _check_classes(spec)
         self.reduce = reduce
         self.space = space
 
@@ -81,14 +86,27 @@ class EquiTune(OrbitModule):
     def _merge(self, output: Output, parts: int) -> Merge:
         if self.reduce == "mean":
             if parts == 1:
-                return Gathered(output, lambda y, action, *_: orbit_mean(y, action, self.space))
+                return Gathered(output, self._mean)
             return Summed(output, 1.0 / self.inp.order, None if self.space is None else self._probabilities)
         if self.space is None:
             return reduced(output, self.reduce, parts, self.inp.order)
         op = cast(Any, self.reduce)
         return Gathered(output, lambda y, action, *_: orbit_reduce(self._probabilities(y, action), action, op))
 
+    def _mean(self, y: Tensor, action: Action, *_: object) -> Tensor:
+        if self.space is not None and action.sides:
+            return orbit_mean(self._probabilities(y, action), action)
+        return orbit_mean(y, action, self.space)
+
     def _probabilities(self, y: Tensor, action: Action) -> Tensor:
+        if action.sides:  # a map of logits, whose classes are its channels
+            dim = -action.sides - 1
+            if y.dim() < 2 - dim:
+                raise ValueError(
+                    f"output: expected maps (B, classes, {sides_named(action.sides)}) for space {self.space!r}, got "
+                    f"shape {tuple(y.shape[1:])}"
+                )
+            return y.softmax(dim) if self.space == "probs" else y.log_softmax(dim)
         rows, _ = checks.logits("output", y, action)
         p = rows.softmax(-1) if self.space == "probs" else rows.log_softmax(-1)
         return p.movedim(-1, -action.dims or -1)
@@ -101,3 +119,9 @@ class EquiTune(OrbitModule):
         """What ``print(model)`` shows beside the backbone."""
         space = "" if self.space is None else f", space={self.space!r}"
         return f"inp={self.inp!r}, out={self.out!r}, reduce={self.reduce!r}{space}"
+
+
+def _check_classes(spec: Any) -> None:
+    """That an output can be logits: rows or maps whose classes stay apart."""
+    if isinstance(spec, Coordinates) or spec.views.kind.computes or spec.views.signed:
+        raise ValueError(f"space: expected None where an output is no logits, got one beside out {spec!r}")

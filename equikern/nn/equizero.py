@@ -38,8 +38,8 @@ class EquiZero(OrbitModule):
         backbone, inp, out, views_per_forward: as in ``EquiTune``.
         loss: how little a view is to be trusted. ``"max_prob"``, ``"entropy"`` and ``"margin"`` of the logits, see
             ``orbit_score``; ``"similarity"``: −the largest of similarities, such as an image's to the classes' texts;
-            ``"max_q"``: −the largest softmax-normalised Q-value, so that g and the move are chosen together; or a
-            callable from the outputs of some views (n, B, …), split off the batch, to their losses (n, B).
+            ``"max_q"``: −log of the largest softmax-normalised Q-value, so that g and the move are chosen together; or
+            a callable from the outputs of some views (n, B, …), split off the batch, to their losses (n, B).
         gradient: ``"mean"`` (equitune, the authors' choice), ``"identity"``, ``"selected"`` or None, see
             ``orbit_select``.
         classes: the dim of the classes, moves or similarities in the outputs, counted from the end. What other dims

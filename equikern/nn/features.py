@@ -62,12 +62,13 @@ class Tap:
         weakref.finalize(self, handle.remove)
 
     def hear(self, output: Any) -> None:
-        """What the submodule gave just now."""
+        """What the submodule gave just now, pooled at once: layers behind it may change it in place."""
         if self._calls:
-            self._calls[-1].append(output)
+            features = pooled(output)
+            self._calls[-1].append(features.clone() if features is output else features)
 
     def run(self, model: Callable[[Tensor], Any], views: Tensor) -> tuple[Any, Any]:
-        """The model's output, and the submodule's."""
+        """The model's output, and the submodule's pooled features, or the output again."""
         if self.name is None:
             output = model(views)
             return output, output
@@ -123,6 +124,8 @@ def pooled(features: Any) -> Tensor:
 def weighed(weight_net: Callable[[Tensor], Tensor], features: Tensor, count: int, samples: str) -> Tensor:
     """What a network of weights says of so many samples, (N,)."""
     raw = weight_net(features)
+    if not isinstance(raw, Tensor):
+        raise TypeError(f"weight_net: expected to return a tensor ({count}, 1), got {type(raw).__name__}")
     if raw.shape not in ((count, 1), (count,)):
         raise ValueError(
             f"weight_net: expected one number for each of {count} {samples}, ({count}, 1), got {tuple(raw.shape)}"

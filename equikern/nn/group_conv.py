@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ class GroupConv2d(nn.Module):
         padding: int = 0,
         dilation: int = 1,
         bias: bool = True,
-        **to: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         action = action_of("group", group, None)
@@ -102,8 +103,9 @@ class GroupConv2d(nn.Module):
         self._reversed = {side for word in action.words for side, back in sides_of(word) if back}
         entries = (action.order,) if inp == "regular" else ()
         shape = (out_channels, in_channels, *entries, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, **to))
-        self.bias = nn.Parameter(torch.empty(out_channels, **to)) if bias else None
+        checks.flag("bias", bias)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

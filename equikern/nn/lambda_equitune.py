@@ -93,8 +93,9 @@ class LambdaEquiTune(OrbitModule):
                 raise TypeError(
                     f"weight_net: expected a module or the number of features, got {type(weight_net).__name__}"
                 )
-            weight_net = weight_network(weight_net)
+            weight_net = weight_network(checks.whole("weight_net", weight_net, 1))
         checks.choice("normalize", normalize, ("sum", "softmax", None))
+        checks.flag("frozen", frozen)
         if features is not None and not isinstance(features, str) and not callable(features):
             raise TypeError(f"features: expected a submodule's name, a callable or None, got {type(features).__name__}")
         if frozen and callable(features):
@@ -172,7 +173,7 @@ def train_weights(model: LambdaEquiTune) -> list[nn.Parameter]:
         >>> model.backbone.weight.requires_grad
         False
     """
-    return _only(model, model.weight_net, model.backbone)
+    return _only(model, "weight_net", "backbone")
 
 
 def train_backbone(model: LambdaEquiTune) -> list[nn.Parameter]:
@@ -185,12 +186,15 @@ def train_backbone(model: LambdaEquiTune) -> list[nn.Parameter]:
         >>> [tuple(p.shape) for p in train_backbone(model)], model.weight_net.training
         ([(3, 4), (3,)], False)
     """
-    return _only(model, model.backbone, model.weight_net)
+    return _only(model, "backbone", "weight_net")
 
 
-def _only(model: LambdaEquiTune, learns: Any, stands: Any) -> list[nn.Parameter]:
+def _only(model: LambdaEquiTune, learning: str, standing: str) -> list[nn.Parameter]:
+    if not isinstance(model, nn.Module) or not hasattr(model, "weight_net"):
+        raise TypeError(f"model: expected one with a weight_net, such as a LambdaEquiTune, got {type(model).__name__}")
+    learns, stands = getattr(model, learning), getattr(model, standing)
     if not isinstance(learns, nn.Module):
-        raise TypeError(f"model: expected a backbone with parameters to train, got {type(learns).__name__}")
+        raise TypeError(f"model: expected a {learning} with parameters to train, got {type(learns).__name__}")
     learns.requires_grad_(True)
     if isinstance(stands, nn.Module):
         stands.requires_grad_(False)

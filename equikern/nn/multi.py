@@ -184,7 +184,8 @@ class _Plus(OrbitModule):
 
         def merge_one(y: Tensor, action: Action, *_: object) -> Tensor:
             check(tuple(y.shape[1:]))
-            return orbit_mean(y, action, plus=plus.to(y.dtype))
+            whole = GroupAction(self.out.group, action.name, action.maps)  # all views are here
+            return orbit_mean(y, whole, plus=plus.to(y.dtype))
 
         if parts == 1:
             return one_output("backbones", self._merged(x, lambda output: Gathered(output, merge_one)))

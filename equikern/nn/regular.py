@@ -99,7 +99,13 @@ class GroupLinear(nn.Module):
     """
 
     def __init__(
-        self, group: Group | ActionSpec, in_features: int, out_features: int, bias: bool = True, **to: Any
+        self,
+        group: Group | ActionSpec,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.group = _group(group)
@@ -108,8 +114,10 @@ class GroupLinear(nn.Module):
         # The inverse of the regular representation, as an action.
         self._moves = Action("regular", regular(self.group, -1).inverse_maps)
         self._tables = ActionTables([self._moves])
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, self.group.order, **to))
-        self.bias = nn.Parameter(torch.empty(out_features, **to)) if bias else None
+        checks.flag("bias", bias)
+        shape = (out_features, in_features, self.group.order)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

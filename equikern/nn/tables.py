@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..actions import Action
+from ..actions import Action, GroupAction
 
 __all__ = ["ActionTables"]
 
@@ -37,7 +37,10 @@ class ActionTables(nn.Module):
         for k, known in enumerate(self.actions):
             if action is known:
                 own = [self.get_buffer(f"table{k}_{i}") for i in range(len(action.maps.tables.own))]
-                return Action(action.name, action.maps.with_tables(*own))
+                maps = action.maps.with_tables(*own)
+                if isinstance(action, GroupAction):
+                    return GroupAction(action.group, action.name, maps)
+                return Action(action.name, maps)
         return action
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -84,7 +84,18 @@ class OrbitModule(nn.Module):
         inp, call = self._tables(self.inp), call or self._call
         for elements in parts:
             # Nothing here may hold an output while the next one is made.
-            yield elements, *self._split(*call(orbit_some(x, inp, elements).flatten(0, 1)), elements, x)
+            yield elements, *self._split(*self._run(call, orbit_some(x, inp, elements).flatten(0, 1), x), elements, x)
+
+    def _run(self, call: Call, views: Tensor, x: Tensor) -> tuple[Any, Tensor | None]:
+        if x.dim() > self.inp.dims + 1 or not self.inp.sides or torch.compiler.is_compiling():
+            return call(views)
+        try:
+            return call(views)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"x: {tuple(x.shape)} was taken for a batch of {len(x)} ({checks.moved(self.inp)}), with which the "
+                f"backbone fails; a single image with channels is x[None]. It says: {error}"
+            ) from error
 
     def _split(self, outputs: Any, beside: Tensor | None, elements: list[int], x: Tensor) -> tuple[Any, Tensor | None]:
         outputs = _split_batch(outputs, len(elements), x.shape[0])
@@ -146,7 +157,7 @@ def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:
     """A group axis in the order of the group's elements, from the order that they came in."""
     if all(g == k for k, g in enumerate(elements)):
         return t
-    return t.index_select(axis, torch.tensor(list(elements)).argsort().to(t.device))
+    return t.index_select(axis, torch.tensor(list(elements), device="cpu").argsort().to(t.device))
 
 
 def _undone(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:
@@ -221,16 +232,19 @@ def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
     return action_of(name, spec, inp)
 
 
-def _split_batch(output: Any, order: int, batch: int) -> Any:
-    """(|G|·B, …) → (|G|, B, …) for every tensor of the backbone's output."""
-    if isinstance(output, (Mapping, tuple, list)):
-        return mapped(output, lambda t: _split_batch(t, order, batch))
+def _split_batch(output: Any, order: int, batch: int, name: str = "") -> Any:
+    """(|G|·B, …) → (|G|, B, …) for every tensor of the backbone's output; ``name`` is that of a part."""
+    if isinstance(output, Mapping):
+        return _rebuilt(output, {key: _split_batch(t, order, batch, f"{name}[{key!r}]") for key, t in output.items()})
+    if isinstance(output, (tuple, list)):
+        return _rebuilt(output, [_split_batch(t, order, batch, f"{name}[{i}]") for i, t in enumerate(output)])
+    at = f" at {name}" if name else ""
     if not isinstance(output, Tensor):
-        raise TypeError(f"backbone: expected it to return a tensor, tuple or dict, got {type(output).__name__}")
+        raise TypeError(f"backbone: expected it to return a tensor, tuple or dict{at}, got {type(output).__name__}")
     if output.dim() == 0 or output.shape[0] != order * batch:
         raise ValueError(
-            f"backbone: expected an output whose first dim is the batch {order * batch} ({order} views of {batch}), "
-            f"got shape {tuple(output.shape)}"
+            f"backbone: expected an output{at} whose first dim is the batch {order * batch} ({order} views of "
+            f"{batch}), got shape {tuple(output.shape)}"
         )
     return output.unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
 
@@ -247,11 +261,11 @@ def _rebuilt(container: Any, values: Any) -> Any:
     return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
 
 
-def fitting(outputs: Any, spec: Any) -> list[tuple[Tensor, Any]]:
+def fitting(outputs: Any, spec: Any, name: str = "") -> list[tuple[Tensor, Any]]:
     """Every tensor of the backbone's outputs with the spec that is meant for it, in the order of ``leaves``."""
     if isinstance(outputs, Tensor):
         if isinstance(spec, (dict, tuple)):
-            raise ValueError(f"out: expected one action, since the backbone returns one tensor, got {spec!r}")
+            raise ValueError(f"out{name}: expected one action, since the backbone returns one tensor, got {spec!r}")
         return [(outputs, spec)]
     if isinstance(outputs, Mapping):
         keys, kind = list(outputs), "dict"
@@ -261,6 +275,7 @@ def fitting(outputs: Any, spec: Any) -> list[tuple[Tensor, Any]]:
         fits = isinstance(spec, tuple) and len(spec) == len(keys)
     if not fits:
         raise ValueError(
-            f"out: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got {spec!r}"
+            f"out{name}: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got "
+            f"{spec!r}"
         )
-    return [pair for key in keys for pair in fitting(outputs[key], spec[key])]
+    return [pair for key in keys for pair in fitting(outputs[key], spec[key], f"{name}[{key!r}]")]

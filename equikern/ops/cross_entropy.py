@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, cast
 
 import torch
@@ -93,6 +94,8 @@ def checked(space: object, ignore_index: object, reduction: object, smoothing: o
     checks.choice("reduction", reduction, ("mean", "sum", "none"))
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected a whole number, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: expected a number of int64, got {ignore_index}")
     if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)):
         raise TypeError(f"label_smoothing: expected a number, got {type(smoothing).__name__}")
     if not 0.0 <= smoothing <= 1.0:
@@ -127,9 +130,11 @@ def in_torch(
     elif space == "log_probs":
         log_q = softmax.mean_in_torch(y, code, table, space)
     else:
-        log_p = y.to(accumulator(y)).log_softmax(-1)
-        top = log_p.detach().amax(0).amax(-1, keepdim=True)  # one for each row, so that no view's permutation counts
-        log_q = autograd.total_by((log_p - top).exp(), code, table, 1.0 / y.shape[0]).log() + top
+        log_p = autograd.each_by(y.to(accumulator(y)).log_softmax(-1), 0, code, table)
+        top = log_p.detach().amax(0)
+        nowhere = top == -torch.inf  # no view gives it a probability: log q is −∞ and has no gradient
+        sums = (log_p - top.masked_fill(nowhere, 0.0)).exp().sum(0)
+        log_q = sums.masked_fill(nowhere, 1.0).log() + top - math.log(y.shape[0])
     kept = target != ignore_index
     loss = -log_q.gather(-1, target.where(kept, 0).unsqueeze(-1)).squeeze(-1)
     if smoothing:
@@ -153,12 +158,10 @@ class _CrossEntropy(Function):
         scale = counted(wide, target, options[1], reduction)
         loss, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
         ctx.call = code, options, reduction
-        if torch.compiler.is_compiling():
-            ctx.save_for_backward(y, target, table, gradient)
-        else:
-            # Given away by the first backward, which may then scale it in place; a second one makes it anew.
-            ctx.save_for_backward(y, target, table, None)
-            ctx.gradient = gradient
+        # Saved as autograd saves, so that checkpoints and offloading know of it. The first backward gives it away and
+        # may scale it in place before; a second one makes it anew.
+        ctx.save_for_backward(y, target, table, gradient)
+        ctx.given = False
         return reduced(loss, reduction, scale)
 
     @staticmethod
@@ -173,12 +176,13 @@ class _CrossEntropy(Function):
 
             return (*softmax.gradients(call, (y,), (True,), grad), *nothing)
         factor = grad.unsqueeze(-1) if reduction == "none" else grad
-        if gradient is not None:
+        if torch.compiler.is_compiling():
             return ((gradient * factor).to(y.dtype), *nothing)
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
+        if ctx.given:
             scale = counted(grad, target, options[1], reduction)
             _, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
+        ctx.given = True
+        gradient = gradient.data  # with a version of its own: changed here, and not saved for anybody else
         if not is_one(grad):
             gradient.mul_(factor)
         return (gradient, *nothing)

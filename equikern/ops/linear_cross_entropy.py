@@ -234,11 +234,8 @@ class _LinearCrossEntropy(Function):
         asked = tuple(ctx.needs_input_grad[:3]) if reduction != "none" else (False, False, False)
         loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, code, table, *options, scale, *asked)
         ctx.call = code, options, reduction
-        if torch.compiler.is_compiling() or reduction == "none":
-            ctx.save_for_backward(hidden, weight, bias, target, table, *gradients)
-        else:  # as in orbit_cross_entropy
-            ctx.save_for_backward(hidden, weight, bias, target, table)
-            ctx.gradients = gradients
+        ctx.save_for_backward(hidden, weight, bias, target, table, *gradients)  # as in orbit_cross_entropy
+        ctx.given = False
         return reduced(loss, reduction, scale)
 
     @staticmethod
@@ -257,15 +254,15 @@ class _LinearCrossEntropy(Function):
         if reduction == "none":
             again = (hidden, weight, bias, target, code, table, *options, grad.contiguous(), *asked)
             gradients = _linear_cross_entropy(*again)[1:]
-        elif gradients:
+        elif torch.compiler.is_compiling():
             gradients = [(g * grad).to(g.dtype) for g in gradients]
         else:
-            gradients, ctx.gradients = ctx.gradients, None
-            if gradients is None:
+            if ctx.given:
                 scale = counted(grad, target, options[1], reduction)
-                gradients = _linear_cross_entropy(hidden, weight, bias, target, code, table, *options, scale, *asked)[
-                    1:
-                ]
+                again = (hidden, weight, bias, target, code, table, *options, scale, *asked)
+                gradients = _linear_cross_entropy(*again)[1:]
+            ctx.given = True
+            gradients = [g.data for g in gradients]  # with versions of their own
             if not is_one(grad):
                 for g in gradients:
                     g.mul_(grad)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import Action, GroupAction
 from ..core import autograd, checks, library
 from ..views import accumulator
 from ..views.maps import Acting
@@ -39,7 +39,8 @@ def orbit_mean(
         space: None averages y as it is; ``"probs"`` the probabilities softmax(y[g]), ``"log_probs"`` their logarithms
             (whose exponentials need not add up to 1). The softmax goes over the permuted dim, the last one under the
             trivial action, in float32 (float64 for float64).
-        plus: what else the group's mean is taken of, (\\*lead, H, W) of y's dtype, any strides.
+        plus: what else the group's mean is taken of, (\\*lead, H, W) of y's dtype, any strides; the action must then be
+            a ``GroupAction``.
         out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
 
     Returns:
@@ -66,6 +67,8 @@ def orbit_mean(
         return softmax.mean(y, action, space, out)
     y, action = checks.views("y", y, action)
     if plus is not None:
+        if not isinstance(action, GroupAction):  # one pass adds plus to every view, so takes it by g⁻¹ for g
+            raise ValueError(f"plus: expected None for maps that are no whole group, got one beside {action!r}")
         return _mean_plus(y, checks.like_view("plus", plus, y), action, out)
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y)

@@ -117,7 +117,7 @@ def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
     if out is not None:
         out = checks.output("out", out, tuple(x.shape), x)
         same = x.expand(action.order, *x.shape)
-        maps = action.inverse_maps
+        maps = action.maps
         library.reduce_out(same, maps.code, maps.table(x), "sum", 1.0 / action.order, None, out)
         return out
-    return autograd.symmetrize(x, action.inverse_maps)
+    return autograd.symmetrize(x, action.maps)

@@ -23,14 +23,17 @@ def orbit_score(logits: Tensor, kind: Kind, *, dim: int = -1) -> Tensor:
 
     With p the softmax of a row y, in one pass over it:
 
-    ======== =================================== ==========================================
-    kind     loss                                smallest where
-    ======== =================================== ==========================================
-    max_prob −max_v p_v                          the largest probability is largest
-    entropy  −Σ_v p_v log p_v                    the distribution is narrowest
-    margin   −(p_1st − p_2nd), p_2nd 0 if alone  the first is furthest ahead of the second
-    max      −max_v y_v                          the largest logit, or similarity, is largest
-    ======== =================================== ==========================================
+    ======== ====================================== ==========================================
+    kind     loss                                   smallest where
+    ======== ====================================== ==========================================
+    max_prob −log max_v p_v                         the largest probability is largest
+    entropy  −Σ_v p_v log p_v                       the distribution is narrowest
+    margin   −log(p_1st − p_2nd), p_2nd 0 if alone  the first is furthest ahead of the second
+    max      −max_v y_v                             the largest logit, or similarity, is largest
+    ======== ====================================== ==========================================
+
+    Probabilities near 1 are told apart, too: the first is log1p(Σ exp(y_v − y_1st)) over the other v. Two equal largest
+    logits have the margin's loss ∞.
 
     For a sequence, average over its positions (padding left out) before choosing. Where every row is chosen by its own
     score, ``orbit_select`` takes the kind in place of scores and does both in one pass.
@@ -77,14 +80,18 @@ class _Score(Function):
             best = logits.argmax(-1, keepdim=True)
             slope = torch.zeros_like(logits, dtype=grad.dtype).scatter_(-1, best, -1.0)
             return (grad.unsqueeze(-1) * slope).to(logits.dtype), None
-        log_p = logits.to(accumulator(logits)).log_softmax(-1)
+        wide = logits.to(accumulator(logits))
+        log_p = wide.log_softmax(-1)
         p = log_p.exp()
         if ctx.kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)
             terms = (p * log_p).masked_fill(p == 0, 0.0)
             slope = p * terms.sum(-1, keepdim=True) - terms
-        else:  # ∂p_i/∂y_v = p_i (δ_iv − p_v)
-            best = log_p.topk(min(2 if ctx.kind == "margin" else 1, log_p.shape[-1]), -1).indices
-            lead = p.gather(-1, best)
-            signed = torch.cat((-lead[..., :1], lead[..., 1:]), -1)
-            slope = (-p * signed.sum(-1, keepdim=True)).scatter_add(-1, best, signed)
+        else:  # ∂(−log p_i)/∂y_v = p_v − δ_iv, of i itself −Σ of the others
+            first = wide.argmax(-1, keepdim=True)
+            others = p.scatter(-1, first, 0.0)
+            slope = others.scatter_add(-1, first, -others.sum(-1, keepdim=True))
+            if ctx.kind == "margin" and wide.shape[-1] > 1:  # and −log(1 − exp(y_j − y_i))
+                after = wide.scatter(-1, first, -torch.inf).argmax(-1, keepdim=True)
+                pull = 1 / torch.expm1(wide.gather(-1, first) - wide.gather(-1, after))
+                slope = slope.scatter_add(-1, first, -pull).scatter_add(-1, after, pull)
         return (grad.unsqueeze(-1) * slope).to(logits.dtype), None

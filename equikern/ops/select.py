@@ -75,6 +75,7 @@ def orbit_select(
         y, action = checks.scored_views("y", y, action, scores)
     else:
         y, action = checks.views("y", y, action, EXACT)
+    checks.flag("return_index", return_index)
     checks.choice("mode", mode, ("min", "max"))
     checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
     if not isinstance(scores, str):

@@ -151,6 +151,10 @@ class Acting:
     """
 
     def __init__(self, name: str, maps: Maps) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected a string, got {type(name).__name__}")
+        if not isinstance(maps, Maps):
+            raise TypeError(f"maps: expected Maps, such as another action's, got {type(maps).__name__}")
         self.name = name
         self.maps = maps
         self.inverse_maps = maps.inverse

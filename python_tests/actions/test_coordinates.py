@@ -232,7 +232,7 @@ ONE = torch.zeros(2, 3, 4, 6)
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "action": (lambda: keypoints(4), TypeError, "action: expected one on images, such as grid.'d4'.*got 4"),
     "permutation": (lambda: boxes(permutation([[0, 1], [1, 0]])), TypeError, "action: expected one on images"),
-    "name": (lambda: boxes("c5"), ValueError, "name: expected one of .*'c5'"),
+    "name": (lambda: boxes("c5"), ValueError, "action: expected one of .*'c5'"),
     "units": (lambda: keypoints("c4", units="pixels"), ValueError, "units: expected one of 'edge', 'center'"),
     "format": (lambda: boxes("c4", "xywh"), ValueError, "format: expected one of 'xyxy', 'cxcywh', got 'xywh'"),
     "extra": (lambda: keypoints("c4", extra=-1), ValueError, "extra: expected 0 or more, got -1"),

@@ -115,7 +115,7 @@ def test_products_are_rounded_once(name: str, dtype: torch.dtype, layout: str) -
     assert torch.equal(index, weights.argmax(0))
     rows = torch.arange(3)
     assert_rounded_once(chosen, back[index, rows], size[index, rows], 2 * d)
-    fixed, size = times(inverses(action), x.double().expand(order, *x.shape))
+    fixed, size = times(action.mats, x.double().expand(order, *x.shape))
     assert_rounded_once(symmetrize(x, action), fixed.mean(0), size.mean(0), 2 * d + order)
 
 

@@ -76,8 +76,8 @@ def test_equivariant(name: str, size: tuple[int, int], format: Any, units: Any) 
 
 @pytest.mark.parametrize("confidence", ["avg", "max", "box_and_model_avg", "absent_model_aware_avg"])
 def test_is_the_fusion_of_what_is_turned_back(confidence: Any) -> None:
-    """With the flips' boxes turned back here, in plain torch."""
-    from ensemble_boxes import weighted_boxes_fusion
+    """With the flips' boxes turned back here, in plain torch, of each view without those that overlap a surer one."""
+    from ensemble_boxes import nms, weighted_boxes_fusion
 
     spec = boxes("hflip")
     detector = Detector(spec)
@@ -90,7 +90,8 @@ def test_is_the_fusion_of_what_is_turned_back(confidence: Any) -> None:
     torch.testing.assert_close([view["boxes"] for view in views], [plain["boxes"], back])
     shares = [(b / torch.tensor([15, 10, 15, 10])).clamp(0, 1).detach().numpy() for b in (plain["boxes"], back)]
     scores, labels = ([d[key].detach().numpy() for d in (plain, mirrored)] for key in ("scores", "labels"))
-    expected = weighted_boxes_fusion(shares, scores, labels, iou_thr=0.4, skip_box_thr=0.3, conf_type=confidence)
+    once = [nms([b], [s], [n], iou_thr=0.4) for b, s, n in zip(shares, scores, labels, strict=True)]
+    expected = weighted_boxes_fusion(*zip(*once, strict=True), iou_thr=0.4, skip_box_thr=0.3, conf_type=confidence)
     (found,) = model(x)
     close(found["boxes"], torch.from_numpy(expected[0]).float() * torch.tensor([15, 10, 15, 10]))
     close(found["scores"], torch.from_numpy(expected[1]).float())

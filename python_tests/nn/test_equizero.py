@@ -35,9 +35,9 @@ def plain_loss(logits: Tensor, loss: str) -> Tensor:
     p = logits.softmax(-1)
     best = p.topk(2, -1).values
     return {
-        "max_prob": -best[..., 0],
-        "max_q": -best[..., 0],
-        "margin": best[..., 1] - best[..., 0],
+        "max_prob": -best[..., 0].log(),
+        "max_q": -best[..., 0].log(),
+        "margin": -(best[..., 0] - best[..., 1]).log(),
         "entropy": -(p * p.log()).sum(-1),
         "similarity": -logits.amax(-1),
     }[loss]

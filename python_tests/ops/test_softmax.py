@@ -150,13 +150,11 @@ def plain_score(y: Tensor, kind: str) -> Tensor:
     if kind == "max":
         return -y.amax(-1)
     if kind == "max_prob":
-        return -p.amax(-1)
+        return -p.amax(-1).log()
     if kind == "entropy":
         return -(p * y.log_softmax(-1)).sum(-1)
     first = p.amax(-1)
-    if y.shape[-1] == 1:
-        return -first
-    return p.topk(2, -1).values[..., 1] - first
+    return -(first if y.shape[-1] == 1 else first - p.topk(2, -1).values[..., 1]).log()
 
 
 @KIND
@@ -186,11 +184,11 @@ def test_score_of_another_dim(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("row", "max_prob", "entropy", "margin", "most"),
     [
-        ([0.0, 0.0], -0.5, 0.6931472, 0.0, 0.0),
-        ([5.0, 5.0, -INF], -0.5, 0.6931472, 0.0, 5.0),
-        ([3.0, -INF, -INF], -1.0, 0.0, -1.0, 3.0),
-        ([7.0], -1.0, 0.0, -1.0, 7.0),
-        ([8192.0, -8192.0, 0.0], -1.0, 0.0, -1.0, 8192.0),
+        ([0.0, 0.0], 0.6931472, 0.6931472, INF, 0.0),
+        ([5.0, 5.0, -INF], 0.6931472, 0.6931472, INF, 5.0),
+        ([3.0, -INF, -INF], 0.0, 0.0, 0.0, 3.0),
+        ([7.0], 0.0, 0.0, 0.0, 7.0),
+        ([8192.0, -8192.0, 0.0], 0.0, 0.0, 0.0, 8192.0),
         ([2.0, float("nan"), 0.0], float("nan"), float("nan"), float("nan"), float("nan")),
         ([-INF, -INF], float("nan"), float("nan"), float("nan"), -INF),
         ([-3.0, INF], float("nan"), float("nan"), float("nan"), INF),

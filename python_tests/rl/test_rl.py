@@ -23,6 +23,7 @@ from equikern.rl import Symmetry, acrobot, act_through, cartpole, gridworld
 from gymnasium.wrappers import FlattenObservation
 from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 
 BENCH = ROOT / "bench" / "papers" / "q_learning"
 System = Literal["equitune", "equizero"]
@@ -145,6 +146,7 @@ def agent(symmetry: Symmetry, bench: Any, steps: int = 0) -> DQN:
     else:
         environment = gymnasium.make("CartPole-v1" if symmetry.out.size == 2 else "Acrobot-v1")
     model = DQN("MlpPolicy", environment, buffer_size=1000, learning_starts=50, seed=0, device="cpu")
+    model.set_logger(Logger(None, []))  # its own would leave a folder in the system's temporary one
     return model.learn(steps) if steps else model
 
 

@@ -21,6 +21,7 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -170,6 +171,7 @@ def run(job: Job, folder: Path, tell: Callable[[int], None], stop_after: int | N
                 device="cpu",
                 **DQN_SETTINGS,
             )
+        model.set_logger(Logger(None, []))  # its own would leave a folder in the system's temporary one
         model.set_random_seed(seed)
         until = _Until(job.steps * (leg + 1) // job.legs, tell)
         model.learn(job.steps - model.num_timesteps, until, reset_num_timesteps=False)

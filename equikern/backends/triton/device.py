@@ -205,6 +205,8 @@ def prepare(v, OP: tl.constexpr):
         return tl.log(v / (1.0 - v))
     elif OP == "log1p":
         return log1p(v)
+    elif OP == "std" or OP == "mean_std":  # a mean far from zero would round the spread away
+        return v.to(tl.float64)
     else:
         return v
 

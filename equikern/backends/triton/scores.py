@@ -18,6 +18,7 @@ from ...views import Views, accumulator, still
 from ..base import Maybe
 from . import permuted, selection
 from .compat import jit_kernel
+from .device import expm1, log1p
 from .launch import Plan, ceil_div, make_plan, next_power_of_two, run, strides
 from .layout import Known, Operand, known, operand
 from .rows import (
@@ -33,7 +34,6 @@ from .rows import (
     plan_rows,
     program_rows,
     row_start,
-    softened,
     store_block,
     vector_start,
     view_at,
@@ -54,10 +54,12 @@ def row_losses(
     y, base, off, V, yn, within, OP: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
     VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Per lane the largest logit m, Σ exp(v − m), and what the kind asks for: Σ (v − m) exp(v − m) or the second."""
+    """Per lane the largest logit m, Σ exp(v − m) without m itself, in which a small rest would be lost, and what the
+    kind asks for: Σ (v − m) exp(v − m) or the second.
+    """
     least = lowest(ACC)
     top = tl.zeros([R, J], ACC) + (float("-inf") if OP == "max" else least)
-    total = tl.zeros([R, J], ACC)
+    rest = tl.zeros([R, J], ACC) - (0.0 if OP == "max" else 1.0)  # −1: no logit above −∞ so far
     third = tl.zeros([R, J], ACC)
     if OP == "margin":
         third += least
@@ -65,7 +67,7 @@ def row_losses(
         v = load_block(y, base, off, k, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
         if OP == "max":
             top = tl.maximum(top, tl.max(v, 2))
-            total += tl.sum((v != v).to(ACC), 2)
+            rest += tl.sum((v != v).to(ACC), 2)
         else:
             if OP == "margin":
                 # The second of the lane's first two and of the vector's: equal largest ones count twice.
@@ -73,32 +75,35 @@ def row_losses(
                 twice = tl.sum((v == best[:, :, None]).to(tl.int32), 2) > 1
                 after = tl.max(tl.where(v == best[:, :, None], least, v), 2)
                 third = tl.maximum(tl.maximum(third, tl.minimum(top, best)), tl.where(twice, best, after))
-            higher, sums = softened(v, top, total)
+            higher = tl.maximum(top, tl.max(v, 2))
+            drop = top - higher
+            d = v - higher[:, :, None]
+            e = tl.exp(d)
             if OP == "entropy":
-                d = v - higher[:, :, None]
                 # −∞ adds nothing: 0 · −∞ would be NaN.
-                terms = tl.where(v == float("-inf"), 0.0, d * tl.exp(d))
-                drop = top - higher
-                third = tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)) + tl.sum(terms, 2)
+                terms = tl.where(v == float("-inf"), 0.0, d * e)
+                third = tl.exp(drop) * (third + tl.where(rest == -1.0, 0.0, drop * (1.0 + rest))) + tl.sum(terms, 2)
+            here = tl.sum((d == 0.0).to(ACC), 2) - (drop < 0.0).to(ACC)  # beside m, which is not counted
+            kept = tl.where(drop < 0.0, (1.0 + rest) * tl.exp(drop), rest)
+            rest = kept + (here + tl.sum(tl.where(d == 0.0, 0.0, e), 2))
             top = higher
-            total = sums
     highest = tl.max(top, 1)
     if OP == "max":  # tl.max leaves NaN out
-        return tl.where(tl.sum(total, 1) > 0.0, float("nan"), -highest)
+        return tl.where(tl.sum(rest, 1) > 0.0, float("nan"), -highest)
     else:
         drop = top - highest[:, None]
-        total_ = tl.sum(total * tl.exp(drop), 1)
-        inverse = tl.where(total_ == 0.0, float("nan"), 1.0 / total_)  # no logit above −∞: no distribution
-        if OP == "max_prob":
-            result = -inverse
-        elif OP == "entropy":
-            moment = tl.sum(tl.exp(drop) * (third + tl.where(total == 0.0, 0.0, drop * total)), 1)
-            result = tl.log(total_) - moment * inverse
-        else:
-            first = top == highest[:, None]
-            shared = tl.sum(first.to(tl.int32), 1) > 1
-            second = tl.where(shared, highest, tl.max(tl.where(first, third, top), 1))
-            result = (tl.exp(second - highest) - 1.0) * inverse
+        first = drop == 0.0
+        lanes = tl.sum(first.to(ACC), 1)
+        others = tl.sum(tl.where(first, rest, (1.0 + rest) * tl.exp(drop)), 1) + (lanes - 1.0)
+        others = tl.where(others == -1.0, float("nan"), others)  # no logit above −∞: no distribution
+        result = log1p(others)  # −log of the largest probability
+        if OP == "entropy":
+            moment = tl.sum(tl.exp(drop) * (third + tl.where(rest == -1.0, 0.0, drop * (1.0 + rest))), 1)
+            result -= moment / (1.0 + others)
+        elif OP == "margin":
+            second = tl.where(lanes > 1.0, highest, tl.max(tl.where(first, third, top), 1))
+            gap = second - highest  # p_2nd / p_1st in logarithm, of which both ends keep their digits
+            result -= tl.where(gap < -1.0, log1p(-tl.exp(gap)), tl.log(-expm1(gap)))
         return result
 
 

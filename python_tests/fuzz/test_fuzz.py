@@ -1,0 +1,581 @@
+"""Random calls of every operator against its definition: actions × dtypes × layouts × special values × gradients.
+
+Each operand has a layout of its own. 500 examples a backend and instruction set, ``--nightly`` 50,000. A failure is
+shrunk, and hypothesis prints how to reproduce it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equikern
+import pytest
+import torch
+from equikern import (
+    Action,
+    cyclic_group,
+    field,
+    grid,
+    linear_orbit_cross_entropy,
+    matrix,
+    orbit,
+    orbit_act,
+    orbit_cross_entropy,
+    orbit_mean,
+    orbit_reduce,
+    orbit_score,
+    orbit_select,
+    orbit_weighted_mean,
+    permutation,
+    symmetrize,
+    tokens,
+    trivial,
+)
+from equikern.backends import unavailable
+from helpers import definitions, fresh
+from helpers.definitions import Definition
+from helpers.strategies import EXACT, FLOATS, LAYOUTS, bits, generator, laid_out
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+GRIDS = ("trivial", "c2", "c4", "d4", "hflip", "vflip", "flips", "flips3d", "rot3d")
+SIDES = st.sampled_from((0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33))
+SPECIAL = (math.inf, -math.inf, math.nan, 0.0, -0.0, 1.0)
+KINDS = ("max_prob", "entropy", "margin", "max")
+SPACES = (None, "probs", "log_probs")
+MOST = 20_000  # elements of an orbit
+
+
+def drawn_tensor(
+    draw: st.DrawFn, name: str, shape: tuple[int, ...], dtype: torch.dtype, kind: str = "signed", spread: bool = True
+) -> Tensor:
+    """A tensor in any layout; without ``spread`` none that repeats its values."""
+    seed = draw(st.integers(0, 2**16))
+    g = generator(seed)
+    if dtype == torch.bool:
+        t = torch.randint(0, 2, shape, generator=g).bool()
+    elif not dtype.is_floating_point:
+        least = 0 if dtype == torch.uint8 else -100
+        t = torch.randint(least, 100, shape, generator=g).to(dtype)
+    else:
+        t = torch.rand(shape, generator=g, dtype=torch.float64)
+        t = {"signed": 4 * t - 2, "positive": 0.2 + t, "shares": 0.01 + 0.98 * t, "far": 1000 + 0.1 * t}[kind].to(dtype)
+        if kind == "signed" and spread and t.numel() and draw(st.integers(0, 4)) == 0:
+            some = torch.randint(0, t.numel(), (1 + t.numel() // 8,), generator=g)
+            t.view(-1)[some] = torch.tensor(SPECIAL, dtype=dtype)[torch.randint(0, 6, some.shape, generator=g)]
+    plain = tuple(layout for layout in LAYOUTS if layout not in ("expanded", "stride 0"))
+    layout = draw(st.sampled_from((*LAYOUTS, "overlapping") if spread else plain), label=f"layout of {name}")
+    if layout == "overlapping":  # every dim steps by one element
+        return (
+            t.flatten()[: sum(max(0, n - 1) for n in shape) + 1].as_strided(shape, (1,) * len(shape))
+            if t.numel()
+            else t
+        )
+    return laid_out(t, layout)
+
+
+@dataclass
+class Situation:
+    """An action, its definition, and a shape that it acts on."""
+
+    name: str
+    action: Action
+    definition: Definition
+    shape: tuple[int, ...]
+
+    @property
+    def group_order(self) -> int:
+        return self.definition.order
+
+
+def signed_powers(draw: st.DrawFn, n: int, signs: bool) -> tuple[Tensor, Tensor | None]:
+    """A cyclic group: the powers of a (signed) permutation of n entries, one of few cycles."""
+    g = generator(draw(st.integers(0, 2**16)))
+    length = draw(st.sampled_from([k for k in (1, 2, 3, 4) if k <= n]))
+    places = torch.randperm(n, generator=g)[: length * draw(st.integers(1, max(1, n // length)))].view(-1, length)
+    perm, factors = torch.arange(n), torch.ones(n, dtype=torch.int64)
+    perm[places] = places.roll(1, 1)
+    if signs:
+        factors[places] = torch.randint(0, 2, places.shape, generator=g) * 2 - 1
+    rows, flips = [torch.arange(n)], [torch.ones(n, dtype=torch.int64)]
+    while True:  # (g·y)[perm[i]] = sign[i] y[i], once more
+        nxt, flip = perm[rows[-1]], factors[rows[-1]] * flips[-1]
+        if torch.equal(nxt, rows[0]) and torch.equal(flip, flips[0]):
+            return torch.stack(rows), torch.stack(flips) if signs else None
+        rows.append(nxt)
+        flips.append(flip)
+
+
+def rotations(n: int, turns: int) -> Tensor:
+    """Rotations of the first two of n coordinates, in a skew basis."""
+    angles = torch.arange(turns, dtype=torch.float64) * (2 * math.pi / turns)
+    mats = torch.eye(n, dtype=torch.float64).repeat(turns, 1, 1)
+    if n > 1:
+        mats[:, 0, 0], mats[:, 0, 1] = angles.cos(), -angles.sin()
+        mats[:, 1, 0], mats[:, 1, 1] = angles.sin(), angles.cos()
+    basis = torch.eye(n, dtype=torch.float64) + 0.1 * torch.randn(n, n, generator=generator(n), dtype=torch.float64)
+    found = basis @ mats @ torch.linalg.inv(basis)
+    found[0] = torch.eye(n, dtype=torch.float64)
+    return found
+
+
+def grid_sides(draw: st.DrawFn, action: Action) -> tuple[int, ...]:
+    if action.square:
+        return (draw(SIDES.filter(lambda n: n <= (9 if action.sides == 3 else 33))),) * action.sides
+    return tuple(draw(SIDES.filter(lambda n: n <= (9 if action.sides == 3 else 33))) for _ in range(action.sides))
+
+
+@st.composite
+def situations(draw: st.DrawFn, kinds: tuple[str, ...]) -> Situation:
+    kind = draw(st.sampled_from(kinds))
+    if kind == "grid":
+        name = draw(st.sampled_from(GRIDS))
+        action: Any = grid(name)
+        definition, moved = definitions.on_grid(action.words), grid_sides(draw, action)
+    elif kind == "still":
+        action = trivial(cyclic_group(draw(st.integers(1, 5))))
+        definition, moved = definitions.on_grid(action.words), ()
+    elif kind in ("rows", "permutation"):
+        n = draw(st.sampled_from((1, 2, 3, 5, 8, 17, 40, 200)))
+        perm, signs = signed_powers(draw, n, kind == "permutation" and draw(st.booleans()))
+        dim = -1 if kind == "rows" else draw(st.integers(-3, -1))
+        behind = tuple(draw(st.integers(0, 9)) for _ in range(-dim - 1))
+        action = permutation(perm, signs, dim, group=cyclic_group(len(perm)))
+        definition, moved = definitions.on_dim(perm, signs, dim, behind), (n, *behind)
+    elif kind == "tokens":
+        perm, _ = signed_powers(draw, draw(st.sampled_from((1, 2, 5, 40))), False)
+        action, definition, moved = tokens(perm, group=cyclic_group(len(perm))), definitions.on_ids(perm), ()
+    elif kind == "matrix":
+        n = draw(st.sampled_from((1, 2, 2, 3, 3, 4, 5, 9)))
+        if draw(st.booleans()):
+            mats = rotations(n, draw(st.integers(1, 5)))
+            action = matrix(mats, group=cyclic_group(len(mats)))
+        else:
+            mats = torch.eye(n, dtype=torch.float64) + 0.3 * torch.rand(
+                draw(st.integers(1, 4)), n, n, generator=generator(n), dtype=torch.float64
+            )
+            action = matrix(mats, closed=False)
+        definition, moved = definitions.on_vectors(mats), (n,)
+    else:
+        turns = grid(draw(st.sampled_from(("hflip", "c2", "c4", "d4", "flips", "flips3d"))))
+        channels: Any = draw(st.sampled_from(("vector", "regular", "matrices")))
+        if channels == "matrices":
+            half = torch.eye(2, dtype=torch.float64)
+            skew = torch.tensor([[1.0, 0.5], [0.0, -1.0]], dtype=torch.float64)
+            some = [skew if turns.group.multiply[g, g] == 0 and g and g % 2 else half for g in range(turns.order)]
+            if not _is_action(some, turns.group.multiply):
+                some = [half] * turns.order
+            channels = matrix(torch.stack(some), group=turns.group)
+        action = field(turns, channels)
+        definition = definitions.on_fields(turns.words, action.mats)
+        moved = (action.size * draw(st.integers(0, 2)), *grid_sides(draw, turns))
+    lead: tuple[int, ...] = ()
+    for _ in range(draw(st.integers(0, 3))):
+        room = MOST // max(1, definition.order * math.prod(moved) * math.prod(lead))
+        lead = (*lead, draw(st.integers(0, max(1, min(9, room)))))
+    return Situation(kind, action, definition, (*lead, *moved))
+
+
+def _is_action(mats: list[Tensor], multiply: Tensor) -> bool:
+    pairs = ((g, h) for g in range(len(mats)) for h in range(len(mats)))
+    return all(torch.equal(mats[g] @ mats[h], mats[int(multiply[g, h])]) for g, h in pairs)
+
+
+ANY = ("grid", "grid", "still", "permutation", "matrix", "field", "field")
+
+
+def equal(what: str, got: Tensor, exact: Tensor, moved: bool) -> None:
+    """Bit for bit where entries only move; else the same values, and NaN where there is one."""
+    assert got.shape == exact.shape, f"{what}: {tuple(got.shape)} for {tuple(exact.shape)}"
+    if moved:
+        assert torch.equal(bits(got), bits(exact)), what
+    else:
+        torch.testing.assert_close(got, exact, rtol=0, atol=0, equal_nan=True, msg=lambda m: f"{what}: {m}")
+
+
+def near(what: str, got: Tensor, exact: Tensor, scale: Tensor | None = None, factor: float = 1.0) -> None:
+    """Within the rounding of the result, and of sums as large as ``scale``."""
+    assert got.shape == exact.shape, f"{what}: {tuple(got.shape)} for {tuple(exact.shape)}"
+    info = torch.finfo(got.dtype)
+    wide = torch.finfo(torch.float64 if got.dtype == torch.float64 else torch.float32)
+    found = got.detach().double()
+    exact = exact.detach()
+    size = exact.abs() if scale is None else scale.detach().expand_as(exact)
+    room = 2 * info.eps * exact.abs() + 2 * info.smallest_normal + factor * 64 * wide.eps * size
+    overflow = exact.abs() > info.max * (1 - 2 * info.eps)
+    right = (
+        ((found - exact).abs() <= room)
+        | (found.isnan() & exact.isnan())
+        | (found == exact)
+        | (overflow & found.isinf())
+    )
+    # Where sums of infinities and numbers meet, the oracle's own scale is not finite.
+    right |= ~size.isfinite() & (found.isnan() | found.isinf()) & ~exact.isfinite()
+    if not bool(right.all()):
+        at = tuple((~right).nonzero()[0].tolist())
+        raise AssertionError(f"{what} at {at}: {found[at]} for {exact[at]}, allowed {room[at]}")
+
+
+def wanted_out(draw: st.DrawFn, call: Callable[..., Any], result: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """The same call into memory of the caller's in any layout that has room, and into an input's, which is refused."""
+    layout = draw(st.sampled_from(("contiguous", "channels_last", "sliced", "rows", "transposed", "reversed")))
+    blank = torch.zeros_like(result, memory_format=torch.contiguous_format)
+    out = laid_out(blank, layout)
+    with torch.no_grad():
+        again = call(out=out)
+        assert (again[0] if isinstance(again, tuple) else again).data_ptr() == out.data_ptr()
+        equal(f"out {layout}", out, result.detach(), False)
+        for t in inputs:
+            if t.shape == result.shape and t.dtype == result.dtype and t.numel() and t.is_contiguous():
+                with pytest.raises(ValueError, match="out"):
+                    call(out=t)
+
+
+def gradients(
+    draw: st.DrawFn, what: str, call: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+) -> None:
+    """First and second derivatives in float64 of a call and of its definition."""
+    ours = [t.detach().double().requires_grad_() for t in inputs]
+    theirs = [t.detach().double().clone().requires_grad_() for t in inputs]
+    result, truth = call(*ours), exact(*theirs)
+    if not result.requires_grad:
+        return
+    incoming = drawn_tensor(draw, "the incoming gradient", tuple(result.shape), torch.float64, "positive")
+    found = torch.autograd.grad(result, ours, incoming, create_graph=True)
+    right = torch.autograd.grad(truth, theirs, incoming, create_graph=True)
+    for k, (a, b) in enumerate(zip(found, right, strict=True)):
+        near(f"{what}: gradient {k}", a, b, b.detach().abs().max() + 1 if b.numel() else None, 1e3)
+    again = [(t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in found]
+    truths = [(t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in right]
+    if not any(t.requires_grad for t in truths):
+        return
+    second = torch.autograd.grad(sum(again), ours, allow_unused=True)  # type: ignore[arg-type]
+    expected = torch.autograd.grad(sum(truths), theirs, allow_unused=True)  # type: ignore[arg-type]
+    for k, (c, d) in enumerate(zip(second, expected, strict=True)):
+        if c is not None and d is not None:
+            near(f"{what}: second derivative {k}", c, d, d.abs().max() + 1 if d.numel() else None, 1e4)
+        else:
+            assert all(t is None or not t.any() for t in (c, d)), what
+
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def dtype_for(draw: st.DrawFn, s: Situation, exact: bool) -> torch.dtype:
+    dtypes = EXACT if exact and not s.definition.computes else FLOATS
+    if s.definition.signed:
+        dtypes = tuple(d for d in dtypes if d not in (torch.bool, torch.uint8))
+    return draw(st.sampled_from(dtypes))
+
+
+def moves(s: Situation) -> bool:
+    return not s.definition.signed
+
+
+def whole(draw: st.DrawFn, s: Situation, x: Tensor, call: Callable[..., Tensor], exact: Linear) -> None:
+    """A linear operator of one tensor that makes views."""
+    result = call(x)
+    if s.definition.computes:
+        wide = exact(x.double())
+        scale = exact_scale(s, x.double(), exact)
+        near(s.name, result, wide, scale)
+    else:
+        equal(s.name, result, exact(x), moves(s))
+    if draw(st.booleans()):
+        wanted_out(draw, lambda out: call(x, out=out), result, (x,))
+
+
+def exact_scale(s: Situation, x: Tensor, exact: Linear) -> Tensor:
+    return (x.abs().nan_to_num(0, 0, 0).max() * 8 if x.numel() else torch.zeros(())) + torch.zeros(())
+
+
+# -- the operators
+
+
+def an_orbit(draw: st.DrawFn) -> None:
+    s = draw(situations((*ANY, "tokens")))
+    if s.definition.ids:
+        return an_orbit_of_ids(draw, s)
+    dtype = dtype_for(draw, s, True)
+    x = drawn_tensor(draw, "x", s.shape, dtype)
+    whole(draw, s, x, lambda t, **out: orbit(t, s.action, **out), s.definition.orbit)
+    if dtype.is_floating_point and draw(st.booleans()):
+        t = drawn_tensor(draw, "x", s.shape, torch.float64, "positive")
+        gradients(draw, "orbit", lambda t: orbit(t, s.action), s.definition.orbit, (t,))
+
+
+def an_orbit_of_ids(draw: st.DrawFn, s: Situation) -> None:
+    dtype = draw(st.sampled_from((torch.int32, torch.int64)))
+    ids = drawn_tensor(draw, "ids", s.shape, dtype).abs() % s.action.views.size
+    ids = laid_out(ids, draw(st.sampled_from(LAYOUTS)))
+    equal("ids", orbit(ids, s.action), s.definition.orbit(ids), True)
+
+
+def an_act(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    x = drawn_tensor(draw, "x", (draw(st.integers(0, 5)), *s.shape), dtype_for(draw, s, True))
+    elements = torch.randint(0, s.group_order, (len(x),), generator=generator(draw(st.integers(0, 99))))
+    elements = laid_out(elements, draw(st.sampled_from(("contiguous", "sliced", "stride 0"))))
+    inverse = draw(st.booleans())
+    maps = s.definition.inverses if inverse else s.definition.maps
+
+    def exact(t: Tensor) -> Tensor:
+        return torch.stack([maps[g](v) for g, v in zip(elements.tolist(), t, strict=True)]) if len(t) else t
+
+    whole(draw, s, x, lambda t, **out: orbit_act(t, elements, s.action, inverse=inverse, **out), exact)
+    t = drawn_tensor(draw, "x", tuple(x.shape), torch.float64, "positive")
+    gradients(draw, "act", lambda t: orbit_act(t, elements, s.action, inverse=inverse), exact, (t,))
+
+
+def a_symmetrize(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    x = drawn_tensor(draw, "x", s.shape, dtype_for(draw, s, False))
+    result = symmetrize(x, s.action)
+    near("symmetrize", result, s.definition.orbit(x.double()).mean(0), exact_scale(s, x.double(), lambda t: t))
+    if draw(st.booleans()):
+        wanted_out(draw, lambda out: symmetrize(x, s.action, out=out), result, (x,))
+    t = drawn_tensor(draw, "x", s.shape, torch.float64, "positive")
+    gradients(draw, "symmetrize", lambda t: symmetrize(t, s.action), lambda t: s.definition.orbit(t).mean(0), (t,))
+
+
+def views_of(draw: st.DrawFn, s: Situation, dtype: torch.dtype, kind: str = "signed", spread: bool = True) -> Tensor:
+    return drawn_tensor(draw, "y", (s.group_order, *s.shape), dtype, kind, spread)
+
+
+def a_mean(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    dtype = dtype_for(draw, s, False)
+    y = views_of(draw, s, dtype)
+    group = isinstance(s.action, equikern.GroupAction)
+    plus = drawn_tensor(draw, "plus", s.shape, dtype) if group and draw(st.booleans()) else None
+    scale = y.double().abs().nan_to_num(0, 0, 0).max() * 8 if y.numel() else torch.zeros(())
+
+    def exact(y: Tensor, plus: Tensor | None = None) -> Tensor:
+        mean = s.definition.undone(y).mean(0)
+        return mean if plus is None else mean + s.definition.orbit(plus).mean(0)
+
+    result = orbit_mean(y, s.action, plus=plus)
+    near("mean", result, exact(y.double(), None if plus is None else plus.double()), scale + 8)
+    if draw(st.booleans()):
+        wanted_out(draw, lambda out: orbit_mean(y, s.action, plus=plus, out=out), result, (y,))
+    given = [views_of(draw, s, torch.float64, "positive")]
+    if plus is not None:
+        given.append(drawn_tensor(draw, "plus", s.shape, torch.float64, "positive"))
+    gradients(draw, "mean", lambda y, plus=None: orbit_mean(y, s.action, plus=plus), exact, tuple(given))
+
+
+def a_weighted_mean(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    y = views_of(draw, s, dtype_for(draw, s, False))
+    k = draw(st.integers(1, 1 + len(s.shape) - s.action.dims))
+    normalize: Any = draw(st.sampled_from(("sum", "softmax", None)))
+    dtype = draw(st.sampled_from(FLOATS))
+    weights = drawn_tensor(draw, "weights", tuple(y.shape[:k]), dtype, "positive")
+
+    def exact(y: Tensor, w: Tensor) -> Tensor:
+        if normalize is not None:
+            w = w / w.sum(0) if normalize == "sum" else w.softmax(0)
+        return (w.reshape(*w.shape, *(1,) * (y.dim() - w.dim())) * s.definition.undone(y)).sum(0)
+
+    result = orbit_weighted_mean(y, weights, s.action, normalize)
+    scale = y.double().abs().nan_to_num(0, 0, 0).max() * 16 if y.numel() else torch.zeros(())
+    wide = weights.to(torch.float64 if y.dtype == torch.float64 else torch.float32).double()
+    near("weighted mean", result, exact(y.double(), wide), scale + 8)
+    t, w = (
+        views_of(draw, s, torch.float64, "positive"),
+        drawn_tensor(draw, "w", tuple(y.shape[:k]), torch.float64, "positive"),
+    )
+    gradients(draw, "weighted mean", lambda y, w: orbit_weighted_mean(y, w, s.action, normalize), exact, (t, w))
+
+
+def a_reduction(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    op: Any = draw(st.sampled_from((*definitions.REDUCTIONS, "mean_std")))
+    dtype = dtype_for(draw, s, False)
+    kind = {"logodd": "shares", "std": "far", "mean_std": "far"}.get(op, "positive")
+    y = views_of(draw, s, dtype, kind)
+    if s.definition.signed and op in ("gmean", "tsharpen", "log1p", "hmean"):
+        return  # values of any sign
+    v = s.definition.undone(y.double())
+    scale = v.abs().amax() + 1 if v.numel() else torch.zeros(())
+    result = orbit_reduce(y, s.action, op)
+    if op == "mean_std":
+        near("mean", result[0], v.mean(0), scale)
+        near("std of a pair", result[1], definitions.REDUCTIONS["std"](v), spread_scale(v))
+        return
+    truth = definitions.REDUCTIONS[op](v)
+    near(op, result, truth, spread_scale(v) if op == "std" else scale, 4.0)
+    if draw(st.booleans()):
+        wanted_out(draw, lambda out: orbit_reduce(y, s.action, op, out=out), result, (y,))
+    t = views_of(draw, s, torch.float64, "shares" if op == "logodd" else "positive", False)
+    if op != "std" or s.group_order > 1:
+        exact = definitions.REDUCTIONS[op]
+        gradients(draw, op, lambda y: orbit_reduce(y, s.action, op), lambda y: exact(s.definition.undone(y)), (t,))
+
+
+def spread_scale(v: Tensor) -> Tensor:
+    """A spread is off by roundings of values around their mean, and of products where views are computed."""
+    if not v.numel():
+        return torch.zeros(())
+    return (v - v.mean(0)).abs().amax() + v.abs().amax() * 2e-3
+
+
+def a_vote(draw: st.DrawFn) -> None:
+    s = draw(situations(("grid", "still", "permutation")))
+    if s.definition.signed:
+        return
+    dtype = draw(st.sampled_from(tuple(d for d in EXACT if not d.is_floating_point)))
+    y = drawn_tensor(draw, "y", (s.group_order, *s.shape), dtype)
+    y = laid_out(y if dtype == torch.bool else y % 3, draw(st.sampled_from(LAYOUTS)))
+    v = s.definition.undone(y)
+    counts = torch.stack([(v == w).sum(0) for w in v])
+    best = v.to(torch.int64).masked_fill(counts < counts.amax(0), 2**40).amin(0).to(dtype)
+    equal("vote", orbit_reduce(y, s.action, "vote"), best, True)
+
+
+def a_select(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    y = views_of(draw, s, dtype_for(draw, s, True))
+    k = draw(st.integers(1, 1 + len(s.shape) - s.action.dims))
+    scores = drawn_tensor(draw, "scores", tuple(y.shape[:k]), draw(st.sampled_from(FLOATS)))
+    mode: Any = draw(st.sampled_from(("min", "max")))
+    result, index = orbit_select(y, scores, s.action, mode, return_index=True)
+    key = scores.double() if mode == "min" else -scores.double()
+    key = key.nan_to_num(nan=math.inf, posinf=1e300, neginf=-1e300)
+    best = torch.zeros(key.shape[1:], dtype=torch.int64)
+    least = key[0]
+    for g in range(1, len(key)):
+        best, least = torch.where(key[g] < least, g, best), torch.minimum(least, key[g])
+    equal("index", index, best, True)
+    if y.numel():
+        v = s.definition.undone(y.double() if s.definition.computes else y)
+        where = best.reshape(1, *best.shape, *(1,) * (v.dim() - 1 - best.dim())).expand(1, *v.shape[1:])
+        exact = v.gather(0, where)[0]
+        if s.definition.computes:
+            near("select", result, exact, exact_scale(s, y.double(), lambda t: t))
+        else:
+            equal("select", result, exact, moves(s))
+
+
+def logits(draw: st.DrawFn, s: Situation, name: str, kind: str, dtype: torch.dtype) -> Tensor:
+    y = drawn_tensor(draw, name, (s.group_order, *s.shape), dtype, kind)
+    return y * draw(st.sampled_from((1, 1, 30))) if kind == "signed" else y
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Situation:
+    s: Situation = draw(situations(("rows", "still")))
+    if s.name == "still":
+        s.shape = (*s.shape, draw(st.sampled_from((1, 2, 5, 17, 200))))
+    return s
+
+
+def a_score(draw: st.DrawFn) -> None:
+    s = draw(rows())
+    kind: Any = draw(st.sampled_from(KINDS))
+    y = logits(draw, s, "y", "positive", draw(st.sampled_from(FLOATS)))
+    near(
+        kind,
+        orbit_score(y, kind),
+        definitions.score(y.double(), kind),
+        y.double().abs().amax() + 1 if y.numel() else None,
+    )
+    result, index = orbit_select(y, kind, s.action, return_index=True)
+    same, other = orbit_select(y, orbit_score(y, kind), s.action, return_index=True)
+    equal("score_select", result, same, True)
+    equal("choice", index, other, True)
+    t = drawn_tensor(draw, "y", (s.group_order, *s.shape), torch.float64, "signed", False)
+    gradients(draw, kind, lambda y: orbit_score(y, kind), lambda y: definitions.score(y, kind), (t,))
+
+
+def a_mean_of_probabilities(draw: st.DrawFn) -> None:
+    s = draw(rows())
+    space: Any = draw(st.sampled_from(SPACES[1:]))
+    y = logits(draw, s, "y", "positive", draw(st.sampled_from(FLOATS)))
+    result = orbit_mean(y, s.action, space)
+    scale = y.double().abs().amax() * 2 + 1 if y.numel() else None
+
+    def exact(y: Tensor) -> Tensor:
+        p = y.softmax(-1) if space == "probs" else y.log_softmax(-1)
+        return s.definition.undone(p).mean(0)
+
+    near(space, result, exact(y.double()), scale)
+    t = drawn_tensor(draw, "y", (s.group_order, *s.shape), torch.float64, "positive")
+    gradients(draw, space, lambda y: orbit_mean(y, s.action, space), exact, (t,))
+
+
+def a_cross_entropy(draw: st.DrawFn) -> None:
+    s = draw(rows())
+    space: Any = draw(st.sampled_from(SPACES))
+    smoothing = draw(st.sampled_from((0.0, 0.0, 0.1, 1.0)))
+    g = generator(draw(st.integers(0, 99)))
+    target = torch.randint(0, s.shape[-1], s.shape[:-1], generator=g)
+    target = torch.where(torch.rand(target.shape, generator=g) < 0.2, -100, target)
+    y = logits(draw, s, "y", "positive", draw(st.sampled_from(FLOATS)))
+
+    def exact(y: Tensor) -> Tensor:
+        return definitions.cross_entropy(s.definition.undone(y), target, space, -100, smoothing)
+
+    def call(y: Tensor) -> Tensor:
+        return orbit_cross_entropy(y, target, s.action, space, reduction="none", label_smoothing=smoothing)
+
+    near("loss", call(y), exact(y.double()), y.double().abs().amax() * 4 + 8 if y.numel() else None)
+    t = drawn_tensor(draw, "y", (s.group_order, *s.shape), torch.float64, "positive")
+    gradients(draw, "loss", call, exact, (t,))
+    hidden = drawn_tensor(draw, "hidden", (*t.shape[:-1], 3), torch.float64, "positive")
+    weight = drawn_tensor(draw, "weight", (s.shape[-1], 3), torch.float64, "positive")
+    gradients(
+        draw,
+        "linear loss",
+        lambda h, w: linear_orbit_cross_entropy(
+            h, w, target, s.action, space=space, reduction="none", label_smoothing=smoothing
+        ),
+        lambda h, w: exact(h @ w.T),
+        (hidden, weight),
+    )
+
+
+OPERATORS = (
+    an_orbit,
+    an_act,
+    a_symmetrize,
+    a_mean,
+    a_weighted_mean,
+    a_reduction,
+    a_vote,
+    a_select,
+    a_score,
+    a_mean_of_probabilities,
+    a_cross_entropy,
+)
+
+
+EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if os.environ.get("EQUIKERN_AUDITS") == "1" else "100"))
+
+
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_calls(backend: str, single_thread: None, data: st.DataObject) -> None:
+    operator = data.draw(st.sampled_from(OPERATORS), label="operator")
+    operator(data.draw)
+
+
+def _others() -> list[str]:
+    """The instruction sets of this machine that no other test here uses."""
+    if unavailable("cpu", torch.device("cpu")) is not None:
+        return []
+    from equikern import _C
+
+    return [name for name in _C.cpu_features() if name != _C.cpu_isa()]
+
+
+@pytest.mark.parametrize("name", _others())
+def test_calls_of_other_instruction_sets(name: str) -> None:
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_calls and cpu")
+    done = fresh.run(*command, EQUIKERN_CPU=name, EQUIKERN_FUZZ=str(EXAMPLES))
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
