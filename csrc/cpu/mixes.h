@@ -10,21 +10,33 @@ namespace EQK_ISA {
 template <class A>
 inline const A* matrix_of(const Problem& p, int g) { return static_cast<const A*>(p.mats) + p.view(g) * p.channels * p.channels; }
 
-// to = Σ_c row[c] · from[c · step …], n numbers.
-template <class T>
-inline void mix_run(Acc<T>* to, const Acc<T>* row, int64_t channels, const T* from, int64_t step, int64_t n) {
+// to = then(Σ_c row[c] · from[c · step …], to), n numbers, a chunk or a number at a time.
+template <class T, class F>
+inline void mix_run(Acc<T>* to, const Acc<T>* row, int64_t channels, const T* from, int64_t step, int64_t n, const F& then) {
   typedef Widest<T> C;
   int64_t j = 0;
   for (; j + C::kLanes <= n; j += C::kLanes) {
     C sum = times(C::from(from + j), row[0]);
     for (int64_t c = 1; c < channels; ++c) sum = sum + times(C::from(from + c * step + j), row[c]);
-    keep_in_order<C>(to + j, sum);
+    keep_in_order<C>(to + j, then(sum, [&] { return fetch_in_order<C>(to + j); }));
   }
   for (; j < n; ++j) {
     Acc<T> sum = row[0] * up(from[j]);
     for (int64_t c = 1; c < channels; ++c) sum += row[c] * up(from[c * step + j]);
-    to[j] = sum;
+    to[j] = then(sum, [&] { return to[j]; });
   }
+}
+
+template <class T>
+inline void mix_run(Acc<T>* to, const Acc<T>* row, int64_t channels, const T* from, int64_t step, int64_t n) {
+  mix_run<T>(to, row, channels, from, step, n, [](const auto& sum, const auto&) { return sum; });
+}
+
+// The sum so far plus w times the mixed channels, without a pass of its own for either.
+template <class T>
+inline void mix_added(Acc<T>* s, const Acc<T>* row, int64_t channels, const T* from, int64_t step, int64_t n, bool first, Acc<T> w) {
+  if (first) mix_run<T>(s, row, channels, from, step, n, [&](const auto& sum, const auto&) { return times(sum, w); });
+  else mix_run<T>(s, row, channels, from, step, n, [&](const auto& sum, const auto& so_far) { return so_far() + times(sum, w); });
 }
 
 // All channels of a band of a view, one dense run behind the other.
@@ -128,7 +140,12 @@ void mix_reduce(const Problem& p) {
       for (int64_t c = 0; c < channels; ++c, planes.from.data += side.channel) stage_planes<E>(planes, out, stage + c * elements, false);
       const A w = A(weight(p, g, n));
       for (int64_t c = 0; c < channels; ++c) {
-        mix_run<T>(mixed, matrix_of<A>(p, g) + c * channels, channels, numbers<T>(stage), elements, elements);
+        const A* const row = matrix_of<A>(p, g) + c * channels;
+        if (p.op == kSum) {
+          mix_added<T>(s + c * elements, row, channels, numbers<T>(stage), elements, elements, g == 0, w);
+          continue;
+        }
+        mix_run<T>(mixed, row, channels, numbers<T>(stage), elements, elements);
         join_numbers<A>(p.op, s + c * elements * kept, spread ? m + c * elements : nullptr, mixed, elements, g, w);
       }
     }

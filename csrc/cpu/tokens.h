@@ -9,11 +9,16 @@ namespace EQK_ISA {
 // The first id that is not in 0 … size − 1, in the order of the tensor; null if there is none.
 template <class E>
 const E* find_outside(const Problem& p) {
+  typedef std::make_unsigned_t<E> Unsigned;
   const int64_t planes = p.planes();
+  const Unsigned size = Unsigned(p.vocabulary);
   for (int64_t n = 0; n < planes; ++n) {
     const E* row = at<E>(p, p.in, n);
-    for (int64_t j = 0; j < p.W; ++j)
-      if (row[j] < 0 || row[j] >= p.vocabulary) return row + j;
+    const auto outside = [&](int64_t j) { return Unsigned(row[j]) >= size; };  // negative ids are larger than any size
+    bool any = false;
+    for (int64_t j = 0; j < p.W; ++j) any |= outside(j);
+    for (int64_t j = 0; any; ++j)
+      if (outside(j)) return row + j;
   }
   return nullptr;
 }
@@ -32,8 +37,12 @@ void tokens_typed(const Problem& p) {
       E* const mapped = scratch<E>(1, elements);
       for (int g = first; g < last; ++g) {
         const int32_t* const table = p.tokens + g * p.vocabulary;
-        for (int64_t k = 0; k < r.planes; ++k)
-          for (int64_t j = 0; j < r.pixels(); ++j) mapped[k * r.pixels() + j] = E(table[ids.data[k * ids.plane + j]]);
+        const int64_t pixels = r.pixels();
+        for (int64_t k = 0; k < r.planes; ++k) {
+          const E* const from_row = ids.data + k * ids.plane;
+          E* const to = mapped + k * pixels;
+          for (int64_t j = 0; j < pixels; ++j) to[j] = E(table[from_row[j]]);
+        }
         put<E>(p, Place<E>(p, p.out, t.plane, g), dense_band<E>(p, r, mapped), r, false);
       }
     });

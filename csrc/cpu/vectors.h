@@ -313,6 +313,8 @@ EQK_INLINE C times(const C& a, typename C::A s) {
   for (int k = 0; k < C::kParts; ++k) r.v[k] = a.v[k] * s;
   return r;
 }
+inline float times(float a, float s) { return a * s; }
+inline double times(double a, double s) { return a * s; }
 // Numbers in the order of memory, whatever the chunk's own is.
 template <class V, int L, int kFirst, int kStep, size_t... I>
 EQK_INLINE V picked(V a, V b, std::index_sequence<I...>) {

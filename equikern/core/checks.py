@@ -53,7 +53,7 @@ def _spatial(name: str, t: Tensor, action: Acting, skip: int, turns: bool = Fals
     views = action.views
     group = "|G|, " * skip
     if not views.sides:
-        lacks = views.kind.lacks(views, t.shape[skip:], action.name) if views.size else None
+        lacks = views.kind.lacks(views, t.shape, skip, action.name) if views.size else None
         if lacks is None and t.dim() < skip:
             raise ValueError(f"{name}: expected at least {skip} dims ({group}…) for {action.name!r}, got shape ()")
         if lacks is not None:

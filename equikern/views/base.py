@@ -183,8 +183,10 @@ class Kind(ABC):
             and ((table.is_cpu and like.is_cpu) or table.device == like.device)
             and table.is_contiguous()
         ):
-            found = table.shape
-            if found == shape or (shape[-1] is None and len(found) == 2 and found[0] == shape[0]):
+            if shape[-1] is None:
+                if table.dim() == 2 and table.size(0) == shape[0]:
+                    return
+            elif table.shape == shape:
                 return
         got = "none" if table is None else f"{table.dtype} {tuple(table.shape)} on {table.device}"
         raise ValueError(
@@ -206,10 +208,11 @@ class Kind(ABC):
             return FLOATS
         return EXACT - set(UNSIGNED) if views.signed else EXACT
 
-    def lacks(self, views: Views, shape: Sequence[int], action: str) -> str | None:
+    def lacks(self, views: Views, shape: Sequence[int], skip: int, action: str) -> str | None:
         """What a tensor of that shape lacks to have such views, as an error says it, or None: ``(…) with …``.
 
-        ``shape`` is that of (*lead, *dims); ``action`` is what the error calls the action.
+        ``shape`` is that of (*group, *lead, *dims) with ``skip`` dims of the group; ``action`` is what the error calls
+        the action.
         """
         return None
 

@@ -74,8 +74,8 @@ class Matrix(Kind):
         assert table is not None
         return multiplied(x, self.rows(views, table)[g])
 
-    def lacks(self, views: Views, shape: Sequence[int], action: str) -> str | None:
-        if shape and shape[-1] == views.size:
+    def lacks(self, views: Views, shape: Sequence[int], skip: int, action: str) -> str | None:
+        if len(shape) > skip and shape[-1] == views.size:
             return None
         n = views.size
         return f"…, {n}), whose last dim {action!r} multiplies by {n}×{n} matrices"

@@ -101,8 +101,8 @@ class Permutation(Kind):
             return x
         return permuted(x, self.rows(views, table)[g], self.positions(views, table), views.dim)
 
-    def lacks(self, views: Views, shape: Sequence[int], action: str) -> str | None:
-        if len(shape) >= views.dims and shape[views.dim] == views.size:
+    def lacks(self, views: Views, shape: Sequence[int], skip: int, action: str) -> str | None:
+        if len(shape) >= views.dims + skip and shape[views.dim] == views.size:
             return None
         return f"…) with {views.size} entries on dim {views.dim}, which {action!r} permutes"
 
