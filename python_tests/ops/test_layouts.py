@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from equikern import orbit, orbit_mean, orbit_select
-from helpers.calls import CALLS, DIFFERENTIABLE, Call, gradients, results
+from helpers.calls import CALLS, DIFFERENTIABLE, ONE_BACKEND, Call, gradients, results
 from helpers.oracles import CASES, Case
 from helpers.strategies import FLOATS, LAYOUTS, bits, blank, laid_out, random_values
 from torch import Tensor
@@ -88,6 +88,43 @@ def test_any_layout_gives_the_same_result(call: Call, layout: str, dtype: torch.
     expected = results(call.run(D4, strided.contiguous(), *rest))
     for ours, plain in zip(results(call.run(D4, strided, *rest)), expected, strict=True):
         assert_same(call, ours, plain)
+
+
+@ONE_BACKEND
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("c2", "vflip", "d4xc2")])
+def test_every_operand_has_a_layout_of_its_own(name: str) -> None:
+    """Layouts of the data and of what lies beside it, under every kind of action; all pairs of two large tensors."""
+    case = CASES[name]
+    for call in CALLS.values():
+        if case.signed and call.kind != "signed":
+            continue
+        first, *rest = arguments_for(call, case)
+        for k, one in enumerate(LAYOUTS):
+            for other in LAYOUTS if call.takes == "plus" else (LAYOUTS[k - 3],):
+                given = [laid_out(first, one), *(laid_out(t, other) for t in rest)]
+                expected = results(call.run(case.action, *(t.contiguous() for t in given)))
+                for ours, plain in zip(results(call.run(case.action, *given)), expected, strict=True):
+                    where = f"{call}, {one}, {other}"
+                    if call.kind == "labels":
+                        assert torch.equal(ours, plain), where
+                    else:
+                        torch.testing.assert_close(
+                            ours, plain, rtol=2e-6, atol=1e-5, msg=lambda m, where=where: f"{where}: {m}"
+                        )
+
+
+def arguments_for(call: Call, case: Case) -> list[Tensor]:
+    """Arguments of the shape that the action moves; of three dims or more, so that every layout is another one."""
+    lead = (3, 2) if len(case.shape(side=5)) < 2 else (2,)
+    dtype = torch.int32 if call.kind == "labels" else torch.float32
+    view = case.shape(*lead, side=5)
+    shape = view if call.takes == "image" else (case.order, *view)
+    data = random_values(shape, dtype, 0, call.kind)
+    if call.takes == "plus":
+        return [data, random_values(view, dtype, 1)]
+    if call.takes in ("weights", "scores"):
+        return [data, random_values((case.order, *lead), torch.float32, 1, "positive")]
+    return [data]
 
 
 @DIFF
