@@ -154,7 +154,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """
     if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)):
         return (yield)
-    share = (1 if os.environ.get("EQUIKERN_AUDITS") == "1" else 2) * (4 if on_the_reference(item) else 1)
+    share = (1 if audited.THOROUGH else 2) * (4 if on_the_reference(item) else 1)
     whole = item.obj._hypothesis_internal_use_settings
     item.obj._hypothesis_internal_use_settings = settings(whole, max_examples=-(-whole.max_examples // share))
     try:

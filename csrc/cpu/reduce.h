@@ -35,13 +35,13 @@ EQK_INLINE void join_value(V& s, V& m, V v, int k, A w) {
   } else if constexpr (kOp == kHmean) {
     v = A(1) / v;
     s = k ? s + v : v;
-  } else if constexpr (kOp == kStd) {  // Welford
+  } else if constexpr (kOp == kStd) {  // Youngs and Cramer: the sum itself, and squares around the mean so far
+    s = k ? s + v : v;
     if (!k) {
-      s = v, m = v - v;
+      m = v - v;
     } else {
-      const V d = v - s;
-      s += d * (A(1) / A(k + 1));
-      m += d * (v - s);
+      const V d = v * A(k + 1) - s;
+      m += d * d * (A(1) / (A(k) * A(k + 1)));
     }
   } else {
     static_assert(kOp == kGmean || kOp == kTsharpen || kOp == kLogodd || kOp == kLog1p, "an operation");
@@ -106,9 +106,9 @@ void join_chunks(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w
   }
 }
 
-// s and m hold chunks in their own order, then single numbers: always over the same n. For spreads s is the mean of what
-// is left of the values without view 0's, which lies behind it: a mean far from zero would round the spread away. Or s
-// holds n numbers of each view.
+// s and m hold chunks in their own order, then single numbers: always over the same n. For spreads s adds up what is left
+// of the values without view 0's, which lies behind it: a mean far from zero would round the spread away. Or s holds n
+// numbers of each view.
 template <class T, int kOp>
 void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   if constexpr (kOp == kMedian || kOp == kVote) return widen_run(s + k * n, from, n);
@@ -143,7 +143,7 @@ void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Ac
   const bool keeps = p.op == kMax || p.op == kMin || p.op == kMeanStd;
   const A share = A(1) / A(p.views);
   const auto value = [&](A* x, A* y, const A* base, int64_t count) {
-    for (int64_t l = 0; p.op == kMeanStd && l < count; ++l) x[l] += base[l];
+    for (int64_t l = 0; p.op == kMeanStd && l < count; ++l) x[l] = base[l] + x[l] * share;
     for (int64_t l = 0; !keeps && l < count; ++l) x[l] = finish_value<A>(p, x[l], y[l]);
     for (int64_t l = 0; second && l < count; ++l) y[l] = std::sqrt(y[l] * share);
   };

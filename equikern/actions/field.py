@@ -98,7 +98,9 @@ def field(grid: GridAction, channels: Channels) -> FieldAction:
     (and channel 2 along D). The vector turns with the image: what pointed to the right points upwards after
     ``torch.rot90``, and to the left after a horizontal flip. A gradient (∂/∂x, ∂/∂y) transforms likewise.
 
-    Signed permutations, and so regular and vector fields, move planes and cost what the grid alone does.
+    Signed permutations, and so regular and vector fields, move planes and cost what the grid alone does; no channel
+    sees another's NaN. Matrices take products in full, zeros included: where one channel of a field is NaN or infinite,
+    all results made of it by a zero are NaN.
 
     Args:
         grid: an action on two or three dims.

@@ -243,7 +243,7 @@ def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """A keyword from a fixed set."""
     if not (value is None or isinstance(value, str)) or value not in allowed:
         kind = TypeError if not isinstance(value, str) and value is not None else ValueError
-        got = repr(value) if isinstance(value, str) else type(value).__name__
+        got = repr(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
         raise kind(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {got}")
 
 

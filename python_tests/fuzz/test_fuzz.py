@@ -36,7 +36,7 @@ from equikern import (
     trivial,
 )
 from equikern.backends import unavailable
-from helpers import definitions, fresh
+from helpers import audited, definitions, fresh
 from helpers.definitions import Definition
 from helpers.strategies import EXACT, FLOATS, LAYOUTS, bits, generator, laid_out
 from hypothesis import HealthCheck, given, settings
@@ -555,7 +555,7 @@ OPERATORS = (
 )
 
 
-EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if os.environ.get("EQUIKERN_AUDITS") == "1" else "100"))
+EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if audited.THOROUGH else "100"))
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))

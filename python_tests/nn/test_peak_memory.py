@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+from helpers import fresh
 
 # A volume of one channel, outputs of 64: 64 MiB each. The backbone itself needs no more than its output.
 PEAK = """
@@ -56,6 +56,6 @@ with torch.no_grad():
     ],
 )
 def test_peak(wrapper: str, parts: int, group: str, most: float) -> None:
-    command = [sys.executable, "-c", PEAK, wrapper, str(parts), group]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = fresh.run("-c", PEAK, wrapper, str(parts), group)
+    assert run.returncode == 0, run.stderr
     assert float(run.stdout) <= most, run.stdout

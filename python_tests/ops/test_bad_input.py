@@ -249,7 +249,7 @@ CHOICES: dict[str, Case] = {
     "unknown op": (lambda: orbit_reduce(y(), C4, "mode"), ValueError, "op", "'sum', 'max'.*'logodd'", "'mode'"),  # type: ignore[arg-type]
     "mean as an op": (lambda: orbit_reduce(y(), C4, "mean"), ValueError, "op", "'sum'", "'mean'"),  # type: ignore[arg-type]
     "op in capitals": (lambda: orbit_reduce(y(), C4, "MAX"), ValueError, "op", "'max'", "'MAX'"),  # type: ignore[arg-type]
-    "op as a function": (lambda: orbit_reduce(y(), C4, max), TypeError, "op", "'max'", "built-in function max"),  # type: ignore[arg-type]
+    "op as a function": (lambda: orbit_reduce(y(), C4, max), TypeError, "op", "'max'", "builtin_function_or_method"),  # type: ignore[arg-type]
     "op None": (lambda: orbit_reduce(y(), C4, None), ValueError, "op", "'sum'", "None"),  # type: ignore[arg-type]
     "unknown normalize": (
         lambda: orbit_weighted_mean(y(), W, C4, "mean"),  # type: ignore[arg-type]

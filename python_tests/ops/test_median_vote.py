@@ -98,7 +98,7 @@ def test_infinities_and_zeros_have_medians() -> None:
 @FEW
 def test_derivatives_of_medians(case: Case) -> None:
     y = random_values((case.order, *case.shape(2, side=2)), torch.float64, 3).requires_grad_()
-    assert gradcheck(lambda t: orbit_reduce(t, case.action, "median"), y)
+    assert gradcheck(lambda t: orbit_reduce(t, case.action, "median"), y, fast_mode=True)
     assert gradgradcheck(lambda t: orbit_reduce(t, case.action, "median"), y, fast_mode=True)
 
 
@@ -253,7 +253,7 @@ def test_log1p_at_and_below_minus_one() -> None:
 def test_derivatives_of_log1p(case: Case) -> None:
     y = random_values((case.order, *case.shape(2, side=2)), torch.float64, 3, "positive")
     y = case.moved_alike(y).mul(0.4).requires_grad_()  # above −1 where signs change
-    assert gradcheck(lambda t: orbit_reduce(t, case.action, "log1p"), y)
+    assert gradcheck(lambda t: orbit_reduce(t, case.action, "log1p"), y, fast_mode=True)
     assert gradgradcheck(lambda t: orbit_reduce(t, case.action, "log1p"), y, fast_mode=True)
 
 

@@ -95,6 +95,17 @@ else:
         if not tiles:
             compare(lambda b, m, s: b.reduce(y, m, *maps, "mean_std", 1.0, None, None, s), (shape, wide), (shape, wide))
 
+    @pytest.mark.parametrize("action", [field(grid("c4"), TURN), VECTOR], ids=["mixed", "moved"])
+    def test_values_that_are_none(action: FieldAction) -> None:
+        """Mixed channels are full products, in which 0 · NaN is NaN; channels that move carry it along."""
+        x = torch.randn(2, 3, 3)
+        x[0, 1, 2], x[1, 0, 0] = float("nan"), float("inf")
+        ours, plain = torch.zeros(4, 2, 3, 3), torch.zeros(4, 2, 3, 3)
+        kernels.orbit(x, ours, *told(action, x), 1.0, None, None)
+        reference.orbit(x, plain, *told(action, x), 1.0, None, None)
+        torch.testing.assert_close(ours, plain, equal_nan=True)
+        assert ours.isnan().sum().item() == (4 if action is VECTOR else 12)
+
     def test_integers_change_their_sign() -> None:
         x = torch.arange(18, dtype=torch.int32).reshape(2, 3, 3)
         ours, plain = (torch.zeros(4, 2, 3, 3, dtype=torch.int32) for _ in range(2))

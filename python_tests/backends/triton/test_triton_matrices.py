@@ -183,6 +183,24 @@ else:
                 kernels.select(y, again, index, *maps, None, minimum)
                 assert torch.equal(again, ours)
 
+    @pytest.mark.parametrize("size", [2, 3, 4, 5])
+    def test_products_with_zeros_are_taken_in_full(size: int) -> None:
+        """0 · NaN and 0 · ∞ are NaN, of the identity, too."""
+        shift = torch.eye(size, dtype=torch.float64).roll(1, 0)
+        maps = matrix(torch.stack((torch.eye(size, dtype=torch.float64), shift)), closed=False).maps
+        views, table = maps.views, maps.table(torch.empty(()))
+        x = torch.randn(9, size)
+        x[2, 0], x[4, -1], x[5, 1] = float("nan"), float("inf"), -float("inf")
+        ours, expected = blank((2, 9, size), "dense"), torch.empty(2, 9, size)
+        kernels.orbit(x, ours, views, table, 1.0, None, None)
+        reference.orbit(x, expected, views, table, 1.0, None, None)
+        torch.testing.assert_close(ours, expected, equal_nan=True)
+        assert ours.isnan().any(-1).sum().item() == 6
+        summed, plain = blank((9, size), "dense"), torch.empty(9, size)
+        kernels.reduce(expected.nan_to_num(float("inf")), summed, views, table, "sum", 1.0, None, None, None)
+        reference.reduce(expected.nan_to_num(float("inf")), plain, views, table, "sum", 1.0, None, None, None)
+        torch.testing.assert_close(summed, plain, equal_nan=True)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
     def test_dtypes(dtype: torch.dtype) -> None:
         maps = views(3, 3, dtype)
