@@ -6,8 +6,8 @@ H×W image a W×H one, and coordinates on it count from the turned image's corne
 ============ ========================================= ================================= ===================
 units        the middle of the pixel in row i, col. j  horizontal flip                   as in
 ============ ========================================= ================================= ===================
-"edge"       (j + ½, i + ½), the image is [0, W]×[0, H] x → W − x                         torchvision, COCO
-"center"     (j, i), the image is [−½, W − ½]×…        x → W − 1 − x                     the argmax of a map
+"edge"       (j + ½, i + ½), the image is [0, W]×[0, H] x → W − x                         boxes of COCO
+"center"     (j, i), the image is [−½, W − ½]×…        x → W − 1 − x                     keypoints of COCO
 "normalized" ((j + ½) / W, (i + ½) / H)                x → 1 − x                         DETR, YOLO
 ============ ========================================= ================================= ===================
 
@@ -32,7 +32,9 @@ from .views.grid import axes_of, sides_of
 __all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
 
 Units = Literal["edge", "center", "normalized"]
+Format = Literal["xyxy", "xywh", "cxcywh"]
 _HALF = {"edge": (0.5, 0.0), "center": (0.5, -0.5), "normalized": (0.0, 0.5)}  # the middle: side · first + second
+_KINDS = {"xyxy": "<<>>", "xywh": "<<||>>", "cxcywh": "==||"}  # what ``_moved`` says of each entry
 
 
 class Coordinates:
@@ -45,8 +47,9 @@ class Coordinates:
         action: what the group does to the image.
         units: "edge", "center" or "normalized".
         shape: the last dims of the coordinates: (2,) or (N, 2), with more entries behind x and y; (4,) for boxes.
-        format: "xyxy" or "cxcywh" for boxes, None for keypoints.
-        linear: ρ, the action on the flattened last dims of what is measured from the middle.
+        format: "xyxy", "xywh" or "cxcywh" for boxes, None for keypoints.
+        linear: ρ, the action on the flattened last dims of what is measured from the middle; of boxes ``"xywh"`` on six
+            numbers, the right and the bottom behind the four.
 
     Example:
         >>> points = keypoints("c4")
@@ -65,7 +68,9 @@ class Coordinates:
     ) -> None:
         self.action, self.group, self.units, self.format = action, action.group, units, format
         self.swap = None if swap is None else list(swap)
-        self.shape = (len(sides),) if swap is None else (len(swap), len(sides))
+        self._inner = (len(sides),) if swap is None else (len(swap), len(sides))  # what ``linear`` moves
+        self._entries = 4 if format == "xywh" else len(sides)  # those of the last dim that the user knows
+        self.shape = (*self._inner[:-1], self._entries)
         # The side that each entry is measured along where it is measured from the corner, else −1.
         self._sides = [side if kind in "<>=" else -1 for side, kind in zip(sides, kinds, strict=True)]
         self._moved = [_moved(word, sides, kinds) for word in action.words]
@@ -74,7 +79,7 @@ class Coordinates:
     def _linear(self) -> PermutationAction:
         """ρ as a signed permutation of the flattened last dims."""
         points = range(1 if self.swap is None else len(self.swap))
-        n = self.shape[-1]
+        n = self._inner[-1]
         perm, signs = [], []
         for word, (rows, ends) in zip(self.action.words, self._moved, strict=True):
             come_from = self.swap if self.swap is not None and _mirrors(word) else points
@@ -121,7 +126,7 @@ class Coordinates:
 
     def _far(self, g: int, ends: Sequence[int]) -> list[int]:
         """What is added to each entry of the last dim: where it is counted from the other end."""
-        rows, signs = self._moved[g]
+        rows, signs = (part[: self._entries] for part in self._moved[g])
         return [ends[self._sides[row]] if sign < 0 else 0 for row, sign in zip(rows, signs, strict=True)]
 
     def _applied(self, g: int | Tensor, t: Tensor, moves: list[tuple[int, list[int]]], inverse: bool) -> Tensor:
@@ -139,18 +144,25 @@ class Coordinates:
         return self._moved_each(cast(Tensor, g), t, [self._far(*move) for move in moves], inverse)
 
     def _moved_all(self, g: int, t: Tensor, ends: Sequence[int]) -> Tensor:
-        rows, signs = self._moved[g]
+        rows, signs = (part[: self._entries] for part in self._moved[g])
         if self.swap is not None and _mirrors(self.action.words[g]):
             t = t[..., self.swap, :]
-        return t[..., rows] * t.new_tensor(signs) + t.new_tensor(self._far(g, ends))
+        return self._with_far(t)[..., rows] * t.new_tensor(signs) + t.new_tensor(self._far(g, ends))
 
     def _moved_each(self, g: Tensor, t: Tensor, far: list[list[int]], inverse: bool) -> Tensor:
         """Every sample by its own element, which ``far`` tells what to add for."""
-        moved = orbit_act(t.flatten(-len(self.shape)), g, self.linear, inverse=inverse)
-        points = 1 if self.swap is None else len(self.swap)
-        added = t.new_tensor(far).repeat(1, points).index_select(0, g.flatten())
-        moved = moved + added.view(*g.shape, *(1,) * (moved.dim() - g.dim() - 1), -1)
-        return moved.unflatten(-1, self.shape)  # type: ignore[no-any-return, no-untyped-call]
+        moved = orbit_act(self._with_far(t).flatten(-len(self.shape)), g, self.linear, inverse=inverse)
+        added = t.new_tensor(far).index_select(0, g.flatten())
+        return self._known(moved) + added.view(*g.shape, *(1,) * (t.dim() - g.dim() - 1), -1)
+
+    def _with_far(self, t: Tensor) -> Tensor:
+        """Boxes "xywh" with their right and bottom, one of which a mirrored left or top is, behind."""
+        return torch.cat((t, t[..., :2] + t[..., 2:]), -1) if self.format == "xywh" else t
+
+    def _known(self, t: Tensor) -> Tensor:
+        """What ``linear`` has moved, (\\*, n), as (\\*, \\*shape)."""
+        t = t.unflatten(-1, self._inner)  # type: ignore[no-untyped-call]
+        return t[..., : self._entries] if self.format == "xywh" else t
 
     def check(self, name: str, t: Tensor) -> None:
         """That the last dims of t are those of these coordinates."""
@@ -166,12 +178,12 @@ class Coordinates:
         self.check("output", y[0])
         turned = [_turns(self.action.words[g]) for g in elements]
         middles = y.new_tensor([self._middle(size[::-1] if turn else size) for turn in turned])
-        return (y - middles.view(len(elements), *(1,) * (y.dim() - 2), -1)).flatten(-len(self.shape))
+        y = self._with_far(y) - middles.view(len(elements), *(1,) * (y.dim() - 2), -1)
+        return y.flatten(-len(self.shape))
 
     def from_corner(self, t: Tensor, size: tuple[int, int]) -> Tensor:
         """What is measured from the middle of x, (\\*, n), as coordinates on x, (\\*, \\*shape)."""
-        t = t.unflatten(-1, self.shape)  # type: ignore[no-untyped-call]
-        return t + t.new_tensor(self._middle(size))
+        return self._known(t) + t.new_tensor(self._middle(size)[: self._entries])
 
     def _middle(self, size: tuple[int, int]) -> list[float]:
         scale, shift = _HALF[self.units]
@@ -223,12 +235,13 @@ def keypoints(
     return Coordinates(_images(action), units, [1, 0, *(-1,) * extra], ["=", "=", *"." * extra], swap)
 
 
-def boxes(action: GridAction | str, format: Literal["xyxy", "cxcywh"] = "xyxy", units: Units = "edge") -> Coordinates:
+def boxes(action: GridAction | str, format: Format = "xyxy", units: Units = "edge") -> Coordinates:
     """What a group of rotations and flips does to boxes (…, 4) with sides along the image's.
 
     Args:
         action: what the group does to the image, or its name such as ``"d4"``.
-        format: ``"xyxy"``: left, top, right and bottom; ``"cxcywh"``: the middle, width and height.
+        format: ``"xyxy"``: left, top, right and bottom; ``"xywh"``, as in COCO: left, top, width and height;
+            ``"cxcywh"``: the middle, width and height.
         units: see the module. Boxes of whole pixels, the last one included, count from the pixels' centers.
 
     Raises:
@@ -238,13 +251,15 @@ def boxes(action: GridAction | str, format: Literal["xyxy", "cxcywh"] = "xyxy", 
     Example:
         >>> boxes("c4").act(1, torch.tensor([0.0, 1.0, 2.0, 4.0]), (4, 6)).tolist()
         [1.0, 4.0, 4.0, 6.0]
+        >>> boxes("c4", "xywh").act(1, torch.tensor([0.0, 1.0, 2.0, 3.0]), (4, 6)).tolist()
+        [1.0, 4.0, 3.0, 2.0]
         >>> boxes("c4", "cxcywh").act(1, torch.tensor([1.0, 2.5, 2.0, 3.0]), (4, 6)).tolist()
         [2.5, 5.0, 3.0, 2.0]
     """
-    checks.choice("format", format, ("xyxy", "cxcywh"))
+    checks.choice("format", format, tuple(_KINDS))
     checks.choice("units", units, tuple(_HALF))
-    kinds = "<<>>" if format == "xyxy" else "==||"
-    return Coordinates(_images(action), units, [1, 0, 1, 0], kinds, format=format)
+    kinds = _KINDS[format]
+    return Coordinates(_images(action), units, [1, 0] * (len(kinds) // 2), kinds, format=format)
 
 
 def heat_maps(action: GridAction | str, swap: Sequence[int]) -> FieldAction:

@@ -155,6 +155,8 @@ def _to_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tensor
     if out.format == "cxcywh":
         middle, half = boxes[:, :2], boxes[:, 2:] / 2
         boxes = torch.cat((middle - half, middle + half), 1)
+    elif out.format == "xywh":
+        boxes = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
     if out.units == "normalized":
         return boxes
     return (boxes + 0.5 * (out.units == "center")) / boxes.new_tensor([size[1], size[0]] * 2)
@@ -164,9 +166,9 @@ def _from_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tens
     """Those shares in a backbone's format and units."""
     if out.units != "normalized":
         boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2) - 0.5 * (out.units == "center")
-    if out.format == "cxcywh":
+    if out.format != "xyxy":
         near, far = boxes[:, :2], boxes[:, 2:]
-        boxes = torch.cat(((near + far) / 2, far - near), 1)
+        boxes = torch.cat((near if out.format == "xywh" else (near + far) / 2, far - near), 1)
     return boxes
 
 

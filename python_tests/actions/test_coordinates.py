@@ -21,7 +21,7 @@ from equikern import (
     orbit,
     permutation,
 )
-from equikern.coordinates import Units
+from equikern.coordinates import Format, Units
 from helpers.oracles import NAMED
 from torch import Tensor, nn
 
@@ -70,6 +70,11 @@ def test_whole_numbers_stay_exact(name: str) -> None:
         moved = grid(name).act(g, image)
         there = torch.stack((moved.amax(1).argmax(1), moved.amax(2).argmax(1)), 1)
         assert torch.equal(keypoints(name, units="center").act(g, at, SIZE), there)
+        box, shares = torch.tensor([1, 0, 3, 4]), torch.tensor([0.1, 0.7, 1e-9, 0.2])
+        assert boxes(name, "xywh").act(g, box, SIZE).dtype == box.dtype
+        assert torch.equal(boxes(name, "xywh").undo(g, boxes(name, "xywh").act(g, box, SIZE), SIZE), box)
+        lengths = boxes(name, "xywh", "normalized").act(g, shares)[2:]  # not the difference of rounded ends
+        assert sorted(lengths.tolist()) == sorted(shares[2:].tolist())
 
 
 def corners(mask: Tensor, units: Units) -> Tensor:
@@ -83,8 +88,11 @@ def corners(mask: Tensor, units: Units) -> Tensor:
     return box if units == "edge" else box / torch.tensor([width, height] * 2)
 
 
-def middle_and_size(box: Tensor) -> Tensor:
-    return torch.cat(((box[:2] + box[2:]) / 2, box[2:] - box[:2]))
+FORMATS: dict[Format, Any] = {
+    "xyxy": lambda box: box,
+    "xywh": lambda box: torch.cat((box[:2], box[2:] - box[:2])),
+    "cxcywh": lambda box: torch.cat(((box[:2] + box[2:]) / 2, box[2:] - box[:2])),
+}
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -95,11 +103,10 @@ def test_boxes_stay_around_their_pixels(name: str, units: Units) -> None:
     box = corners(mask, units)
     for g in range(grid(name).order):
         there = corners(grid(name).act(g, mask), units)
-        xyxy, cxcywh = boxes(name, "xyxy", units), boxes(name, "cxcywh", units)
-        torch.testing.assert_close(xyxy.act(g, box, SIZE), there)
-        torch.testing.assert_close(cxcywh.act(g, middle_and_size(box), SIZE), middle_and_size(there))
-        torch.testing.assert_close(xyxy.undo(g, there, SIZE), box)
-        torch.testing.assert_close(cxcywh.undo(g, middle_and_size(there), SIZE), middle_and_size(box))
+        for format, given in FORMATS.items():
+            spec = boxes(name, format, units)
+            torch.testing.assert_close(spec.act(g, given(box), SIZE), given(there))
+            torch.testing.assert_close(spec.undo(g, given(there), SIZE), given(box))
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -121,8 +128,7 @@ def specs(name: str, units: Units) -> list[Coordinates]:
     return [
         keypoints(name, units=units),
         keypoints(name, SWAP, units=units, extra=1),
-        boxes(name, "xyxy", units),
-        boxes(name, "cxcywh", units),
+        *(boxes(name, format, units) for format in FORMATS),
     ]
 
 
@@ -234,7 +240,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "permutation": (lambda: boxes(permutation([[0, 1], [1, 0]])), TypeError, "action: expected one on images"),
     "name": (lambda: boxes("c5"), ValueError, "action: expected one of .*'c5'"),
     "units": (lambda: keypoints("c4", units="pixels"), ValueError, "units: expected one of 'edge', 'center'"),
-    "format": (lambda: boxes("c4", "xywh"), ValueError, "format: expected one of 'xyxy', 'cxcywh', got 'xywh'"),
+    "format": (lambda: boxes("c4", "yxyx"), ValueError, "format: expected one of 'xyxy', .*'cxcywh', got 'yxyx'"),
     "extra": (lambda: keypoints("c4", extra=-1), ValueError, "extra: expected 0 or more, got -1"),
     "swap": (lambda: keypoints("c4", [1, 2, 0]), ValueError, r"swap: expected .*got \[1, 2, 0\]"),
     "swap twice": (lambda: heat_maps("c4", [0, 0]), ValueError, r"swap: expected .*got \[0, 0\]"),

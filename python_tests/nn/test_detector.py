@@ -16,7 +16,7 @@ if importlib.util.find_spec("ensemble_boxes") is None:
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 UNITS = ("edge", "center", "normalized")
-FORMATS = ("xyxy", "cxcywh")
+FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
 def converted(edges: Tensor, spec: Coordinates, size: tuple[int, int]) -> Tensor:
@@ -26,8 +26,9 @@ def converted(edges: Tensor, spec: Coordinates, size: tuple[int, int]) -> Tensor
         edges = edges - 0.5
     if spec.units == "normalized":
         edges = edges / torch.tensor([width, height] * 2)
-    if spec.format == "cxcywh":
-        edges = torch.cat(((edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]), 1)
+    if spec.format != "xyxy":
+        at = edges[:, :2] if spec.format == "xywh" else (edges[:, :2] + edges[:, 2:]) / 2
+        edges = torch.cat((at, edges[:, 2:] - edges[:, :2]), 1)
     return edges
 
 
@@ -60,7 +61,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["c4", "d4", "flips"])
 @pytest.mark.parametrize("size", [(12, 12), (10, 15)])
-@pytest.mark.parametrize(("format", "units"), [("xyxy", "edge"), ("cxcywh", "normalized"), ("cxcywh", "center")])
+@pytest.mark.parametrize(("format", "units"), [("xyxy", "edge"), ("cxcywh", "normalized"), ("xywh", "center")])
 def test_equivariant(name: str, size: tuple[int, int], format: Any, units: Any) -> None:
     spec = boxes(name, format, units)
     model = EquiDetector(Detector(spec), name, spec, views_per_forward=3)

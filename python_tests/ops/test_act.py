@@ -432,6 +432,7 @@ def places(name: str, units: Units) -> list[Coordinates]:
         keypoints(name, units=units),
         keypoints(name, [1, 0, 2], units=units, extra=1),
         boxes(name, "xyxy", units),
+        boxes(name, "xywh", units),
         boxes(name, "cxcywh", units),
     ]
 
