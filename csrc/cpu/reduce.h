@@ -125,7 +125,6 @@ template <class A>
 inline A finish_value(const Problem& p, A s, A m) {
   const A share = A(1) / A(p.views);
   switch (p.op) {
-    case kSum: return s * A(p.scale);
     case kGmean: return std::exp(s * share);
     case kHmean: return A(1) / (s * share);
     case kTsharpen: return s * share;
@@ -140,7 +139,7 @@ template <class T>
 void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Acc<T>* m, int64_t n) {
   typedef Widest<T> C;
   typedef Acc<T> A;
-  const bool keeps = p.op == kMax || p.op == kMin || p.op == kMeanStd;
+  const bool keeps = p.op == kMeanStd;
   const A share = A(1) / A(p.views);
   const auto value = [&](A* x, A* y, const A* base, int64_t count) {
     for (int64_t l = 0; p.op == kMeanStd && l < count; ++l) x[l] = base[l] + x[l] * share;
@@ -164,11 +163,22 @@ void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Ac
   }
 }
 
+// Sums, and what is the result as it is.
+template <class T>
+void finish_scaled(T* to, const Acc<T>* s, int64_t n, Acc<T> scale) {
+  typedef Widest<T> C;
+  int64_t i = 0;
+  for (; i + C::kLanes <= n; i += C::kLanes) times(fetch<C>(s + i), scale).to(to + i);
+  for (; i < n; ++i) down(to + i, s[i] * scale);
+}
+
 // The results of `n` elements, from s and m in the order of join_run.
 template <class T>
 void finish_run(const Problem& p, T* to, T* second, Acc<T>* s, const Acc<T>* m, int64_t n) {
   if constexpr (std::is_integral_v<T>) return finish_sorted(to, s, p.views, n);
   else if (p.op == kMedian) return finish_sorted(to, s, p.views, n);
+  else if (p.op == kSum) return finish_scaled(to, s, n, Acc<T>(p.scale));
+  else if (p.op == kMax || p.op == kMin) return finish_scaled(to, s, n, Acc<T>(1));
   else finish_chunks(p, to, second, s, m, n);
 }
 
