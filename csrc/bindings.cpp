@@ -120,15 +120,14 @@ void softmax_mean(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr
 }
 
 void softmax_mean_backward(uintptr_t grad, const Ints& grad_strides, uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t lse,
-                           uintptr_t out, const Ints& out_strides, const Views& views, uintptr_t inverse, int dtype, int space,
-                           int threads) {
+                           uintptr_t out, const Ints& out_strides, const Views& views, int dtype, int space, int threads) {
   if (shape.has_zero()) return;
   Builder b(sample_of(shape), views.of_rows(), dtype, threads);
   b.add(b.p.in, y, y_strides, true);
   b.add(b.p.out, out, out_strides, true);
   b.add(b.p.other, grad, grad_strides, false);
   b.finish(0);
-  b.p.inverse_sources = at<int32_t>(inverse);
+  b.p.inverse_sources = at<int32_t>(views.inverse());
   b.p.numbers = at<void>(lse);
   b.p.space = space;
   b.run(kernels().softmax_mean_backward);
@@ -159,14 +158,14 @@ void score_select(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr
 }
 
 void cross_entropy(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t target, uintptr_t loss, uintptr_t grad,
-                   const Ints& grad_strides, const Views& views, uintptr_t inverse, int dtype, int space, int64_t ignore_index,
+                   const Ints& grad_strides, const Views& views, int dtype, int space, int64_t ignore_index,
                    double smoothing, double factor, int threads) {
   if (shape.has_zero()) return;
   Builder b(sample_of(shape), views.of_rows(), dtype, threads);
   b.add(b.p.in, y, y_strides, true);
   if (grad) b.add(b.p.out, grad, grad_strides, true);
   b.finish(0);
-  b.p.inverse_sources = at<int32_t>(inverse);
+  b.p.inverse_sources = at<int32_t>(views.inverse());
   b.p.target = at<int64_t>(target);
   for (int64_t r = 0, rows = b.p.planes(); r < rows; ++r) {
     const int64_t t = b.p.target[r];

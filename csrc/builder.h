@@ -58,6 +58,8 @@ struct Views {
     codes = reinterpret_cast<const uint8_t*>(bytes), count = int(length);
     table = uintptr_t(read_int(tuple, 4)), positions = uintptr_t(read_int(tuple, 5));
   }
+  // Where a permutation's table has the sources of the inverses: beside those of the views, on one side or the other.
+  uintptr_t inverse() const { return positions ? 2 * positions + sizeof(int32_t) * size * (2 + count) - table : 0; }
   // For kernels on rows, whose views permute the last dim or nothing.
   Views of_rows() const {
     Views v = *this;

@@ -14,8 +14,8 @@
 namespace equikern {
 namespace EQK_ISA {
 
-// What each reduction does when view k joins the running value s, and the sum m of squared deviations from it.
-// On chunks where vectors know the operation, on single numbers for logarithms.
+// What each reduction does when view k joins the running value s; spreads have the sum m of squared deviations from it,
+// too, and what is lost of it in rounding. On chunks where vectors know the operation, on single numbers for logarithms.
 template <class A>
 inline A clamped_logit(A v) {
   const A low = A(1e-6), high = A(1) - A(1e-6);
@@ -24,7 +24,7 @@ inline A clamped_logit(A v) {
 }
 
 template <int kOp, class V, class A>
-EQK_INLINE void join_value(V& s, V& m, V v, int k, A w) {
+EQK_INLINE void join_value(V& s, V& m, V& lost, V v, int k, A w) {
   if constexpr (kOp == kSum) {
     v = v * w;
     s = k ? s + v : v;
@@ -35,13 +35,14 @@ EQK_INLINE void join_value(V& s, V& m, V v, int k, A w) {
   } else if constexpr (kOp == kHmean) {
     v = A(1) / v;
     s = k ? s + v : v;
-  } else if constexpr (kOp == kStd) {  // Youngs and Cramer: the sum itself, and squares around the mean so far
-    s = k ? s + v : v;
+  } else if constexpr (kOp == kStd) {  // Welford, with a mean of two numbers: one far from zero would round the spread away
     if (!k) {
-      m = v - v;
+      s = v, m = v - v, lost = m;
     } else {
-      const V d = v * A(k + 1) - s;
-      m += d * d * (A(1) / (A(k) * A(k + 1)));
+      const V d = (v - s) - lost, step = d * (A(1) / A(k + 1)), mean = s + step;
+      lost += step - (mean - s);
+      s = mean;
+      m += d * ((v - s) - lost);
     }
   } else {
     static_assert(kOp == kGmean || kOp == kTsharpen || kOp == kLogodd || kOp == kLog1p, "an operation");
@@ -79,36 +80,25 @@ void with_op(int op, const F& f) {
 template <class T, int kOp>
 void join_chunks(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   typedef Widest<T> C;
-  Acc<T>* const base = s + n;
+  Acc<T>* const lost = s + n;
   int64_t i = 0;
   for (; i + C::kLanes <= n; i += C::kLanes) {
-    C sum = {}, square = {};
+    C sum = {}, square = {}, rest = {};
     if (k) sum = fetch<C>(s + i);
-    if (k && kOp == kStd) square = fetch<C>(m + i);
-    C x = C::from(from + i);
-    if constexpr (kOp == kStd) {
-      if (!k) keep(base + i, x);
-      const C first = fetch<C>(base + i);
-      for (int q = 0; q < C::kParts; ++q) x.v[q] -= first.v[q];
-    }
-    for (int q = 0; q < C::kParts; ++q) join_value<kOp>(sum.v[q], square.v[q], x.v[q], k, w);
+    if (k && kOp == kStd) square = fetch<C>(m + i), rest = fetch<C>(lost + i);
+    const C x = C::from(from + i);
+    for (int q = 0; q < C::kParts; ++q) join_value<kOp>(sum.v[q], square.v[q], rest.v[q], x.v[q], k, w);
     keep(s + i, sum);
-    if (kOp == kStd) keep(m + i, square);
+    if (kOp == kStd) keep(m + i, square), keep(lost + i, rest);
   }
   for (; i < n; ++i) {
-    Acc<T> square = m ? m[i] : 0, x = up(from[i]);
-    if constexpr (kOp == kStd) {
-      if (!k) base[i] = x;
-      x = x - base[i];
-    }
-    join_value<kOp>(s[i], square, x, k, w);
-    if (m) m[i] = square;
+    Acc<T> none = 0;
+    join_value<kOp>(s[i], kOp == kStd ? m[i] : none, kOp == kStd ? lost[i] : none, up(from[i]), k, w);
   }
 }
 
-// s and m hold chunks in their own order, then single numbers: always over the same n. For spreads s adds up what is left
-// of the values without view 0's, which lies behind it: a mean far from zero would round the spread away. Or s holds n
-// numbers of each view.
+// s and m hold chunks in their own order, then single numbers: always over the same n. For spreads what is lost of s lies
+// behind it. Or s holds n numbers of each view.
 template <class T, int kOp>
 void join_run(Acc<T>* s, Acc<T>* m, const T* from, int64_t n, int k, Acc<T> w) {
   if constexpr (kOp == kMedian || kOp == kVote) return widen_run(s + k * n, from, n);
@@ -141,8 +131,8 @@ void finish_chunks(const Problem& p, T* to, T* second, const Acc<T>* s, const Ac
   typedef Acc<T> A;
   const bool keeps = p.op == kMeanStd;
   const A share = A(1) / A(p.views);
-  const auto value = [&](A* x, A* y, const A* base, int64_t count) {
-    for (int64_t l = 0; p.op == kMeanStd && l < count; ++l) x[l] = base[l] + x[l] * share;
+  const auto value = [&](A* x, A* y, const A* lost, int64_t count) {
+    for (int64_t l = 0; p.op == kMeanStd && l < count; ++l) x[l] += lost[l];
     for (int64_t l = 0; !keeps && l < count; ++l) x[l] = finish_value<A>(p, x[l], y[l]);
     for (int64_t l = 0; second && l < count; ++l) y[l] = std::sqrt(y[l] * share);
   };

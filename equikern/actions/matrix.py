@@ -99,7 +99,7 @@ def matrix(mats: Matrices, group: Group | None = None, *, closed: bool = True) -
 
     What rotations and reflections do to coordinates: keypoints, boxes' corners, point sets (B, points, d), single
     vectors (B, d). Any invertible matrices are welcome, not only orthogonal ones; the operators' gradients use the
-    transposes. Values are multiplied and summed in float32 (float64 for float64) and rounded once. Products are full ones,
+    transposes. Values are multiplied and summed in float32 (float64 for float64), rounded once. Products are full ones,
     zeros included, also of the identity: where one of the d numbers is NaN or infinite, all results made of it
     by a zero are NaN.
 

@@ -128,7 +128,7 @@ class Cpu(Backend):
     ) -> None:
         _C.softmax_mean_backward(
             grad.data_ptr(), grad.stride(), y.data_ptr(), y.shape, y.stride(), lse.data_ptr(), out.data_ptr(),
-            out.stride(), _views(views, table), _inverse(views, table), _FLOATS[y.dtype], _C.SPACES[space],
+            out.stride(), _views(views, table), _FLOATS[y.dtype], _C.SPACES[space],
             torch.get_num_threads(),
         )  # fmt: skip
 
@@ -161,11 +161,6 @@ class Cpu(Backend):
     ) -> None:
         _C.cross_entropy(
             y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), *_strides(grad),
-            _views(views, table), _inverse(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing,
+            _views(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing,
             1.0 if scale is None else scale.item(), torch.get_num_threads(),
         )  # fmt: skip
-
-
-def _inverse(views: Views, table: Maybe) -> int:
-    """Where a permutation's table has the sources of the adjoints, on the same positions."""
-    return 0 if table is None else views.kind.rows(views, table, True).data_ptr()

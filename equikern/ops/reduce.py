@@ -99,12 +99,7 @@ def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor
     then the reduction of what lies there. The derivatives need to know values that the kernel keeps to itself.
     """
     wide = y if back.views.kind.permutes else y.to(accumulator(y))
-    # Vectors are multiplied by the kernel that reduces, so that products round as those without a gradient.
-    if back.views.kind.computes and not back.views.sides:
-        parts = [autograd.total(view.unsqueeze(0), back.subset([g])) for g, view in enumerate(wide)]
-        views = torch.stack(parts)
-    else:
-        views = autograd.each(wide, 0, back)
+    views = autograd.each(wide, 0, back)
     found = _differentiable(views, Maps(still(y.shape[0]).code), op)
     return (found[0].to(y.dtype), found[1].to(y.dtype)) if isinstance(found, tuple) else found.to(y.dtype)
 
