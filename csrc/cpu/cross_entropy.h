@@ -52,7 +52,7 @@ struct Row {
       if (t >= j && t < j + length) at_target = mean[t];
       if (p.smoothing != 0) sum += total_of(mean + j, length);
       // Whole vectors: what follows the row is −∞.
-      online.template join<false>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); },
+      online.template join<kWhole>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); },
                                   writes ? mean + j : nullptr);
       tops[j / kRowBlock] = online.top;
     });

@@ -33,6 +33,9 @@ struct Spread {
   A top, rest, moment;
 };
 
+// Which sums: all exponentials, those without the largest numbers, or these and the moment.
+enum Sums { kWhole, kRest, kMoments };
+
 // Sums of exp(x − top), from blocks whose own largest number may raise the top.
 template <class A, int L>
 struct Online {
@@ -44,7 +47,7 @@ struct Online {
 
   // get(i, count) are the numbers i … i + count of the block in L1, −∞ in the lanes that do not count.
   // The exponentials, of x minus the top so far, are written to `kept` if it is given: whole vectors.
-  template <bool kScore, class Get>
+  template <Sums kSums, class Get>
   EQK_INLINE void join(int64_t n, const Get& get, A* kept = nullptr) {
     V best = V{} - kInfinity<A>;
     for_vectors<L>(n, [&](int64_t i, auto count) {
@@ -55,23 +58,30 @@ struct Online {
     if (most > top) {
       if (top != -kInfinity<A>) {
         const A factor = exp_one(top - most);
-        if (kScore) sum += many, many = V{};
-        if (kScore) moment = (moment + sum * (top - most)) * factor;
+        if (kSums != kWhole) sum += many, many = V{};
+        if (kSums == kMoments) moment = (moment + sum * (top - most)) * factor;
         sum *= factor;
       }
       top = most;
     }
     const A base = top == -kInfinity<A> ? A(0) : top;
     V part = {}, part_many = {}, part_moment = {};
-    for_vectors<L>(n, [&](int64_t i, auto count) {
-      const V d = get(i, count) - base, e = exp_lanes<A, L>(d);
-      part += kScore ? (d == V{} ? V{} : e) : e;
-      if (kept) store<A, L>(kept + i, e);
-      if (kScore) part_many += d == V{} ? V{} + A(1) : V{};
-      if (kScore) part_moment += (d < A(-10000) ? V{} - A(10000) : d) * e;  // 0 where d is −∞
-    });
-    sum += part;
-    if (kScore) many += part_many, moment += part_moment;
+    const auto add = [&](auto has_top) {
+      for_vectors<L>(n, [&](int64_t i, auto count) {
+        const V d = get(i, count) - base, e = exp_lanes<A, L>(d);
+        part += has_top ? (d == V{} ? V{} : e) : e;
+        if (kept) store<A, L>(kept + i, e);
+        if (has_top) part_many += d == V{} ? V{} + A(1) : V{};
+        if (kSums == kMoments) part_moment += (d < A(-10000) ? V{} - A(10000) : d) * e;  // 0 where d is −∞
+      });
+    };
+    if constexpr (kSums == kWhole) {
+      add(std::false_type());
+    } else {
+      if (most == top) add(std::true_type());
+      else add(std::false_type());
+    }
+    sum += part, many += part_many, moment += part_moment;
   }
   Spread<A> spread() const {
     const A nan_or_0 = top - top;
@@ -84,11 +94,11 @@ struct Online {
 };
 
 // `kept`, if given, gets the exponentials, and tops[j / kRowBlock] what was subtracted in each block.
-template <bool kScore, class T>
+template <Sums kSums, class T>
 inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n, Acc<T>* kept = nullptr, Acc<T>* tops = nullptr) {
   Online<Acc<T>, kLanesOf<T>> online;
   for_blocks(n, [&](int64_t j, int64_t length) {
-    online.template join<kScore>(
+    online.template join<kSums>(
         length, [from = row + j](int64_t i, auto count) { return lift<T, kLanesOf<T>>(from + i, count, -kInfinity<Acc<T>>); },
         kept ? kept + j : nullptr);
     if (kept) tops[j / kRowBlock] = online.top;
@@ -97,7 +107,7 @@ inline Online<Acc<T>, kLanesOf<T>> sums_of(const T* row, int64_t n, Acc<T>* kept
 }
 template <class T>
 inline Stats<Acc<T>> stats_of(const T* row, int64_t n, Acc<T>* kept = nullptr, Acc<T>* tops = nullptr) {
-  return sums_of<false>(row, n, kept, tops).finish();
+  return sums_of<kWhole>(row, n, kept, tops).finish();
 }
 
 // Σ of a row's numbers, in each block as differences from its first.

@@ -52,7 +52,7 @@ template <class T>
 __attribute__((noinline)) Acc<T> row_score(const T* row, int64_t n, int kind) {
   typedef Acc<T> A;
   if (kind == kLargest) return -largest(row, n);
-  const Spread<A> s = sums_of<true>(row, n).spread();
+  const Spread<A> s = kind == kEntropy ? sums_of<kMoments>(row, n).spread() : sums_of<kRest>(row, n).spread();
   const A unsure = std::log1p(s.rest);  // −log of the largest probability
   if (kind == kMaxProb) return unsure;
   if (kind == kEntropy) return unsure - s.moment / (A(1) + s.rest);
