@@ -31,6 +31,7 @@ from equikern.core import autograd
 from equikern.views.maps import Maps
 from helpers.accuracy import assert_rounded_once
 from helpers.calls import CALLS, Call
+from helpers.looped import each
 from helpers.strategies import FLOATS, LAYOUTS, laid_out, random_values
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -93,7 +94,7 @@ def inverses(action: MatrixAction | MatrixSamples) -> Tensor:
 
 @EVERY
 @DTYPES
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("layout", LAYOUTS)
 def test_products_are_rounded_once(name: str, dtype: torch.dtype, layout: str) -> None:
     action = ACTIONS[name]()
     d, order = action.size, action.order

@@ -555,7 +555,7 @@ OPERATORS = (
 )
 
 
-EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if audited.THOROUGH else "100"))
+EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if audited.THOROUGH else "60"))
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))

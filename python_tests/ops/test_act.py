@@ -12,6 +12,7 @@ from equikern import Action, boxes, field, grid, keypoints, matrix, orbit, orbit
 from equikern.coordinates import Coordinates, Units
 from helpers.accuracy import assert_rounded_once
 from helpers.calls import ONE_BACKEND
+from helpers.looped import each
 from helpers.oracles import CASES, SOME, Case, Map, powers
 from helpers.strategies import EXACT, FLOATS, LAYOUTS, bits, generator, images, laid_out, random_bits, random_values
 from hypothesis import given, settings
@@ -90,7 +91,7 @@ def test_is_the_orbits_view(case: Case, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("layout", LAYOUTS)
 def test_samples_of_matrices_are_rounded_once(size: int, dtype: torch.dtype, layout: str) -> None:
     """No group: each sample by a matrix of its own, as in canonical poses."""
     mats = torch.randn(7, size, size, generator=generator(size), dtype=torch.float64) + 3 * torch.eye(size)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from equikern import orbit, orbit_mean, orbit_select
 from helpers.calls import CALLS, DIFFERENTIABLE, ONE_BACKEND, Call, gradients, results
+from helpers.looped import each
 from helpers.oracles import CASES, Case
 from helpers.strategies import FLOATS, LAYOUTS, bits, blank, laid_out, random_values
 from torch import Tensor
@@ -36,7 +37,7 @@ def is_channels_last(t: Tensor) -> bool:
 
 
 @EVERY
-@pytest.mark.parametrize("lead", [(3,), (2, 3), (2, 2, 3)])
+@each("lead", [(3,), (2, 3), (2, 2, 3)])
 def test_channels_last_stays(call: Call, lead: tuple[int, ...]) -> None:
     first, *rest = call.tensors(D4, lead, 6)
     share = len(lead) == 1 and call.takes in ("weights", "scores")
@@ -80,8 +81,8 @@ def test_channels_last_gradient_of_a_pooled_result(call: Call) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@each("layout", LAYOUTS)
 def test_any_layout_gives_the_same_result(call: Call, layout: str, dtype: torch.dtype) -> None:
     first, *rest = call.tensors(D4, (2, 3), 9, dtype)
     strided = laid_out(first, layout)
@@ -128,7 +129,7 @@ def arguments_for(call: Call, case: Case) -> list[Tensor]:
 
 
 @DIFF
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("layout", LAYOUTS)
 def test_incoming_gradients_in_any_layout(call: Call, layout: str) -> None:
     leaves = [t.requires_grad_() for t in call.tensors(D4, (2, 3), 9)]
     wanted = leaves if call.of_both else leaves[:1]
@@ -141,7 +142,7 @@ def test_incoming_gradients_in_any_layout(call: Call, layout: str) -> None:
 
 
 @DIFF
-@pytest.mark.parametrize("layout", ["contiguous", "sliced", "channels_last"])
+@each("layout", ["contiguous", "sliced", "channels_last"])
 def test_nothing_given_is_written(call: Call, layout: str) -> None:
     given = [laid_out(t, layout) for t in call.tensors(D4, (2, 3), 9)]
     leaves = [t.detach().requires_grad_() for t in given]
@@ -201,8 +202,8 @@ def test_grad_mode_changes_no_value(call: Call) -> None:
         assert a.requires_grad == (call.differentiable and a.is_floating_point())
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 0), (0, 0), (0,)], ids=str)
 @EVERY
+@each("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 0), (0, 0), (0,)])
 def test_empty_tensors(call: Call, shape: tuple[int, ...]) -> None:
     case: Case = CASES["nothing"] if len(shape) == 1 else CASES["d4"]
     action = case.action

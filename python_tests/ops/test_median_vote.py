@@ -12,6 +12,7 @@ import pytest
 import torch
 from equikern import EquiTune, cyclic_group, field, grid, matrix, orbit, orbit_reduce, permutation, trivial
 from helpers.bad_input import assert_error
+from helpers.looped import each
 from helpers.oracles import CASES, SOME, Case
 from helpers.strategies import FLOATS, LAYOUTS, bits, laid_out, layouts, orbits, random_bits, random_values
 from hypothesis import given, settings
@@ -162,7 +163,7 @@ def test_vote(case: Case, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
-@pytest.mark.parametrize("order", ORDERS)
+@each("order", ORDERS)
 def test_vote_of_any_number_of_views(order: int, dtype: torch.dtype) -> None:
     """Of any values, too, most of which are there once: then the smallest one wins."""
     action = trivial(cyclic_group(order))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from equikern import orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize
 from equikern.reductions import REDUCTIONS
+from helpers.looped import each
 from helpers.oracles import CASES
 from helpers.strategies import LAYOUTS, bits, blank, random_values
 from torch import Tensor
@@ -64,8 +65,8 @@ def memory(like: Tensor, layout: str) -> tuple[Tensor, Tensor]:
 
 
 @EVERY
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("expanded", "stride 0")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each("layout", [name for name in LAYOUTS if name not in ("expanded", "stride 0")])
 def test_out_in_any_layout(name: str, layout: str, dtype: torch.dtype) -> None:
     data = argument(name, dtype)
     expected = RUNS[name](data)

@@ -10,6 +10,7 @@ from equikern import tokens
 from equikern.ops.score import KINDS
 from equikern.views.maps import Maps
 from helpers.calls import CALLS, DIFFERENTIABLE, ONE_BACKEND, Call, results
+from helpers.looped import each
 from helpers.oracles import CASES
 from helpers.strategies import FLOATS, LAYOUTS, laid_out, layouts, random_values
 from hypothesis import given, settings
@@ -186,7 +187,7 @@ def test_fake_strides_are_the_real_ones(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("layout", LAYOUTS)
 def test_fake_gradients_have_the_real_strides(call: Call, layout: str) -> None:
     def backward(mode: FakeTensorMode | None) -> list[Tensor]:
         leaves = [laid_out(t, layout) for t in call.tensors(C4, (2, 3), 4)]

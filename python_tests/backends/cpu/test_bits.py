@@ -48,7 +48,7 @@ def add(name, key, *tensors):
 for case in map(CASES.get, NAMES):
     for dtype in (torch.float32, torch.bfloat16):
         key, lead = f"{case} {dtype}", (2, 2)
-        view = case.shape(*lead, side=19)
+        view = case.shape(*lead, side=11)
         for call in CALLS.values():
             if case.signed and call.kind != "signed":
                 continue

@@ -15,6 +15,7 @@ import pytest
 import torch
 from equikern.backends import choice
 from helpers.cuda_blocks import RUNS, TILES, Blocks, call
+from helpers.looped import each
 from torch import Tensor
 
 STATIC = Path(__file__).parents[3] / "bench" / "results" / "static"
@@ -98,8 +99,8 @@ def test_the_table_has_every_class() -> None:
     assert {key[0] for key in choice.TABLE} == {*OPERATORS}
 
 
-@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("key", choice.TABLE, ids=lambda key: "-".join(map(str, key)))
+@each("group", GROUPS)
 def test_every_entry_follows_from_the_counts(key: tuple[str, int, str, str], group: str, cuda_blocks: Blocks) -> None:
     operator, size, alignment, plane = key
     maps = GROUPS[group]
