@@ -152,8 +152,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Property tests take a third of the examples where the audits do not run, too; on the reference, which is plain
     torch in every dtype, a quarter of these.
     """
-    if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)):
-        return (yield)
+    if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)) or item.path.parent.name == "fuzz":
+        return (yield)  # the fuzzer counts its own
     share = (1 if audited.THOROUGH else 3) * (4 if on_the_reference(item) else 1)
     whole = item.obj._hypothesis_internal_use_settings
     item.obj._hypothesis_internal_use_settings = settings(whole, max_examples=-(-whole.max_examples // share))

@@ -184,6 +184,7 @@ def _median(v: Tensor) -> Tensor:
 
 
 def _std(v: Tensor) -> Tensor:
+    v = v - v[:1]  # float64 rounds a mean of equal numbers, too
     return ((v - v.mean(0)) ** 2).mean(0).sqrt()
 
 
