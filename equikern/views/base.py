@@ -161,9 +161,9 @@ class Kind(ABC):
         """The table of some of the views."""
         return torch.stack([table[:, g] for g in elements], 1)
 
-    def rows(self, views: Views, table: Tensor, other: bool = False) -> Tensor:
-        """(|G|, …): the part of the table that these maps follow; ``other``: that of their adjoints."""
-        return table[2 * views.inverse + (views.adjoint != other)]
+    def rows(self, views: Views, table: Tensor) -> Tensor:
+        """(|G|, …): the part of the table that these maps follow."""
+        return table[2 * views.inverse + views.adjoint]
 
     def table_shape(self, views: Views) -> tuple[int | None, ...] | None:
         """The shape of the table: None for views without one, and in place of a last size that may be any."""

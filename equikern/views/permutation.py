@@ -87,9 +87,9 @@ class Permutation(Kind):
         order = len(table) // 2
         return torch.stack([table[row] for row in (0, *(1 + g for g in elements), *(1 + order + g for g in elements))])
 
-    def rows(self, views: Views, table: Tensor, other: bool = False) -> Tensor:
+    def rows(self, views: Views, table: Tensor) -> Tensor:
         order = views.order
-        return table[1 + order :] if views.adjoint != other else table[1 : 1 + order]
+        return table[1 + order :] if views.adjoint else table[1 : 1 + order]
 
     def positions(self, views: Views, table: Tensor) -> Tensor | None:
         """The entries that are listed; None where all are."""
