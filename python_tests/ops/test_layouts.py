@@ -233,3 +233,17 @@ def test_lazily_negated_views() -> None:
     plain = y.clone()
     assert torch.equal(orbit_mean(y, D4), orbit_mean(plain, D4))
     assert torch.equal(orbit_select(y, torch.arange(8.0), D4, "max"), orbit_select(plain, torch.arange(8.0), D4, "max"))
+
+
+def test_many_dims(backend: str) -> None:
+    """Dims that merge, and those of size one, are as many as torch has; of those that lie apart there are 16."""
+    turns = CASES["c4"].action
+    x = random_values((2,) * 14 + (1,) * 20 + (3, 3), torch.float32)
+    views = orbit(x, turns)
+    assert torch.equal(views[1], x.rot90(1, (-2, -1)))
+    assert torch.equal(orbit_mean(views, turns), x)
+    apart = random_values((3, 3) + (2,) * 18, torch.float32).permute(*range(19, -1, -1))
+    if backend == "cpu":
+        with pytest.raises(ValueError, match="at most 16 leading dims that lie apart in memory, got more: give contig"):
+            orbit(apart, turns)
+    assert torch.equal(orbit(apart.contiguous(), turns)[1], apart.rot90(1, (-2, -1)))
