@@ -128,7 +128,12 @@ __all__ = [
 def __getattr__(name: str) -> _Any:
     """The parts that are imported when they are asked for."""
     if name in _LAZY:
-        return _import_module(f".{name}", __name__)
+        try:
+            return _import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:  # hasattr asks, too
+            raise AttributeError(
+                f"{__name__}.{name} needs {error.name}, which is not installed: see the README's extras"
+            ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from .actions import FieldAction, GridAction, PermutationAction, field, grid, permutation
 from .actions.base import element
 from .core import checks
-from .ops import orbit_act
+from .core.act import act
 from .views.grid import axes_of, sides_of
 
 __all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
@@ -151,9 +151,9 @@ class Coordinates:
 
     def _moved_each(self, g: Tensor, t: Tensor, far: list[list[int]], inverse: bool) -> Tensor:
         """Every sample by its own element, which ``far`` tells what to add for."""
-        moved = orbit_act(self._with_far(t).flatten(-len(self.shape)), g, self.linear, inverse=inverse)
+        moved = act(self._with_far(t).flatten(-len(self.shape)), g, self.linear, inverse, name="g")
         added = t.new_tensor(far).index_select(0, g.flatten())
-        return self._known(moved) + added.view(*g.shape, *(1,) * (t.dim() - g.dim() - 1), -1)
+        return self._known(moved) + added.view(*g.shape, *(1,) * (t.dim() - g.dim() - 1), added.shape[-1])
 
     def _with_far(self, t: Tensor) -> Tensor:
         """Boxes "xywh" with their right and bottom, one of which a mirrored left or top is, behind."""
@@ -194,7 +194,7 @@ class Coordinates:
             return 1, 1
         if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2:
             raise ValueError(f"size: expected (H, W) of the image, in whose pixels the units count, got {size!r}")
-        return int(size[0]), int(size[1])
+        return checks.whole("size", size[0], 0), checks.whole("size", size[1], 0)
 
     def __repr__(self) -> str:
         return f"Coordinates({self.action.name!r}, shape {self.shape}, units {self.units!r})"

@@ -146,8 +146,8 @@ def plain(op: str, v: Tensor) -> tuple[Tensor, ...]:
     """
     reduction = REDUCTIONS[op]
     if reduction.combine == "moments":
-        spread, mean = torch.std_mean(v, 0, correction=0)
-        return (mean, spread) if reduction.results == 2 else (v.std(0, correction=0),)
+        spread = v.std(0, correction=0)
+        return (v.mean(0), spread) if reduction.results == 2 else (spread,)
     v = v if reduction.prepare is None else reduction.prepare(v)
     joined = _COMBINED[reduction.combine](v)
     return (joined if reduction.finish is None else reduction.finish(joined),)

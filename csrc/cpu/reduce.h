@@ -39,8 +39,10 @@ EQK_INLINE void join_value(V& s, V& m, V& lost, V v, int k, A w) {
     if (!k) {
       s = v, m = v - v, lost = m;
     } else {
-      const V d = (v - s) - lost, step = d * (A(1) / A(k + 1)), mean = s + step;
-      lost += step - (mean - s);
+      const V d = (v - s) - lost, step = d * (A(1) / A(k + 1));
+      const auto finite = step - step == V{};
+      const V mean = finite ? s + step : s + v;  // infinities as a sum has them
+      lost = finite ? lost + (step - (mean - s)) : V{};
       s = mean;
       m += d * ((v - s) - lost);
     }

@@ -59,7 +59,7 @@ struct Online {
       if (top != -kInfinity<A>) {
         const A factor = exp_one(top - most);
         if (kSums != kWhole) sum += many, many = V{};
-        if (kSums == kMoments) moment = (moment + sum * (top - most)) * factor;
+        if (kSums == kMoments) moment = (moment + sum * std::max(top - most, A(-10000))) * factor;  // below, factor is 0
         sum *= factor;
       }
       top = most;

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-import numpy
 from torch import Tensor
 
 from ..core import checks
@@ -24,20 +22,10 @@ def element(name: str, g: object, order: int, action: str) -> int:
         TypeError: not a whole number.
         ValueError: not an element.
     """
-    whole = not isinstance(g, (bool, numpy.bool_)) and not (isinstance(g, Tensor) and (g.dim() or _no_integer(g)))
-    try:
-        number = operator.index(g) if whole else None  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{name}: expected a whole number, got {type(g).__name__}")
+    number = checks.index(name, g)
     if not 0 <= number < order:
         raise ValueError(f"{name}: expected an element 0 … {order - 1} of {action!r}, got {number}")
     return number
-
-
-def _no_integer(t: Tensor) -> bool:
-    return t.is_floating_point() or t.is_complex() or t.dtype.itemsize == 0 or str(t.dtype) == "torch.bool"
 
 
 def a_group(group: object) -> Group:
@@ -95,7 +83,7 @@ class Action(Acting):
             ValueError: g is not an element 0 … |G|−1, or x has too few dims or a dim of the wrong size.
         """
         if isinstance(g, Tensor) and g.dim():
-            return act(x, g, self)
+            return act(x, g, self, name="g")
         g = element("g", g, self.order, self.name)
         checks.image("x", x, self, EXACT, turns=True)
         return self.views.kind.apply(x, self.views, self.maps.table(x), g)

@@ -12,14 +12,21 @@ from . import autograd, checks, library
 __all__ = ["act", "checked_elements"]
 
 
-def act(x: object, elements: object, action: Acting, inverse: bool = False, out: Tensor | None = None) -> Tensor:
-    """See ``orbit_act``."""
+def act(
+    x: object,
+    elements: object,
+    action: Acting,
+    inverse: bool = False,
+    out: Tensor | None = None,
+    name: str = "elements",
+) -> Tensor:
+    """See ``orbit_act``; ``name`` is what errors call the elements."""
     t, action = checks.image("x", x, action, EXACT, turns=True)
     checks.flag("inverse", inverse)
-    found = checked_elements(elements, t, action)
+    found = checked_elements(name, elements, t, action)
     maps = action.inverse_maps if inverse else action.maps
     if not maps.views.keeps(t.shape):
-        maps, found = _of_one_shape(maps, found, t, action.name)
+        maps, found = _of_one_shape(name, maps, found, t, action.name)
     if out is None:
         return autograd.act(t, found, maps)
     assert isinstance(elements, Tensor)  # as checked
@@ -28,19 +35,19 @@ def act(x: object, elements: object, action: Acting, inverse: bool = False, out:
     return out
 
 
-def checked_elements(elements: object, x: Tensor, action: Acting) -> Tensor:
+def checked_elements(called: str, elements: object, x: Tensor, action: Acting) -> Tensor:
     """Elements of the group, one for each entry of x's first dims, contiguous."""
     if not isinstance(elements, Tensor):
-        raise TypeError(f"elements: expected a torch.Tensor of int64, got {type(elements).__name__}")
+        raise TypeError(f"{called}: expected a torch.Tensor of int64, got {type(elements).__name__}")
     if elements.device != x.device:
-        raise ValueError(f"elements: expected a tensor on {x.device} like x, got one on {elements.device}")
+        raise ValueError(f"{called}: expected a tensor on {x.device} like x, got one on {elements.device}")
     if elements.dtype != torch.int64:
-        raise TypeError(f"elements: expected int64, got {elements.dtype}")
+        raise TypeError(f"{called}: expected int64, got {elements.dtype}")
     k, most = elements.dim(), x.dim() - action.dims
     if not 1 <= k <= most or elements.shape != x.shape[:k]:
         shapes = ", ".join(str(tuple(x.shape[:n])) for n in range(1, most + 1)) or "none: x has no batch"
         raise ValueError(
-            f"elements: expected one for each sample, of shape {shapes} for x {tuple(x.shape)} under {action.name!r}, "
+            f"{called}: expected one for each sample, of shape {shapes} for x {tuple(x.shape)} under {action.name!r}, "
             f"got {tuple(elements.shape)}"
         )
     if elements.is_cpu and not torch.compiler.is_compiling():
@@ -48,7 +55,7 @@ def checked_elements(elements: object, x: Tensor, action: Acting) -> Tensor:
             low, high = (int(n) for n in elements.aminmax())
             if low < 0 or high >= action.order:
                 raise ValueError(
-                    f"elements: expected elements 0 … {action.order - 1} of {action.name!r}, got "
+                    f"{called}: expected elements 0 … {action.order - 1} of {action.name!r}, got "
                     f"{low if low < 0 else high}"
                 )
         return elements.contiguous()
@@ -57,7 +64,7 @@ def checked_elements(elements: object, x: Tensor, action: Acting) -> Tensor:
     return known.index_select(0, elements.flatten()).view(elements.shape)
 
 
-def _of_one_shape(maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[Maps, Tensor]:
+def _of_one_shape(called: str, maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[Maps, Tensor]:
     """The maps that give a rectangle the shape that all samples get, and the elements counted among them."""
     views = maps.views
     shapes = [tuple(views.shape(x.shape, g)) for g in range(views.order)]
@@ -65,7 +72,7 @@ def _of_one_shape(maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[M
     if len(wanted) > 1:
         sides = " and ".join("×".join(map(str, shape[-views.sides :])) for shape in sorted(wanted))
         raise ValueError(
-            f"elements: expected views of one shape, but those of {name!r} turn a rectangle into {sides}; "
+            f"{called}: expected views of one shape, but those of {name!r} turn a rectangle into {sides}; "
             "act on upright and turned samples apart, or pad x to equal sides"
         )
     (shape,) = wanted

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -16,6 +18,7 @@ from ..views.tokens import IDS
 from . import autograd
 
 INTEGERS = EXACT - FLOATS
+_COUNTS = INTEGERS - {torch.bool}
 A = TypeVar("A", bound=Acting)
 _MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
@@ -216,8 +219,7 @@ def rows(name: str, t: object, dim: object) -> Tensor:
     t = _tensor(name, t)
     if t.dtype not in FLOATS:
         raise TypeError(f"{name}: expected {_kinds(FLOATS)}, got {t.dtype}")
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
+    dim = index("dim", dim)
     if t.dim() == 0:
         raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape ()")
     if not -t.dim() <= dim < t.dim():
@@ -250,16 +252,44 @@ def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
 def flag(name: str, value: object) -> None:
     """A switch."""
     if value is not True and value is not False:
-        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected True or False, got {_kind_of(value)}")
+
+
+def index(name: str, n: object) -> int:
+    """A whole number, of Python, numpy or torch."""
+    if isinstance(n, int) and not isinstance(n, bool):
+        return n
+    try:
+        if isinstance(n, (bool, numpy.bool_)) or (isinstance(n, Tensor) and (n.dim() or n.dtype not in _COUNTS)):
+            raise TypeError
+        return operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {_kind_of(n)}") from None
 
 
 def whole(name: str, n: object, least: int) -> int:
     """A whole number, at least ``least``."""
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
-    if n < least or n > _MOST_BYTES:
-        raise ValueError(f"{name}: expected {least} or more{', below 2**63' * (n > least)}, got {n}")
-    return n
+    number = index(name, n)
+    if number < least or number > _MOST_BYTES:
+        raise ValueError(f"{name}: expected {least} or more{', below 2**63' * (number > least)}, got {number}")
+    return number
+
+
+def placed(device: object, dtype: object) -> None:
+    """Where parameters are, and their dtype."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype, got {_kind_of(dtype)}")
+    if device is not None and not isinstance(device, (str, int, torch.device)):
+        raise TypeError(f"device: expected a torch.device or its name, got {_kind_of(device)}")
+    try:
+        torch.device(device if device is not None else "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device: expected one of torch's, got {device!r}: {error}") from None
+
+
+def _kind_of(value: object) -> str:
+    kind = type(value)
+    return f"numpy.{kind.__name__}" if kind.__module__ == "numpy" else kind.__name__
 
 
 def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs: Tensor | None) -> Tensor:

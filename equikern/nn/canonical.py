@@ -198,9 +198,8 @@ def vector_frame(x: Tensor, points: int | Sequence[int] | None = None, centred: 
         x = x.unsqueeze(1)
     if x.dim() != 3:
         raise ValueError(f"x: expected (B, points, {d}), got shape {tuple(x.shape)}")
-    chosen = tuple(range(d - 1)) if points is None else (points,) if isinstance(points, int) else points
-    if not isinstance(chosen, (list, tuple)) or not all(isinstance(k, int) for k in chosen):
-        raise TypeError(f"points: expected the numbers of {d - 1} points, got {type(points).__name__}")
+    chosen = tuple(range(d - 1)) if points is None else points if isinstance(points, Sequence) else (points,)
+    chosen = tuple(checks.index("points", k) for k in chosen)
     if len(chosen) != d - 1 or not all(-x.shape[1] <= k < x.shape[1] for k in chosen):
         raise ValueError(f"points: expected {d - 1} of the {x.shape[1]} points of x, got {points!r}")
     x = _of_unit_size(x)

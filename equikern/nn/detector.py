@@ -77,6 +77,8 @@ class EquiDetector(OrbitModule):
         if not isinstance(self.out, Coordinates) or self.out.format is None:
             raise TypeError(f"out: expected what boxes(…) makes, got {self.out!r}")
         for name, share in (("iou", iou), ("min_score", min_score)):
+            if isinstance(share, bool) or not isinstance(share, (int, float)):
+                raise TypeError(f"{name}: expected a number from 0 to 1, got {type(share).__name__}")
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {share!r}")
         checks.choice("confidence", confidence, KINDS)

@@ -156,8 +156,13 @@ class EquiZero(OrbitModule):
             raise ValueError(
                 f"classes: expected outputs (n, B, …) with a dim {self.classes} behind the batch, got {tuple(y.shape)}"
             )
-        losses = orbit_score(y, LOSSES[self.loss], dim=self.classes)
-        return losses.flatten(2).mean(2) if losses.dim() > 2 else losses
+        kind = LOSSES[self.loss]
+        losses = orbit_score(y, kind, dim=self.classes)
+        if losses.dim() == 2:
+            return losses
+        if kind in ("max_prob", "margin"):  # 1 − p: one tie, whose logarithm is infinite, must not decide for a map
+            losses = -torch.expm1(-losses)
+        return losses.flatten(2).mean(2)
 
     def _scored(self, part: Any) -> Tensor:
         if self.scored is not None:

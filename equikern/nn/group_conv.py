@@ -104,6 +104,7 @@ class GroupConv2d(nn.Module):
         entries = (action.order,) if inp == "regular" else ()
         shape = (out_channels, in_channels, *entries, kernel_size, kernel_size)
         checks.flag("bias", bias)
+        checks.placed(device, dtype)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()

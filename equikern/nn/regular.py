@@ -115,6 +115,7 @@ class GroupLinear(nn.Module):
         self._moves = Action("regular", regular(self.group, -1).inverse_maps)
         self._tables = ActionTables([self._moves])
         checks.flag("bias", bias)
+        checks.placed(device, dtype)
         shape = (out_features, in_features, self.group.order)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
@@ -207,6 +208,7 @@ class InvariantHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features = checks.whole("in_features", in_features, 1)
+        checks.choice("pool", pool, ("max", "mean"))
         self.pool = GroupPool(pool, dims)
         self.linear = nn.Linear(in_features, checks.whole("out_features", out_features, 1), **to)
 
@@ -286,9 +288,10 @@ def _group(spec: object) -> Group:
 
 
 def _dims(dims: object) -> int:
-    if dims not in (0, 2) or isinstance(dims, bool):
-        raise ValueError(f"dims: expected 2 for maps (…, |G|, H, W) or 0 for vectors (…, |G|), got {dims!r}")
-    return int(dims)
+    number = checks.index("dims", dims)
+    if number not in (0, 2):
+        raise ValueError(f"dims: expected 2 for maps (…, |G|, H, W) or 0 for vectors (…, |G|), got {number}")
+    return number
 
 
 def _check(z: object, channels: int | None, order: int | None, dims: int) -> None:

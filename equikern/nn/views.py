@@ -92,6 +92,8 @@ class OrbitModule(nn.Module):
         try:
             return call(views)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if type(error) not in (RuntimeError, ValueError, TypeError, IndexError):  # such as torch.OutOfMemoryError
+                raise
             raise ValueError(
                 f"x: {tuple(x.shape)} was taken for a batch of {len(x)} ({checks.moved(self.inp)}), with which the "
                 f"backbone fails; a single image with channels is x[None]. It says: {error}"
@@ -147,10 +149,7 @@ def check_views(views_per_forward: object) -> None:
     """None, or a whole number from 1."""
     if views_per_forward is None:
         return
-    if isinstance(views_per_forward, bool) or not isinstance(views_per_forward, int):
-        raise TypeError(f"views_per_forward: expected a whole number or None, got {type(views_per_forward).__name__}")
-    if views_per_forward < 1:
-        raise ValueError(f"views_per_forward: expected 1 or more views, got {views_per_forward}")
+    checks.whole("views_per_forward", views_per_forward, 1)
 
 
 def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:

@@ -35,8 +35,11 @@ def orbit_score(logits: Tensor, kind: Kind, *, dim: int = -1) -> Tensor:
     Probabilities near 1 are told apart, too: the first is log1p(Σ exp(y_v − y_1st)) over the other v. Two equal largest
     logits have the margin's loss ∞.
 
-    For a sequence, average over its positions (padding left out) before choosing. Where every row is chosen by its own
-    score, ``orbit_select`` takes the kind in place of scores and does both in one pass.
+    For a sequence, average over its positions (padding left out) before choosing; of max_prob and margin the mean of
+    ``-expm1(-loss)``, which is 1 − p, since one tie would make that of the logarithms infinite.
+
+    Where every row is chosen by its own score, ``orbit_select`` takes the kind in place of scores and does both in one
+    pass.
 
     Args:
         logits: (|G|, \\*lead, n) or any other shape with n ≥ 1 logits on ``dim``; float16, bfloat16, float32 or
@@ -91,7 +94,8 @@ class _Score(Function):
             others = p.scatter(-1, first, 0.0)
             slope = others.scatter_add(-1, first, -others.sum(-1, keepdim=True))
             if ctx.kind == "margin" and wide.shape[-1] > 1:  # and −log(1 − exp(y_j − y_i))
-                after = wide.scatter(-1, first, -torch.inf).argmax(-1, keepdim=True)
-                pull = 1 / torch.expm1(wide.gather(-1, first) - wide.gather(-1, after))
+                below = wide.scatter(-1, first, -torch.inf)
+                after = below.argmax(-1, keepdim=True)
+                pull = 1 / torch.expm1(wide.gather(-1, first) - below.gather(-1, after))
                 slope = slope.scatter_add(-1, first, -pull).scatter_add(-1, after, pull)
         return (grad.unsqueeze(-1) * slope).to(logits.dtype), None

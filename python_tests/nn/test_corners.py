@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equikern
+import numpy
 import pytest
 import torch
 from equikern import (
@@ -18,6 +21,7 @@ from equikern import (
     boxes,
     field,
     grid,
+    keypoints,
     permutation,
     train_weights,
     vector_frame,
@@ -218,3 +222,47 @@ def test_boxes_that_are_lists() -> None:
 
     with pytest.raises(TypeError, match='backbone: expected tensors in its dicts, got list for "boxes"'):
         EquiDetector(detect, "hflip", boxes("hflip"))(images(1, 3, 4, 4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", ["margin", "max_prob"])
+def test_a_tie_in_a_map_does_not_decide_for_it(loss: Any) -> None:
+    """In bfloat16 two largest logits are equal somewhere in every map."""
+    torch.manual_seed(0)
+    model = EquiZero(nn.Conv2d(3, 10, 3, padding=1).to(torch.bfloat16), "c4", "c4", loss=loss, classes=-3)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)
+    assert torch.equal(model(x.rot90(1, (-2, -1))), model(x).rot90(1, (-2, -1)))
+    assert model.chosen(x).any()
+
+
+def test_no_boxes_at_all() -> None:
+    for spec, shape in ((boxes("d4"), (0, 4)), (boxes("d4", "xywh"), (0, 5, 4)), (keypoints("d4"), (0, 2))):
+        nothing, none = torch.zeros(shape), torch.zeros(0, dtype=torch.int64)
+        assert spec.act(none, nothing, (4, 4)).shape == shape
+        assert spec.undo(none, nothing, (4, 4)).shape == shape
+
+
+def test_a_backbone_that_runs_out_of_memory_says_so() -> None:
+    def full(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        EquiTune(full, "c4", "c4")(torch.rand(2, 8, 8))
+
+
+def test_points_by_any_numbers() -> None:
+    x = torch.randn(4, 5, 3)
+    expected = vector_frame(x, points=(0, 1))
+    for points in ([0, 1], range(2), (numpy.int64(0), 1)):
+        assert torch.equal(vector_frame(x, points=points), expected)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="points: expected a whole number, got bool"):
+        vector_frame(x, points=(0, True))
+
+
+def test_a_part_whose_packages_are_missing_is_no_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for name in [name for name in sys.modules if name.startswith("equikern.lm")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(equikern, "lm", raising=False)
+    assert not hasattr(equikern, "lm")
+    with pytest.raises(AttributeError, match=r"equikern.lm needs transformers, which is not installed"):
+        _ = equikern.lm

@@ -200,7 +200,8 @@ def test_words_are_scored_by_the_whole_sequence() -> None:
     net = nn.Sequential(nn.Embedding(5, 8), nn.Tanh(), nn.Linear(8, 5))
     model = EquiZero(net, action, action.logits, "max_prob")
     ids = torch.tensor([[0, 3, 2], [4, 4, 1]])
-    scores = torch.stack([orbit_score(net(action.act(g, ids)), "max_prob").mean(-1) for g in range(3)])
+    losses = torch.stack([orbit_score(net(action.act(g, ids)), "max_prob") for g in range(3)])
+    scores = 1 - (-losses).exp().mean(-1)  # by the mean probability
     torch.testing.assert_close(model.scores(ids), scores)
     for g in range(3):
         torch.testing.assert_close(model(action.act(g, ids)), action.logits.act(g, model(ids)))

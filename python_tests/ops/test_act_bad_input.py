@@ -42,7 +42,8 @@ def test_what_is_no_whole_number_is_no_element(one: Any) -> None:
         lambda: keypoints("c4").act(one, torch.zeros(2), (4, 6)),
         lambda: boxes("c4").undo(one, torch.zeros(4), (4, 6)),
     ):
-        with pytest.raises(TypeError, match=f"^g: expected a whole number, got {type(one).__name__}$"):
+        kind = f"{'numpy.' * isinstance(one, numpy.generic)}{type(one).__name__}"
+        with pytest.raises(TypeError, match=f"^g: expected a whole number, got {kind}$"):
             call()
 
 
@@ -147,15 +148,15 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str, str, str]] = 
     ),
     "points of another batch": (
         lambda: keypoints("c4").act(E, torch.zeros(3, 2), (4, 6)),
-        *(ValueError, "elements", r"one for each sample, of shape \(3,\)", r"\(2,\)"),
+        *(ValueError, "g", r"one for each sample, of shape \(3,\)", r"\(2,\)"),
     ),
     "points beyond the group": (
         lambda: boxes("c4").undo(E + 3, torch.zeros(2, 4), (4, 6)),
-        *(ValueError, "elements", "elements 0 … 3", "4"),
+        *(ValueError, "g", "elements 0 … 3", "4"),
     ),
     "elements of points in int32": (
         lambda: boxes("c4").act(E.int(), torch.zeros(2, 4), (4, 6)),
-        *(TypeError, "elements", "int64", "torch.int32"),
+        *(TypeError, "g", "int64", "torch.int32"),
     ),
     "points as a list": (lambda: any_points([[0.0, 1.0]] * 2), TypeError, "t", "a torch.Tensor", "list"),
 }

@@ -163,6 +163,33 @@ def test_frames_of_any_size(scale: float) -> None:
 # -- g is g, also where the list of maps is no group
 
 
+@pytest.mark.parametrize("n", [8, 1000, 5000, 40_000])
+def test_entropy_of_rows_that_are_masked_by_the_lowest_number(n: int) -> None:
+    """As language models mask: the distance to the largest, times a probability of zero, is nothing."""
+    y = torch.full((n,), torch.finfo(torch.float32).min)
+    y[-3:] = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(orbit_score(y, "entropy"), orbit_score(y[-3:], "entropy"))
+    torch.testing.assert_close(orbit_score(y.flip(0), "entropy"), orbit_score(y[-3:], "entropy"))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_margin_of_a_logit_that_is_alone_has_no_slope(place: int) -> None:
+    y = torch.full((3,), -math.inf)
+    y[place] = 5.0
+    y.requires_grad_()
+    loss = orbit_score(y, "margin")
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, y)[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("views", [[1.0, 1.0, -math.inf], [-math.inf, 1.0, 2.0], [1.0, math.inf, 2.0]])
+def test_a_mean_takes_infinities_along(views: list[float]) -> None:
+    action = trivial(cyclic_group(3))
+    mean, std = orbit_reduce(torch.tensor(views).repeat(40, 1).T.contiguous(), action, "mean_std")
+    assert torch.equal(mean, torch.tensor(views).mean().expand(40))
+    assert bool(std.isnan().all())
+
+
 def test_samples_are_applied_and_not_undone() -> None:
     mats = torch.eye(2, dtype=torch.float64) + torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(3))
     samples = matrix(mats, closed=False)

@@ -1,4 +1,4 @@
-"""Every argument of everything public, replaced by objects that it is not: an error that names it, or a result."""
+"""Arguments of what is public, replaced by objects that they are not: an error that names it, or a result."""
 
 from __future__ import annotations
 

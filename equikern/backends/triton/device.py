@@ -300,7 +300,7 @@ def finish(s, scale, COUNT: tl.constexpr, OP: tl.constexpr):
     elif OP == "logodd":
         return 1.0 / (1.0 + tl.exp(-mean))
     elif OP == "std":
-        return root(mean)
+        return root(mean) + (mean - mean)  # NaN where a view is infinite
     elif OP == "log1p":
         return expm1(mean)
     else:

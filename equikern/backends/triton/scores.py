@@ -50,6 +50,12 @@ PROGRAMS = 128
 
 
 @triton.jit
+def moved_by(drop, rest):
+    """What a higher top adds to the moment of those below; finite below −10,000, too, where exp(drop) is 0."""
+    return tl.where(rest == -1.0, 0.0, tl.maximum(drop, -10000.0) * (1.0 + rest))
+
+
+@triton.jit
 def row_losses(
     y, base, off, V, yn, within, OP: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
     VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
@@ -81,8 +87,8 @@ def row_losses(
             e = tl.exp(d)
             if OP == "entropy":
                 # −∞ adds nothing: 0 · −∞ would be NaN.
-                terms = tl.where(v == float("-inf"), 0.0, d * e)
-                third = tl.exp(drop) * (third + tl.where(rest == -1.0, 0.0, drop * (1.0 + rest))) + tl.sum(terms, 2)
+                terms = tl.where(v == float("-inf"), 0.0, tl.maximum(d, -10000.0) * e)
+                third = tl.exp(drop) * (third + moved_by(drop, rest)) + tl.sum(terms, 2)
             here = tl.sum((d == 0.0).to(ACC), 2) - (drop < 0.0).to(ACC)  # beside m, which is not counted
             kept = tl.where(drop < 0.0, (1.0 + rest) * tl.exp(drop), rest)
             rest = kept + (here + tl.sum(tl.where(d == 0.0, 0.0, e), 2))
@@ -98,7 +104,7 @@ def row_losses(
         others = tl.where(others == -1.0, float("nan"), others)  # no logit above −∞: no distribution
         result = log1p(others)  # −log of the largest probability
         if OP == "entropy":
-            moment = tl.sum(tl.exp(drop) * (third + tl.where(rest == -1.0, 0.0, drop * (1.0 + rest))), 1)
+            moment = tl.sum(tl.exp(drop) * (third + moved_by(drop, rest)), 1)
             result -= moment / (1.0 + others)
         elif OP == "margin":
             second = tl.where(lanes > 1.0, highest, tl.max(tl.where(first, third, top), 1))

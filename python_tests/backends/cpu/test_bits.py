@@ -17,7 +17,7 @@ EVERYWHERE = {
     "gradient of select", "gradient of select identity", "gradient of select selected", "gradient of max",
     "gradient of min", "gradient of median", "gradient of act",
 }  # fmt: skip
-# Added up, without a factor of its own for each view: the same on all instruction sets.
+# Added up, without a factor of its own for each view: the same on all instruction sets, of planes above 64 elements.
 SETS = {
     "symmetrize", "mean", "mean plus", "sum", "gmean", "hmean", "tsharpen", "logodd", "log1p",
     "gradient of orbit", "gradient of symmetrize", "gradient of mean", "gradient of mean plus", "gradient of sum",
