@@ -329,7 +329,7 @@ def _images(action: object) -> GridAction:
 
 
 def _involution(swap: object) -> list[int]:
-    if isinstance(swap, Tensor):
+    if isinstance(swap, Tensor) and swap.layout is torch.strided and not swap.is_meta:
         swap = swap.tolist()
     if not isinstance(swap, Sequence) or not all(isinstance(n, int) for n in swap):
         raise TypeError(f"swap: expected a list of numbers, got {type(swap).__name__}")
