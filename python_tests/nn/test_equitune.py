@@ -196,12 +196,12 @@ BAD = {
     "views type": (
         lambda: EquiTune(nn.Identity(), "c4", "c4", views_per_forward=1.5),
         TypeError,
-        "views_per_forward: expected a whole number or None, got float",
+        "views_per_forward: expected a whole number, got float",
     ),
     "views zero": (
         lambda: EquiTune(nn.Identity(), "c4", "c4", views_per_forward=0),
         ValueError,
-        "views_per_forward: expected 1 or more views, got 0",
+        "views_per_forward: expected 1 or more, got 0",
     ),
     "x type": (lambda: EquiTune(nn.Identity(), "c4", "c4")([1]), TypeError, "x: expected a torch.Tensor, got list"),
     "x rank": (

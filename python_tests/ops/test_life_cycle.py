@@ -100,8 +100,9 @@ def test_processes(how: str, tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import time, torch
+import signal, time, torch
 from equikern import grid, orbit, orbit_mean
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 torch.set_num_threads(2)
 x = torch.rand(64, 3, 256, 256)
 D4 = grid("d4")
