@@ -87,7 +87,7 @@ def row_losses(
             e = tl.exp(d)
             if OP == "entropy":
                 # −∞ adds nothing: 0 · −∞ would be NaN.
-                terms = tl.where(v == float("-inf"), 0.0, tl.maximum(d, -10000.0) * e)
+                terms = tl.where(e == 0.0, 0.0, d * e)
                 third = tl.exp(drop) * (third + moved_by(drop, rest)) + tl.sum(terms, 2)
             here = tl.sum((d == 0.0).to(ACC), 2) - (drop < 0.0).to(ACC)  # beside m, which is not counted
             kept = tl.where(drop < 0.0, (1.0 + rest) * tl.exp(drop), rest)
