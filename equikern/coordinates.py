@@ -27,6 +27,7 @@ from .actions import FieldAction, GridAction, PermutationAction, field, grid, pe
 from .actions.base import element
 from .core import checks
 from .core.act import act
+from .scalars import index, kind_of
 from .views.grid import axes_of, sides_of
 
 __all__ = ["Coordinates", "boxes", "heat_maps", "keypoints"]
@@ -331,9 +332,9 @@ def _images(action: object) -> GridAction:
 def _involution(swap: object) -> list[int]:
     if isinstance(swap, Tensor) and swap.layout is torch.strided and not swap.is_meta:
         swap = swap.tolist()
-    if not isinstance(swap, Sequence) or not all(isinstance(n, int) for n in swap):
-        raise TypeError(f"swap: expected a list of numbers, got {type(swap).__name__}")
-    rows = list(swap)
+    if not isinstance(swap, Sequence):
+        raise TypeError(f"swap: expected a list of numbers, got {kind_of(swap)}")
+    rows = [index("swap", n) for n in swap]
     if not rows or sorted(rows) != list(range(len(rows))) or any(rows[rows[n]] != n for n in rows):
         raise ValueError(f"swap: expected the numbers 0 … N − 1 with pairs exchanged, got {rows}")
     return rows

@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .scalars import index
+
 __all__ = ["Group", "cyclic_group", "dihedral_group", "product_group"]
 
 _MAX_ORDER = 1024
@@ -123,11 +125,10 @@ def _generators(table: Tensor) -> list[int]:
 
 
 def _positive(name: str, n: int, most: int = _MAX_ORDER) -> int:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{name}: expected a whole number, got {type(n).__name__}")
-    if not 1 <= n <= most:
-        raise ValueError(f"{name}: expected a number from 1 to {most}, got {n}")
-    return n
+    number = index(name, n)
+    if not 1 <= number <= most:
+        raise ValueError(f"{name}: expected a number from 1 to {most}, got {number}")
+    return number
 
 
 def cyclic_group(n: int) -> Group:

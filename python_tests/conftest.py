@@ -47,7 +47,7 @@ collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--nightly", action="store_true", help="50,000 examples for the fuzzer instead of 500")
+    parser.addoption("--nightly", action="store_true", help="50,000 examples for the fuzzer, instead of 60 or 500")
 
 
 def pytest_configure(config: pytest.Config) -> None:

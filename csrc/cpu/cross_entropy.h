@@ -53,7 +53,7 @@ struct Row {
       if (p.smoothing != 0) sum += total_of(mean + j, length);
       // Whole vectors: what follows the row is −∞.
       online.template join<kWhole>((length + L - 1) / L * L, [at = mean + j](int64_t i, auto) { return load<A, L>(at + i); },
-                                  writes ? mean + j : nullptr);
+                                   writes ? mean + j : nullptr);
       tops[j / kRowBlock] = online.top;
     });
     const Stats<A> s = online.finish();

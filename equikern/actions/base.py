@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ..core import checks
 from ..core.act import act
 from ..groups import Group
+from ..scalars import index
 from ..views import EXACT
 from ..views.maps import Acting, Maps
 
-__all__ = ["Action", "GroupAction", "a_group", "check_rows", "element"]
+__all__ = ["Action", "GroupAction", "Tabled", "a_group", "check_rows", "element"]
+
+T = TypeVar("T", bound="Tabled")
 
 
 def element(name: str, g: object, order: int, action: str) -> int:
@@ -22,7 +26,7 @@ def element(name: str, g: object, order: int, action: str) -> int:
         TypeError: not a whole number.
         ValueError: not an element.
     """
-    number = checks.index(name, g)
+    number = index(name, g)
     if not 0 <= number < order:
         raise ValueError(f"{name}: expected an element 0 … {order - 1} of {action!r}, got {number}")
     return number
@@ -129,3 +133,18 @@ class GroupAction(Action):
 
     def __hash__(self) -> int:
         return hash((self.maps, self.group))
+
+
+class Tabled(GroupAction, ABC):
+    """An action with a table of its own. Made directly it checks the table; ``made`` takes one that is right."""
+
+    @abstractmethod
+    def _set(self, group: Group, *contents: Any) -> None:
+        """Take the contents as they are."""
+
+    @classmethod
+    def made(cls: type[T], group: Group, *contents: Any) -> T:
+        """Of contents that are known to be right; also how a pickled one comes back."""
+        action = cls.__new__(cls)
+        action._set(group, *contents)
+        return action

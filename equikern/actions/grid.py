@@ -9,6 +9,7 @@ from itertools import product as choices
 from typing import Any
 
 from ..groups import Group
+from ..scalars import index
 from ..views import of
 from ..views.grid import compose
 from ..views.maps import Maps
@@ -144,16 +145,15 @@ def grid(name: str, dims: int | None = None) -> GridAction:
         raise ValueError(f"name: expected one of {names}, got {name!r}")
     if dims is None:
         dims = 3 if name in _WORDS_3D else 2
-    if isinstance(dims, bool) or not isinstance(dims, int):
-        raise TypeError(f"dims: expected 2, 3 or None, got {type(dims).__name__}")
+    dims = index("dims", dims)
     if dims not in found:
         raise ValueError(f"dims: expected {' or '.join(map(str, found))} for {name!r}, got {dims!r}")
     return found[dims]
 
 
 def _make(name: str, words: tuple[str, ...], names: tuple[str, ...]) -> GridAction:
-    index = {word: g for g, word in enumerate(words)}
-    table = [[index[_composed(g, h)] for h in words] for g in words]
+    place = {word: g for g, word in enumerate(words)}
+    table = [[place[_composed(g, h)] for h in words] for g in words]
     return GridAction(Group(table, names, name), words, name)
 
 

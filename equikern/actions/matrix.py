@@ -13,7 +13,7 @@ from ..core import checks
 from ..groups import Group
 from ..views.maps import Maps, Tables
 from ..views.matrix import LARGEST, matrix_table
-from .base import Action, GroupAction, a_group, check_rows
+from .base import Action, GroupAction, Tabled, a_group, check_rows
 
 __all__ = ["MatrixAction", "MatrixSamples", "matrix"]
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 Matrices = Tensor | numpy.ndarray[Any, Any] | Sequence[Sequence[Sequence[float]]]
 
 
-class MatrixAction(GroupAction):
+class MatrixAction(Tabled):
     """A group that acts on the last dim by matrices, ``(g·x) = mats[g] @ x``; made by ``matrix``.
 
     Made directly, it checks what ``matrix`` checks.
@@ -39,14 +39,7 @@ class MatrixAction(GroupAction):
         rows = _from_identity(mats)
         self._set(_checked(rows, a_group(group)), rows, name)
 
-    @staticmethod
-    def made(group: Group, mats: Tensor, name: str = "matrix") -> MatrixAction:
-        """Of what is known to be right."""
-        action = MatrixAction.__new__(MatrixAction)
-        action._set(group, mats, name)
-        return action
-
-    def _set(self, group: Group, mats: Tensor, name: str) -> None:
+    def _set(self, group: Group, mats: Tensor, name: str = "matrix") -> None:
         GroupAction.__init__(self, group, name, _maps(mats))
         self.mats = mats
 
@@ -89,11 +82,20 @@ def _maps(mats: Tensor) -> Maps:
 
 
 @overload
-def matrix(mats: Matrices, group: Group | None = None, *, closed: Literal[True] = True) -> MatrixAction: ...
+def matrix(mats: Matrices, group: Group | None = None, *, closed: Literal[True] = True) -> MatrixAction:
+    """A group's matrices (|G|, d, d): a ``GroupAction``."""
+
+
 @overload
-def matrix(mats: Matrices, group: None = None, *, closed: Literal[False]) -> MatrixSamples: ...
+def matrix(mats: Matrices, group: None = None, *, closed: Literal[False]) -> MatrixSamples:
+    """Samples (|Θ|, d, d), which need not be a group's: an ``Action``."""
+
+
 @overload
-def matrix(mats: Matrices, group: Group | None = None, *, closed: bool) -> MatrixAction | MatrixSamples: ...
+def matrix(mats: Matrices, group: Group | None = None, *, closed: bool) -> MatrixAction | MatrixSamples:
+    """Either, as ``closed`` says."""
+
+
 def matrix(mats: Matrices, group: Group | None = None, *, closed: bool = True) -> MatrixAction | MatrixSamples:
     """A group acting on the last dim by matrices, ``(g·x)[…, i] = Σ_j mats[g, i, j] · x[…, j]``.
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..groups import Group
+from ..scalars import index
 from ..views.maps import Maps, Tables
 from ..views.permutation import permutation_table
-from .base import GroupAction, a_group, check_rows
+from .base import GroupAction, Tabled, a_group, check_rows
 
 __all__ = ["PermutationAction", "TokenAction", "after", "dim_from_end", "permutation", "tokens"]
 
@@ -19,7 +20,7 @@ _MOST = 2**31 - 1  # positions are int32
 Table = Tensor | Sequence[Sequence[int]]
 
 
-class PermutationAction(GroupAction):
+class PermutationAction(Tabled):
     """A group that permutes the entries of one dim, and may change their signs; made by ``permutation``.
 
     ``(g·y)[perm[g, i]] = signs[g, i] · y[i]``. Made directly, it checks what ``permutation`` checks.
@@ -39,16 +40,7 @@ class PermutationAction(GroupAction):
         rows, factors = _rows(perm, signs)
         self._set(_checked("perm", rows, factors, a_group(group)), rows, factors, dim_from_end(dim), name)
 
-    @staticmethod
-    def made(
-        group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str = "permutation"
-    ) -> PermutationAction:
-        """Of what is known to be right."""
-        action = PermutationAction.__new__(PermutationAction)
-        action._set(group, perm, signs, dim, name)
-        return action
-
-    def _set(self, group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str) -> None:
+    def _set(self, group: Group, perm: Tensor, signs: Tensor | None, dim: int, name: str = "permutation") -> None:
         back = perm if signs is None else torch.where(signs < 0, ~perm, perm)  # (g⁻¹y)[i] = sign[g, i] · y[perm[g, i]]
         i = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
         source = torch.empty_like(perm).scatter_(1, perm, i if signs is None else torch.where(signs < 0, ~i, i))
@@ -72,7 +64,7 @@ class PermutationAction(GroupAction):
         return PermutationAction.made, (self.group, self.perm, self.signs, self.dim, self.name)
 
 
-class TokenAction(GroupAction):
+class TokenAction(Tabled):
     """A group that maps token ids to token ids, ``v ↦ perm[g, v]``; made by ``tokens``.
 
     Made directly, it checks what ``tokens`` checks.
@@ -91,14 +83,7 @@ class TokenAction(GroupAction):
         rows = _permutations("perm", perm)
         self._set(_checked("perm", rows, None, a_group(group)), rows, name)
 
-    @staticmethod
-    def made(group: Group, perm: Tensor, name: str = "tokens") -> TokenAction:
-        """Of what is known to be right."""
-        action = TokenAction.__new__(TokenAction)
-        action._set(group, perm, name)
-        return action
-
-    def _set(self, group: Group, perm: Tensor, name: str) -> None:
+    def _set(self, group: Group, perm: Tensor, name: str = "tokens") -> None:
         every = torch.arange(perm.shape[1], device="cpu").expand_as(perm)
         inverse = torch.empty_like(perm).scatter_(1, perm, every)
         words = " ".join(".x"[moves] for moves in (perm != every).any(1).tolist())
@@ -182,14 +167,13 @@ def dim_from_end(dim: object) -> int:
         >>> dim_from_end(-3)
         -3
     """
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim: expected a whole number, got {type(dim).__name__}")
-    if dim >= 0:
+    number = index("dim", dim)
+    if number >= 0:
         raise ValueError(
             f"dim: expected a negative number, counted from the end, so that it names one dim of an input and of its "
-            f"orbit alike; got {dim}"
+            f"orbit alike; got {number}"
         )
-    return dim
+    return number
 
 
 def _integers(name: str, values: object) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TypeVar
 
-import numpy
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..scalars import index, kind_of
 from ..views import EXACT, FLOATS, UNSIGNED
 from ..views.grid import sides_named
 from ..views.maps import Acting, Maps
@@ -18,7 +17,6 @@ from ..views.tokens import IDS
 from . import autograd
 
 INTEGERS = EXACT - FLOATS
-_COUNTS = INTEGERS - {torch.bool}
 A = TypeVar("A", bound=Acting)
 _MOST_BYTES = 2**63 - 1  # sizes and offsets are int64
 
@@ -252,19 +250,7 @@ def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
 def flag(name: str, value: object) -> None:
     """A switch."""
     if value is not True and value is not False:
-        raise TypeError(f"{name}: expected True or False, got {_kind_of(value)}")
-
-
-def index(name: str, n: object) -> int:
-    """A whole number, of Python, numpy or torch."""
-    if isinstance(n, int) and not isinstance(n, bool):
-        return n
-    try:
-        if isinstance(n, (bool, numpy.bool_)) or (isinstance(n, Tensor) and (n.dim() or n.dtype not in _COUNTS)):
-            raise TypeError
-        return operator.index(n)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: expected a whole number, got {_kind_of(n)}") from None
+        raise TypeError(f"{name}: expected True or False, got {kind_of(value)}")
 
 
 def whole(name: str, n: object, least: int) -> int:
@@ -278,18 +264,13 @@ def whole(name: str, n: object, least: int) -> int:
 def placed(device: object, dtype: object) -> None:
     """Where parameters are, and their dtype."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype: expected a torch.dtype, got {_kind_of(dtype)}")
+        raise TypeError(f"dtype: expected a torch.dtype, got {kind_of(dtype)}")
     if device is not None and not isinstance(device, (str, int, torch.device)):
-        raise TypeError(f"device: expected a torch.device or its name, got {_kind_of(device)}")
+        raise TypeError(f"device: expected a torch.device or its name, got {kind_of(device)}")
     try:
         torch.device(device if device is not None else "cpu")
     except RuntimeError as error:
         raise ValueError(f"device: expected one of torch's, got {device!r}: {error}") from None
-
-
-def _kind_of(value: object) -> str:
-    kind = type(value)
-    return f"numpy.{kind.__name__}" if kind.__module__ == "numpy" else kind.__name__
 
 
 def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..actions import TokenAction, tokens
 from ..groups import cyclic_group
+from ..scalars import index, kind_of
 
 __all__ = ["WordLists"]
 
@@ -249,9 +250,10 @@ class WordLists:
 
 
 def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected whole numbers, got {type(value).__name__}: {value!r}")
-    return value
+    try:
+        return index(name, value)
+    except TypeError:
+        raise TypeError(f"{name}: expected whole numbers, got {kind_of(value)}: {value!r}") from None
 
 
 def _lists(name: str, value: object) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
 from ..ops import orbit, orbit_mean, orbit_weighted_mean
+from ..scalars import index
 from ..views import FLOATS, still
 from ..views.maps import Maps
 from .features import shares, weighed
@@ -199,7 +200,7 @@ def vector_frame(x: Tensor, points: int | Sequence[int] | None = None, centred: 
     if x.dim() != 3:
         raise ValueError(f"x: expected (B, points, {d}), got shape {tuple(x.shape)}")
     chosen = tuple(range(d - 1)) if points is None else points if isinstance(points, Sequence) else (points,)
-    chosen = tuple(checks.index("points", k) for k in chosen)
+    chosen = tuple(index("points", k) for k in chosen)
     if len(chosen) != d - 1 or not all(-x.shape[1] <= k < x.shape[1] for k in chosen):
         raise ValueError(f"points: expected {d - 1} of the {x.shape[1]} points of x, got {points!r}")
     x = _of_unit_size(x)

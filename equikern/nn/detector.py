@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..coordinates import Coordinates
 from ..core import checks
+from ..scalars import share
 from .views import ActionSpec, OrbitModule
 
 __all__ = ["EquiDetector"]
@@ -76,13 +77,9 @@ class EquiDetector(OrbitModule):
         super().__init__(backbone, inp, out, views_per_forward)
         if not isinstance(self.out, Coordinates) or self.out.format is None:
             raise TypeError(f"out: expected what boxes(…) makes, got {self.out!r}")
-        for name, share in (("iou", iou), ("min_score", min_score)):
-            if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise TypeError(f"{name}: expected a number from 0 to 1, got {type(share).__name__}")
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: expected a number from 0 to 1, got {share!r}")
         checks.choice("confidence", confidence, KINDS)
-        self.iou, self.min_score, self.confidence = iou, min_score, confidence
+        self.iou, self.min_score = share("iou", iou), share("min_score", min_score)
+        self.confidence = confidence
         _fusion()
 
     def forward(self, x: Tensor) -> list[Detections]:

@@ -13,6 +13,7 @@ from ..core import checks
 from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
 from ..reductions import best_view
+from ..scalars import index
 from .merging import Gathered, Merge, Output, Selected
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, leaves
 
@@ -79,8 +80,7 @@ class EquiZero(OrbitModule):
         if not callable(loss):
             checks.choice("loss", loss, tuple(LOSSES))
         checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
-        if isinstance(classes, bool) or not isinstance(classes, int):
-            raise TypeError(f"classes: expected a whole number, got {type(classes).__name__}")
+        classes = index("classes", classes)
         if classes >= 0:
             raise ValueError(f"classes: expected a negative number, counted from the end, got {classes}")
         self.loss = loss

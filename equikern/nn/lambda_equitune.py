@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..actions import Action
 from ..core import checks
 from ..ops import orbit_weighted_mean
+from ..scalars import index, kind_of
 from .features import Tap, pooled, shares, weighed
 from .merging import Gathered, Merge, Output, Weighted
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
@@ -89,11 +90,13 @@ class LambdaEquiTune(OrbitModule):
     ) -> None:
         super().__init__(backbone, inp, out, views_per_forward)
         if not isinstance(weight_net, nn.Module):
-            if isinstance(weight_net, bool) or not isinstance(weight_net, int):
+            try:
+                count = index("weight_net", weight_net)
+            except TypeError:
                 raise TypeError(
-                    f"weight_net: expected a module or the number of features, got {type(weight_net).__name__}"
-                )
-            weight_net = weight_network(checks.whole("weight_net", weight_net, 1))
+                    f"weight_net: expected a module or the number of features, got {kind_of(weight_net)}"
+                ) from None
+            weight_net = weight_network(checks.whole("weight_net", count, 1))
         checks.choice("normalize", normalize, ("sum", "softmax", None))
         checks.flag("frozen", frozen)
         if features is not None and not isinstance(features, str) and not callable(features):

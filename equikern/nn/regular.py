@@ -23,6 +23,7 @@ from ..core import checks
 from ..groups import Group
 from ..ops import orbit, orbit_mean
 from ..ops.checked import undo_each
+from ..scalars import index
 from ..views import FLOATS
 from .merging import Gathered
 from .tables import ActionTables
@@ -288,7 +289,7 @@ def _group(spec: object) -> Group:
 
 
 def _dims(dims: object) -> int:
-    number = checks.index("dims", dims)
+    number = index("dims", dims)
     if number not in (0, 2):
         raise ValueError(f"dims: expected 2 for maps (…, |G|, H, W) or 0 for vectors (…, |G|), got {number}")
     return number

@@ -12,6 +12,7 @@ from torch.autograd import Function
 from ..actions import Action
 from ..core import autograd, checks
 from ..core import rows as kernels
+from ..scalars import index, share
 from ..views import accumulator
 from . import softmax
 
@@ -76,8 +77,7 @@ def orbit_cross_entropy(
     """
     rows, back = checks.logits("logits", logits, action)
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
-    checked(space, ignore_index, reduction, label_smoothing)
-    options = (space or "logits", ignore_index, float(label_smoothing))
+    options = checked(space, ignore_index, reduction, label_smoothing)
     table = back.table(rows)
     if autograd.needs_grad(rows):
         return cast(
@@ -85,21 +85,17 @@ def orbit_cross_entropy(
             _CrossEntropy.apply(rows, target, back.code, table, options, reduction),  # type: ignore[no-untyped-call]
         )
     loss, _ = kernels.cross_entropy(rows, target, back.code, table, *options, None, False)
-    return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
+    return reduced(loss, reduction, counted(loss, target, options[1], reduction))
 
 
-def checked(space: object, ignore_index: object, reduction: object, smoothing: object) -> None:
-    """The keywords of both cross-entropies."""
+def checked(space: str | None, ignore_index: object, reduction: str, smoothing: object) -> tuple[str, int, float]:
+    """The keywords of both cross-entropies, and those among them that kernels take."""
     checks.choice("space", space, ("probs", "log_probs", None))
     checks.choice("reduction", reduction, ("mean", "sum", "none"))
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected a whole number, got {type(ignore_index).__name__}")
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index: expected a number of int64, got {ignore_index}")
-    if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)):
-        raise TypeError(f"label_smoothing: expected a number, got {type(smoothing).__name__}")
-    if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: expected 0 … 1, got {smoothing}")
+    ignored = index("ignore_index", ignore_index)
+    if not -(2**63) <= ignored < 2**63:
+        raise ValueError(f"ignore_index: expected a number of int64, got {ignored}")
+    return space or "logits", ignored, share("label_smoothing", smoothing)
 
 
 def counted(loss: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:

@@ -72,8 +72,7 @@ def linear_orbit_cross_entropy(
     hidden, weight, bias = _operands(hidden, weight, bias)
     back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
-    checked(space, ignore_index, reduction, label_smoothing)
-    options = (space or "logits", ignore_index, float(label_smoothing))
+    options = checked(space, ignore_index, reduction, label_smoothing)
     table = back.table(hidden)
     if autograd.needs_grad(hidden, weight) or (bias is not None and autograd.needs_grad(bias)):
         return cast(
@@ -84,7 +83,7 @@ def linear_orbit_cross_entropy(
         )
     call = (hidden, weight, bias, target, back.code, table, *options, None, False, False, False)
     loss = _linear_cross_entropy(*call)[0]
-    return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
+    return reduced(loss, reduction, counted(loss, target, options[1], reduction))
 
 
 def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:

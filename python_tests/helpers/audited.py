@@ -77,7 +77,7 @@ def passed(config: pytest.Config) -> dict[str, str]:
 
 def skip_needless(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark as skipped the audits that nothing can have changed."""
-    if os.environ.get("EQUIKERN_AUDITS") == "1":
+    if THOROUGH:
         return
     known = passed(config)
     first = known.get(FIRST, digest() if is_as_cloned() else "changed before any test ran")
