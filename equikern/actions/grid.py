@@ -9,7 +9,7 @@ from itertools import product as choices
 from typing import Any
 
 from ..groups import Group
-from ..scalars import index
+from ..scalars import index, kind_of
 from ..views import of
 from ..views.grid import compose
 from ..views.maps import Maps
@@ -145,7 +145,10 @@ def grid(name: str, dims: int | None = None) -> GridAction:
         raise ValueError(f"name: expected one of {names}, got {name!r}")
     if dims is None:
         dims = 3 if name in _WORDS_3D else 2
-    dims = index("dims", dims)
+    try:
+        dims = index("dims", dims)
+    except TypeError:
+        raise TypeError(f"dims: expected 2, 3 or None, got {kind_of(dims)}") from None
     if dims not in found:
         raise ValueError(f"dims: expected {' or '.join(map(str, found))} for {name!r}, got {dims!r}")
     return found[dims]

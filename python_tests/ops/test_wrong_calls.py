@@ -1,4 +1,4 @@
-"""Arguments of what is public, replaced by objects that they are not: an error that names it, or a result."""
+"""Arguments of what is public, replaced by objects that they are not: an error that names them, or a result."""
 
 from __future__ import annotations
 
@@ -221,3 +221,11 @@ def test_wrong_arguments_are_named(name: str) -> None:
             except Exception as error:  # what must not come out
                 faults.append(f"{argument} = {what}: {type(error).__name__}: {str(error)[:150]}")
     assert not faults, f"{len(faults)} of {len(right) * len(WRONG)}\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numbers_of_numpy_are_numbers(name: str) -> None:
+    function, right = CALLS[name]
+    for argument, value in right.items():
+        if type(value) in (int, float):
+            function(**{**right, argument: numpy.int64(value) if isinstance(value, int) else numpy.float32(value)})
