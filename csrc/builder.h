@@ -16,7 +16,7 @@ namespace equikern {
 
 // The sizes or strides of one tensor.
 struct Ints {
-  int64_t values[kMostDims + 1];  // and the group axis
+  int64_t values[kMaxDims + 1];  // and the group axis
   int count = 0;
   int64_t operator[](int k) const { return values[k]; }
   int64_t& last(int k = 1) { return values[count - k]; }
@@ -190,9 +190,6 @@ struct Builder {
       if (may && all([&](const Side& s, const Ints& st) { return s.outer[last] == st[d] * lead[d]; })) {
         p.size[last] *= lead[d];
       } else {
-        if (p.dims == kMaxDims)
-          throw py::value_error("expected at most " + std::to_string(kMaxDims) +
-                                " leading dims that lie apart in memory, got more: give contiguous tensors");
         p.size[p.dims++] = lead[d];
       }
       for (int k = 0; k < count; ++k) sides[k]->outer[p.dims - 1] = strides[k][d];
@@ -249,7 +246,7 @@ struct type_caster<equikern::Ints> {
   PYBIND11_TYPE_CASTER(equikern::Ints, const_name("tuple[int, ...]"));
   bool load(handle from, bool) {
     if (!PyTuple_Check(from.ptr())) return false;
-    const Py_ssize_t count = PyTuple_GET_SIZE(from.ptr()), most = equikern::kMostDims + 1;
+    const Py_ssize_t count = PyTuple_GET_SIZE(from.ptr()), most = equikern::kMaxDims + 1;
     if (count > most) throw value_error("expected at most " + std::to_string(most) + " dims, got " + std::to_string(count));
     for (Py_ssize_t k = 0; k < count; ++k) value.values[k] = equikern::read_int(from.ptr(), k);
     value.count = int(count);

@@ -5,8 +5,7 @@
 
 namespace equikern {
 
-constexpr int kMostDims = 64;                 // of a tensor, as torch has it
-constexpr int kMaxDims = 16;                  // outer ones that do not merge
+constexpr int kMaxDims = 64;                  // of a tensor, as torch has it
 constexpr int kMaxViews = 2048;               // groups of 1024, every view once more for what is added to it
 
 constexpr int64_t kHandsOver = 65536;         // more than these are worth handing over the GIL
