@@ -24,6 +24,7 @@ from equikern import (
     trivial,
 )
 from equikern.views.grid import compose, turn_grid
+from helpers.looped import each
 from helpers.mapped import shown
 from helpers.oracles import CASES, NAMED, Case
 from helpers.repository import ROOT
@@ -38,7 +39,7 @@ def numbered(case: Case) -> Tensor:
     return torch.arange(prod(shape), dtype=torch.float32 if case.multiplies else torch.int64).reshape(shape)
 
 
-@EVERY
+@each(*EVERY.args)
 def test_action_law(case: Case) -> None:
     action = case.action
     assert isinstance(action, GroupAction)
@@ -49,7 +50,7 @@ def test_action_law(case: Case) -> None:
     assert torch.equal(action.act(0, x), x)
 
 
-@EVERY
+@each(*EVERY.args)
 def test_act_is_torchs(case: Case) -> None:
     x = numbered(case)
     for g in range(case.order):
@@ -57,7 +58,7 @@ def test_act_is_torchs(case: Case) -> None:
         assert torch.equal(case.inverse[g](case.forward[g](x)), x)
 
 
-@EVERY
+@each(*EVERY.args)
 def test_inverse_maps_undo(case: Case) -> None:
     x, maps, back = numbered(case), case.action.maps, case.action.inverse_maps
     for g in range(case.order):
@@ -69,7 +70,7 @@ def test_inverse_maps_undo(case: Case) -> None:
 
 
 @pytest.mark.parametrize("outer", WORDS)
-@pytest.mark.parametrize("inner", WORDS)
+@each("inner", WORDS)
 def test_compose(outer: str, inner: str) -> None:
     x = torch.arange(5 * 3).reshape(5, 3)
     assert torch.equal(turn_grid(x, compose(outer, inner)), turn_grid(turn_grid(x, inner), outer))

@@ -27,6 +27,7 @@ from equikern.backends import BACKENDS
 from equikern.views.maps import Maps
 from helpers import fresh
 from helpers.bad_input import assert_error
+from helpers.looped import each
 
 C2, C4 = cyclic_group(2), cyclic_group(4)
 any_grid: Any = grid
@@ -135,7 +136,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@each("name", CASES)
 def test_error(name: str) -> None:
     assert_error(*CASES[name])
 

@@ -22,6 +22,7 @@ from equikern import (
     permutation,
 )
 from equikern.coordinates import Format, Units
+from helpers.looped import each
 from helpers.oracles import NAMED
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ def in_units(units: Units, at: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("units", UNITS)
+@each("units", UNITS)
 def test_keypoints_go_where_their_pixel_goes(name: str, units: Units) -> None:
     action, points = grid(name), keypoints(name, units=units)
     for g in range(action.order):
@@ -96,7 +97,7 @@ FORMATS: dict[Format, Any] = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("units", UNITS)
+@each("units", UNITS)
 def test_boxes_stay_around_their_pixels(name: str, units: Units) -> None:
     mask = torch.zeros(SIZE, dtype=torch.bool)
     mask[1:3, 2:6] = True
@@ -283,7 +284,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@each("case", BAD)
 def test_bad_input(case: str) -> None:
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):

@@ -92,7 +92,7 @@ def inverses(action: MatrixAction | MatrixSamples) -> Tensor:
     return torch.linalg.inv(action.mats)
 
 
-@EVERY
+@each(*EVERY.args)
 @DTYPES
 @each("layout", LAYOUTS)
 def test_products_are_rounded_once(name: str, dtype: torch.dtype, layout: str) -> None:
@@ -147,7 +147,7 @@ def arguments(call: Call, action: Action, size: int) -> list[Tensor]:
     return [t.requires_grad_(i == 0 or call.of_both) for i, t in enumerate(tensors)]
 
 
-@pytest.mark.parametrize("call", TRUE, ids=repr)
+@each("call", TRUE)
 @pytest.mark.parametrize("name", ["c5", "c3 skewed", "c3 of 3"])
 def test_derivatives(call: Call, name: str) -> None:
     action = ACTIONS[name]()
@@ -392,7 +392,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 def test_wrong_input_is_named(name: str) -> None:
     call, kind, message = WRONG[name]
     with pytest.raises(kind, match=message):

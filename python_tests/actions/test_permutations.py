@@ -26,6 +26,7 @@ from equikern import (
     tokens,
     trivial,
 )
+from helpers.looped import each
 from helpers.mapped import shown
 from helpers.oracles import powers
 from helpers.strategies import laid_out, layouts, random_values
@@ -207,7 +208,7 @@ TABLE_ERRORS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize("make", [permutation, tokens])
-@pytest.mark.parametrize(("rows", "options", "kind", "message"), TABLE_ERRORS)
+@each(("rows", "options", "kind", "message"), TABLE_ERRORS)
 def test_rows_that_are_no_action(make: Any, rows: Any, options: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         make(rows, **options)

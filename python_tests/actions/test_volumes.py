@@ -20,6 +20,7 @@ from equikern import (
     use_backend,
 )
 from equikern.core import library
+from helpers.looped import each
 from helpers.strategies import bits, laid_out, random_bits, random_values
 from torch import Tensor
 
@@ -62,7 +63,7 @@ def test_agrees_with_rot90() -> None:
 
 
 @NAMED
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "rows", "transposed"])
+@each("layout", ["contiguous", "channels_last", "rows", "transposed"])
 @pytest.mark.usefixtures("backend")
 def test_views_bit_for_bit(name: str, layout: str) -> None:
     action = grid(name, dims=3)

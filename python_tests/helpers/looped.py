@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import pytest
 
 Test = Callable[..., None]
 
 
-def each(name: str, values: Sequence[object]) -> Callable[[Test], Test]:
-    """As ``pytest.mark.parametrize``, but one test goes through all values; a failure says at which one."""
+def each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[Test], Test]:
+    """As ``pytest.mark.parametrize``, but one test goes through all values; a failure says at which one.
+
+    ``each(*MARK.args)`` does so with the values of a mark that other tests have as it is.
+    """
+    keys = (names,) if isinstance(names, str) else names
+    rows = [(value,) if isinstance(names, str) else tuple(value) for value in values]
 
     def loop(test: Test) -> Test:
         signature = inspect.signature(test)
 
         @functools.wraps(test)
         def run(**given: Any) -> None:
-            for value in values:
+            skips: list[BaseException] = []
+            for row in rows:
                 try:
-                    test(**given, **{name: value})
+                    test(**given, **dict(zip(keys, row, strict=True)))
+                except pytest.skip.Exception as skip:
+                    skips.append(skip)
                 except Exception as error:
-                    raise AssertionError(f"{name} = {value}: {error}") from error
+                    where = ", ".join(f"{key} = {value!r}" for key, value in zip(keys, row, strict=True))
+                    raise AssertionError(f"{where}: {error}") from error
+            if len(skips) == len(rows):
+                raise skips[0]
 
-        others = [parameter for key, parameter in signature.parameters.items() if key != name]
+        others = [parameter for key, parameter in signature.parameters.items() if key not in keys]
         run.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]  # what pytest reads
         return run
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import CanonicalLambdaEquiTune, grid, matrix, principal_frame, vector_frame
+from helpers.looped import each
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
@@ -86,8 +87,8 @@ def assert_theorem(model: CanonicalLambdaEquiTune, x: Tensor, equivariant: bool)
 
 
 @SIZES
-@EVERY
-@pytest.mark.parametrize("normalize", ["softmax", "sum", None])
+@each(*EVERY.args)
+@each("normalize", ["softmax", "sum", None])
 def test_theorem_1_invariant(d: int, frame: str, normalize: Any) -> None:
     weight_net: nn.Module = network(6, d, 1)
     if normalize != "softmax":
@@ -97,8 +98,8 @@ def test_theorem_1_invariant(d: int, frame: str, normalize: Any) -> None:
 
 
 @SIZES
-@EVERY
-@pytest.mark.parametrize("undo", [False, True])
+@each(*EVERY.args)
+@each("undo", [False, True])
 def test_theorem_1_equivariant(d: int, frame: str, undo: bool) -> None:
     model = CanonicalLambdaEquiTune(
         vectors(6, d), FRAMES[frame](6, d), theta(d), network(6, d, 1), "equivariant", undo=undo
@@ -205,7 +206,7 @@ def test_weights_are_readable_and_move_with_nothing() -> None:
 
 
 @SIZES
-@EVERY
+@each(*EVERY.args)
 def test_gradients(d: int, frame: str) -> None:
     """Through the backbone, λ and h alike; the loss of an invariant model has the same gradients for every turn."""
     x = cloud(3, 6, d, torch.float64)
@@ -225,7 +226,7 @@ def test_gradients(d: int, frame: str) -> None:
 
 
 @SIZES
-@EVERY
+@each(*EVERY.args)
 def test_frames_are_rotations_that_turn_with_the_input(d: int, frame: str) -> None:
     x = cloud(50, 6, d, torch.float64)
     h = FRAMES[frame](6, d)
@@ -351,7 +352,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 def test_wrong_input_is_named(name: str) -> None:
     call, kind, message = WRONG[name]
     with pytest.raises(kind, match=message):

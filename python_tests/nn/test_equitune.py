@@ -6,6 +6,7 @@ import pytest
 import torch
 from equikern import EquiTune, cyclic_group, grid, orbit, orbit_mean, orbit_reduce, permutation, trivial
 from equikern.reductions import REDUCTIONS
+from helpers.looped import each
 from helpers.oracles import NAMED
 from torch import nn
 
@@ -30,9 +31,9 @@ def act(action, g, result):
     return tuple(action.act(g, r) for r in result) if isinstance(result, tuple) else action.act(g, result)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("reduce", ["mean", *REDUCTIONS])
+@each("reduce", ["mean", *REDUCTIONS])
 def test_equivariant_output(dense, name, shape, reduce):
     backbone = dense if reduce != "vote" else lambda x: (dense(x) * 5).floor().long()  # labels
     action, model = grid(name), EquiTune(backbone, name, name, reduce=reduce)
@@ -41,7 +42,7 @@ def test_equivariant_output(dense, name, shape, reduce):
         torch.testing.assert_close(model(action.act(g, x)), act(action, g, model(x)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@each("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMED)
 def test_invariant_output(classifier, name, shape):
     action, model = grid(name), EquiTune(classifier, name, "trivial")
@@ -267,7 +268,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@each("case", BAD)
 def test_bad_input(case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):

@@ -18,6 +18,7 @@ from equikern import (
     orbit_weighted_mean,
     trivial,
 )
+from helpers.looped import each
 from helpers.oracles import CASES, NAMED, Case
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def merged(backbone: nn.Module, x: Tensor, inp: Action, out: Action, merge: Merg
 
 
 @GRIDS
-@pytest.mark.parametrize("merge", MERGES)
+@each("merge", MERGES)
 def test_equivariant(case: Case, merge: str, backbone: nn.Module) -> None:
     x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     action = case.action
@@ -76,7 +77,7 @@ def test_equivariant(case: Case, merge: str, backbone: nn.Module) -> None:
 
 
 @GRIDS
-@pytest.mark.parametrize("merge", MERGES)
+@each("merge", MERGES)
 def test_invariant(case: Case, merge: str, backbone: nn.Module) -> None:
     assert isinstance(case.action, GridAction)
     out = trivial(case.action.group)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import EquiTune, EquiZero, grid, orbit_score, permutation, tokens
+from helpers.looped import each
 from helpers.oracles import NAMED
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,9 +44,9 @@ def plain_loss(logits: Tensor, loss: str) -> Tensor:
     }[loss]
 
 
-@pytest.mark.parametrize("name", NAMED)
+@each("name", NAMED)
 @pytest.mark.parametrize("loss", LOSSES)
-@SHAPES
+@each(*SHAPES.args)
 def test_equivariant_and_invariant(
     dense: nn.Module, classifier: nn.Module, name: str, loss: Any, shape: tuple[int, int]
 ) -> None:
@@ -58,10 +59,10 @@ def test_equivariant_and_invariant(
         torch.testing.assert_close(logits(action.act(g, x)), z, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@each("name", NAMED)
 @pytest.mark.parametrize("loss", LOSSES)
-@SHAPES
-@pytest.mark.parametrize("views", [None, 1, 3])
+@each(*SHAPES.args)
+@each("views", [None, 1, 3])
 def test_is_the_chosen_view_bit_for_bit(
     classifier: nn.Module, name: str, loss: Any, shape: tuple[int, int], views: int | None
 ) -> None:

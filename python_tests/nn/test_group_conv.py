@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import EquivariantHead, GroupConv2d, GroupLinear, GroupPool, InvariantHead, RegularLift, grid, permutation
+from helpers.looped import each
 from helpers.oracles import NAMED
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,8 +42,8 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 @KINDS
-@SHAPES
-@pytest.mark.parametrize("name", NAMED)
+@each(*SHAPES.args)
+@each("name", NAMED)
 def test_equivariant(name: str, inp: Any, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     z = features(name, inp, *shape)

@@ -20,6 +20,7 @@ from equikern import (
     trivial,
     weight_network,
 )
+from helpers.looped import each
 from helpers.oracles import NAMED
 from torch import Tensor, nn
 
@@ -59,10 +60,10 @@ def images(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@each("name", NAMED)
 @SHAPES
 @NORMALIZE
-@pytest.mark.parametrize("frozen", [False, True])
+@each("frozen", [False, True])
 def test_equivariant(backbone: Backbone, name: str, shape: tuple[int, int], normalize: Any, frozen: bool) -> None:
     out = {"maps": name, "logits": "trivial"}
     model = LambdaEquiTune(backbone, name, out, Positive(6), "trunk", frozen, normalize).eval()

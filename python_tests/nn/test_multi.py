@@ -22,6 +22,7 @@ from equikern import (
     trivial,
 )
 from helpers.backbones import Counted, Pooled, conv
+from helpers.looped import each
 from helpers.oracles import powers
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -182,7 +183,7 @@ X = torch.zeros(2, 1, 6, 6)
 WIDE = torch.zeros(2, 1, 5, 8)
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "error", "said"),
     [
         (lambda: MultiInputEquiTune(conv(), "c4", "c4"), TypeError, r"^inps: expected a list of actions.*got str"),

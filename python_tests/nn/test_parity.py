@@ -11,6 +11,7 @@ import pytest
 import torch
 import ttach
 from equikern import EquiTune, grid, keypoints, orbit, orbit_mean, orbit_reduce, trivial
+from helpers.looped import each
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
@@ -98,7 +99,7 @@ def classifier(images: Tensor) -> nn.Module:
     return ready(Classifier(), images)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@each("name", TRANSFORMS)
 @MODES
 def test_segmentation(name: str, mode: str, segmenter: nn.Module, images: Tensor) -> None:
     expected = ttach.SegmentationTTAWrapper(segmenter, TRANSFORMS[name](), merge_mode=mode)(images)
@@ -106,7 +107,7 @@ def test_segmentation(name: str, mode: str, segmenter: nn.Module, images: Tensor
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@each("name", TRANSFORMS)
 @MODES
 def test_classification(name: str, mode: str, classifier: nn.Module, images: Tensor) -> None:
     expected = ttach.ClassificationTTAWrapper(classifier, TRANSFORMS[name](), merge_mode=mode)(images)
@@ -145,7 +146,7 @@ TOOLBELT = pytest.mark.parametrize(
 
 
 @TOOLBELT
-@pytest.mark.parametrize("reduction", ["mean", "sum", "gmean", "hmean", "logodd", "log1p"])
+@each("reduction", ["mean", "sum", "gmean", "hmean", "logodd", "log1p"])
 def test_toolbelt_wrapper(
     prefix: str, name: str, reduction: str, toolbelt: ModuleType, segmenter: nn.Module, images: Tensor
 ) -> None:

@@ -26,6 +26,7 @@ from equikern import (
 )
 from equikern.nn.commuting import check_commuting, representatives
 from helpers.backbones import Counted, Pooled, conv
+from helpers.looped import each
 from helpers.oracles import powers
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -197,7 +198,7 @@ def mirror(normal: list[float]) -> MatrixAction:
     return matrix(torch.stack([still, still - 2 * torch.outer(n, n) / n.dot(n)]))
 
 
-@pytest.mark.parametrize(
+@each(
     "actions",
     [
         ["hflip", "vflip"],
@@ -223,7 +224,7 @@ def test_what_commutes(actions: list[Any]) -> None:
     check_commuting("inps", [grid(a) if isinstance(a, str) else a for a in actions])
 
 
-@pytest.mark.parametrize(
+@each(
     ("actions", "said"),
     [
         (["c4", "hflip"], r"rot90 of inps\[0\] \('c4'\) and hflip of inps\[1\] \('hflip'\)"),
@@ -364,7 +365,7 @@ def test_rotations_and_flips_are_not_a_product() -> None:
         ProductEquiTune(conv(), [swap, turn], ["hflip", "c4"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "error", "said"),
     [
         (lambda: ProductEquiTune(3, ["c4"], "c4"), TypeError, r"^backbone: expected a module"),

@@ -21,6 +21,7 @@ from equikern import (
     permutation,
 )
 from equikern.nn.views import OrbitModule
+from helpers.looped import each
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -105,10 +106,10 @@ def backbone() -> Backbone:
     return Backbone()
 
 
-@NAMES
+@each(*NAMES.args)
 @SIZES
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("views", [None, 3])
+@each("views", [None, 3])
 def test_every_output_of_every_wrapper(
     backbone: Backbone, kind: str, name: str, size: tuple[int, int], views: int | None
 ) -> None:

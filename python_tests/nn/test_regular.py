@@ -27,6 +27,7 @@ from equikern import (
 )
 from equikern.core import autograd
 from equikern.rl import gridworld
+from helpers.looped import each
 from helpers.oracles import CASES, NAMED, Case
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ def features(dense: nn.Module) -> nn.Module:
 # -- every view moved by its own element
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+@each("case", CASES.values())
 def test_each_moves_every_view_by_its_element(backend: str, case: Case) -> None:
     action = case.action
     for lead, axis in (((), 0), ((3, 2), 2)):
@@ -87,8 +88,8 @@ def test_each_moves_every_view_by_its_element(backend: str, case: Case) -> None:
 
 
 @SHAPES
-@pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("views", [None, 3])
+@each("name", NAMED)
+@each("views", [None, 3])
 def test_the_lift_permutes_its_entries(
     dense: nn.Module, features: nn.Module, name: str, shape: tuple[int, int], views: int | None
 ) -> None:
@@ -345,7 +346,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@each("case", BAD)
 def test_bad_input(case: str) -> None:
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):

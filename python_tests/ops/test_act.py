@@ -90,7 +90,7 @@ def test_is_the_orbits_view(case: Case, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+@each("size", [1, 2, 3, 4, 5, 9])
 @each("layout", LAYOUTS)
 def test_samples_of_matrices_are_rounded_once(size: int, dtype: torch.dtype, layout: str) -> None:
     """No group: each sample by a matrix of its own, as in canonical poses."""
@@ -118,7 +118,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int16], ids=str)
-@pytest.mark.parametrize("name", FIELDS)
+@each("name", FIELDS)
 def test_fields(name: str, dtype: torch.dtype) -> None:
     action = FIELDS[name]
     if action.mixes and not dtype.is_floating_point:
@@ -220,7 +220,7 @@ def test_gradient_of_turned_rectangles() -> None:
 # -- memory
 
 
-@FEW
+@each(*FEW.args)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "rows", "transposed", "expanded"])
 def test_the_layout_is_that_of_the_input(case: Case, layout: str) -> None:
     x = random_values(case.shape(4, 3, side=6), torch.float32, 1)
@@ -245,7 +245,7 @@ def test_channels_last_stays_in_the_gradient(dims: int) -> None:
     assert torch.equal(grad, looped(single(action, True), incoming, elements))
 
 
-@FEW
+@each(*FEW.args)
 @pytest.mark.parametrize("layout", ["contiguous", "sliced", "rows", "transposed", "reversed"])
 def test_out(case: Case, layout: str) -> None:
     x = random_values(case.shape(4, 2, side=5), torch.float32, 1)
@@ -306,7 +306,7 @@ def test_results_repeat_with_any_number_of_threads() -> None:
 # -- derivatives
 
 
-@EVERY
+@each(*EVERY.args)
 @pytest.mark.parametrize("inverse", [False, True])
 def test_derivatives(case: Case, inverse: bool) -> None:
     x = random_values(case.shape(2, 2, side=2), torch.float64, 1).requires_grad_()
@@ -325,7 +325,7 @@ def test_derivatives_of_samples() -> None:
         )
 
 
-@FEW
+@each(*FEW.args)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_the_gradient_is_the_adjoint(case: Case, dtype: torch.dtype) -> None:
     x = random_values(case.shape(3, 2, side=5), dtype, 1).requires_grad_()
@@ -421,7 +421,7 @@ def test_opcheck(name: str) -> None:
 # -- Action.act, keypoints and boxes
 
 
-@EVERY
+@each(*EVERY.args)
 def test_actions_act_with_many_elements(case: Case) -> None:
     x = random_values(case.shape(5, 2, side=4), torch.float32, 1)
     for elements in (drawn(case.order, (5,), 2), drawn(case.order, (5, 2), 2)):
@@ -439,8 +439,8 @@ def places(name: str, units: Units) -> list[Coordinates]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int64], ids=str)
-@pytest.mark.parametrize("units", ["edge", "center", "normalized"])
-@pytest.mark.parametrize("name", ["c4", "d4", "flips"])
+@each("units", ["edge", "center", "normalized"])
+@each("name", ["c4", "d4", "flips"])
 def test_coordinates_by_many_elements(name: str, units: Units, dtype: torch.dtype) -> None:
     order, size = grid(name).order, (4, 7)
     for spec in places(name, units):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from equikern import boxes, field, grid, keypoints, matrix, orbit_act, permutation, tokens
 from helpers.bad_input import assert_error
+from helpers.looped import each
 from helpers.oracles import CASES, powers
 from torch import Tensor
 
@@ -166,7 +167,7 @@ def any_points(t: Any) -> Tensor:
     return keypoints("c4").act(E, t, (4, 6))
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 def test_wrong_input_is_named(name: str) -> None:
     assert_error(*WRONG[name])
 

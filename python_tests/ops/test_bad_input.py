@@ -19,6 +19,7 @@ from equikern import (
     trivial,
 )
 from helpers.bad_input import assert_error
+from helpers.looped import each
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 
@@ -275,6 +276,6 @@ CHOICES: dict[str, Case] = {
 ALL: dict[str, Case] = {**TENSORS, **DTYPES, **SHAPES, **WEIGHTS, **LOGITS, **CHOICES}
 
 
-@pytest.mark.parametrize("name", ALL)
+@each("name", ALL)
 def test_error(name: str) -> None:
     assert_error(*ALL[name])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from equikern import grid, orbit, orbit_mean, orbit_reduce, orbit_select, orbit_weighted_mean, symmetrize, trivial
 from helpers.bad_input import assert_error
+from helpers.looped import each
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
@@ -58,7 +59,7 @@ WRONG: dict[str, tuple[Callable[[tuple[int, ...]], object], type[Exception], str
 
 
 @EVERY
-@pytest.mark.parametrize("wrong", WRONG)
+@each("wrong", WRONG)
 def test_out_that_does_not_fit(name: str, wrong: str) -> None:
     run, shape = RUNS[name]
     make, error, expected, got = WRONG[wrong]
@@ -97,7 +98,7 @@ def test_out_where_an_input_requires_grad(call: Callable[[Tensor, Tensor], objec
         call(leaf, torch.zeros(ONE))
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "argument"),
     [
         (lambda b: orbit(b[0], C4, out=b[:4]), "out"),

@@ -11,6 +11,7 @@ from equikern import grid, linear_orbit_cross_entropy, orbit_cross_entropy, perm
 from equikern.ops.linear_cross_entropy import chunk_rows
 from helpers.accuracy import error, spacing
 from helpers.logits import ACTIONS, SPACES, loss, size_of, swaps, targets
+from helpers.looped import each
 from helpers.strategies import FLOATS, laid_out, layouts, random_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +82,7 @@ def test_value_and_gradient(name: str, space: Any, data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [8, 49_152, 151_936, 262_144])
+@each("size", [8, 49_152, 151_936, 262_144])
 @SPACE
 def test_vocabularies_of_models(size: int, space: Any) -> None:
     action, target = swaps(3, size, min(size, 60) // 3 * 3), torch.tensor([0, size - 1])
@@ -134,9 +135,9 @@ def test_second_derivatives_where_probabilities_underflow() -> None:
     assert grad[0, 0, 5].item() == 0.5
 
 
-@SPACE
+@each(*SPACE.args)
 @DTYPES
-@REDUCTION
+@each(*REDUCTION.args)
 def test_all_ignored_and_nothing_at_all(space: Any, dtype: torch.dtype, reduction: Any) -> None:
     """As torch's: NaN for the mean of nothing, 0 for its sum."""
     action = ACTIONS["9 of 50"]
@@ -150,7 +151,7 @@ def test_all_ignored_and_nothing_at_all(space: Any, dtype: torch.dtype, reductio
         assert reduction == "mean" or not y.grad.any()
 
 
-@SPACE
+@each(*SPACE.args)
 @DTYPES
 def test_words_ruled_out(space: Any, dtype: torch.dtype) -> None:
     action = ACTIONS["9 of 50"]
@@ -190,11 +191,11 @@ def hidden_case(dtype: torch.dtype, action: Any, lead: tuple[int, ...], bias: bo
     return inputs, targets(lead, size, 5, -100)
 
 
-@pytest.mark.parametrize("name", ["none of 3", "9 of 50", "all of 30"])
+@each("name", ["none of 3", "9 of 50", "all of 30"])
 @SPACE
 @REDUCTION
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("bias", [False, True])
+@each("bias", [False, True])
 def test_from_the_hidden_state(name: str, space: Any, reduction: Any, dtype: torch.dtype, bias: bool) -> None:
     action = ACTIONS[name]
     inputs, target = hidden_case(dtype, action, (3, 21), bias)
@@ -323,7 +324,7 @@ NINE = ACTIONS["9 of 50"]
 TARGET = torch.zeros(4, dtype=torch.int64)
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "kind", "message"),
     [
         (

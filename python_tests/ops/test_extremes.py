@@ -27,6 +27,7 @@ from equikern import (
     vector_frame,
 )
 from helpers import definitions, fresh
+from helpers.looped import each
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -109,8 +110,8 @@ def extreme_logits(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
 TARGET = torch.tensor([0, 3, 5, -100])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kind", ["masked", "masked in one view", "far"])
+@each("dtype", [torch.float64, torch.float32])
+@each("kind", ["masked", "masked in one view", "far"])
 @pytest.mark.parametrize("space", [None, "probs", "log_probs"])
 def test_losses_are_differentiable_however_small_a_probability(kind: str, space: Any, dtype: torch.dtype) -> None:
     y = extreme_logits(kind, dtype).requires_grad_()

@@ -10,6 +10,7 @@ import torch
 from equikern import orbit_mean, orbit_reduce
 from equikern.core import autograd
 from helpers.calls import CALLS, Call
+from helpers.looped import each
 from helpers.oracles import CASES, Case
 from helpers.strategies import random_values
 from torch import Tensor
@@ -29,13 +30,13 @@ def arguments(call: Call, case: Case, lead: tuple[int, ...], side: int) -> list[
 
 
 @EVERY
-@GROUPS
+@each(*GROUPS.args)
 def test_first_derivative(call: Call, case: Case) -> None:
     assert gradcheck(lambda *t: call.run(case.action, *t), arguments(call, case, (2, 1), 3), fast_mode=True)
 
 
 @EVERY
-@GROUPS
+@each(*GROUPS.args)
 def test_second_derivative(call: Call, case: Case) -> None:
     # one image: 8 × 3 × 3 unknowns against as many; the incoming gradient is differentiated too
     assert gradgradcheck(lambda *t: call.run(case.action, *t), arguments(call, case, (2,), 3), fast_mode=True)
@@ -90,7 +91,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@each("name", BLOCKS)
 def test_building_blocks(name: str) -> None:
     """What only a higher derivative of a public operator calls."""
     call, takes = BLOCKS[name]
@@ -103,7 +104,7 @@ def test_building_blocks(name: str) -> None:
         assert gradcheck(call, alone, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", [c.name for c in TRUE])
+@each("name", [c.name for c in TRUE])
 def test_third_derivative_exists(name: str) -> None:
     call, case = CALLS[name], CASES["d4"]
     leaves = arguments(call, case, (1,), 2)
@@ -137,7 +138,7 @@ def test_gradients_accumulate_over_two_uses() -> None:
     torch.testing.assert_close(y.grad, 3 * once)
 
 
-@EVERY
+@each(*EVERY.args)
 def test_forward_mode_is_refused_not_silently_zero(call: Call) -> None:
     case = CASES["c4"]
     tensors = [t.detach() for t in arguments(call, case, (2,), 3)]

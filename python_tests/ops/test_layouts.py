@@ -36,7 +36,7 @@ def is_channels_last(t: Tensor) -> bool:
     return t.stride()[-3:] == (1, w * c, c)
 
 
-@EVERY
+@each(*EVERY.args)
 @each("lead", [(3,), (2, 3), (2, 2, 3)])
 def test_channels_last_stays(call: Call, lead: tuple[int, ...]) -> None:
     first, *rest = call.tensors(D4, lead, 6)
@@ -51,7 +51,7 @@ def test_channels_last_stays(call: Call, lead: tuple[int, ...]) -> None:
             assert is_channels_last(ours)
 
 
-@DIFF
+@each(*DIFF.args)
 def test_channels_last_gradient(call: Call) -> None:
     first, *rest = call.tensors(D4, (2, 3), 6)
     leaf = laid_out(first, "channels_last").requires_grad_()
@@ -65,7 +65,7 @@ def test_channels_last_gradient(call: Call) -> None:
     assert is_channels_last(ours)
 
 
-@DIFF
+@each(*DIFF.args)
 def test_channels_last_gradient_of_a_pooled_result(call: Call) -> None:
     # The gradients that a mean and a sum send are contiguous or expanded, whatever layout they got.
     arguments = call.tensors(D4, (2, 3), 6)
@@ -80,7 +80,7 @@ def test_channels_last_gradient_of_a_pooled_result(call: Call) -> None:
         torch.testing.assert_close(grads[1], grads[0])
 
 
-@EVERY
+@each(*EVERY.args)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @each("layout", LAYOUTS)
 def test_any_layout_gives_the_same_result(call: Call, layout: str, dtype: torch.dtype) -> None:
@@ -128,7 +128,7 @@ def arguments_for(call: Call, case: Case) -> list[Tensor]:
     return [data]
 
 
-@DIFF
+@each(*DIFF.args)
 @each("layout", LAYOUTS)
 def test_incoming_gradients_in_any_layout(call: Call, layout: str) -> None:
     leaves = [t.requires_grad_() for t in call.tensors(D4, (2, 3), 9)]
@@ -141,7 +141,7 @@ def test_incoming_gradients_in_any_layout(call: Call, layout: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@DIFF
+@each(*DIFF.args)
 @each("layout", ["contiguous", "sliced", "channels_last"])
 def test_nothing_given_is_written(call: Call, layout: str) -> None:
     given = [laid_out(t, layout) for t in call.tensors(D4, (2, 3), 9)]
@@ -158,7 +158,7 @@ def test_nothing_given_is_written(call: Call, layout: str) -> None:
         assert torch.equal(bits(t.detach()), bits(before))
 
 
-@EVERY
+@each(*EVERY.args)
 def test_the_memory_around_an_input_is_not_read(call: Call) -> None:
     """NaN in the gaps of a strided input must not reach the result."""
     first, *rest = call.tensors(D4, (2, 3), 9)
@@ -169,7 +169,7 @@ def test_the_memory_around_an_input_is_not_read(call: Call) -> None:
         assert_same(call, ours, expected)
 
 
-@EVERY
+@each(*EVERY.args)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_autocast_changes_nothing(call: Call, dtype: torch.dtype) -> None:
     arguments = call.tensors(D4, (2, 3), 9, dtype)
@@ -186,7 +186,7 @@ def test_autocast_changes_nothing(call: Call, dtype: torch.dtype) -> None:
         assert torch.equal(ours, plain)
 
 
-@EVERY
+@each(*EVERY.args)
 def test_grad_mode_changes_no_value(call: Call) -> None:
     arguments = call.tensors(D4, (2, 3), 9)
     leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in arguments]
@@ -202,7 +202,7 @@ def test_grad_mode_changes_no_value(call: Call) -> None:
         assert a.requires_grad == (call.differentiable and a.is_floating_point())
 
 
-@EVERY
+@each(*EVERY.args)
 @each("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 0), (0, 0), (0,)])
 def test_empty_tensors(call: Call, shape: tuple[int, ...]) -> None:
     case: Case = CASES["nothing"] if len(shape) == 1 else CASES["d4"]

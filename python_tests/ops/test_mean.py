@@ -17,6 +17,7 @@ from equikern import (
     trivial,
 )
 from helpers.accuracy import assert_rounded_once, assert_within_twice, error, spacing
+from helpers.looped import each
 from helpers.oracles import CASES, SOME, Case
 from helpers.strategies import FLOATS, laid_out, layouts, orbits, per_view_shape, random_values
 from hypothesis import given
@@ -161,7 +162,7 @@ def test_weighted_mean_gradients(case: Case, normalize: Literal["sum", "softmax"
     assert error(grad_weights, exact_weights) <= 2 * error(theirs, exact_weights) + float(unit)
 
 
-@FEW
+@each(*FEW.args)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dots_do_not_lose_small_terms(case: Case, dtype: torch.dtype) -> None:
     """∂λ is accumulated in the wide dtype: a sum of many equal terms would stall in float16 or bfloat16."""
@@ -173,7 +174,7 @@ def test_dots_do_not_lose_small_terms(case: Case, dtype: torch.dtype) -> None:
     assert torch.equal(grad, torch.full_like(grad, ones.numel() / 8))
 
 
-@FEW
+@each(*FEW.args)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_mean_of_an_orbit_is_the_input(case: Case, dtype: torch.dtype) -> None:
     x = random_values(case.shape(2, 3, side=15), dtype, 3)
@@ -181,9 +182,9 @@ def test_mean_of_an_orbit_is_the_input(case: Case, dtype: torch.dtype) -> None:
     torch.testing.assert_close(orbit_mean(orbit(x, case.action), case.action), x, rtol=2**-20, atol=0)
 
 
-@pytest.mark.parametrize("name", ["c4", "d4", "flips"])
+@each("name", ["c4", "d4", "flips"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("weight", [1.0, 0.3])
+@each("weight", [1.0, 0.3])
 def test_constant_weights_are_equitune(name: str, dtype: torch.dtype, weight: float) -> None:
     case = CASES[name]
     y = random_values((case.order, 2, 3, 11, 11), dtype, 7)
@@ -196,9 +197,9 @@ def test_constant_weights_are_equitune(name: str, dtype: torch.dtype, weight: fl
             torch.testing.assert_close(ours, expected, rtol=rtol, atol=rtol)
 
 
-@FEW
+@each(*FEW.args)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("normalize", ["sum", None])
+@each("normalize", ["sum", None])
 def test_indicator_weights_are_equizero(case: Case, dtype: torch.dtype, normalize: Literal["sum"] | None) -> None:
     batch = 2 * case.order
     y = random_values((case.order, *case.shape(batch, 3, side=11)), dtype, 8)

@@ -61,7 +61,7 @@ def test_median(case: Case, data: st.DataObject) -> None:
         assert torch.equal(ours, numpys(case.undone(y)).to(y.dtype))
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@each("order", ORDERS)
 def test_median_of_any_number_of_views(order: int) -> None:
     action = trivial(cyclic_group(order))
     for seed, dtype in enumerate(FLOATS):
@@ -74,7 +74,7 @@ def test_median_of_any_number_of_views(order: int) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("name", ["flips", "cycle3", "diagonal"])
+@each("name", ["flips", "cycle3", "diagonal"])
 def test_nan_in_any_view_is_nan(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     for g in range(case.order):
@@ -96,7 +96,7 @@ def test_infinities_and_zeros_have_medians() -> None:
     assert torch.equal(orbit_reduce(largest, trivial(cyclic_group(2)), "median"), largest[0])
 
 
-@FEW
+@each(*FEW.args)
 def test_derivatives_of_medians(case: Case) -> None:
     y = random_values((case.order, *case.shape(2, side=2)), torch.float64, 3).requires_grad_()
     assert gradcheck(lambda t: orbit_reduce(t, case.action, "median"), y, fast_mode=True)
@@ -118,7 +118,7 @@ SHARES = [
 
 
 @DTYPES
-@pytest.mark.parametrize(("values", "shares"), SHARES)
+@each(("values", "shares"), SHARES)
 def test_ties_share_the_gradient_of_a_median(values: list[float], shares: list[float], dtype: torch.dtype) -> None:
     y = torch.tensor(values, dtype=dtype)[:, None].repeat(1, 3).requires_grad_()
     found = orbit_reduce(y, trivial(cyclic_group(len(values))), "median")
@@ -250,7 +250,7 @@ def test_log1p_at_and_below_minus_one() -> None:
     assert ours[4].isnan()
 
 
-@FEW
+@each(*FEW.args)
 def test_derivatives_of_log1p(case: Case) -> None:
     y = random_values((case.order, *case.shape(2, side=2)), torch.float64, 3, "positive")
     y = case.moved_alike(y).mul(0.4).requires_grad_()  # above −1 where signs change
@@ -268,8 +268,8 @@ def decided(case: Case, y: Tensor) -> Tensor:
     return (views == views.gather(0, votes.argmax(0, keepdim=True))).sum(0) == (votes == votes.amax(0)).sum(0)
 
 
-@FEW
-@pytest.mark.parametrize("op", ["median", "log1p", "vote"])
+@each(*FEW.args)
+@each("op", ["median", "log1p", "vote"])
 def test_merges_of_moved_views(case: Case, op: Any) -> None:
     """``reduce(orbit of (g x)) = g reduce(orbit of x)`` for the views of a model: here, some that depend on places."""
     if op == "vote" and case.multiplies:
@@ -308,9 +308,9 @@ class Labels(nn.Module):
         return self.conv(x).argmax(1)
 
 
-@pytest.mark.parametrize("sides", [(6, 6), (4, 7)])
-@pytest.mark.parametrize("views_per_forward", [None, 1, 3])
-@pytest.mark.parametrize("name", ["c4", "d4"])
+@each("sides", [(6, 6), (4, 7)])
+@each("views_per_forward", [None, 1, 3])
+@each("name", ["c4", "d4"])
 def test_equitune_votes(name: str, views_per_forward: int | None, sides: tuple[int, int]) -> None:
     torch.manual_seed(0)
     backbone, action = Labels().double(), grid(name)
@@ -325,8 +325,8 @@ def test_equitune_votes(name: str, views_per_forward: int | None, sides: tuple[i
         assert torch.equal(model(action.act(g, x)), action.act(g, result))
 
 
-@pytest.mark.parametrize("sides", [(6, 6), (4, 7)])
-@pytest.mark.parametrize("views_per_forward", [None, 1, 3])
+@each("sides", [(6, 6), (4, 7)])
+@each("views_per_forward", [None, 1, 3])
 @pytest.mark.parametrize("op", ["median", "log1p"])
 def test_equitune_merges(op: str, views_per_forward: int | None, sides: tuple[int, int]) -> None:
     torch.manual_seed(0)
@@ -435,6 +435,6 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str, str, str]] = 
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 def test_wrong_input_is_named(name: str) -> None:
     assert_error(*WRONG[name])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from equikern import grid, orbit, symmetrize
 from helpers.accuracy import assert_rounded_once, assert_within_twice
+from helpers.looped import each
 from helpers.oracles import CASES, SOME, Case
 from helpers.strategies import EXACT, FLOATS, bits, images, layouts, random_values
 from hypothesis import given
@@ -27,7 +28,7 @@ def test_orbit_is_torch_bit_for_bit(case: Case, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
-@pytest.mark.parametrize("side", [1, 7, 8, 16, 31, 56, 64])
+@each("side", [1, 7, 8, 16, 31, 56, 64])
 def test_orbit_in_every_dtype(dtype: torch.dtype, side: int) -> None:
     case = CASES["d4"]
     x = (torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side)) * 50).to(dtype)
@@ -89,7 +90,7 @@ def test_symmetrize(case: Case, data: st.DataObject) -> None:
     assert_rounded_once(grad, terms.mean(0), terms.abs().mean(0), case.order)
 
 
-@FEW
+@each(*FEW.args)
 def test_symmetrize_is_a_projection(case: Case) -> None:
     x = random_values(case.shape(2, 3, side=9), torch.float64, 5)
     fixed = symmetrize(x, case.action)

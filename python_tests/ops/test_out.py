@@ -64,7 +64,7 @@ def memory(like: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     return block, block
 
 
-@EVERY
+@each(*EVERY.args)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @each("layout", [name for name in LAYOUTS if name not in ("expanded", "stride 0")])
 def test_out_in_any_layout(name: str, layout: str, dtype: torch.dtype) -> None:
@@ -108,7 +108,7 @@ def test_out_of_integers(dtype: torch.dtype) -> None:
     assert torch.equal(orbit(x, ACTION, out=out), CASES["d4"].orbit(x))
 
 
-@EVERY
+@each(*EVERY.args)
 def test_out_under_no_grad_may_come_from_leaves(name: str) -> None:
     data = argument(name)
     data.requires_grad_(data.is_floating_point())
@@ -120,7 +120,7 @@ def test_out_under_no_grad_may_come_from_leaves(name: str) -> None:
     assert not out.requires_grad
 
 
-@EVERY
+@each(*EVERY.args)
 def test_writing_out_is_a_change_autograd_sees(name: str) -> None:
     """A tensor saved for a backward and then overwritten must raise there, not give a wrong gradient."""
     data = argument(name)
@@ -132,7 +132,7 @@ def test_writing_out_is_a_change_autograd_sees(name: str) -> None:
         loss.backward()
 
 
-@EVERY
+@each(*EVERY.args)
 def test_out_in_inference_mode(name: str) -> None:
     data = argument(name)
     expected = RUNS[name](data)
@@ -141,7 +141,7 @@ def test_out_in_inference_mode(name: str) -> None:
         assert torch.equal(RUNS[name](data, out=out), expected)
 
 
-@EVERY
+@each(*EVERY.args)
 def test_empty_out(name: str) -> None:
     data = argument(name)[..., :0, :0]
     expected = RUNS[name](data)

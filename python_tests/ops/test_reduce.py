@@ -10,6 +10,7 @@ import torch
 from equikern import cyclic_group, grid, orbit_reduce, trivial
 from equikern.reductions import REDUCTIONS
 from helpers.accuracy import assert_within_twice
+from helpers.looped import each
 from helpers.oracles import CASES, SOME, Case
 from helpers.strategies import FLOATS, Spec, layouts, orbits, random_values
 from hypothesis import given, settings
@@ -126,8 +127,8 @@ def test_gradient_of_mean_and_std(case: Case, data: st.DataObject) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("op", ["max", "min"])
-@pytest.mark.parametrize("name", ["c4", "d4"])
+@each("op", ["max", "min"])
+@each("name", ["c4", "d4"])
 def test_nan_in_any_view_is_nan_in_max_and_min(op: str, dtype: torch.dtype, name: str) -> None:
     case = CASES[name]
     for g in range(case.order):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from helpers.calls import CALLS, Call, gradients, results
+from helpers.looped import each
 from helpers.oracles import CASES, Case
 from helpers.strategies import FLOATS, bits
 from torch import Tensor
@@ -31,8 +32,8 @@ def run(call: Call, case: Case, arguments: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=repr)
-@GROUPS
-@SIZES
+@each(*GROUPS.args)
+@each(*SIZES.args)
 def test_one_and_two_threads_agree(call: Call, case: Case, lead: tuple[int, ...], side: int) -> None:
     arguments = call.tensors(case.action, lead, side)
     found = []
@@ -45,7 +46,7 @@ def test_one_and_two_threads_agree(call: Call, case: Case, lead: tuple[int, ...]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("k", [1, 2, 3])
+@each("k", [1, 2, 3])
 def test_gradient_of_the_weights_is_repeatable(dtype: torch.dtype, k: int) -> None:
     """The one reduction over a whole plane and batch: its order may depend on the shape alone."""
     case = CASES["d4"]
@@ -61,8 +62,8 @@ def test_gradient_of_the_weights_is_repeatable(dtype: torch.dtype, k: int) -> No
             assert torch.equal(bits(a), bits(b))
 
 
-@pytest.mark.parametrize("name", ["weighted", "weighted softmax", "weighted as is", "select index"])
-@pytest.mark.parametrize("batch", [16, 1001, 20_001])
+@each("name", ["weighted", "weighted softmax", "weighted as is", "select index"])
+@each("batch", [16, 1001, 20_001])
 def test_many_weights(name: str, batch: int) -> None:
     """One weight for every sample of a large batch: normalising them must not depend on the threads either."""
     case, call = CASES["nothing"], CALLS[name]

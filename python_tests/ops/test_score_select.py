@@ -11,6 +11,7 @@ from equikern import Action, cyclic_group, grid, matrix, orbit_score, orbit_sele
 from equikern.ops.score import KINDS, Kind
 from helpers.calls import ONE_BACKEND
 from helpers.logits import ACTIONS, size_of, undone
+from helpers.looped import each
 from helpers.oracles import powers
 from helpers.strategies import FLOATS, bits, laid_out, layouts, random_bits, random_values
 from hypothesis import given, settings
@@ -111,7 +112,7 @@ def test_is_the_two_operators(name: str, data: st.DataObject) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("shape", [(2, 4, 5003), (3, 1, 60_000), (2, 3, 40_000), (2, 700, 33)])
+@each("shape", [(2, 4, 5003), (3, 1, 60_000), (2, 3, 40_000), (2, 700, 33)])
 def test_any_number_of_threads(kind: Kind, shape: tuple[int, ...]) -> None:
     """Views are scored side by side where there are fewer rows than threads."""
     size = shape[-1]
@@ -133,7 +134,7 @@ def test_results_that_no_cache_holds() -> None:
     assert torch.equal(in_one(y, "max", action, out=out)[0], in_two(y, "max", action)[0])
 
 
-@pytest.mark.parametrize(
+@each(
     ("rows", "smallest", "largest"),
     [
         ([[0.0, 1.0], [0.0, 2.0], [0.0, 0.0]], 1, 2),
@@ -167,7 +168,7 @@ def test_rows_without_a_distribution(kind: Kind) -> None:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("name", ["2 of 50", "9 of 50", "all of 30", "none of 3"])
+@each("name", ["2 of 50", "9 of 50", "all of 30", "none of 3"])
 def test_equivariance(kind: Kind, name: str) -> None:
     """y[g] = M(gx): of hx the views are those of x in another order, and the choice is the same one moved by h."""
     action = ACTIONS[name]
@@ -179,8 +180,8 @@ def test_equivariance(kind: Kind, name: str) -> None:
         assert torch.equal(moved, action.act(h, result))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("gradient", ["mean", "identity", "selected", None])
-@pytest.mark.parametrize("name", ["2 of 50", "all of 30", "none of 3"])
+@each("gradient", ["mean", "identity", "selected", None])
+@each("name", ["2 of 50", "all of 30", "none of 3"])
 @EVERY_KIND
 def test_gradients(kind: Kind, name: str, gradient: Any) -> None:
     action = ACTIONS[name]
@@ -234,7 +235,7 @@ def test_traced_for_a_gpu_that_is_not_there() -> None:
     assert calls == ["equikern.score_select.default"]
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 3), (2, 4, 0, 3), (2, 3)])
+@each("shape", [(2, 0, 3), (2, 4, 0, 3), (2, 3)])
 @EVERY_KIND
 def test_no_rows_or_one(kind: Kind, shape: tuple[int, ...]) -> None:
     y = random_values(shape, torch.float16, 1)

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 from equikern import grid, orbit_mean, orbit_select
+from helpers.looped import each
 from helpers.oracles import CASES, SOME, Case
 from helpers.strategies import EXACT, FLOATS, bits, layouts, orbits, per_view_shape, random_values
 from hypothesis import given
@@ -51,7 +52,7 @@ def test_select_is_torch_bit_for_bit(case: Case, data: st.DataObject) -> None:
 
 
 @MODES
-@pytest.mark.parametrize(
+@each(
     ("column", "smallest", "largest"),
     [
         ([0.3, 0.1, 0.7, 0.2], 1, 2),

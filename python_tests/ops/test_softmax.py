@@ -10,6 +10,7 @@ from equikern import cyclic_group, grid, orbit_mean, orbit_score, orbit_select, 
 from equikern.ops.score import KINDS, Kind
 from helpers.accuracy import assert_within_twice, spacing
 from helpers.logits import ACTIONS, size_of, undone
+from helpers.looped import each
 from helpers.oracles import powers
 from helpers.strategies import FLOATS, laid_out, layouts, random_values
 from hypothesis import given, settings
@@ -79,7 +80,7 @@ def test_of_a_dim_in_front(space: Literal["probs", "log_probs"]) -> None:
     torch.testing.assert_close(grad, torch.autograd.grad(expected, y, y[0].detach())[0])
 
 
-@NAMES
+@each(*NAMES.args)
 @SPACE
 def test_second_derivatives(name: str, space: Literal["probs", "log_probs"]) -> None:
     action = ACTIONS[name]
@@ -109,7 +110,7 @@ def test_words_ruled_out(space: Literal["probs", "log_probs"], dtype: torch.dtyp
 
 
 @SPACE
-@pytest.mark.parametrize("size", [1e4, 6e4])
+@each("size", [1e4, 6e4])
 @DTYPES
 def test_large_logits(space: Literal["probs", "log_probs"], size: float, dtype: torch.dtype) -> None:
     action = ACTIONS["2 of 50"]
@@ -119,7 +120,7 @@ def test_large_logits(space: Literal["probs", "log_probs"], size: float, dtype: 
 
 
 @SPACE
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 63, 1000, 5003, 50_257, 262_144])
+@each("size", [1, 2, 7, 8, 63, 1000, 5003, 50_257, 262_144])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_vocabularies_of_any_size(space: Literal["probs", "log_probs"], size: int, dtype: torch.dtype) -> None:
     action = permutation([[*range(size)], [size - 1, *range(1, size - 1), 0][:size]], group=cyclic_group(2))
@@ -181,7 +182,7 @@ def test_score_of_another_dim(kind: Kind) -> None:
     assert torch.equal(orbit_score(y, kind, dim=1), orbit_score(y.movedim(1, -1).contiguous(), kind))
 
 
-@pytest.mark.parametrize(
+@each(
     ("row", "max_prob", "entropy", "margin", "most"),
     [
         ([0.0, 0.0], 0.6931472, 0.6931472, INF, 0.0),

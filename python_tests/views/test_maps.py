@@ -12,6 +12,7 @@ from equikern import field, grid, matrix, orbit, orbit_mean, orbit_select, permu
 from equikern.views import of
 from equikern.views.maps import Maps, Tables
 from equikern.views.matrix import matrix_table
+from helpers.looped import each
 from helpers.mapped import of_ids, permuting, shown
 from helpers.oracles import CASES
 from helpers.strategies import generator, random_values
@@ -93,7 +94,7 @@ def test_adjoints_and_inverses(name: str) -> None:
         assert maps.inverse == maps.T
 
 
-@EVERY
+@each(*EVERY.args)
 @pytest.mark.usefixtures("backend")
 def test_every_operator_applies_them(name: str) -> None:
     """orbit, act, reduce, select, dot, each with the maps, their adjoints, their inverses and the adjoints of those."""
@@ -173,7 +174,7 @@ def test_maps_of_token_ids(dtype: torch.dtype) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("elements", [[0], [1, 0], [-1], [1, 1, 0]], ids=str)
+@each("elements", [[0], [1, 0], [-1], [1, 1, 0]])
 def test_subsets(name: str, elements: list[int]) -> None:
     maps, shape = SPACES[name]
     elements = [g % maps.views.order for g in elements]
@@ -198,7 +199,7 @@ def test_the_subset_of_all_is_the_maps(name: str) -> None:
     assert turned.subset(list(reversed(range(order)))) == maps
 
 
-@EVERY
+@each(*EVERY.args)
 @pytest.mark.usefixtures("backend")
 def test_operators_take_subsets(name: str) -> None:
     maps, shape = SPACES[name]

@@ -11,6 +11,7 @@ import torch
 from equikern import GridAction, cyclic_group, field, grid, matrix, permutation, tokens, trivial
 from equikern.views import EXACT, FLOATS, KINDS, Views, of, still, transposed
 from equikern.views.grid import compose, inverse_word, numbers, turn_grid, upright
+from helpers.looped import each
 from helpers.oracles import CASES
 from helpers.strategies import bits, random_bits, random_values
 from hypothesis import given
@@ -238,7 +239,7 @@ BAD_CODES = [
 ]
 
 
-@pytest.mark.parametrize("code", BAD_CODES, ids=repr)
+@each("code", BAD_CODES)
 def test_bad_codes_are_refused(code: str) -> None:
     with pytest.raises(ValueError, match=r"^(views|words(\[\d+\])?): expected .*, got '"):
         of(code)
@@ -302,7 +303,7 @@ def schema(name: str) -> str:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("name", [*CALLS, *ROWS])
+@each("name", [*CALLS, *ROWS])
 def test_no_operator_takes_a_bad_code(name: str) -> None:
     x, y = data()
     kept = x.clone(), y.clone()
@@ -352,7 +353,7 @@ def wrong_tables(views: Views, table: Tensor) -> dict[str, Tensor | None]:
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", [*CALLS, *ROWS])
+@each("name", [*CALLS, *ROWS])
 @pytest.mark.parametrize("action", [SWAP, TURN], ids=["permutation", "matrices"])
 def test_no_operator_takes_a_wrong_table(action: Any, name: str, dtype: torch.dtype) -> None:
     if name in ROWS and action is TURN:

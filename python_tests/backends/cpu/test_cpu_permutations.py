@@ -13,6 +13,7 @@ from equikern.backends.reference import Reference
 from equikern.ops.score import KINDS as SCORES
 from equikern.views import Views, still
 from equikern.views.maps import Maps
+from helpers.looped import each
 from helpers.mapped import of_ids, permuting, shown
 from helpers.strategies import EXACT, FLOATS, LAYOUTS, Spec, bits, generator, laid_out
 from hypothesis import given
@@ -431,11 +432,11 @@ def test_loss_and_gradient_as_precise_as_torch(space: str, smoothing: float, sca
             assert bool(ours.isfinite().all())
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("signed", [False, True])
+@each("weighted", [False, True])
+@each("signed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 # From all in place to most moved, across the share from which a band is rearranged; and a result that outgrows caches.
-@pytest.mark.parametrize(("rows", "size", "moved"), [(3, 4096, n) for n in (0, 1, 50, 90, 2000)] + [(64, 50_257, 61)])
+@each(("rows", "size", "moved"), [(3, 4096, n) for n in (0, 1, 50, 90, 2000)] + [(64, 50_257, 61)])
 def test_moved_entries_are_summed_like_all_others(
     rows: int, size: int, moved: int, dtype: torch.dtype, signed: bool, weighted: bool
 ) -> None:

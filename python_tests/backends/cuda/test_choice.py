@@ -99,7 +99,7 @@ def test_the_table_has_every_class() -> None:
     assert {key[0] for key in choice.TABLE} == {*OPERATORS}
 
 
-@pytest.mark.parametrize("key", choice.TABLE, ids=lambda key: "-".join(map(str, key)))
+@each("key", choice.TABLE)
 @each("group", GROUPS)
 def test_every_entry_follows_from_the_counts(key: tuple[str, int, str, str], group: str, cuda_blocks: Blocks) -> None:
     operator, size, alignment, plane = key

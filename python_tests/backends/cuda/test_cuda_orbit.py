@@ -9,6 +9,7 @@ import torch
 from equikern.backends.reference import Reference
 from equikern.views import of
 from helpers.cuda_blocks import RUNS, STRIDED, TILES, VECTORS, Blocks
+from helpers.looped import each
 from helpers.strategies import EXACT, LAYOUTS, bits, laid_out, random_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -61,10 +62,8 @@ def test_blocks_move_the_right_bits(
 
 
 @pytest.mark.parametrize("maps", MAPS)
-@pytest.mark.parametrize("side", [1, 7, 14, 16, 37, 64, 100])
-@pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str
-)
+@each("side", [1, 7, 14, 16, 37, 64, 100])
+@each("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
 def test_blocks_on_aligned_and_shifted_memory(
     run: Run, maps: str, side: int, dtype: torch.dtype, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,8 +87,8 @@ def test_blocks_on_aligned_and_shifted_memory(
     assert "runtime error" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("maps", ["hw hW", "Wh wH", "HW"])
-@pytest.mark.parametrize("plane", [(8, 12), (8, 13), (13, 8), (64, 48), (40, 72)])
+@each("maps", ["hw hW", "Wh wH", "HW"])
+@each("plane", [(8, 12), (8, 13), (13, 8), (64, 48), (40, 72)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64], ids=str)
 def test_blocks_on_padded_memory(
     run: Run, maps: str, plane: tuple[int, int], dtype: torch.dtype, capfd: pytest.CaptureFixture[str]
