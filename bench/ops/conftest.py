@@ -76,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_DESELECTED] = False
     config.stash[_MACHINE] = machine.describe(config.option.threads, config.option.device)
     config.stash[_PENDING] = {}
-    config.stash[_WRITTEN] = time.perf_counter()
+    config.stash[_WRITTEN] = float("-inf")
 
 
 def _quick(item: pytest.Item) -> bool:

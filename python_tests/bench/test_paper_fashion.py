@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
 FOLDER = ROOT / "bench" / "papers" / "fashion"
-SETTINGS = {"steps": 40, "lambda_steps": 30, "tune_steps": 5, "test_images": 300}
+SETTINGS = {"steps": 40, "lambda_steps": 30, "tune_steps": 5, "test_images": 100}
 
 
 @pytest.fixture
