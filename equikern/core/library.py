@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import kernels
-from ..views import Views, accumulator, known, of
+from ..views import Views, accumulator, of
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 
@@ -56,7 +56,7 @@ def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
 
 def checked(code: str, table: Tensor | None, like: Tensor) -> Views:
     """The views of a call, whatever it was that made it: a code that says none, or another's table, is refused."""
-    views = known(code)
+    views = of(code)
     if views.size or table is not None:
         views.kind.check_table(views, table, like)
     return views

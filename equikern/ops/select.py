@@ -93,7 +93,7 @@ def orbit_select(
     elif gradient is not None and autograd.needs_grad(y):
         result, index = _Select.apply(y, scores, code, table, minimum, gradient)  # type: ignore[no-untyped-call]
     else:
-        result, index = _select(y.detach(), scores, code, table, minimum)
+        result, index = _select(y.detach() if y.requires_grad else y, scores, code, table, minimum)
     return (result, index) if return_index else result
 
 

@@ -6,6 +6,8 @@ its own beside its kernels, and a line of ``KINDS``.
 
 from __future__ import annotations
 
+import torch
+
 from .base import EXACT, FLOATS, UNSIGNED, Kind, Views, accumulator
 from .field import Field, Mixed
 from .grid import Grid, Still
@@ -13,7 +15,7 @@ from .matrix import Matrix
 from .permutation import Permutation
 from .tokens import Tokens
 
-__all__ = ["EXACT", "FLOATS", "KINDS", "UNSIGNED", "Kind", "Views", "accumulator", "known", "of", "still", "transposed"]
+__all__ = ["EXACT", "FLOATS", "KINDS", "UNSIGNED", "Kind", "Views", "accumulator", "of", "still", "transposed"]
 
 KINDS: dict[str, Kind] = {
     kind.name: kind for kind in (Still(), Grid(), Permutation(), Tokens(), Matrix(), Field(), Mixed())
@@ -42,13 +44,12 @@ def of(code: str) -> Views:
         >>> of("hw Wh").turns, of("permutation -1 9: . x").size
         (True, 9)
     """
+    if not torch.compiler.is_compiling():  # small calls are counted: one look at a dict
+        found = _by_code.get(code)
+        if found is not None:
+            return found
     _learn(code)
     return getattr(_known, code.replace(".", "_"))  # type: ignore[no-any-return]
-
-
-def known(code: str) -> Views:
-    """The same for calls that no compiler follows, which are counted: one look at a dict."""
-    return _by_code.get(code) or of(code)
 
 
 def _learn(code: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import torch
 
 Test = Callable[..., None]
 
@@ -15,7 +16,8 @@ Test = Callable[..., None]
 def each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[Test], Test]:
     """As ``pytest.mark.parametrize``, but one test goes through all values; a failure says at which one.
 
-    ``each(*MARK.args)`` does so with the values of a mark that other tests have as it is.
+    ``each(*MARK.args)`` does so with the values of a mark that other tests have as it is. Every value begins with the
+    random numbers with which the first one began, as a test of its own would.
     """
     keys = (names,) if isinstance(names, str) else names
     rows = [(value,) if isinstance(names, str) else tuple(value) for value in values]
@@ -26,7 +28,9 @@ def each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[Test]
         @functools.wraps(test)
         def run(**given: Any) -> None:
             skips: list[BaseException] = []
+            random = torch.get_rng_state()
             for row in rows:
+                torch.set_rng_state(random)
                 try:
                     test(**given, **dict(zip(keys, row, strict=True)))
                 except pytest.skip.Exception as skip:
