@@ -14,6 +14,7 @@ except ImportError as error:  # built without a C++ compiler, or not built at al
     _C = None  # type: ignore[assignment]
     _reason = str(error)
 else:
+    _KINDS, _OPS = _C.KINDS, _C.OPS
     _FLOATS = {dtype: _C.DTYPES[str(dtype).removeprefix("torch.")] for dtype in FLOATS}
     # Integers and bool are moved and never added; votes compare them, as signed numbers but for two.
     _DTYPES = {**_FLOATS, **{dtype: _C.DTYPES[f"bits{8 * dtype.itemsize}"] for dtype in EXACT - FLOATS}}
@@ -28,9 +29,9 @@ def _views(views: Views, table: Maybe, spreads: bool = False) -> tuple[int, int,
     ``spreads``: for kernels that go through the channels of a field's source rather than of its views.
     """
     try:
-        number = _C.KINDS[views.kind.name]
+        number = _KINDS[views.kind.name]
     except KeyError:
-        known = ", ".join(_C.KINDS)
+        known = ", ".join(_KINDS)
         raise ValueError(
             f"views: the C++ kernels know the kinds {known}, got {views.kind.name}; use_backend('reference') serves it"
         ) from None
@@ -93,7 +94,7 @@ class Cpu(Backend):
         at_weights, keep = (0, 0) if weights is None else (weights.data_ptr(), weights.dim() - 1)
         _C.reduce(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), *_strides(plus), *_strides(spread),
-            _views(views, table), (_VOTES if op == "vote" else _FLOATS)[y.dtype], _C.OPS[op], scale, at_weights, keep,
+            _views(views, table), (_VOTES if op == "vote" else _FLOATS)[y.dtype], _OPS[op], scale, at_weights, keep,
             torch.get_num_threads(),
         )  # fmt: skip
 

@@ -175,7 +175,7 @@ def logits(name: str, y: object, action: Acting) -> tuple[Tensor, Maps]:
     if own.kind.permutes:
         if own.signed:
             raise ValueError(f"action: expected permutations without signs for probabilities, got {action!r}")
-        return y.movedim(own.dim, -1), along_last(action.inverse_maps)
+        return y if own.dim == -1 else y.movedim(own.dim, -1), along_last(action.inverse_maps)
     if action.dims:
         raise ValueError(
             f"action: expected a permutation or the trivial action, whose softmax goes over one dim, got {action!r}"
@@ -224,7 +224,7 @@ def rows(name: str, t: object, dim: object) -> Tensor:
         raise ValueError(f"dim: expected a dim of {name} {tuple(t.shape)}, got {dim}")
     if t.shape[dim] == 0:
         raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape {tuple(t.shape)}")
-    return t.movedim(dim, -1)
+    return t if dim in (-1, t.dim() - 1) else t.movedim(dim, -1)
 
 
 def targets(name: str, target: object, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from ..backends import kernels
 from ..views import accumulator, of
-from .library import checked, nothing, register, view_empty, written
+from .library import checked, memory, nothing, register, view_empty, written
 
 
 def _lse_empty(y: Tensor) -> Tensor:
-    return torch.empty(y.shape[:-1], dtype=accumulator(y), device=y.device)
+    return memory(y, y.shape[:-1], accumulator(y))
 
 
 def _softmax_mean(y: Tensor, code: str, table: Tensor | None, space: str) -> tuple[Tensor, Tensor]:
-    out, lse = y.new_empty(y.shape[1:]), _lse_empty(y)
+    out, lse = memory(y, y.shape[1:]), _lse_empty(y)
     kernels(y).softmax_mean(y, out, lse, checked(code, table, y), table, space)
     return out, lse
 
@@ -26,7 +26,7 @@ def _softmax_mean_out(y: Tensor, code: str, table: Tensor | None, space: str, ou
 
 
 def _softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, code: str, table: Tensor | None, space: str) -> Tensor:
-    out = y.new_empty(y.shape)
+    out = memory(y, y.shape)
     kernels(y).softmax_mean_backward(grad, y, lse, out, checked(code, table, y), table, space)
     return out
 
@@ -34,7 +34,7 @@ def _softmax_mean_backward(grad: Tensor, y: Tensor, lse: Tensor, code: str, tabl
 softmax_mean = register(
     "softmax_mean(Tensor y, str views, Tensor? table, str space) -> (Tensor, Tensor)",
     _softmax_mean,
-    lambda y, code, table, space: (y.new_empty(y.shape[1:]), _lse_empty(y)),
+    lambda y, code, table, space: (memory(y, y.shape[1:]), _lse_empty(y)),
 )
 softmax_mean_out = register(
     "softmax_mean_out(Tensor y, str views, Tensor? table, str space, Tensor(a!) out) -> ()", _softmax_mean_out, nothing
@@ -42,7 +42,7 @@ softmax_mean_out = register(
 softmax_mean_backward = register(
     "softmax_mean_backward(Tensor grad, Tensor y, Tensor lse, str views, Tensor? table, str space) -> Tensor",
     _softmax_mean_backward,
-    lambda grad, y, lse, code, table, space: y.new_empty(y.shape),
+    lambda grad, y, lse, code, table, space: memory(y, y.shape),
 )
 
 
@@ -56,7 +56,7 @@ score = register("score(Tensor logits, str kind) -> Tensor", _score, lambda logi
 
 
 def _index_empty(y: Tensor) -> Tensor:
-    return torch.empty(y.shape[1:-1], dtype=torch.int64, device=y.device)
+    return memory(y, y.shape[1:-1], torch.int64)
 
 
 def _score_select(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
@@ -86,8 +86,7 @@ score_select_out = register(
 
 
 def _cross_entropy_empty(y: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-    loss = torch.empty(y.shape[1:-1], dtype=accumulator(y), device=y.device)
-    return loss, y.new_empty(y.shape if gradient else (0,))
+    return memory(y, y.shape[1:-1], accumulator(y)), memory(y, y.shape if gradient else (0,))
 
 
 def _cross_entropy(

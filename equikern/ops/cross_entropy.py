@@ -85,7 +85,7 @@ def orbit_cross_entropy(
             _CrossEntropy.apply(rows, target, back.code, table, options, reduction),  # type: ignore[no-untyped-call]
         )
     loss, _ = kernels.cross_entropy(rows, target, back.code, table, *options, None, False)
-    return reduced(loss, reduction, counted(loss, target, options[1], reduction))
+    return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
 
 
 def checked(space: str | None, ignore_index: object, reduction: str, smoothing: object) -> tuple[str, int, float]:
@@ -98,9 +98,9 @@ def checked(space: str | None, ignore_index: object, reduction: str, smoothing: 
     return space or "logits", ignored, share("label_smoothing", smoothing)
 
 
-def counted(loss: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
+def counted(dtype: torch.dtype, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:
     """What each row's gradient is multiplied by: one over the number of targets that count; None for 1."""
-    return (target != ignore_index).sum().to(loss.dtype).reciprocal() if reduction == "mean" else None
+    return (target != ignore_index).sum().to(dtype).reciprocal() if reduction == "mean" else None
 
 
 def is_one(grad: Tensor) -> bool:
@@ -136,7 +136,7 @@ def in_torch(
     if smoothing:
         loss = (1.0 - smoothing) * loss - smoothing * log_q.mean(-1)
     loss = torch.where(kept, loss, 0.0)
-    return reduced(loss, reduction, counted(loss, target, ignore_index, reduction))
+    return reduced(loss, reduction, counted(loss.dtype, target, ignore_index, reduction))
 
 
 class _CrossEntropy(Function):
@@ -150,8 +150,7 @@ class _CrossEntropy(Function):
         options: tuple[str, int, float],
         reduction: str,
     ) -> Tensor:
-        wide = torch.empty((), dtype=accumulator(y), device=y.device)
-        scale = counted(wide, target, options[1], reduction)
+        scale = counted(accumulator(y), target, options[1], reduction)
         loss, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
         ctx.call = code, options, reduction
         # Saved as autograd saves, so that checkpoints and offloading know of it. The first backward gives it away and
@@ -175,7 +174,7 @@ class _CrossEntropy(Function):
         if torch.compiler.is_compiling():
             return ((gradient * factor).to(y.dtype), *nothing)
         if ctx.given:
-            scale = counted(grad, target, options[1], reduction)
+            scale = counted(grad.dtype, target, options[1], reduction)
             _, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
         ctx.given = True
         gradient = gradient.data  # with a version of its own: changed here, and not saved for anybody else

@@ -83,7 +83,7 @@ def linear_orbit_cross_entropy(
         )
     call = (hidden, weight, bias, target, back.code, table, *options, None, False, False, False)
     loss = _linear_cross_entropy(*call)[0]
-    return reduced(loss, reduction, counted(loss, target, options[1], reduction))
+    return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
 
 
 def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -114,7 +114,7 @@ def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Maps:
     own = checks.acting(action).views
     if own.kind.permutes and own.dim != -1:
         raise ValueError(f"action: expected a permutation of dim -1, which holds the logits, got dim {own.dim}")
-    logits = hidden.new_empty(()).expand(*hidden.shape[:-1], weight.shape[0])
+    logits = hidden.new_zeros(()).expand(*hidden.shape[:-1], weight.shape[0])
     return checks.logits("hidden @ weightᵀ", logits, action)[1]
 
 
@@ -199,8 +199,8 @@ def _add_product(total: Tensor, grad: Tensor, flat: Tensor) -> None:
 def _empty(hidden: Tensor, weight: Tensor, target: Tensor, *asked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Memory for the results, contiguous; the weight's gradient starts from zero."""
     return (
-        torch.empty(target.shape, dtype=accumulator(hidden), device=hidden.device),
-        hidden.new_empty(hidden.shape if asked[0] else (0,)),
+        library.memory(hidden, target.shape, accumulator(hidden)),
+        library.memory(hidden, hidden.shape if asked[0] else (0,)),
         weight.new_zeros(weight.shape if asked[1] else (0,)),
         weight.new_zeros(weight.shape[:1] if asked[2] else (0,)),
     )
@@ -228,8 +228,7 @@ class _LinearCrossEntropy(Function):
         options: tuple[str, int, float],
         reduction: str,
     ) -> Tensor:
-        wide = torch.empty((), dtype=accumulator(hidden), device=hidden.device)
-        scale = counted(wide, target, options[1], reduction)
+        scale = counted(accumulator(hidden), target, options[1], reduction)
         asked = tuple(ctx.needs_input_grad[:3]) if reduction != "none" else (False, False, False)
         loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, code, table, *options, scale, *asked)
         ctx.call = code, options, reduction
@@ -257,7 +256,7 @@ class _LinearCrossEntropy(Function):
             gradients = [(g * grad).to(g.dtype) for g in gradients]
         else:
             if ctx.given:
-                scale = counted(grad, target, options[1], reduction)
+                scale = counted(grad.dtype, target, options[1], reduction)
                 again = (hidden, weight, bias, target, code, table, *options, scale, *asked)
                 gradients = _linear_cross_entropy(*again)[1:]
             ctx.given = True

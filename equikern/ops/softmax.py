@@ -28,7 +28,7 @@ def mean(y: object, action: Action, space: str, out: Tensor | None) -> Tensor:
         result = _SoftmaxMean.apply(rows, code, table, space)  # type: ignore[no-untyped-call]
     else:
         result, _ = kernels.softmax_mean(rows, code, table, space)
-    return cast(Tensor, result).movedim(-1, dim)
+    return cast(Tensor, result if dim == -1 else result.movedim(-1, dim))
 
 
 def mean_in_torch(y: Tensor, code: str, table: Tensor | None, space: str | None) -> Tensor:
