@@ -33,7 +33,7 @@ needs_plots = pytest.mark.skipif(
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a real run of a few small cases wrote."""
     path = tmp_path_factory.mktemp("bench") / "machine.json"
-    which = "cpu and not compile and test_operator and 8x1280x7x7 and float32 and d4 and mean-"
+    which = "cpu and cold and not compile and test_operator and 8x1280x7x7 and float32 and d4 and mean-"
     done = python(
         *("-m", "pytest", "bench/ops", "--benchmark-only", "-q", "-p", "no:cacheprovider"),
         *("-k", which, f"--results={path}"),
