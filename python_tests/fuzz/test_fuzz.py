@@ -253,6 +253,11 @@ def a_reduction(draw: st.DrawFn) -> None:
         return  # values of any sign
     v = s.definition.undone(y.double())
     scale = v.abs().amax() + 1 if v.numel() else torch.zeros(())
+    if op == "logodd" and s.definition.computes and v.numel():  # products near the poles
+        edge = (v * (1 - v)).abs().amin(0)
+        if bool((edge < 1e-4).any()):
+            return
+        scale = scale / edge
     result = orbit_reduce(y, s.action, op)
     if op == "mean_std":
         near("mean", result[0], v.mean(0), scale)
