@@ -19,6 +19,7 @@ import torch
 from equikern.backends import unavailable
 from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
+from helpers.gpu import THERE
 from helpers.interpreter import hasten
 from helpers.repository import ROOT
 from hypothesis import HealthCheck, is_hypothesis_test, settings
@@ -43,7 +44,7 @@ settings.load_profile("equikern")
 # Triton's own way of combining values, which a test compares with ours; None where it is the one that runs.
 OWN_REDUCE = hasten() if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") else None
 
-collect_ignore = [] if torch.cuda.is_available() else ["backends/cuda/test_cuda_gpu.py"]
+collect_ignore = [] if THERE else [f"backends/cuda/test_cuda_{name}.py" for name in ("gpu", "models", "capture")]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""The benchmarks: a real small run, its results file and pictures, the README's figures, the GPU script."""
+"""The benchmarks: a real small run, its results file and pictures, the README's figures."""
 
 from __future__ import annotations
 
@@ -264,16 +264,3 @@ def test_without_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr("equikern.__main__.__file__", str(tmp_path / "equikern" / "__main__.py"))
     with pytest.raises(SystemExit, match="in a checkout"):
         equikern.__main__.main(["bench"])
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_the_gpu_script_says_its_steps() -> None:
-    script = str(BENCH / "gpu.sh")
-    done = subprocess.run(["bash", script, "--dry-run"], capture_output=True, text=True, timeout=60)
-    steps = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    assert steps == ["build", "info", "test", "memcheck", "racecheck", "initcheck", "bench"]
-    assert done.returncode == 0
-    limits = [int(line.split()[2]) for line in done.stdout.splitlines()]
-    assert sum(limits) < 600
-    assert int(done.stdout.split("--time-limit ")[1]) <= limits[-1] - 50  # what is running then ends, and is reported
-    assert subprocess.run(["bash", script, "--other"], capture_output=True, timeout=60).returncode == 2

@@ -60,11 +60,11 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
         return t.movedim(-3, -1).contiguous().movedim(-1, -3)
     if layout == "sliced" and n:
         # every second element of every dim of a larger tensor, from an odd offset
-        big = torch.zeros([2 * size + 1 for size in t.shape], dtype=t.dtype)
+        big = t.new_zeros([2 * size + 1 for size in t.shape])
         view = big[(slice(1, None, 2),) * n]
         return view.copy_(t)
     if layout == "rows" and n:
-        big = torch.zeros((*t.shape[:-1], t.shape[-1] + 3), dtype=t.dtype)
+        big = t.new_zeros((*t.shape[:-1], t.shape[-1] + 3))
         return big[..., 2:-1].copy_(t)
     if layout == "transposed" and n >= 2:
         return t.transpose(-1, -2).contiguous().transpose(-1, -2)

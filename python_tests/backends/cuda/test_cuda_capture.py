@@ -1,0 +1,74 @@
+"""CUDA graphs: forward and backward captured, the first call of all included. Collected only with a GPU."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from equikern import grid, orbit_mean
+from helpers.calls import DIFFERENTIABLE, Call, gradients
+from helpers.gpu import GPU, close, needs_gpu, plainly
+from helpers.oracles import CASES, Case
+from helpers.repository import python
+from helpers.strategies import random_values
+
+pytestmark = needs_gpu
+
+FIRST = """
+import sys, torch, equikern
+from helpers.oracles import CASES
+case = CASES[sys.argv[1]]
+x = torch.randn(case.shape(2, 3, side=6), generator=torch.Generator().manual_seed(1))
+on_gpu, graph = x.cuda(), torch.cuda.CUDAGraph()
+equikern.warmup(equikern.orbit, tuple(x.shape), case.action) if sys.argv[2] == "warm" else None
+with torch.cuda.graph(graph):
+    views = equikern.orbit(on_gpu, case.action)
+for _ in range(2):
+    views.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(views.cpu(), case.orbit(x)), "other values than without a graph"
+"""
+
+
+@pytest.mark.parametrize("call", DIFFERENTIABLE, ids=repr)
+def test_forward_and_backward(gpu: None, call: Call) -> None:
+    """Replayed with other data."""
+    action = grid("d4")
+    arguments = [t.to(GPU) for t in call.tensors(action, (2, 3), 13)]
+    gradients(call, action, arguments)  # compiles, outside of the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gradients(call, action, arguments)
+    other = call.tensors(action, (2, 3), 13, seed=7)
+    for t, values in zip(arguments, other, strict=True):
+        t.copy_(values)
+    graph.replay()
+    torch.cuda.synchronize()
+    for ours, expected in zip(found, plainly(lambda: gradients(call, action, other)), strict=True):
+        close(ours, expected)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=repr)
+def test_tables_that_first_go_there_in_a_capture(gpu: None, case: Case) -> None:
+    """They hold what they should after it, too, for calls outside of the graph."""
+    x = random_values(case.shape(2, 3, side=6), torch.float32, 1)
+    views = plainly(lambda: case.orbit(x))
+    on_gpu, graph = views.to(GPU), torch.cuda.CUDAGraph()
+    orbit_mean(on_gpu, case.action)  # compiles, outside of the capture
+    action = copy.deepcopy(case.action)  # whose tables are on the CPU alone
+    with torch.cuda.graph(graph):
+        mean = orbit_mean(on_gpu, action)
+    del graph
+    again = orbit_mean(on_gpu, action)
+    close(again, plainly(lambda: orbit_mean(views, case.action)))
+    assert mean.shape == again.shape
+
+
+@pytest.mark.parametrize("warm", ["warm", "cold"])
+@pytest.mark.parametrize("name", ["d4", *[name for name in CASES if "perm" in name or "field" in name][:2]])
+def test_the_first_call_of_a_process(name: str, warm: str) -> None:
+    """In a process that has run no kernel; after ``warmup``, which compiles, and without."""
+    done = python("-c", FIRST, name, warm)
+    assert done.returncode == 0, done.stderr

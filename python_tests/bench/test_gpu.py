@@ -1,0 +1,118 @@
+"""bench/gpu: the one call on a GPU, as far as a CPU can rehearse it."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from bench.gpu import bandwidth, worst
+from bench.gpu.device import seconds
+from helpers import audited, fresh
+from helpers.repository import ROOT, environment
+
+SCRIPT = str(ROOT / "bench" / "gpu" / "run.sh")
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+
+@needs_bash
+def test_a_dry_run_says_the_steps() -> None:
+    done = subprocess.run(["bash", SCRIPT, "--dry-run"], capture_output=True, text=True, timeout=60)
+    steps = [line.split(": ") for line in done.stdout.splitlines() if not line.startswith("build")]
+    names = ["info", "smoke", "tests", "gpu_tests", "memcheck", "racecheck", "bandwidth", "ncu1", "ncu2", "ncu3"]
+    assert [name for name, *_ in steps] == sorted(names, key=names.index)
+    assert all(0 < int(rest[0].split()[0]) <= 220 for _, *rest in steps)
+    assert done.returncode == 0, done.stderr
+    assert subprocess.run(["bash", SCRIPT, "--other"], capture_output=True, timeout=60).returncode == 2
+
+
+def proxied(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables = {"PROXY_DEVICE": "cpu", "PROXY_BACKEND": "reference", "FAILURES": str(tmp_path / "failed"), **variables}
+    call = ("-m", "pytest", "-p", "bench.gpu.proxy", "-q", "-p", "no:cacheprovider", *arguments)
+    return fresh.runs([call], environment() | variables, ROOT)[0]
+
+
+def test_tests_run_through_the_proxy(tmp_path: Path) -> None:
+    """All tests of the backend "cpu", no others; memory laid out as it was, and results that come back."""
+    done = proxied(tmp_path, "python_tests/ops/test_layouts.py", "-k", "any_layout or gradient")
+    assert done.returncode == 0, done.stdout
+    calls = int(done.stdout.partition("kernel calls through the proxy: ")[2].split()[0])
+    assert calls > 500
+    assert not (tmp_path / "failed").exists()
+
+
+def test_a_kernel_that_does_nothing_fails_through_the_proxy(tmp_path: Path) -> None:
+    """So that the proxy's tests can fail, and every failure is written at once."""
+    (tmp_path / "lazy.py").write_text(
+        "import bench.gpu.proxy as proxy\n"
+        "class Lazy(type(proxy.equikern.backends._load('reference'))):\n"
+        "    def orbit(self, *arguments): pass\n"
+        "load = proxy.equikern.backends._load\n"
+        "proxy.equikern.backends._load = lambda name: Lazy() if name == proxy.NAME else load(name)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = proxied(tmp_path, "-p", "lazy", "python_tests/ops/test_orbit.py", "-k", "every_dtype", PYTHONPATH=path)
+    assert done.returncode == 1, done.stdout
+    assert "test_orbit_in_every_dtype" in (tmp_path / "failed").read_text()
+
+
+def test_bfloat16_comes_first_and_every_case_once() -> None:
+    cases = bandwidth.cases("cpu")
+    assert cases[0].dtype == torch.bfloat16
+    assert len({case.id for case in cases}) == len(cases)
+    assert {type(case).__name__ for case in cases} == {"Case", "FieldCase", "WordCase"}
+
+
+def test_a_short_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [case for case in bandwidth.cases("cpu") if case.shape == (8, 1280, 7, 7) and case.name == "mean"]
+    monkeypatch.setattr(bandwidth, "cases", lambda device: some[:2])
+    rows = bandwidth.run(tmp_path / "found.json", 60.0, "cpu")
+    assert json.loads((tmp_path / "found.json").read_text()) == rows
+    assert [row["id"] for row in rows] == [case.id for case in some[:2]]
+    assert all(row["percent_of_copy"] > 0 and row["relative_error"] < 2e-2 for row in rows)
+    assert "2 of 2 cases" in capsys.readouterr().out
+    assert len(worst.worst(rows, 1)) == 1
+
+
+def test_a_wrong_result_is_no_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [case for case in bandwidth.cases("cpu") if case.shape == (8, 1280, 7, 7) and case.name == "mean"][:1]
+    monkeypatch.setattr(bandwidth, "cases", lambda device: some)
+    monkeypatch.setattr(bandwidth, "error", lambda got, want: float("nan"))
+    (row,) = bandwidth.run(tmp_path / "found.json", 60.0, "cpu")
+    assert "relative error nan" in row["failure"]
+    assert "FAILED mean" in capsys.readouterr().out
+
+
+def test_seconds_of_a_call() -> None:
+    t = torch.zeros(1 << 20)
+    found = seconds([lambda: t.add_(1), lambda: t.add_(1)], "cpu")
+    assert 0 < found.device < 1
+
+
+def test_examples_in_docstrings() -> None:
+    result = doctest.testmod(worst)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@needs_bash
+@pytest.mark.skipif(not audited.THOROUGH, reason="a rehearsal takes minutes; EQUIKERN_AUDITS=1 runs it")
+def test_a_rehearsal_without_a_gpu(tmp_path: Path) -> None:
+    """All steps end to end, with a CPU's kernels in the place of the GPU's."""
+    variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "WORKERS": "2", "BANDWIDTH_SECONDS": "5"}
+    some = {"TEST_FILES": "python_tests/ops/test_orbit.py python_tests/ops/test_select.py"}
+    done = subprocess.run(["bash", SCRIPT], env=environment() | variables | some, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(tmp_path / "all.tgz") as archive:
+        names = {Path(name).name for name in archive.getnames()}
+    assert {"summary.txt", "smoke.log", "tests.xml", "memcheck.log", "bandwidth.json", "ncu3.log"} <= names
