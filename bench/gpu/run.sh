@@ -19,7 +19,7 @@ case "${1:-}" in
 esac
 python=${PYTHON:-python} device=${DEVICE:-cuda} out=${OUT:-bench/results/gpu} total=${TOTAL:-560}
 tests=${TESTS_SECONDS:-220} sanitize=${SANITIZE_SECONDS:-60} bandwidth=${BANDWIDTH_SECONDS:-120}
-workers=${WORKERS:-14}
+workers=${WORKERS:-14} gpu_workers=$((${WORKERS:-14} < 4 ? ${WORKERS:-14} : 4))
 work=$(mktemp -d)
 logs="$work/logs"
 mkdir -p "$logs"
@@ -77,10 +77,9 @@ step tests "$tests" "$python" -m pytest "${plugin[@]}" -n "$workers" --dist work
   --continue-on-collection-errors --junitxml="$logs/tests.xml" ${TEST_FILES:-python_tests} || failed=1
 shown tests.log "passed|failed" 1
 shown failures.txt . 40
-if [ "$device" = cuda ]; then
-  step gpu_tests 90 "$python" -m pytest -p no:cacheprovider -q -n 4 --tb=short --maxfail=50 python_tests/backends/cuda/test_cuda_gpu.py || failed=1
-  shown gpu_tests.log "^FAILED|passed|failed" 30
-fi
+step gpu_tests 90 env EQUIKERN_GPU="$device" "$python" -m pytest -p no:cacheprovider -p no:benchmark -q -n "$gpu_workers" \
+  --tb=short --maxfail=50 python_tests/backends/cuda/test_cuda_{gpu,models,capture}.py || failed=1
+shown gpu_tests.log "^FAILED|passed|failed" 30
 
 # Both at once, one process each; memory of the tensors' own size and no caching, so that every access beyond is seen.
 small=(python_tests/actions/test_{fields,matrices,volumes}.py python_tests/ops/test_softmax.py)

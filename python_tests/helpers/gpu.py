@@ -27,6 +27,7 @@ def plainly(call: Callable[[], Any]) -> Any:
 
 def close(found: Tensor, expected: Tensor) -> None:
     """Within the rounding of the dtype; sums of many terms, whose order differs, relative to the largest."""
+    found, expected = found.detach(), expected.detach()
     if not expected.dtype.is_floating_point:
         assert torch.equal(found.cpu(), expected)
         return

@@ -28,7 +28,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "one view at a time": lambda: EquiTune(conv(), "c4", "c4", views_per_forward=1),
     "largest": lambda: EquiTune(conv(), "d4", "d4", reduce="max"),
     "median": lambda: EquiTune(conv(), "c4", "c4", reduce="median"),
-    "lambda": lambda: LambdaEquiTune(conv(), "c4", "c4"),
+    "lambda": lambda: LambdaEquiTune(conv(), "c4", "c4", 3, features="1"),
     "equizero": lambda: EquiZero(conv(), "d4", "d4", loss="entropy"),
 }
 
