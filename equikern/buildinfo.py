@@ -38,6 +38,28 @@ class BuildInfo:
     cuda_archs: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether the CUDA kernels run on a GPU of this compute capability.
+
+        Machine code runs on GPUs of its own generation from its own number on, "9.0a" on 9.0 alone and "10.0f" from
+        10.0 on; "+PTX" is compiled by the driver for every later GPU, unless it is of the "a" or "f" kind.
+
+        Example:
+            >>> built = BuildInfo(cuda=True, cuda_archs=("8.0", "9.0a", "10.0+PTX"))
+            >>> [built.runs_on(found) for found in ((7, 5), (8, 6), (9, 0), (12, 0))]
+            [False, True, True, True]
+        """
+        for arch in self.cuda_archs:
+            number, _, ptx = arch.partition("+")
+            major, minor = (int(part) for part in number.rstrip("af").split("."))
+            if number.endswith("a"):
+                fits = capability == (major, minor)
+            else:
+                fits = capability[0] == major and capability[1] >= minor
+            if fits or (ptx and number[-1].isdigit() and capability >= (major, minor)):
+                return True
+        return False
+
     def __str__(self) -> str:
         if self.native:
             rows = {"C++ kernels": "built", "compiler": self.compiler, "flags": self.flags}

@@ -144,4 +144,12 @@ class Cuda(Triton):
             return f"equikern was built without CUDA: {info.cuda_reason}; reinstall it with EQUIKERN_CUDA=1"
         if not hasattr(import_module("equikern._C"), "cuda_orbit"):
             return "equikern._C was built without CUDA: reinstall equikern"
+        if torch.cuda.is_available():
+            capability = torch.cuda.get_device_capability(device)
+            if not info.runs_on(capability):
+                number = ".".join(map(str, capability))
+                return (
+                    f"equikern was built for GPUs of compute capability {', '.join(info.cuda_archs)}, and this one has "
+                    f"{number}: reinstall it with TORCH_CUDA_ARCH_LIST={number}"
+                )
         return super().unavailable(device)

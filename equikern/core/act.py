@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..views import EXACT
 from ..views.maps import Acting, Maps
 from . import autograd, checks, library
 
-__all__ = ["act", "checked_elements"]
+__all__ = ["act", "checked_elements", "listed"]
 
 
 def act(
@@ -62,6 +64,24 @@ def checked_elements(called: str, elements: object, x: Tensor, action: Acting) -
     # Asking a GPU would make the queue wait: torch's own look-up fails there for one that is none.
     known = torch.arange(action.order, device=elements.device)
     return known.index_select(0, elements.flatten()).view(elements.shape)
+
+
+def listed(elements: Sequence[int], device: torch.device) -> Tensor:
+    """Some elements of a group as int64 on a device, computed there: an upload would wait for all that is queued, and
+    a CUDA graph that is captured would refuse it.
+
+    Example:
+        >>> listed([3, 0, 2], torch.device("cpu")).tolist()
+        [3, 0, 2]
+    """
+    bits = max(1, max(elements, default=0).bit_length())
+    some = 63 // bits  # of them in one number
+    parts = []
+    for start in range(0, len(elements), some):
+        part = elements[start : start + some]
+        packed = sum(element << (bits * k) for k, element in enumerate(part))
+        parts.append((packed >> (bits * torch.arange(len(part), device=device))) & ((1 << bits) - 1))
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
 
 
 def _of_one_shape(called: str, maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[Maps, Tensor]:

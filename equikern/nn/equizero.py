@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..actions import Action
 from ..core import checks
+from ..core.act import listed
 from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
 from ..reductions import best_view
@@ -106,7 +107,7 @@ class EquiZero(OrbitModule):
         elif any(g != k for k, g in enumerate(elements)):
             # Views lie in another order than the group's: let ties still go to the lowest element.
             chosen = best_view(in_group_order(scores, elements), True)
-            best = (torch.tensor(elements, device=chosen.device)[:, None] != chosen).to(scores.dtype)
+            best = (listed(elements, chosen.device)[:, None] != chosen).to(scores.dtype)
         merged = orbit_select(y, best, action, "min", self.gradient)  # type: ignore[arg-type]
         assert isinstance(merged, Tensor)
         return merged

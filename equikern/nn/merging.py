@@ -12,6 +12,7 @@ from torch import Tensor
 from ..actions import Action
 from ..coordinates import Coordinates
 from ..core import checks
+from ..core.act import listed
 from ..ops import orbit_reduce, orbit_select
 from ..ops.checked import orbit_sum
 from ..reductions import REDUCTIONS
@@ -260,7 +261,7 @@ class Selected(Merge):
         acting = _action(self.output.action.name, back)
         found, index = cast("tuple[Tensor, Tensor]", orbit_select(y, beside, acting, gradient=None, return_index=True))
         score = beside.gather(0, index.unsqueeze(0)).squeeze(0)
-        element = torch.tensor(list(elements), device=index.device)[index]
+        element = listed(elements, index.device)[index]
         if self.best is None:
             self.best, self.score, self.element = found, score, element
             return

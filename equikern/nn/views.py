@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..actions import Action, FieldAction, GroupAction, grid, trivial
 from ..coordinates import Coordinates
 from ..core import checks
+from ..core.act import listed
 from ..ops.checked import orbit_some, undo_each
 from ..views import FLOATS
 from .merging import Gathered, Merge, Output
@@ -156,7 +157,8 @@ def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:
     """A group axis in the order of the group's elements, from the order that they came in."""
     if all(g == k for k, g in enumerate(elements)):
         return t
-    return t.index_select(axis, torch.tensor(list(elements), device="cpu").argsort().to(t.device))
+    places = sorted(range(len(elements)), key=elements.__getitem__)
+    return t.index_select(axis, listed(places, t.device))
 
 
 def _undone(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ __all__ = ["linear_orbit_cross_entropy"]
 
 # A chunk's logits and their gradient together: at most an eighth of all logits, and no more than this many bytes.
 _MOST_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
+_LEAST_ROWS = 4  # a multiprocessor: a program takes one row of all views, and fewer leave most of a GPU idle
 
 
 def linear_orbit_cross_entropy(
@@ -118,10 +119,17 @@ def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Maps:
     return checks.logits("hidden @ weightᵀ", logits, action)[1]
 
 
-def chunk_rows(order: int, rows: int, logits_bytes: int, device: str) -> int:
-    """Rows of one chunk: its logits (``logits_bytes`` a row and view) and their gradient within the limits above."""
+def chunk_rows(order: int, rows: int, logits_bytes: int, device: str, processors: int = 0) -> int:
+    """Rows of one chunk: its logits (``logits_bytes`` a row and view) and their gradient within the limits above.
+
+    ``processors``: of a GPU, which all get work as far as the bytes allow it.
+    """
     most = _MOST_BYTES.get(device, _MOST_BYTES["cpu"]) // max(1, 2 * order * logits_bytes)
-    return max(1, min(rows // 18, most))
+    return max(1, min(max(rows // 18, _LEAST_ROWS * processors), most))
+
+
+def _processors(t: Tensor) -> int:
+    return torch.cuda.get_device_properties(t.device).multi_processor_count if t.is_cuda else 0
 
 
 def _forward(
@@ -152,7 +160,8 @@ def _forward(
     sum_weight = grad_weight if grad_weight.dtype == wide else torch.zeros_like(grad_weight, dtype=wide)
     sum_bias = torch.zeros_like(grad_bias, dtype=wide)
     gradient = any(asked)
-    step = chunk_rows(order, rows.shape[1], size * hidden.element_size(), hidden.device.type)
+    row_bytes = size * hidden.element_size()
+    step = chunk_rows(order, rows.shape[1], row_bytes, hidden.device.type, _processors(hidden))
     each = scale is not None and scale.dim() > 0
     # The chunks share their memory: fresh pages would cost more than the loss itself.
     memory = hidden.new_empty((2 if gradient else 1, order * min(step, rows.shape[1]), size))

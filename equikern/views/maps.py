@@ -41,6 +41,11 @@ class Tables:
             return own
         found = self._copies.get(device)
         if found is None:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise ValueError(
+                    f"action: expected one whose table is on {device} already, since a CUDA graph that is captured can "
+                    "copy none there; call the operator once before the capture, or warmup"
+                )
             with torch.inference_mode(False), torch.no_grad():
                 found = tuple(t.to(device) for t in own)
             if not torch.compiler.is_compiling():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from equikern import Action, boxes, field, grid, keypoints, matrix, orbit, orbit_act, tokens
 from equikern.coordinates import Coordinates, Units
+from equikern.core.act import listed
 from helpers.accuracy import assert_rounded_once
 from helpers.calls import ONE_BACKEND
 from helpers.looped import each
@@ -487,3 +488,8 @@ def test_nothing_is_rounded_under_autocast() -> None:
         ours = orbit_act(x, elements, TURN)
     assert torch.equal(ours, orbit_act(x, elements, TURN))
     assert ours.dtype == torch.float32
+
+
+@given(st.lists(st.integers(0, 2000), max_size=50))
+def test_lists_of_elements_without_an_upload(elements: list[int]) -> None:
+    assert listed(elements, torch.device("cpu")).tolist() == elements

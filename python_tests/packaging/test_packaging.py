@@ -334,3 +334,36 @@ def test_one_version() -> None:
     from importlib.metadata import version
 
     assert version("equikern") == equikern.__version__
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not"),
+    [
+        (("8.0", "9.0a"), [(8, 0), (8, 6), (8, 9), (9, 0)], [(7, 5), (10, 0), (12, 0)]),
+        (("9.0a+PTX",), [(9, 0)], [(10, 0)]),
+        (("8.6",), [(8, 6), (8, 9)], [(8, 0)]),
+        (("8.0+PTX",), [(8, 0), (9, 0), (12, 0)], [(7, 0)]),
+        (("10.0f",), [(10, 0), (10, 3)], [(11, 0)]),
+        ((), [], [(9, 0)]),
+    ],
+    ids=str,
+)
+def test_which_gpus_the_cuda_kernels_run_on(
+    archs: tuple[str, ...], runs: list[tuple[int, int]], does_not: list[tuple[int, int]]
+) -> None:
+    info = BuildInfo(cuda=True, cuda_archs=archs)
+    assert all(info.runs_on(found) for found in runs)
+    assert not any(info.runs_on(found) for found in does_not)
+
+
+def test_a_gpu_that_the_kernels_were_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is served by Triton, and the reason says how to build for it."""
+    cuda = importlib.import_module("equikern.backends.cuda")
+    monkeypatch.setattr(cuda, "build_info", lambda: BuildInfo(native=True, cuda=True, cuda_archs=("9.0a",)))
+    monkeypatch.setattr(cuda, "import_module", lambda name: type("Built", (), {"cuda_orbit": None}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    reason = Cuda().unavailable(torch.device("cuda"))
+    assert reason is not None
+    assert "this one has 12.0" in reason
+    assert "TORCH_CUDA_ARCH_LIST=12.0" in reason

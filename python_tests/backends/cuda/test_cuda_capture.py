@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -52,23 +53,24 @@ def test_forward_and_backward(gpu: None, call: Call) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=repr)
 def test_tables_that_first_go_there_in_a_capture(gpu: None, case: Case) -> None:
-    """They hold what they should after it, too, for calls outside of the graph."""
+    """A table cannot be copied there while one is captured, and what is said tells what to do; after it all is well."""
     x = random_values(case.shape(2, 3, side=6), torch.float32, 1)
     views = plainly(lambda: case.orbit(x))
     on_gpu, graph = views.to(GPU), torch.cuda.CUDAGraph()
     orbit_mean(on_gpu, case.action)  # compiles, outside of the capture
     action = copy.deepcopy(case.action)  # whose tables are on the CPU alone
-    with torch.cuda.graph(graph):
-        mean = orbit_mean(on_gpu, action)
-    del graph
-    again = orbit_mean(on_gpu, action)
-    close(again, plainly(lambda: orbit_mean(views, case.action)))
-    assert mean.shape == again.shape
+    says = pytest.raises(ValueError, match="warmup") if action.maps.tables.own else contextlib.nullcontext()
+    with says, torch.cuda.graph(graph):
+        orbit_mean(on_gpu, action)
+    close(orbit_mean(on_gpu, action), plainly(lambda: orbit_mean(views, case.action)))
 
 
 @pytest.mark.parametrize("warm", ["warm", "cold"])
 @pytest.mark.parametrize("name", ["d4", *[name for name in CASES if "perm" in name or "field" in name][:2]])
 def test_the_first_call_of_a_process(name: str, warm: str) -> None:
-    """In a process that has run no kernel; after ``warmup``, which compiles, and without."""
+    """In a process that has run no kernel; after ``warmup``, which compiles, and without: right, or an error that says
+    so.
+    """
     done = python("-c", FIRST, name, warm)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 or (warm == "cold" and "captur" in done.stderr), done.stderr
+    assert "other values" not in done.stderr
