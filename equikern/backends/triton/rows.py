@@ -8,7 +8,8 @@ Rows of 50,257 two-byte entries start anywhere within 16 bytes. They are read fr
 lies in to the one that their last does; what these two hold of the neighbouring rows does not count. Vectors that lie
 wholly within the row are written as such, the few entries before and behind them one by one. That works where the rows
 of all tensors and views start equally far into a vector, as those of contiguous tensors do if there are a multiple of 8
-rows; elsewhere single entries are moved.
+rows; elsewhere single entries are moved. Where a tensor does not end with a vector, ``SHIFT`` is 2 instead of True:
+the last program reads the last block of its rows entry by entry, so that nothing beyond the tensor is read.
 
 The second pass over a row goes backwards, so that it meets first what the cache saw last: the rows in flight may be
 more than the L2 cache holds.
@@ -89,7 +90,15 @@ def load_block(
     """A block of every row, OTHER outside of it; anything at all where OTHER is None, which spares the comparisons."""
     c, first = entries(k, J, E, VEC)
     mask = within[:, None, None] & (first < V + off[:, None, None])
-    v = tl.load(ptr + offsets(base, c, sn, UNIT), mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
+    at = ptr + offsets(base, c, sn, UNIT)
+    if SHIFT == 2:
+        if (k + J * E >= V) & (tl.program_id(0) == tl.num_programs(0) - 1):
+            inside = within[:, None, None] & ((c - off[:, None, None]).to(tl.uint32) < V.to(tl.uint32))
+            v = tl.load(at, mask=inside, other=0.0 if OTHER is None else OTHER).to(ACC)
+        else:
+            v = tl.load(at, mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
+    else:
+        v = tl.load(at, mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
     if SHIFT and OTHER is not None:
         v = tl.where((c - off[:, None, None]).to(tl.uint32) < V.to(tl.uint32), v, OTHER)
     return v
@@ -270,6 +279,8 @@ def plan_rows(
     itemsize = first.dtype.itemsize
     unit = all(s[4] == 1 for s in loops.moving) or v == 1
     vec, shift = _vectors([o for o, _ in moving if o is not None], loops.moving, v) if unit else (1, False)
+    if shift and any(_end(o) % vec for o, _ in moving if o is not None):
+        shift = 2
     e = 16 // itemsize
     order, listed = views.order, listed_count(views, table)
     threads = MOST_THREADS
@@ -312,7 +323,12 @@ def plan_rows(
     )
 
 
-def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: int) -> tuple[int, bool]:
+def _end(o: Operand) -> int:
+    """How many entries behind the first one the memory of a tensor ends."""
+    return 1 + sum((size - 1) * step for size, step in zip(o.shape, o.stride, strict=True))
+
+
+def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: int) -> tuple[int, int]:
     """How many entries an access moves, and whether rows start within a vector."""
     vec = 16 // operands[0].dtype.itemsize
     alike = all((s - t) % vec == 0 for row in strides for s, t in zip(row[1:4], strides[0][1:4], strict=True))

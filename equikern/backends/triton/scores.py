@@ -201,7 +201,7 @@ def select_plan(
     # Whether the result's rows start as far into a vector as those of every view.
     alike = yg % vec == 0 and all((s - t) % vec == 0 for s, t in zip(into, from_y, strict=True))
     out_vec = vec if unit and alike and out.aligned else 1
-    out_shift = shift and out_vec > 1
+    out_shift = shift if out_vec > 1 else False
     count = listed_count(views, table)
     values: dict[str, int | float] = {"rows": rows, "nb": loops.b, "nx": loops.x, "V": v, "M": count}
     values |= strides("y", "gabxn", [[*(s if shift else s // vec for s in (yg, *from_y)), yn]])
