@@ -1,8 +1,9 @@
 """GPU time of every operator against the copy of its bytes: ``python -m bench.gpu.bandwidth OUT.json SECONDS cuda``.
 
 Images, fields, volumes and logits, those first that matter most: bfloat16 and D4. Times are the GPU's, see
-``device.py``; the host's time of a call stands beside them. A result that is wrong is reported and not timed. The file
-is written after every case, so that a run that is killed leaves what it has. With cpu in the place of cuda a rehearsal.
+``bench/ops/device.py``; the host's time of a call stands beside them. A result that is wrong is reported and not timed.
+The file is written after every case, so that a run that is killed leaves what it has. With cpu in the place of cuda a
+rehearsal.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.gpu.device import seconds
 from bench.ops.cases import SHAPES, Case, error
+from bench.ops.device import seconds
 from bench.ops.fields import SHAPES as FIELDS
 from bench.ops.fields import FieldCase
 from bench.ops.operators import OPERATORS

@@ -24,6 +24,7 @@ class Row:
     copies: dict[str, Times] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, int | None] = field(default_factory=dict)
+    hosts: dict[str, float] = field(default_factory=dict)  # on a GPU: seconds until the host has a call queued
 
     @property
     def over_copy(self) -> float | None:
@@ -79,6 +80,7 @@ class Row:
             "misses": self.misses(cache),
             "seconds": {name: t.as_dict() for name, t in self.times.items()},
             "copy_seconds": {name: t.as_dict() for name, t in self.copies.items()},
+            "host_seconds": self.hosts,
             "relative_error": self.errors,
         }
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from bench.gpu import bandwidth, worst
-from bench.gpu.device import seconds
+from bench.ops.device import seconds
 from helpers import audited
 from helpers.repository import ROOT, environment
 
@@ -96,10 +98,40 @@ def test_a_wrong_result_is_no_time(
     assert "FAILED mean" in capsys.readouterr().out
 
 
-def test_seconds_of_a_call() -> None:
-    t = torch.zeros(1 << 20)
-    found = seconds([lambda: t.add_(1), lambda: t.add_(1)], "cpu")
-    assert 0 < found.device < 1
+class Clock:
+    """In the place of a GPU's event: the time when it is recorded."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: Clock) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_seconds_of_a_call(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls take turns; on a GPU those that are timed are queued behind a sleep as long as queueing takes."""
+    slept: list[int] = []
+    turns: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Event", Clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
+
+    def call(k: int) -> None:
+        turns.append(k)
+        time.sleep(0.002)
+
+    found = seconds([functools.partial(call, k) for k in (0, 1)], device)
+    assert all(0.002 <= t < 0.1 for t in (*found.rounds, found.device, found.host))
+    assert turns == [k % 2 for k in range(len(turns))]
+    assert len(slept) == (len(found.rounds) if device == "cuda" else 0)
+    assert all(cycles > 2e9 * 3 * 0.002 for cycles in slept)
 
 
 def test_examples_in_docstrings() -> None:

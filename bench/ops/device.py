@@ -24,14 +24,19 @@ SLACK = 2e-4  # seconds that the device sleeps beyond what queueing takes
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one call: on the device, and until the host has it queued."""
+    """Of one call: on the device in each round, and until the host has it queued."""
 
-    device: float
+    rounds: tuple[float, ...]
     host: float
+
+    @property
+    def device(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rounds)
 
 
 def seconds(calls: Sequence[Callable[[], Any]], device: str) -> Seconds:
-    """The median over rounds of calls that take turns; on a CPU both are the host's clock."""
+    """Calls that take turns; on a CPU both are the host's clock."""
     ring = itertools.cycle(calls)
     if device == "cpu":
         return _by_the_clock(ring, len(calls))
@@ -55,7 +60,7 @@ def seconds(calls: Sequence[Callable[[], Any]], device: str) -> Seconds:
         after.record()
         after.synchronize()
         found.append(before.elapsed_time(after) / 1e3 / count)
-    return Seconds(statistics.median(found), host)
+    return Seconds(tuple(found), host)
 
 
 def _by_the_clock(ring: Any, count: int) -> Seconds:
@@ -64,8 +69,8 @@ def _by_the_clock(ring: Any, count: int) -> Seconds:
         start = time.perf_counter()
         next(ring)()
         found.append(time.perf_counter() - start)
-    middle = statistics.median(found[count:])
-    return Seconds(middle, middle)
+    rounds = tuple(found[count:])
+    return Seconds(rounds, statistics.median(rounds))
 
 
 def sleep(duration: float) -> None:
