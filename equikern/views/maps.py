@@ -41,7 +41,7 @@ class Tables:
             return own
         found = self._copies.get(device)
         if found is None:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if device.type == "cuda" and not torch.compiler.is_compiling() and _captures():
                 raise ValueError(
                     f"action: expected one whose table is on {device} already, since a CUDA graph that is captured can "
                     "copy none there; call the operator once before the capture, or warmup"
@@ -51,6 +51,11 @@ class Tables:
             if not torch.compiler.is_compiling():
                 self._copies[device] = found
         return found
+
+
+def _captures() -> bool:
+    """Whether a CUDA graph is being captured: by no process that has not used a GPU."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 _NONE = Tables()
