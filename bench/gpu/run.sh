@@ -8,7 +8,8 @@
 # Needs the extras test and bench (pip install -c constraints.txt -e ".[test,bench]"), compute-sanitizer and ncu. Where
 # equikern._C is not built for this Python it is built first, which takes nvcc and a minute.
 # OUT: where the archive goes, default bench/results/gpu. TOTAL: seconds in all, default 560. PYTHON: the interpreter.
-# WORKERS: processes for the tests, default 14. TESTS_SECONDS, SANITIZE_SECONDS, BANDWIDTH_SECONDS: limits of those steps.
+# WORKERS: processes for the tests, default 14. TEST_FILES: for the proxy, default python_tests. TESTS_SECONDS,
+# GPU_TESTS_SECONDS, SANITIZE_SECONDS, BANDWIDTH_SECONDS: limits of those steps.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 dry=
@@ -18,7 +19,7 @@ case "${1:-}" in
   *) echo "usage: bench/gpu/run.sh [--dry-run]" >&2 && exit 2 ;;
 esac
 python=${PYTHON:-python} device=${DEVICE:-cuda} out=${OUT:-bench/results/gpu} total=${TOTAL:-560}
-tests=${TESTS_SECONDS:-220} sanitize=${SANITIZE_SECONDS:-60} bandwidth=${BANDWIDTH_SECONDS:-120}
+tests=${TESTS_SECONDS:-220} gpu_tests=${GPU_TESTS_SECONDS:-90} sanitize=${SANITIZE_SECONDS:-60} bandwidth=${BANDWIDTH_SECONDS:-120}
 workers=${WORKERS:-14} gpu_workers=$((${WORKERS:-14} < 4 ? ${WORKERS:-14} : 4))
 work=$(mktemp -d)
 logs="$work/logs"
@@ -77,7 +78,7 @@ step tests "$tests" "$python" -m pytest "${plugin[@]}" -n "$workers" --dist work
   --continue-on-collection-errors --junitxml="$logs/tests.xml" ${TEST_FILES:-python_tests} || failed=1
 shown tests.log "passed|failed" 1
 shown failures.txt . 40
-step gpu_tests 90 env EQUIKERN_GPU="$device" "$python" -m pytest -p no:cacheprovider -p no:benchmark -q -n "$gpu_workers" \
+step gpu_tests "$gpu_tests" env EQUIKERN_GPU="$device" "$python" -m pytest -p no:cacheprovider -p no:benchmark -q -n "$gpu_workers" \
   --tb=short --maxfail=50 python_tests/backends/cuda/test_cuda_{gpu,models,capture}.py || failed=1
 shown gpu_tests.log "^FAILED|passed|failed" 30
 

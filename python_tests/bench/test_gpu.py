@@ -144,7 +144,8 @@ def test_examples_in_docstrings() -> None:
 @pytest.mark.skipif(not audited.THOROUGH, reason="a rehearsal takes minutes; EQUIKERN_AUDITS=1 runs it")
 def test_a_rehearsal_without_a_gpu(tmp_path: Path) -> None:
     """All steps end to end, with a CPU's kernels in the place of the GPU's."""
-    variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "WORKERS": "2", "BANDWIDTH_SECONDS": "5"}
+    variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "WORKERS": "2", "BANDWIDTH_SECONDS": "5", "TOTAL": "1500"}
+    variables |= {"GPU_TESTS_SECONDS": "600", "SANITIZE_SECONDS": "300"}  # two cores, and others at work
     some = {"TEST_FILES": "python_tests/ops/test_orbit.py python_tests/ops/test_select.py"}
     done = subprocess.run(["bash", SCRIPT], env=environment() | variables | some, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
