@@ -29,6 +29,7 @@ from bench.ops.words import WORD_OPERATORS, WordCase
 from torch import Tensor
 
 CHECKED = 30_000_000  # elements of a view up to which results are compared with float64: that takes longer than timing
+BROKEN = "CUDA error"  # nothing works in a process from there on
 FIELD_OPERATORS = ("orbit", "mean", "weighted", "select")
 
 
@@ -68,28 +69,35 @@ def measure(case: Case, compiler: Compiler) -> list[dict[str, Any]]:
     copy = seconds(copies_of(case), case.device)
     with torch.set_grad_enabled(case.direction != "forward"):
         for provider in providers(case):
-            with serve(provider):
-                calls = [bind(case, provider, compiler, fresh=k > 0) for k in range(case.buffers)]
-                result = calls[-1]()
-                worst = None
-                if math.prod(case.shape) < CHECKED:
-                    results = (result,) if isinstance(result, Tensor) else result
-                    worst = max(error(got, want) for got, want in zip(results, case.expected(), strict=True))
-                    if not worst <= case.tolerance:
-                        raise AssertionError(f"relative error {worst:.1e}, expected at most {case.tolerance:.0e}")
-                found = seconds(calls, case.device)
-            rows.append(
-                {
-                    "id": case.id,
-                    "provider": provider,
-                    "microseconds": 1e6 * found.device,
-                    "host_microseconds": 1e6 * found.host,
-                    "gigabytes_per_second": case.bytes / found.device / 1e9,
-                    "percent_of_copy": 100 * copy.device / found.device,
-                    "relative_error": worst,
-                }
-            )
+            row: dict[str, Any] = {"id": case.id, "provider": provider}
+            rows.append(row)
+            try:
+                with serve(provider):
+                    row |= _timed(case, provider, compiler, copy.device)
+            except Exception as failure:  # the others are still worth measuring
+                row["failure"] = f"{type(failure).__name__}: {failure}"[:300]
+                if BROKEN in row["failure"]:
+                    break
     return rows
+
+
+def _timed(case: Case, provider: str, compiler: Compiler, copy: float) -> dict[str, Any]:
+    calls = [bind(case, provider, compiler, fresh=k > 0) for k in range(case.buffers)]
+    result = calls[-1]()
+    worst = None
+    if math.prod(case.shape) < CHECKED:
+        results = (result,) if isinstance(result, Tensor) else result
+        worst = max(error(got, want) for got, want in zip(results, case.expected(), strict=True))
+        if not worst <= case.tolerance:
+            raise AssertionError(f"relative error {worst:.1e}, expected at most {case.tolerance:.0e}")
+    found = seconds(calls, case.device)
+    return {
+        "microseconds": 1e6 * found.device,
+        "host_microseconds": 1e6 * found.host,
+        "gigabytes_per_second": case.bytes / found.device / 1e9,
+        "percent_of_copy": 100 * copy / found.device,
+        "relative_error": worst,
+    }
 
 
 def run(path: Path, limit: float, device: str) -> list[dict[str, Any]]:
@@ -100,17 +108,18 @@ def run(path: Path, limit: float, device: str) -> list[dict[str, Any]]:
         if time.perf_counter() - start > limit:
             break
         try:
-            rows += measure(case, compiler)
-        except Exception as failure:  # the others are still worth measuring
-            rows.append({"id": case.id, "failure": f"{type(failure).__name__}: {failure}"[:300]})
-            if "CUDA error" in str(failure):  # nothing works in this process from here on
-                break
+            found = measure(case, compiler)
+        except Exception as failure:  # of the copy
+            found = [{"id": case.id, "provider": "copy", "failure": f"{type(failure).__name__}: {failure}"[:300]}]
+        rows += found
         done += 1
         path.write_text(json.dumps(rows, indent=1))
+        if any(BROKEN in row.get("failure", "") for row in found):
+            break
     for row in rows:
         if "failure" in row:
-            print(f"FAILED {row['id']}: {row['failure']}")
-    mine = [row for row in rows if row.get("provider") == "equikern"]
+            print(f"FAILED {row['id']} by {row['provider']}: {row['failure']}")
+    mine = [row for row in rows if row["provider"] == "equikern" and "failure" not in row]
     for row in sorted(mine, key=lambda row: float(row["percent_of_copy"])):
         print(
             f"{row['percent_of_copy']:6.1f} % {row['microseconds']:9.1f} µs {row['gigabytes_per_second']:8.0f} GB/s "

@@ -3,10 +3,10 @@
 Every kernel call copies the memory behind its CPU tensors to the device, with the same strides, offsets and alignment,
 runs there, and copies it back. So each test of an operator is one of the GPU's kernels, and none is written twice.
 
-PROXY_BACKEND: "triton", "cuda" or, by default, the choice of ``equikern.backends.choice``. PROXY_DEVICE=cpu with
-PROXY_BACKEND=reference rehearses all this without a GPU. PROXY_EXACT=1 gives memory on the device not a byte more than
-the tensors have, so that a sanitizer sees what reads beyond them. PROXY_EXAMPLES: of a property test, default 4.
-FAILURES: a file that gets every failure at once, so that a run that is killed leaves them.
+PROXY_BACKEND: "triton", "cuda" (wherever it has a kernel) or, by default, the choice of ``equikern.backends.choice``.
+PROXY_DEVICE=cpu with PROXY_BACKEND=reference rehearses all this without a GPU. PROXY_EXACT=1 gives memory on the
+device not a byte more than the tensors have, so that a sanitizer sees what reads beyond them. PROXY_EXAMPLES: of a
+property test, default 4. FAILURES: a file that gets every failure at once, so that a run that is killed leaves them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from typing import Any
 import equikern.backends
 import pytest
 import torch
+from equikern.backends import choice
 from equikern.backends.base import Backend
 from equikern.backends.cpu import Cpu
-from hypothesis import HealthCheck, settings
+from helpers import audited
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 from torch import Tensor
 
 DEVICE = torch.device(os.environ.get("PROXY_DEVICE", "cuda:0"))
 NAME = os.environ.get("PROXY_BACKEND") or "cuda"
 EXACT = os.environ.get("PROXY_EXACT") == "1"
+EXAMPLES = int(os.environ.get("PROXY_EXAMPLES", "4"))
 LINE = 64  # bytes: memory on the device starts where that on the CPU starts within such a piece
 
 KERNELS = sorted(Backend.__abstractmethods__ - {"unavailable"})
@@ -79,6 +82,7 @@ class Proxy(Cpu):
 def _there(name: str) -> Callable[..., None]:
     def kernel(self: Proxy, *arguments: Any) -> None:
         there = There()
+        choice.everywhere = os.environ.get("PROXY_BACKEND") == "cuda"  # reset whenever a test switches backends
         getattr(self.real, name)(*(there(argument) for argument in arguments))
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
@@ -110,25 +114,40 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The tests that go through every backend, and of these the ones on "cpu"."""
-    examples = int(os.environ.get("PROXY_EXAMPLES", "4"))
-    everything = list(HealthCheck)
-    settings.register_profile(
-        "proxy", deadline=None, max_examples=examples, derandomize=True, suppress_health_check=everything
-    )
-    settings.load_profile("proxy")
     on_cpu = [item for item in items if isinstance(item, pytest.Function) and _backend(item) == "cpu"]
     chosen = set(on_cpu)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = on_cpu
+    for item in on_cpu:
+        if is_hypothesis_test(item.obj):  # which has had its settings since its module was imported
+            item.obj._hypothesis_internal_use_settings = settings(
+                item.obj._hypothesis_internal_use_settings,
+                deadline=None,
+                derandomize=True,
+                max_examples=EXAMPLES * (1 if audited.THOROUGH else 3),  # of which conftest.py takes a third
+                suppress_health_check=list(HealthCheck),
+            )
 
 
 def _backend(item: pytest.Function) -> object:
     return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The kernel calls of one of pytest-xdist's processes."""
+    Proxy.calls += getattr(node, "workeroutput", {}).get("kernel calls", 0)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """How many kernel calls went to the device, so that a run without any is seen."""
+    """How many kernel calls went to the device; a run without any has tested nothing."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["kernel calls"] = Proxy.calls
+        return
     print(f"\nkernel calls through the proxy: {Proxy.calls}")
+    if not Proxy.calls and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 class Failures:

@@ -11,6 +11,7 @@
 # WORKERS: processes for the tests, default 14. TEST_FILES: for the proxy, default python_tests. TESTS_SECONDS,
 # GPU_TESTS_SECONDS, SANITIZE_SECONDS, BANDWIDTH_SECONDS: limits of those steps.
 set -u
+case "${OUT:-}" in "" | /*) ;; *) OUT="$PWD/$OUT" ;; esac
 cd "$(dirname "$0")/../.." || exit 2
 dry=
 case "${1:-}" in
@@ -76,7 +77,7 @@ plugin=(-p bench.gpu.proxy -p no:cacheprovider -p no:benchmark -q)
 export FAILURES="$logs/failures.txt"
 step tests "$tests" "$python" -m pytest "${plugin[@]}" -n "$workers" --dist worksteal --tb=short --maxfail=300 \
   --continue-on-collection-errors --junitxml="$logs/tests.xml" ${TEST_FILES:-python_tests} || failed=1
-shown tests.log "passed|failed" 1
+shown tests.log "passed|failed|kernel calls" 2
 shown failures.txt . 40
 step gpu_tests "$gpu_tests" env EQUIKERN_GPU="$device" "$python" -m pytest -p no:cacheprovider -p no:benchmark -q -n "$gpu_workers" \
   --tb=short --maxfail=50 python_tests/backends/cuda/test_cuda_{gpu,models,capture}.py || failed=1

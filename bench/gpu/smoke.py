@@ -1,4 +1,4 @@
-"""One call of each kind of kernel, waited for: where one of these fails, nothing else is worth its time.
+"""An orbit, a mean and a loss with each kind of kernel: where one of these fails, nothing else is worth its time.
 
 ``python -m bench.gpu.smoke cuda``; with cpu in its place a rehearsal on the CPU's kernels.
 """

@@ -6,10 +6,11 @@ is queued before the first kernel starts, so that no launch is between two event
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 ROUNDS = 5
 ROUND = 0.004  # seconds of one round, about
 MOST_CALLS = 100  # of one round
-CYCLES = 2e9  # of a GPU in a second, at most
+CYCLES = 4e9  # of a GPU in a second, and more than any has
+TRIES = 5
 SLACK = 2e-4  # seconds that the device sleeps beyond what queueing takes
 
 
@@ -37,7 +39,7 @@ class Seconds:
 
 def seconds(calls: Sequence[Callable[[], Any]], device: str) -> Seconds:
     """Calls that take turns; on a CPU both are the host's clock."""
-    ring = itertools.cycle(calls)
+    ring = _turns(calls)
     if device == "cpu":
         return _by_the_clock(ring, len(calls))
     for _ in range(2 * len(calls)):
@@ -52,15 +54,34 @@ def seconds(calls: Sequence[Callable[[], Any]], device: str) -> Seconds:
     count = max(3, min(MOST_CALLS, int(ROUND / whole)))
     found = []
     for _ in range(ROUNDS):
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        sleep(count * host + SLACK)
-        before.record()
-        for _ in range(count):
-            next(ring)()
-        after.record()
-        after.synchronize()
+        for _ in range(TRIES):
+            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            sleep(count * host + SLACK)
+            before.record()
+            for _ in range(count):
+                next(ring)()
+            after.record()
+            asleep = not before.query()
+            after.synchronize()
+            if asleep:
+                break
+            # The host was slower than it had been, or waited for room in the queue: fewer calls, and a longer sleep.
+            count, host = max(1, count // 2), 2 * host
+        else:
+            raise RuntimeError("calls could not be queued before the device began with them")
         found.append(before.elapsed_time(after) / 1e3 / count)
     return Seconds(tuple(found), host)
+
+
+def _turns(calls: Sequence[Callable[[], Any]]) -> Iterator[Callable[[], None]]:
+    """The calls in turn, for ever; what each returned is kept until its next turn, so that results rotate as well."""
+    results: list[Any] = [None] * len(calls)
+
+    def turn(k: int) -> None:
+        results[k] = None
+        results[k] = calls[k]()
+
+    return itertools.cycle([functools.partial(turn, k) for k in range(len(calls))])
 
 
 def _by_the_clock(ring: Any, count: int) -> Seconds:

@@ -67,13 +67,20 @@ def checked_elements(called: str, elements: object, x: Tensor, action: Acting) -
 
 
 def listed(elements: Sequence[int], device: torch.device) -> Tensor:
-    """Some elements of a group as int64 on a device, computed there: an upload would wait for all that is queued, and
-    a CUDA graph that is captured would refuse it.
+    """Some elements of a group as int64 on a device; on a GPU computed there: an upload would wait for all that is
+    queued, and a CUDA graph that is captured would refuse it.
 
     Example:
         >>> listed([3, 0, 2], torch.device("cpu")).tolist()
         [3, 0, 2]
     """
+    if device.type == "cpu":
+        return torch.tensor(list(elements), dtype=torch.int64)
+    return computed(elements, device)
+
+
+def computed(elements: Sequence[int], device: torch.device) -> Tensor:
+    """The same, from numbers that hold several elements each, and travel with the launches."""
     bits = max(1, max(elements, default=0).bit_length())
     some = 63 // bits  # of them in one number
     parts = []

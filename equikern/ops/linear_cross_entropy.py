@@ -18,7 +18,8 @@ from .cross_entropy import checked, counted, in_torch, is_one, reduced
 
 __all__ = ["linear_orbit_cross_entropy"]
 
-# A chunk's logits and their gradient together: at most an eighth of all logits, and no more than this many bytes.
+# A chunk's logits and their gradient together: no more than this many bytes, and at most an eighth of all logits unless
+# a GPU's multiprocessors would get too few rows.
 _MOST_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
 _LEAST_ROWS = 4  # a multiprocessor: a program takes one row of all views, and fewer leave most of a GPU idle
 
@@ -37,10 +38,11 @@ def linear_orbit_cross_entropy(
 ) -> Tensor:
     """``orbit_cross_entropy(hidden @ weightᵀ + bias, target, action, space)`` that never holds all the logits.
 
-    The rows are taken in chunks: a chunk's logits, their loss and gradient in one pass, and from that gradient its part
-    of the hidden state's and the weight's. Beyond inputs and gradients it needs an eighth of one logits tensor at most
-    (for float16 and bfloat16 weights a float32 sum of their gradient as well). With ``reduction="none"`` the upstream
-    gradient is needed first, so the backward makes the logits once more.
+    The rows are taken in chunks: a chunk's logits, their loss and gradient in one pass, and from that gradient its
+    part of the hidden state's and the weight's. Beyond inputs and gradients it needs an eighth of one logits tensor
+    at most, or on a GPU four rows for every multiprocessor, and never more than 128 MiB on CPUs and 512 MiB on GPUs
+    unless one row is longer (for float16 and bfloat16 weights a float32 sum of their gradient as well). With
+    ``reduction="none"`` the upstream gradient is needed first, so the backward makes the logits once more.
 
     Args:
         hidden: (|G|, \\*lead, D), the last hidden state of every view; float16, bfloat16, float32 or float64.

@@ -55,7 +55,8 @@ class Tables:
 
 def _captures() -> bool:
     """Whether a CUDA graph is being captured: by no process that has not used a GPU."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return used and torch.cuda.is_current_stream_capturing()
 
 
 _NONE = Tables()

@@ -67,6 +67,17 @@ def test_a_kernel_that_does_nothing_fails_through_the_proxy(tmp_path: Path) -> N
     assert "test_orbit_in_every_dtype" in (tmp_path / "failed").read_text()
 
 
+def test_property_tests_draw_as_many_examples_as_asked_for(tmp_path: Path) -> None:
+    """And calls of all processes are counted."""
+    call = ("python_tests/ops/test_orbit.py", "-k", "test_orbit_is_torch_bit_for_bit and (c4 or d4)", "-n", "1")
+    found = []
+    for examples in ("1", "12"):
+        done = proxied(tmp_path, *call, PROXY_EXAMPLES=examples, EQUIKERN_AUDITS="")
+        assert done.returncode == 0, done.stdout
+        found.append(int(done.stdout.partition("kernel calls through the proxy: ")[2].split()[0]))
+    assert found[0] * 4 < found[1] <= found[0] * 12
+
+
 def test_bfloat16_comes_first_and_every_case_once() -> None:
     cases = bandwidth.cases("cpu")
     assert cases[0].dtype == torch.bfloat16
@@ -107,6 +118,9 @@ class Clock:
     def record(self) -> None:
         self.at = time.perf_counter()
 
+    def query(self) -> bool:
+        return False  # it waits behind the sleep
+
     def synchronize(self) -> None:
         pass
 
@@ -132,6 +146,16 @@ def test_seconds_of_a_call(device: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert turns == [k % 2 for k in range(len(turns))]
     assert len(slept) == (len(found.rounds) if device == "cuda" else 0)
     assert all(cycles > 2e9 * 3 * 0.002 for cycles in slept)
+
+
+def test_a_device_that_does_not_wait_is_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first call began before the last was queued, launches would be measured."""
+    monkeypatch.setattr(Clock, "query", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "Event", Clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None, raising=False)
+    with pytest.raises(RuntimeError, match="could not be queued"):
+        seconds([lambda: None], "cuda")
 
 
 def test_examples_in_docstrings() -> None:

@@ -17,7 +17,7 @@ def each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[Test]
     """As ``pytest.mark.parametrize``, but one test goes through all values; a failure says at which one.
 
     ``each(*MARK.args)`` does so with the values of a mark that other tests have as it is. Every value begins with the
-    random numbers with which the first one began, as a test of its own would.
+    random numbers with which the first one began, as a test of its own would. It is skipped where all values are.
     """
     keys = (names,) if isinstance(names, str) else names
     rows = [(value,) if isinstance(names, str) else tuple(value) for value in values]
@@ -35,7 +35,7 @@ def each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[Test]
                     test(**given, **dict(zip(keys, row, strict=True)))
                 except pytest.skip.Exception as skip:
                     skips.append(skip)
-                except Exception as error:
+                except (Exception, pytest.fail.Exception) as error:
                     where = ", ".join(f"{key} = {value!r}" for key, value in zip(keys, row, strict=True))
                     raise AssertionError(f"{where}: {error}") from error
             if len(skips) == len(rows):

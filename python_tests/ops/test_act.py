@@ -10,7 +10,7 @@ import pytest
 import torch
 from equikern import Action, boxes, field, grid, keypoints, matrix, orbit, orbit_act, tokens
 from equikern.coordinates import Coordinates, Units
-from equikern.core.act import listed
+from equikern.core.act import computed, listed
 from helpers.accuracy import assert_rounded_once
 from helpers.calls import ONE_BACKEND
 from helpers.looped import each
@@ -493,3 +493,4 @@ def test_nothing_is_rounded_under_autocast() -> None:
 @given(st.lists(st.integers(0, 2000), max_size=50))
 def test_lists_of_elements_without_an_upload(elements: list[int]) -> None:
     assert listed(elements, torch.device("cpu")).tolist() == elements
+    assert computed(elements, torch.device("cpu")).tolist() == elements

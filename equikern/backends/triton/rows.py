@@ -280,7 +280,9 @@ def plan_rows(
     unit = all(s[4] == 1 for s in loops.moving) or v == 1
     vec, shift = _vectors([o for o, _ in moving if o is not None], loops.moving, v) if unit else (1, False)
     if shift and any(_end(o) % vec for o, _ in moving if o is not None):
-        shift = 2
+        sizes = loops.a, loops.b, loops.x
+        shared = (size > 1 and step < vec for row in loops.moving for size, step in zip(sizes, row[1:4], strict=True))
+        vec, shift = (1, False) if any(shared) else (vec, 2)  # rows that share memory end where it ends, too
     e = 16 // itemsize
     order, listed = views.order, listed_count(views, table)
     threads = MOST_THREADS

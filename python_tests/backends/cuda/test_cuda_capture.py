@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import pickle
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_tables_that_first_go_there_in_a_capture(gpu: None, case: Case) -> None:
     views = plainly(lambda: case.orbit(x))
     on_gpu, graph = views.to(GPU), torch.cuda.CUDAGraph()
     orbit_mean(on_gpu, case.action)  # compiles, outside of the capture
-    action = copy.deepcopy(case.action)  # whose tables are on the CPU alone
+    action = pickle.loads(pickle.dumps(case.action))  # whose tables are on the CPU alone
     says = pytest.raises(ValueError, match="warmup") if action.maps.tables.own else contextlib.nullcontext()
     with says, torch.cuda.graph(graph):
         orbit_mean(on_gpu, action)
@@ -66,7 +66,7 @@ def test_tables_that_first_go_there_in_a_capture(gpu: None, case: Case) -> None:
 
 
 @pytest.mark.parametrize("warm", ["warm", "cold"])
-@pytest.mark.parametrize("name", ["d4", *[name for name in CASES if "perm" in name or "field" in name][:2]])
+@pytest.mark.parametrize("name", ["d4", "cycle3", "matrix2", "flow"])
 def test_the_first_call_of_a_process(name: str, warm: str) -> None:
     """In a process that has run no kernel; after ``warmup``, which compiles, and without: right, or an error that says
     so.

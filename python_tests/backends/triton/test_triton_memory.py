@@ -101,6 +101,15 @@ else:
         reference.score(logits, wanted, kind)
         torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("size", SIZES)
+    def test_rows_that_share_memory(size: int) -> None:
+        """They end where the tensor does, all of them."""
+        logits, out = tensor((size,), torch.float32).expand(4, size), tensor((4,), torch.float32, False)
+        kernels.score(logits, out, "max_prob")
+        wanted = torch.empty_like(out)
+        reference.score(logits, wanted, "max_prob")
+        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize("dtype", FLOATS, ids=str)
     def test_select_by_score(dtype: torch.dtype) -> None:
         size = 1029
