@@ -75,7 +75,7 @@ def listed(elements: Sequence[int], device: torch.device) -> Tensor:
         [3, 0, 2]
     """
     if device.type == "cpu":
-        return torch.tensor(list(elements), dtype=torch.int64)
+        return torch.tensor(list(elements), dtype=torch.int64, device=device)
     return computed(elements, device)
 
 
