@@ -21,6 +21,7 @@ from helpers import audited
 from helpers.repository import ROOT, environment
 
 SCRIPT = str(ROOT / "bench" / "gpu" / "run.sh")
+starts_processes = pytest.mark.skipif(not audited.THOROUGH, reason="takes long; EQUIKERN_AUDITS=1 runs it")
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
@@ -52,6 +53,7 @@ def test_tests_run_through_the_proxy(tmp_path: Path) -> None:
     assert not (tmp_path / "failed").exists()
 
 
+@starts_processes
 def test_a_kernel_that_does_nothing_fails_through_the_proxy(tmp_path: Path) -> None:
     """So that the proxy's tests can fail, and every failure is written at once."""
     (tmp_path / "lazy.py").write_text(
@@ -67,6 +69,7 @@ def test_a_kernel_that_does_nothing_fails_through_the_proxy(tmp_path: Path) -> N
     assert "test_orbit_in_every_dtype" in (tmp_path / "failed").read_text()
 
 
+@starts_processes
 def test_property_tests_draw_as_many_examples_as_asked_for(tmp_path: Path) -> None:
     """And calls of all processes are counted."""
     call = ("python_tests/ops/test_orbit.py", "-k", "test_orbit_is_torch_bit_for_bit and (c4 or d4)", "-n", "1")
@@ -165,7 +168,7 @@ def test_examples_in_docstrings() -> None:
 
 
 @needs_bash
-@pytest.mark.skipif(not audited.THOROUGH, reason="a rehearsal takes minutes; EQUIKERN_AUDITS=1 runs it")
+@starts_processes
 def test_a_rehearsal_without_a_gpu(tmp_path: Path) -> None:
     """All steps end to end, with a CPU's kernels in the place of the GPU's."""
     variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "WORKERS": "2", "BANDWIDTH_SECONDS": "5", "TOTAL": "1500"}
