@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -165,17 +164,3 @@ def test_examples_in_docstrings() -> None:
     result = doctest.testmod(worst)
     assert result.attempted > 0
     assert result.failed == 0
-
-
-@needs_bash
-@starts_processes
-def test_a_rehearsal_without_a_gpu(tmp_path: Path) -> None:
-    """All steps end to end, with a CPU's kernels in the place of the GPU's."""
-    variables = {"DEVICE": "cpu", "OUT": str(tmp_path), "WORKERS": "2", "BANDWIDTH_SECONDS": "5", "TOTAL": "1500"}
-    variables |= {"GPU_TESTS_SECONDS": "600", "SANITIZE_SECONDS": "300"}  # two cores, and others at work
-    some = {"TEST_FILES": "python_tests/ops/test_orbit.py python_tests/ops/test_select.py"}
-    done = subprocess.run(["bash", SCRIPT], env=environment() | variables | some, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    with tarfile.open(tmp_path / "all.tgz") as archive:
-        names = {Path(name).name for name in archive.getnames()}
-    assert {"summary.txt", "smoke.log", "tests.xml", "memcheck.log", "bandwidth.json", "ncu3.log"} <= names
