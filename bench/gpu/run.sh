@@ -26,6 +26,7 @@ work=$(mktemp -d)
 logs="$work/logs"
 mkdir -p "$logs"
 trap 'rm -rf "$work"' EXIT
+sanitizers=()
 export PYTHONPATH="$PWD:$PWD/python_tests" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
 export TRITON_CACHE_DIR="$work/triton" # one for all processes: what one of them compiled the others find
 export EQUIKERN_REQUIRE_NATIVE=1
@@ -55,7 +56,7 @@ step() {
     return 1
   fi
   [ "$limit" -lt "$left" ] || limit=$left
-  timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
+  timeout -k 5 "$limit" "$@" </dev/null >"$logs/$name.log" 2>&1 || status=$?
   [ "$status" = 0 ] || tail -n 4 "$logs/$name.log" | cut -c1-300
   say "$name: $([ "$status" = 0 ] && echo passed || echo "FAILED ($status)") in $((SECONDS - start)) s"
   pack
@@ -93,7 +94,7 @@ for tool in memcheck racecheck; do
     ${sanitizer[@]+"${sanitizer[@]}"} "$python" -m pytest "${plugin[@]}" -x --tb=line "${small[@]}" &
   sanitizers+=("$!")
 done
-for tool in "${sanitizers[@]}"; do wait "$tool" || failed=1; done
+for process in "${sanitizers[@]}"; do wait "$process" || failed=1; done
 for tool in memcheck racecheck; do shown "$tool.log" "Invalid|Race reported|Error:|ERROR SUMMARY|HAZARD" 8; done
 
 step bandwidth $((bandwidth + 25)) "$python" -m bench.gpu.bandwidth "$logs/bandwidth.json" "$bandwidth" "$device" || failed=1

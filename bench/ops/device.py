@@ -37,8 +37,15 @@ class Seconds:
         return statistics.median(self.rounds)
 
 
-def seconds(calls: Sequence[Callable[[], Any]], device: str) -> Seconds:
-    """Calls that take turns; on a CPU both are the host's clock."""
+def seconds(calls: Sequence[Callable[[], Any]], device: str, may_wait: bool = False) -> Seconds:
+    """Calls that take turns; on a CPU both are the host's clock.
+
+    ``may_wait``: calls that are not ours may wait for the device, so that they cannot be queued; then the host's clock
+    counts, until the device is done.
+
+    Raises:
+        RuntimeError: a call that waits for the device and must not.
+    """
     ring = _turns(calls)
     if device == "cpu":
         return _by_the_clock(ring, len(calls))
@@ -68,6 +75,8 @@ def seconds(calls: Sequence[Callable[[], Any]], device: str) -> Seconds:
             # The host was slower than it had been, or waited for room in the queue: fewer calls, and a longer sleep.
             count, host = max(1, count // 2), 2 * host
         else:
+            if may_wait:
+                return _until_done(ring, len(calls))
             raise RuntimeError("calls could not be queued before the device began with them")
         found.append(before.elapsed_time(after) / 1e3 / count)
     return Seconds(tuple(found), host)
@@ -84,7 +93,7 @@ def _turns(calls: Sequence[Callable[[], Any]]) -> Iterator[Callable[[], None]]:
     return itertools.cycle([functools.partial(turn, k) for k in range(len(calls))])
 
 
-def _by_the_clock(ring: Any, count: int) -> Seconds:
+def _by_the_clock(ring: Iterator[Callable[[], None]], count: int) -> Seconds:
     found = []
     for _ in range(count + ROUNDS):
         start = time.perf_counter()
@@ -92,6 +101,14 @@ def _by_the_clock(ring: Any, count: int) -> Seconds:
         found.append(time.perf_counter() - start)
     rounds = tuple(found[count:])
     return Seconds(rounds, statistics.median(rounds))
+
+
+def _until_done(ring: Iterator[Callable[[], None]], count: int) -> Seconds:
+    def call() -> None:
+        next(ring)()
+        torch.cuda.synchronize()
+
+    return _by_the_clock(itertools.repeat(call), count)
 
 
 def sleep(duration: float) -> None:

@@ -11,7 +11,7 @@ from ..views import EXACT
 from ..views.maps import Acting, Maps
 from . import autograd, checks, library
 
-__all__ = ["act", "checked_elements", "listed"]
+__all__ = ["act", "checked_elements", "listed", "unpacked"]
 
 
 def act(
@@ -76,10 +76,10 @@ def listed(elements: Sequence[int], device: torch.device) -> Tensor:
     """
     if device.type == "cpu":
         return torch.tensor(list(elements), dtype=torch.int64, device=device)
-    return computed(elements, device)
+    return unpacked(elements, device)
 
 
-def computed(elements: Sequence[int], device: torch.device) -> Tensor:
+def unpacked(elements: Sequence[int], device: torch.device) -> Tensor:
     """The same, from numbers that hold several elements each, and travel with the launches."""
     bits = max(1, max(elements, default=0).bit_length())
     some = 63 // bits  # of them in one number

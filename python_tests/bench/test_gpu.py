@@ -158,6 +158,8 @@ def test_a_device_that_does_not_wait_is_no_clock(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None, raising=False)
     with pytest.raises(RuntimeError, match="could not be queued"):
         seconds([lambda: None], "cuda")
+    found = seconds([lambda: time.sleep(0.002)], "cuda", may_wait=True)  # somebody else's: by the host's clock
+    assert all(0.002 <= t < 0.1 for t in found.rounds)
 
 
 def test_examples_in_docstrings() -> None:

@@ -85,6 +85,7 @@ def skip_needless(config: pytest.Config, items: list[pytest.Item]) -> None:
         if item.get_closest_marker("audit") and known.get(item.nodeid, first) == digest():
             since = "it passed" if item.nodeid in known else "it was cloned"
             reason = f"an audit, and nothing that it reads changed since {since}; EQUIKERN_AUDITS=1 runs it"
+            # Minutes of compilers that would repeat what they said of the same sources; ``.ci/run`` skips none.
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

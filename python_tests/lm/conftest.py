@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from helpers import audited
 
-APART = {("llama", 3), ("gpt2", 2)}  # what is left out: each model meets one group, and each group one model
+LEFT_OUT = {("llama", 3), ("gpt2", 2)}  # so each model meets one group, and each group one model
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if audited.THOROUGH:
         return
-    out = [item for item in items if item.path.parent == Path(__file__).parent and _pair(item) in APART]
+    out = [item for item in items if item.path.parent == Path(__file__).parent and _pair(item) in LEFT_OUT]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in set(out)]
 

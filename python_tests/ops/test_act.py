@@ -10,7 +10,7 @@ import pytest
 import torch
 from equikern import Action, boxes, field, grid, keypoints, matrix, orbit, orbit_act, tokens
 from equikern.coordinates import Coordinates, Units
-from equikern.core.act import computed, listed
+from equikern.core.act import listed, unpacked
 from helpers.accuracy import assert_rounded_once
 from helpers.calls import ONE_BACKEND
 from helpers.looped import each
@@ -339,16 +339,6 @@ def test_the_gradient_is_the_adjoint(case: Case, dtype: torch.dtype) -> None:
     assert grad.dtype == dtype
 
 
-def test_no_forward_mode_derivative_is_said() -> None:
-    """As all operators say it, rather than to drop it."""
-    x, elements = torch.randn(2, 3, 3), torch.tensor([0, 1])
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        # Torch's own refusal, of a Function without a forward derivative, as in test_gradients.py.
-        with pytest.raises(NotImplementedError, match="jvp function"):
-            orbit_act(dual, elements, grid("c4"))
-
-
 # -- compiled
 
 
@@ -493,4 +483,4 @@ def test_nothing_is_rounded_under_autocast() -> None:
 @given(st.lists(st.integers(0, 2000), max_size=50))
 def test_lists_of_elements_without_an_upload(elements: list[int]) -> None:
     assert listed(elements, torch.device("cpu")).tolist() == elements
-    assert computed(elements, torch.device("cpu")).tolist() == elements
+    assert unpacked(elements, torch.device("cpu")).tolist() == elements

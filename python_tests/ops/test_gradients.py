@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equikern import orbit_mean, orbit_reduce
+from equikern import orbit_act, orbit_mean, orbit_reduce
 from equikern.core import autograd
 from helpers.calls import CALLS, Call
 from helpers.looped import each
@@ -138,13 +138,17 @@ def test_gradients_accumulate_over_two_uses() -> None:
     torch.testing.assert_close(y.grad, 3 * once)
 
 
-@each(*EVERY.args)
+ACT = Call("act", lambda a, x: orbit_act(x, torch.arange(len(x)) % a.order, a), "image")
+
+
+@each("call", [*TRUE, ACT])
 def test_forward_mode_is_refused_not_silently_zero(call: Call) -> None:
     case = CASES["c4"]
     tensors = [t.detach() for t in arguments(call, case, (2,), 3)]
     with torch.autograd.forward_ad.dual_level():
         duals = [torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0])), *tensors[1:]]
-        # Torch's own refusal, of a Function without a forward derivative: no stub of ours.
+        # Torch's own words where a Function has no forward derivative: nothing of ours is left undone behind them, and
+        # the operators below would drop the tangent without a word.
         with pytest.raises(NotImplementedError, match="jvp function"):
             call.run(case.action, *duals)
 

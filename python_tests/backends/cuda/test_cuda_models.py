@@ -110,7 +110,7 @@ def test_logits(gpu: None, size: int, space: Any, dtype: torch.dtype) -> None:
 
 @needs_gpu
 def test_another_stream(gpu: None) -> None:
-    """A call follows the stream that is current, its tables too."""
+    """A call follows the stream that is current."""
     action = grid("d4")
     y = torch.zeros(8, 4, 3, 64, 64, device=GPU)
     stream = torch.cuda.Stream()
@@ -149,7 +149,7 @@ def test_compiled(name: str) -> None:
 
 
 def test_tuned_mode_and_warmup(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was measured keeps its bits, and a warm call of another size compiles nothing wrong."""
+    """What was measured keeps its bits; warmup takes an operator, and a module."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     action = grid("d4")
     y = torch.randn(8, 4, 3, 33, 33, device=GPU)
