@@ -16,7 +16,10 @@ using namespace equikern::cuda;
 
 namespace {
 
-std::string launches;  // of the last call, a line each: the kernel's mangled name, the shared memory a block asks for
+// Of the last call, a line for each launch: the kernel's mangled name, the shared memory a block asks for, blocks.
+std::string launches;
+std::vector<Plan> plans;          // its parameter
+std::vector<uint64_t> partials;   // the memory between the launches of dots
 bool plan_only = false;
 
 template <class Kernel, int kPhase>
@@ -32,7 +35,8 @@ void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vec
 
 template <class Kernel>
 void run(const Plan& plan, int64_t blocks, size_t shared_bytes) {
-  launches += std::string(typeid(Kernel).name()) + " " + std::to_string(shared_bytes) + "\n";
+  launches += std::string(typeid(Kernel).name()) + " " + std::to_string(shared_bytes) + " " + std::to_string(blocks) + "\n";
+  plans.push_back(plan);
   if (plan_only) return;
   const size_t room = (shared_bytes + 31) / 16 * 16;
   auto* shared = static_cast<unsigned char*>(std::aligned_alloc(16, room));
@@ -70,9 +74,8 @@ void run_strided(const Plan& p) {
 
 template <class T>
 void run_dots(Plan& p) {
-  std::vector<Accumulator<T>> partial(p.n_views * p.blocks);
-  std::memset(static_cast<void*>(partial.data()), 0xFF, partial.size() * sizeof(partial[0]));
-  p.partial = partial.data();
+  partials.assign(p.n_views * p.blocks, ~uint64_t{0});
+  p.partial = partials.data();
   if (p.layout == Layout::runs)
     run<DotRuns<T>>(p, p.blocks, p.shared_bytes);
   else if (p.vectors)
@@ -138,12 +141,23 @@ extern "C" int run_call(const Arguments* a) {
     if (!make_plan(call, plan)) return -1;
     if (plan.blocks == 0) return 0;
     launches.clear();
+    plans.clear();
     plan_only = a->plan_only;
     run_call(call, plan, int(a->dtype), a->dots);
     return 100 * (1 + static_cast<int>(plan.layout)) + 50 * plan.vectors + plan.element_size;
   } catch (const std::exception&) {
     return -1;
   }
+}
+
+// The parameter of a launch of the last call, and the memory between launches.
+extern "C" size_t last_plan(size_t number, const Plan** plan) {
+  *plan = &plans.at(number);
+  return sizeof(Plan);
+}
+extern "C" size_t last_partials(const void** data) {
+  *data = partials.data();
+  return partials.size() * sizeof(partials[0]);
 }
 
 // Copies what the last call launched, or with plan_only would have.

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from equikern.backends import cuda
@@ -36,6 +37,18 @@ def _numbers(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
+Others = dict[str, Tensor]  # what a call has beside x, out and y, by the names of the arguments
+
+
+class Launched(NamedTuple):
+    """A launch of a CUDA kernel: its name as profilers show it, bytes of shared memory, blocks, its parameter."""
+
+    kernel: str
+    shared: int
+    blocks: int
+    plan: bytes
+
+
 class Blocks:
     """Each call returns 100 · layout + 50 · vectors + element size, 0 if nothing was to do, -1 without a kernel."""
 
@@ -43,16 +56,41 @@ class Blocks:
         self.library = library
         loaded = ctypes.CDLL(str(library))
         self._run, self._launches = loaded.run_call, loaded.last_launches
+        self._plan, self._partials = loaded.last_plan, loaded.last_partials
         self.plan_only = plan_only
 
     def launches(self) -> dict[str, int]:
         """The kernels of the last call, with ``plan_only`` those it would have had: each one's dynamic shared bytes."""
+        return {name: shared for name, shared, _ in self._lines()}
+
+    def _lines(self) -> list[tuple[str, int, int]]:
+        """A kernel's name, its shared memory and its blocks."""
         text = ctypes.create_string_buffer(1000)
         self._launches(text, ctypes.c_size_t(len(text)))
         lines = (line.split(" ") for line in text.value.decode().splitlines())
-        return {f"equikern::cuda::run_blocks<{demangled(name)} >": int(shared) for name, shared in lines}
+        return [
+            (f"equikern::cuda::run_blocks<{demangled(name)} >", int(shared), int(blocks))
+            for name, shared, blocks in lines
+        ]
 
-    def _call(self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, **options: object) -> int:
+    def parameters(self) -> list[Launched]:
+        """The launches of the last call, with ``plan_only`` those it would have had."""
+        found = []
+        for number, (name, shared, blocks) in enumerate(self._lines()):
+            plan = ctypes.c_void_p()
+            size = self._plan(ctypes.c_size_t(number), ctypes.byref(plan))
+            found.append(Launched(name, shared, blocks, ctypes.string_at(plan, size)))
+        return found
+
+    def partials(self) -> tuple[int, int]:
+        """Address and bytes of the memory between launches."""
+        data = ctypes.c_void_p()
+        size = int(self._partials(ctypes.byref(data)))
+        return data.value or 0, size
+
+    def _call(
+        self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, others: Others, **options: object
+    ) -> int:
         image = x if op in (0, 3) else x[0]
         views = of(maps)
         if not views.sides:
@@ -77,6 +115,7 @@ class Blocks:
             y_strides=ctypes.addressof(strides[2]),
             codes=ctypes.addressof(numbers),
             plan_only=self.plan_only,
+            **{name: t.data_ptr() for name, t in others.items()},
             **{"scale": 1.0, **options},
         )
         return int(self._run(ctypes.byref(arguments)))
@@ -85,26 +124,27 @@ class Blocks:
         self, x: Tensor, out: Tensor, maps: str, scale: float = 1.0, weights: Tensor | None = None,
         index: Tensor | None = None,
     ) -> int:  # fmt: skip
-        return self._call(0, x, out, maps, None, scale=scale, **_weighted(weights), **_indexed(index))
+        return self._call(
+            0, x, out, maps, None, _given(weights=weights, index=index), scale=scale, **_dims(weights, index)
+        )
 
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, maps: str, scores: Tensor | None, minimum: bool = True
     ) -> int:
-        options = (
-            {} if scores is None else {"scores": scores.data_ptr(), "scores_double": scores.dtype == torch.float64}
-        )
-        return self._call(1, y, out, maps, None, minimum=minimum, **options, **_indexed(index))
+        double = scores is not None and scores.dtype == torch.float64
+        options = {"minimum": minimum, "scores_double": double, **_dims(None, index)}
+        return self._call(1, y, out, maps, None, _given(scores=scores, index=index), **options)
 
     def reduce(
         self, y: Tensor, out: Tensor, maps: str, op: str = "sum", scale: float = 1.0, weights: Tensor | None = None
     ) -> int:
-        return self._call(2, y, out, maps, None, scale=scale, normalized=op == "weighted_mean", **_weighted(weights))
+        options = {"scale": scale, "normalized": op == "weighted_mean", **_dims(weights, None)}
+        return self._call(2, y, out, maps, None, _given(weights=weights), **options)
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
     ) -> int:
-        options = _weighted(weights) | {"weight_dims": dots.dim() - 1, "dots": dots.data_ptr()}
-        return self._call(3, x, out, maps, y, **options)
+        return self._call(3, x, out, maps, y, _given(weights=weights, dots=dots), weight_dims=dots.dim() - 1)
 
 
 def _address(t: Tensor | None) -> int | None:
@@ -112,12 +152,15 @@ def _address(t: Tensor | None) -> int | None:
     return None if t is None else 4096 if t.is_meta else t.data_ptr()
 
 
-def _weighted(weights: Tensor | None) -> dict[str, int]:
-    return {} if weights is None else {"weights": weights.data_ptr(), "weight_dims": weights.dim() - 1}
+def _given(**tensors: Tensor | None) -> Others:
+    return {name: t for name, t in tensors.items() if t is not None}
 
 
-def _indexed(index: Tensor | None) -> dict[str, int]:
-    return {} if index is None else {"index": index.data_ptr(), "index_dims": index.dim()}
+def _dims(weights: Tensor | None, index: Tensor | None) -> dict[str, int]:
+    return {
+        "weight_dims": 0 if weights is None else weights.dim() - 1,
+        "index_dims": 0 if index is None else index.dim(),
+    }
 
 
 def call(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor) -> int:

@@ -1,0 +1,384 @@
+"""The kernels' machine code for Hopper, executed on the CPU: what it computes, where it reads and writes, its barriers.
+
+Every access is checked against the bounds of its tensor, every byte of shared memory against warps that have not met at
+a barrier, every byte of a tensor against other blocks: see ``helpers/warps.py``. Results are the reference's.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import equikern
+import pytest
+import torch
+from equikern import field, grid, matrix, permutation, tokens
+from equikern.actions import Action
+from equikern.backends.base import Backend
+from equikern.backends.reference import Reference
+from equikern.views import accumulator, of
+from helpers.cuda_blocks import Blocks
+from helpers.emulated import MachineCode, cuda_codes, on_machine_code
+from helpers.looped import each
+from helpers.machine_code import cuobjdump
+from helpers.warps import FaultError, Launch, Memory, parameters
+from torch import Tensor
+
+pytestmark = [
+    pytest.mark.audit,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(cuobjdump() is None, reason="no tools to read machine code"),
+]
+
+reference = Reference()
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+TOLERANCE = {BF16: 2e-2, FP16: 4e-3, FP32: 2e-5, FP64: 1e-11}
+TURN = [[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [1.0, 0.0]], [[-1.0, 0.0], [0.0, -1.0]], [[0.0, 1.0], [-1.0, 0.0]]]
+SHEARED = [TURN[0], [[0.0, -2.0], [0.5, 0.0]], TURN[2], [[0.0, 2.0], [-0.5, 0.0]]]  # no signs, but factors
+SOME = permutation([[*range(60)], [3, 1, 2, 0, *range(4, 59), 59]])  # of which most stay
+ALL = permutation([[*range(12)], [*range(4, 12), *range(4)], [*range(8, 12), *range(8)]])
+LONG = permutation([[*range(1101)], [1100, 2, 1, *range(3, 1100), 0]])
+
+# An action, the shape of one view, its dtype; True: channels-last.
+CASES: dict[str, tuple[Action, tuple[int, ...], torch.dtype, bool]] = {
+    "whole tiles": (grid("d4"), (3, 64, 64), BF16, False),
+    "parts of tiles": (grid("d4"), (2, 40, 40), FP32, False),
+    "odd tiles": (grid("c4"), (1, 2, 37, 37), FP16, False),
+    "rectangles": (grid("flips"), (2, 20, 36), FP64, False),
+    "small planes": (grid("d4"), (2, 3, 7, 7), FP32, False),
+    "channels last": (grid("c4"), (2, 16, 18, 18), BF16, True),
+    "volumes": (grid("flips3d", dims=3), (2, 4, 6, 10), FP32, False),
+    "vectors": (field(grid("c4"), "vector"), (2, 4, 20, 20), FP32, False),
+    "mixed": (field(grid("c4"), matrix(SHEARED)), (2, 2, 9, 9), FP32, False),
+    "few moved": (SOME, (3, 60), BF16, False),
+    "all moved": (ALL, (2, 2, 12), FP32, False),
+    "a dim in the middle": (permutation([[0, 1, 2], [2, 0, 1], [1, 2, 0]], dim=-3), (2, 3, 4, 8), FP16, False),
+    "matrices": (matrix(TURN), (5, 3, 2), FP32, False),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def triton() -> Backend:
+    from equikern.backends.triton import Triton
+
+    return Triton()
+
+
+def made(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    t = torch.randn(shape, dtype=torch.float64).to(dtype)
+    return t.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else t
+
+
+def blank(like: Tensor) -> Tensor:
+    """As the other in shape and strides, all to be written."""
+    new = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    return new.fill_(float("nan")) if like.is_floating_point() else new.fill_(77)
+
+
+def compared(triton: Backend, call: Callable[..., None], outputs: list[Tensor], tolerance: float) -> None:
+    """Both backends write the outputs; a tolerance of 0 asks for the same bits."""
+    expected, found = ([blank(t) for t in outputs] for _ in range(2))
+    call(reference, *expected)
+    with on_machine_code() as launches:
+        call(triton, *found)
+    assert launches, "nothing was launched"
+    RAN.update(name for name, _ in launches)
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+RAN: set[str] = set()  # kernels that ran here
+
+
+@each("name", CASES)
+def test_views(triton: Backend, name: str) -> None:
+    action, shape, dtype, last = CASES[name]
+    x, maps, order = made(shape, dtype, last), action.maps, action.order
+    table, out = maps.table(x), torch.stack([x] * order)
+    if last:
+        out = made((order, *shape), dtype, True)
+    moves = 0.0 if not (action.views.kind.name == "matrix" or name == "mixed") else TOLERANCE[dtype]
+    compared(triton, lambda k, o: k.orbit(x, o, maps.views, table, 1.0, None, None), [out], moves)
+    if [*CASES].index(name) % 2:
+        weights = torch.rand(order, shape[0], dtype=accumulator(x))
+        compared(triton, lambda k, o: k.orbit(x, o, maps.views, table, 0.3, weights, None), [out], TOLERANCE[dtype])
+    else:
+        index = torch.randint(order, shape[:1])
+        compared(triton, lambda k, o: k.orbit(x, o, maps.views, table, 1.0, None, index), [out], moves)
+
+
+# Every case of one operation, and every operation of two cases.
+OPS = ["sum", "weighted_mean", "plus", "max", "median", "mean_std", "logodd"]
+REDUCED = {(name, OPS[k % len(OPS)]) for k, name in enumerate(CASES)} | {(name, "sum") for name in CASES}
+REDUCED |= {(name, op) for name in ("parts of tiles", "small planes") for op in OPS}
+
+
+@each(("name", "op"), sorted(REDUCED))
+def test_reductions(triton: Backend, name: str, op: str) -> None:
+    action, shape, dtype, last = CASES[name]
+    maps, order = action.inverse_maps, action.order
+    y, x = made((order, *shape), dtype, last), made(shape, dtype, last)
+    if op == "logodd":
+        y = y.sigmoid()
+    table = maps.table(y)
+    weights = torch.rand(order, shape[0], dtype=accumulator(x)) + 0.1 if op == "weighted_mean" else None
+    plus, named = (x, "sum") if op == "plus" else (None, op)
+    if op == "mean_std":
+        pair = [x, blank(x)]
+        call: Callable[..., None] = lambda k, o, s: k.reduce(  # noqa: E731
+            y, o, maps.views, table, op, 1.0, None, None, s
+        )
+        return compared(triton, call, pair, TOLERANCE[dtype])
+    compared(
+        triton, lambda k, o: k.reduce(y, o, maps.views, table, named, 1.0, weights, plus, None), [x], TOLERANCE[dtype]
+    )
+
+
+@each("name", CASES)
+def test_dots(triton: Backend, name: str) -> None:
+    action, shape, dtype, last = CASES[name]
+    maps, order = action.maps, action.order
+    y, x = made((order, *shape), dtype, last), made(shape, dtype, last)
+    table, dots = maps.table(y), torch.empty(order, shape[0], dtype=accumulator(y))
+    weights = torch.rand_like(dots)
+    tolerance = 20 * TOLERANCE[FP64 if dtype == FP64 else FP32] * x[0].numel() ** 0.5
+    views = maps.views
+    if [*CASES].index(name) % 3 == 1:
+        return compared(triton, lambda k, d: k.orbit_dot(x, y, None, d, views, table, None), [dots], tolerance)
+    compared(
+        triton,
+        lambda k, o, d: k.orbit_dot(x, y, o, d, views, table, weights),
+        [y, dots],
+        max(tolerance, TOLERANCE[dtype]),
+    )
+
+
+@each("name", CASES)
+def test_selections(triton: Backend, name: str) -> None:
+    action, shape, dtype, last = CASES[name]
+    maps, order = action.inverse_maps, action.order
+    y, x = made((order, *shape), dtype, last), made(shape, dtype, last)
+    table, index = maps.table(y), torch.randint(order, shape[:1])
+    scores = torch.randn(order, shape[0])
+    scores[0, 0] = float("nan")
+    exact = 0.0 if not (action.views.kind.name == "matrix" or name == "mixed") else TOLERANCE[dtype]
+    compared(triton, lambda k, o, i: k.select(y, o, i, maps.views, table, scores, True), [x, index], exact)
+    compared(triton, lambda k, o: k.select(y, o, index, maps.views, table, None, True), [x], exact)
+
+
+ROWS: dict[str, tuple[Action, tuple[int, ...], torch.dtype]] = {
+    "short": (ALL, (2, 3, 12), FP32),
+    "dense": (ALL, (3, 12), FP64),
+    "few moved": (SOME, (5, 60), BF16),
+    # Rows that start anywhere within 16 bytes, in tensors that do not end with them.
+    "long": (LONG, (3, 1101), BF16),
+    "long, whole": (LONG, (8, 1101), FP16),
+    "long, wide": (LONG, (1, 1101), FP64),
+}
+
+
+@each(("name", "space"), [(name, ("probs", "log_probs")[k % 2]) for k, name in enumerate(ROWS)])
+def test_softmax(triton: Backend, name: str, space: str) -> None:
+    action, shape, dtype = ROWS[name]
+    y, x = made((action.order, *shape), dtype), made(shape, dtype)
+    maps = action.inverse_maps
+    table, lse, grad = maps.table(y), torch.zeros(y.shape[:-1], dtype=accumulator(y)), made(shape, dtype)
+    tolerance = TOLERANCE[dtype]
+    compared(triton, lambda k, o, s: k.softmax_mean(y, o, s, maps.views, table, space), [x, lse], tolerance)
+    reference.softmax_mean(y, x, lse, maps.views, table, space)
+    compared(
+        triton, lambda k, o: k.softmax_mean_backward(grad, y, lse, o, maps.views, table, space), [y], 4 * tolerance
+    )
+
+
+KINDS = ["entropy", "max_prob", "margin", "max"]
+
+
+@each(("name", "kind"), [(name, KINDS[(k + n) % 4]) for k, name in enumerate(ROWS) for n in range(1 + (k == 3))])
+def test_scores(triton: Backend, name: str, kind: str) -> None:
+    action, shape, dtype = ROWS[name]
+    y, maps = made((action.order, *shape), dtype), action.inverse_maps
+    out = torch.empty(y.shape[:-1], dtype=accumulator(y))
+    compared(triton, lambda k, o: k.score(y, o, kind), [out], TOLERANCE[FP64 if dtype == FP64 else FP32])
+    # Enough rows that one kernel scores and moves them.
+    few = action.views.size < 100
+    y = made((action.order, *((13, 10) if few else (128,)), action.views.size), dtype)
+    x, index, table = y[0].clone(), torch.zeros(y.shape[1:-1], dtype=torch.int64), maps.table(y)
+    if few:
+        compared(triton, lambda k, o, i: k.score_select(y, o, i, maps.views, table, kind, True), [x, index], 0.0)
+
+
+SPACES = ["logits", "probs", "log_probs"]
+
+
+@each(("name", "space", "smoothing"), [(name, SPACES[k % 3], k // 3 * 0.1) for k, name in enumerate(ROWS)])
+def test_losses(triton: Backend, name: str, space: str, smoothing: float) -> None:
+    action, shape, dtype = ROWS[name]
+    y, maps = made((action.order, *shape), dtype), action.inverse_maps
+    target = torch.randint(action.views.size, shape[:-1])
+    target.view(-1)[0] = -100
+    loss, table = torch.empty(shape[:-1], dtype=accumulator(y)), maps.table(y)
+    scale = torch.tensor(0.5, dtype=accumulator(y))
+    compared(
+        triton,
+        lambda k, o, g: k.cross_entropy(y, target, o, g, maps.views, table, space, -100, smoothing, scale),
+        [loss, y],
+        4 * TOLERANCE[dtype],
+    )
+
+
+def test_token_ids(triton: Backend) -> None:
+    action = tokens([[*range(60)], [3, 1, 2, 0, *range(4, 60)]])
+    ids = torch.randint(60, (3, 5))
+    maps, table = action.maps, action.maps.table(ids)
+    compared(triton, lambda k, o: k.orbit(ids, o, maps.views, table, 1.0, None, None), [torch.stack([ids] * 2)], 0.0)
+    views, index, scores = torch.randint(60, (2, 3, 5)), torch.zeros(3, dtype=torch.int64), torch.randn(2, 3)
+    compared(triton, lambda k, o, i: k.select(views, o, i, maps.views, table, scores, True), [ids, index], 0.0)
+
+
+def test_every_kernel_ran() -> None:
+    """The tests above leave no kernel of Triton's out; it runs behind them, or says nothing."""
+    if not RAN:
+        pytest.skip("run the whole file")
+    folder = Path(equikern.__file__).parent / "backends" / "triton"
+    kernels = {
+        node.name
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and any(ast.unparse(d) == "jit_kernel" for d in node.decorator_list)
+    }
+    assert kernels
+    assert kernels - RAN == set()
+
+
+# CUDA C++
+
+MAPS = {"c4": "hw Wh HW wH", "d4": "hw Wh HW wH hW wh Hw WH", "flips": "hw hW Hw HW"}
+# Whole tiles and parts, runs of odd and of small planes, rectangles.
+SHAPES = [(1, 64, 64), (2, 40, 40), (1, 37, 37), (5, 7, 7), (1, 70, 34)]
+CALLS = [
+    ("flips" if shape[-1] != shape[-2] else ("c4", "d4")[(k + n) % 2], shape, dtype)
+    for k, shape in enumerate(SHAPES)
+    for n, dtype in enumerate(TOLERANCE)
+]
+
+
+@pytest.fixture
+def blocks(cuda_blocks: Blocks) -> Blocks:
+    codes = cuda_codes()
+    if isinstance(codes, str):
+        pytest.skip(codes)
+    return MachineCode(cuda_blocks.library, codes)
+
+
+@each(("group", "shape", "dtype"), CALLS)
+def test_cuda(blocks: Blocks, group: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    maps, views = MAPS[group], of(MAPS[group])
+    y, x = made((views.order, *shape), dtype), made(shape, dtype)
+    weights = torch.rand(views.order, shape[0], dtype=accumulator(x))
+    wide = FP64 if dtype == FP64 else FP32
+
+    def check(found: list[Tensor], expected: list[Tensor], ran: int, tolerance: float) -> None:
+        if ran > 0:
+            for a, b in zip(expected, found, strict=True):
+                torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
+
+    a, b = blank(y), blank(y)
+    reference.orbit(x, a, views, None, 1.0, None, None)
+    check([b], [a], blocks.orbit(x, b, maps), 0.0)
+    reference.orbit(x, a, views, None, 0.3, weights, None)
+    check([b], [a], blocks.orbit(x, b, maps, 0.3, weights), TOLERANCE[dtype])
+    for given, op in ((None, "sum"), (weights, "weighted_mean")):
+        c, d = blank(x), blank(x)
+        reference.reduce(y, c, views, None, op, 1.0, given, None, None)
+        check([d], [c], blocks.reduce(y, d, maps, op, 1.0, given), TOLERANCE[dtype])
+    same = x.expand(views.order, *shape)
+    c, d = blank(x), blank(x)
+    reference.reduce(same, c, views, None, "sum", 0.125, None, None, None)
+    check([d], [c], blocks.reduce(same, d, maps, "sum", 0.125), TOLERANCE[dtype])
+    dots, found = (torch.full((views.order, shape[0]), float("nan"), dtype=accumulator(x)) for _ in range(2))
+    reference.orbit_dot(x, y, a, dots, views, None, weights)
+    ran = blocks.orbit_dot(x, y, b, found, maps, weights)
+    check([b], [a], ran, TOLERANCE[dtype])
+    check([found], [dots], ran, 20 * TOLERANCE[wide] * x[0].numel() ** 0.5)
+    i, j = (torch.zeros(shape[0], dtype=torch.int64) for _ in range(2))
+    reference.select(y, c, i, views, None, weights, True)
+    check([d, j], [c, i], blocks.select(y, d, j, maps, weights), 0.0)
+
+
+# What executes them
+
+
+def copied(code: str) -> tuple[Tensor, Launch, Memory]:
+    """A launch of one block that copies through shared memory, as some lines of machine code."""
+    out = torch.zeros(64, dtype=torch.int32)
+    x = torch.arange(64, dtype=torch.int32)
+    memory = Memory()
+    for t in (x, out):
+        memory.add(t.data_ptr(), 256, t.view(torch.uint8).numpy())
+    given = parameters([("int64", x.data_ptr()), ("int64", out.data_ptr())])
+    return out, Launch(code, given, 1, 64, 256), memory
+
+
+COPY = [
+    "S2R R0, SR_TID.X ;",
+    "LDC.64 R2, c[0x0][0x210] ;",
+    "LDC.64 R4, c[0x0][0x218] ;",
+    "IMAD.WIDE R2, R0, 0x4, R2 ;",
+    "LDG.E R6, desc[UR4][R2.64] ;",
+    "LEA R7, R0, 0x400, 0x2 ;",
+    "STS [R7], R6 ;",
+    "BAR.SYNC.DEFER_BLOCKING 0x0 ;",
+    "LOP3.LUT R8, R0, 0x3f, RZ, 0x3c, !PT ;",
+    "LEA R9, R8, 0x400, 0x2 ;",
+    "LDS R10, [R9] ;",
+    "IMAD.WIDE R4, R0, 0x4, R4 ;",
+    "STG.E desc[UR4][R4.64], R10 ;",
+    "EXIT ;",
+]
+
+
+def lines(code: list[str]) -> str:
+    return "\n".join(f"        /*{16 * k:04x}*/                   {line}" for k, line in enumerate(code))
+
+
+def test_a_copy_through_shared_memory() -> None:
+    out, launch, memory = copied(lines(COPY))
+    counts = launch.run(memory, [0])
+    assert out.tolist() == [*reversed(range(64))]
+    assert (counts.warp_instructions, counts.loaded, counts.stored) == (2 * len(COPY), 256, 256)
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        ("BAR.SYNC.DEFER_BLOCKING 0x0 ;", "NOP;", "nobody wrote|without a barrier"),
+        ("IMAD.WIDE R2, R0, 0x4, R2 ;", "IMAD.WIDE R2, R0, 0x8, R2 ;", "of a tensor of 256 bytes"),
+        ("LEA R9, R8, 0x400, 0x2 ;", "LEA R9, R0, 0x3fe, 0x2 ;", "outside of shared memory"),
+        ("LEA R7, R0, 0x400, 0x2 ;", "LEA R7, R0, 0x400, 0x1 ;", "not aligned"),
+        ("LEA R9, R8, 0x400, 0x2 ;", "LEA R9, R8, 0x500, 0x2 ;", "outside of shared memory"),
+        ("STS [R7], R6 ;", "@!PT STS [R7], R6 ;", "nobody wrote"),
+        ("IMAD.WIDE R4, R0, 0x4, R4 ;", "BRA 0x50 ;", "a write without a barrier"),
+    ],
+)
+def test_faults_are_seen(line: str, instead: str, said: str) -> None:
+    code = [instead if one == line else one for one in COPY]
+    _, launch, memory = copied(lines(code))
+    with pytest.raises(FaultError, match=said):
+        launch.run(memory, [0])
+
+
+def test_blocks_may_not_meet() -> None:
+    """Two blocks that write to the same places, which is a race unless it is the same that they write."""
+    _, launch, memory = copied(lines(COPY))
+    launch.run(memory, [0, 1])
+    _, launch, memory = copied(lines(["S2R R10, SR_CTAID.X ;" if "LDS" in line else line for line in COPY]))
+    with pytest.raises(FaultError, match="block 1 writes what another one writes"):
+        launch.run(memory, [0, 1])

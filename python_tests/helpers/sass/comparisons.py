@@ -1,0 +1,81 @@
+"""The comparisons of sm_90: what writes predicates, and FSET, which writes 1 or 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .operands import Lanes, Step, double, low_word, predicate, put, real, whole
+
+if TYPE_CHECKING:
+    from helpers.warps import Block
+
+
+COMPARE: dict[str, Callable[[Lanes, Lanes], Lanes]] = {
+    "LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal, "NE": np.not_equal,
+}  # fmt: skip
+
+
+def compared(how: str, x: Lanes, y: Lanes) -> Lanes:
+    """Floats: with a U at the end, true of NaN, too."""
+    nan = np.isnan(x) | np.isnan(y)
+    if how in ("NAN", "NUM"):
+        return nan if how == "NAN" else ~nan
+    if how in ("MAX", "MIN"):
+        return (x >= y if how == "MAX" else x <= y) | np.isnan(y)
+    loose = how not in COMPARE
+    found = COMPARE[how[:-1] if loose else how](x, y)
+    return found | nan if loose else found & ~nan
+
+
+def joined(name: str, found: Lanes, other: Lanes) -> Lanes:
+    return found | other if ".OR" in name else found ^ other if ".XOR" in name else found & other
+
+
+def set_whole(name: str, ops: list[str]) -> Step:
+    parts = name.split(".")
+    how, extended, unsigned = parts[1], ".EX" in name, ".U32" in name
+    outs, a, c, other = [put(ops[0]), put(ops[1])], whole(ops[2]), whole(ops[3]), predicate(ops[4])
+    below = predicate(ops[5]) if extended else None
+
+    def step(b: Block, mask: Lanes) -> None:
+        x, y = (low_word(np.broadcast_to(t(b), (b.lanes,))) for t in (a, c))
+        x, y = (x, y) if unsigned else (x.view(np.int32), y.view(np.int32))
+        if below is None:
+            found = COMPARE[how](x, y)
+        elif how == "NE":
+            found = (x != y) | below(b)
+        elif how == "EQ":
+            found = (x == y) & below(b)
+        else:
+            found = COMPARE[how[0] + "T"](x, y) | ((x == y) & below(b))
+        rest = other(b)
+        outs[1](b, mask, joined(name, ~found, rest))
+        outs[0](b, mask, joined(name, found, rest))
+
+    return step
+
+
+def set_real(name: str, ops: list[str]) -> Step:
+    how = next(p for p in name.split(".")[1:] if p not in ("BF", "FTZ"))
+    read = double if name.startswith("D") else real
+    if name.startswith("FSET."):
+        to, a, c, other = put(ops[0]), real(ops[1]), real(ops[2]), predicate(ops[3])
+
+        def step(b: Block, mask: Lanes) -> None:
+            found = joined(name, compared(how, *np.broadcast_arrays(a(b), c(b))), other(b))
+            to(b, mask, np.where(found, np.float32(1), np.float32(0)).view(np.uint32))
+
+        return step
+    outs, a_, c_, other_ = [put(ops[0]), put(ops[1])], read(ops[2]), read(ops[3]), predicate(ops[4])
+
+    def step_of_predicates(b: Block, mask: Lanes) -> None:
+        x, y = np.broadcast_arrays(a_(b), c_(b))
+        found, rest = compared(how, x, y), other_(b)
+        # Of an extreme, whether the first is it, and whether there is none.
+        outs[1](b, mask, joined(name, np.isnan(x) & np.isnan(y) if how in ("MAX", "MIN") else ~found, rest))
+        outs[0](b, mask, joined(name, found, rest))
+
+    return step_of_predicates
