@@ -53,7 +53,11 @@ def parser() -> argparse.ArgumentParser:
         help="the operators on images, on fields and volumes, or on logits (default: all)",
     )
     arguments.add_argument(
-        "--time-limit", metavar="SECONDS", help="start nothing after so long, and say what was left out"
+        "--time-limit",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="start nothing after so long, and say what was left out (%(default).0f); 0 measures everything, for hours",
     )
     arguments.add_argument(
         "--output",

@@ -191,6 +191,56 @@ def write(target: str, tables: Tables) -> None:
     (RESULTS / f"{target}.md").write_text("\n".join(lines) + "\n")
 
 
+def issue(few: bool = False, blocks: Path | None = None) -> dict[str, Table]:
+    """Warp instructions a byte, by compiler and case; see ``helpers/budget.py``."""
+    from helpers.budget import budgets
+    from helpers.cuda_blocks import compile_blocks
+
+    with tempfile.TemporaryDirectory() as folder:
+        return budgets(blocks or compile_blocks(Path(folder)), few)
+
+
+def read_issue() -> dict[str, Table]:
+    """What is written of them."""
+    path = RESULTS / "issue.json"
+    tables: dict[str, Table] = json.loads(path.read_text()) if path.exists() else {}
+    return tables
+
+
+def issues_more(fresh: Mapping[str, Table], written: Mapping[str, Table]) -> list[str]:
+    """The cases that issue over a twentieth more than is written, or of which nothing is."""
+    found = []
+    for compiler, table in fresh.items():
+        for case, record in table.items():
+            before = written.get(compiler, {}).get(case)
+            if compiler in written and before is None:
+                found.append(f"{compiler}: {case}: not in the table")
+            elif before is not None and record["issue/memory"] > 1.05 * before["issue/memory"] + 0.005:
+                found.append(f"{compiler}: {case}: issue/memory {before['issue/memory']} → {record['issue/memory']}")
+    return found
+
+
+def write_issue(fresh: Mapping[str, Table]) -> None:
+    """Put fresh tables in the place of those by the same compiler, and say the same in Markdown."""
+    from helpers.budget import COPY, ISSUE, markdown
+
+    merged = {**read_issue(), **fresh}
+    merged = {compiler: merged[compiler] for compiler in sorted(merged)}
+    (RESULTS / "issue.json").write_text(json.dumps(merged, indent=1) + "\n")
+    lines = [
+        "# Instructions against memory on sm_90",
+        "",
+        "Written by `python bench/static_audit.py`, which executes the machine code and counts: a prediction, not a",
+        "measurement. The time that an H200 needs to issue a kernel's warp instructions",
+        f"({ISSUE / 1e9:.0f} G/s) over the time that it needs to move the bytes that the operator must move",
+        f"({COPY / 1e12:.1f} TB/s). Above 1 a kernel is bound by its instructions; the goal is below 0.7. The calls at",
+        "the end, a batch of 128 × 512 planes, are those that the choice between CUDA C++ and Triton is made of.",
+        "",
+        *markdown(merged),
+    ]
+    (RESULTS / "issue.md").write_text("\n".join(lines) + "\n")
+
+
 COLUMNS = ("registers", "spills", "shared", "occupancy", "loads", "stores", "barriers", "shuffles")
 
 
@@ -223,8 +273,11 @@ def main() -> None:
         for target, tables in fresh.items():
             write(target, tables)
             print(RESULTS / f"{target}.md")
+        write_issue(issue(options.few))
+        print(RESULTS / "issue.md")
         return
     found, unknown = check(fresh)
+    found += issues_more(issue(options.few), read_issue())
     print("\n".join([*unknown, *found]) or "no kernel is worse than its table")
     if found:
         sys.exit(UPDATE)

@@ -103,49 +103,36 @@ struct DotRuns {
     const Planes planes = planes_of(p, block);
     const int64_t offset = planes.first * p.H * p.W;
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
-    T* staged = reinterpret_cast<T*>(shared) + misalignment(x);
-    A* sums = reinterpret_cast<A*>(shared + p.run_bytes);
-    const int chunks = p.run_bytes / 16;
+    StagedView* views = reinterpret_cast<StagedView*>(shared);
+    A* factors = reinterpret_cast<A*>(views + p.n_views);
+    A* sums = reinterpret_cast<A*>(shared + staged_start(p) + p.run_bytes);
     if constexpr (kPhase == 0) {
-      for (int c = thread; c < chunks; c += kThreads) stage_chunk(x, staged, c, planes.elements);
-      await_copies();
+      stage_runs(p, x, 1, planes.elements, thread, shared);
+      if (thread < p.n_views) {
+        views[thread] = staged_view<T>(p, thread, staged_run(p, x, 0));
+        factors[thread] = p.weights ? weight_of<A>(p, thread, planes.first) : A(1);
+      }
     } else if constexpr (kPhase == 1) {
-      multiply(p, planes, thread, staged, chunks, sums);
-    } else {
-      finish_dots(p, block, thread, sums, kPhase == 2);
-    }
-  }
-
-  static EQK_HD void multiply(const Plan& p, const Planes& planes, int thread, const T* staged, int chunks, A* sums) {
-    const int64_t offset = planes.first * p.H * p.W;
-    for (int g = 0; g < p.n_views; ++g) {
-      const LinearView view = run_view(p, g);
-      const A weight = p.weights ? weight_of<A>(p, g, planes.first) : A(1);
-      const T* y = reinterpret_cast<const T*>(p.y.data) + g * p.y.view + offset;
-      T* out = reinterpret_cast<T*>(p.out.data) + g * p.out.view + offset;  // as far from 16 bytes as y: see the plan
-      A dot = 0;
-      for (int number = thread; number < chunks; number += kThreads) {
-        const Chunk<T> c(number, misalignment(y), planes.elements);
-        if (c.count <= 0) continue;
-        Cursor<T> at(p, staged, c.first);
-        Vector<T> other, vector;
-        if (c.whole()) {
-          other = load_group(reinterpret_cast<const Vector<T>*>(y + c.first));
-          for (int k = 0; k < kLanes<T>; ++k) {
-            const A value = widen(at.next(p, view));
-            dot += value * widen(other.lane[k]);
-            narrow(value * weight, vector.lane[k]);
+      for (int g = 0; g < p.n_views; ++g) sums[g * kThreads + thread] = 0;
+      for (int n = thread; n < planes.elements; n += Pixels<T>::kCount * kThreads) {
+        const Pixels<T> pixels(p, n, planes.elements);
+        const T* y = reinterpret_cast<const T*>(p.y.data) + offset + n;
+        T* out = reinterpret_cast<T*>(p.out.data) + offset + n;
+        for (int g = 0; g < p.n_views; ++g, y += p.y.view, out += p.out.view) {
+          const StagedView view = views[g];
+          const A factor = factors[g];
+          A values[Pixels<T>::kCount], dot = 0;
+          for (int e = 0; e < Pixels<T>::kCount; ++e) {
+            values[e] = widen(pixels.at(shared, view, e));
+            if (pixels.there[e]) dot += values[e] * widen(y[e * kThreads]);
           }
-          if (p.out.data) store_group(reinterpret_cast<Vector<T>*>(out + c.first), vector);
-          continue;
-        }
-        for (int k = 0; k < c.count; ++k) {
-          const A value = widen(at.next(p, view));
-          dot += value * widen(y[c.first + k]);
-          if (p.out.data) narrow(value * weight, out[c.first + k]);
+          for (int e = 0; e < Pixels<T>::kCount; ++e)
+            if (p.out.data && pixels.there[e]) narrow(values[e] * factor, out[e * kThreads]);
+          sums[g * kThreads + thread] += dot;
         }
       }
-      sums[g * kThreads + thread] = dot;
+    } else {
+      finish_dots(p, block, thread, sums, kPhase == 2);
     }
   }
 };

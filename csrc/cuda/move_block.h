@@ -154,7 +154,7 @@ struct MoveTiles {
   }
 };
 
-// Whole planes as one run of memory: 16-byte accesses whatever the plane's size and wherever the run starts.
+// Whole planes as one run of memory, whatever their size and wherever it starts.
 template <class Map>
 struct MoveRuns {
   using E = typename Map::Element;
@@ -166,35 +166,25 @@ struct MoveRuns {
     const Planes planes = planes_of(p, block);
     if (kPhase == 0 && Map::kSelects) state.chosen = chosen_view(p, planes.first, thread == 0);
     const int64_t offset = planes.first * p.H * p.W;
-    const E* x = reinterpret_cast<const E*>(p.x.data) + state.chosen * p.x.view + offset;
-    E* staged = reinterpret_cast<E*>(shared) + misalignment(x);
-    const int chunks = p.run_bytes / 16;
+    StagedView* views = reinterpret_cast<StagedView*>(shared);
     if constexpr (kPhase == 0) {
-      for (int c = thread; c < chunks; c += kThreads) stage_chunk(x, staged, c, planes.elements);
-      await_copies();
+      const E* x = reinterpret_cast<const E*>(p.x.data) + state.chosen * p.x.view + offset;
+      stage_runs(p, x, 1, planes.elements, thread, shared);
+      if (thread < p.n_views) views[thread] = staged_view<E>(p, thread, staged_run(p, x, 0));
     } else {
-      store(p, planes, thread, staged, chunks, state.chosen);
-    }
-  }
-
-  static EQK_HD void store(const Plan& p, const Planes& planes, int thread, const E* staged, int chunks, int chosen) {
-    const Range views = views_to_write<Map>(p, chosen);
-    for (int g = views.begin; g < views.end; ++g) {
-      E* out = reinterpret_cast<E*>(p.out.data) + g * p.out.view + planes.first * p.H * p.W;
-      const LinearView view = run_view(p, g);
-      const auto factor = Map::factor(p, g, planes.first);
-      const bool blank = stays_zero<Map>(p, g, planes.first);
-      for (int number = thread; number < chunks; number += kThreads) {
-        const Chunk<E> c(number, misalignment(out), planes.elements);
-        if (c.count <= 0) continue;
-        Cursor<E> at(p, staged, c.first);
-        if (!c.whole()) {
-          for (int k = 0; k < c.count; ++k) out[c.first + k] = blank ? zero<E>() : Map::apply(at.next(p, view), factor);
-          continue;
+      const Range range = views_to_write<Map>(p, state.chosen);
+      for (int n = thread; n < planes.elements; n += Pixels<E>::kCount * kThreads) {
+        const Pixels<E> pixels(p, n, planes.elements);
+        E* out = reinterpret_cast<E*>(p.out.data) + range.begin * p.out.view + offset + n;
+        for (int g = range.begin; g < range.end; ++g, out += p.out.view) {
+          const StagedView view = views[g];
+          const auto factor = Map::factor(p, g, planes.first);
+          const bool blank = stays_zero<Map>(p, g, planes.first);
+          E values[Pixels<E>::kCount];
+          for (int e = 0; e < Pixels<E>::kCount; ++e) values[e] = Map::apply(pixels.at(shared, view, e), factor);
+          for (int e = 0; e < Pixels<E>::kCount; ++e)
+            if (pixels.there[e]) out[e * kThreads] = blank ? zero<E>() : values[e];
         }
-        Vector<E> vector;
-        for (int k = 0; k < kLanes<E>; ++k) vector.lane[k] = blank ? zero<E>() : Map::apply(at.next(p, view), factor);
-        store_group(reinterpret_cast<Vector<E>*>(out + c.first), vector);
       }
     }
   }

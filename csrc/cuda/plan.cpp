@@ -10,7 +10,7 @@ namespace equikern {
 namespace cuda {
 namespace {
 
-constexpr int64_t kRunBytes = 16 * 1024;     // staged by a block of runs, where planes are smaller
+constexpr int64_t kRunBytes = 32 * 1024;     // staged by a block of runs, where planes are smaller
 constexpr int64_t kSharedLimit = 48 * 1024;  // what every GPU gives a block without asking
 constexpr int64_t kSmallPlane = 4 * 1024;    // smaller planes leave a tile partly empty
 constexpr int64_t kLeastRun = 1024;          // shorter runs leave most of a block's threads idle
@@ -124,8 +124,9 @@ struct Staging {
 };
 
 Staging staging(const Plan& p, Operator op) {
-  if (op == Operator::sum) return {1 + (p.x.view ? p.n_views : 1), kFactorBytes};
-  return {1, op == Operator::dots ? p.n_views * kDotBytes : 0};
+  const int64_t views = (p.n_views * (kViewBytes + kFactorBytes) + 15) / 16 * 16;  // staged_start
+  if (op == Operator::sum) return {p.x.view ? p.n_views : 1, views};
+  return {1, views + (op == Operator::dots ? p.n_views * kDotBytes : 0)};
 }
 
 // A whole number of 16 bytes, and room for the distance to a 16-byte boundary.
@@ -147,7 +148,6 @@ bool plan_runs(Plan& p, Operator op) {
   p.blocks = p.planes / p.planes_per_column * p.blocks_per_column;
   p.by_plane = divider(p.H * p.W);
   p.by_out_W = divider(p.out_W);
-  p.by_run = divider(p.run_bytes / 16);
   return true;
 }
 
@@ -169,12 +169,6 @@ bool gapless(Plan& p) {
     if (p.n_lead > 1 || (p.n_lead == 1 && s->lead[0] != plane)) return false;
   }
   return true;
-}
-
-// Whether y and the result always start equally far from a 16-byte boundary, so that one cut into vectors serves both.
-bool same_alignment(const Plan& p) {
-  const int64_t lanes = 16 / p.element_size;
-  return !p.out.data || ((p.out.data - p.y.data) % 16 == 0 && (p.out.view - p.y.view) % lanes == 0);
 }
 
 void sort_views(Plan& p) {
@@ -258,8 +252,7 @@ bool make_plan(const Call& call, Plan& p) {
   for (const Side* s : sides(p)) p.vectors = p.vectors && s->row % lanes == 0;
   // One tensor for all views is staged as a run wherever it fits, to be read once.
   const bool staged_once = call.op == Operator::sum && p.x.view == 0;
-  const bool runs = gapless(p) && (!p.vectors || plane_bytes < kSmallPlane || staged_once) &&
-                    (call.op != Operator::dots || same_alignment(p)) && plan_runs(p, call.op);
+  const bool runs = gapless(p) && (!p.vectors || plane_bytes < kSmallPlane || staged_once) && plan_runs(p, call.op);
   if (!runs) {
     if (plane_bytes < kLeastRun && p.planes_per_column < p.planes) return false;  // tiles that are nearly empty
     plan_tiles(p, call.op);

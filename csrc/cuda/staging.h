@@ -159,54 +159,76 @@ EQK_HD int misalignment(const E* run) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(run) % 16 / sizeof(E));
 }
 
-// The elements of a run that share one aligned group of 16 bytes: all of it, or the part at the run's beginning or end.
+// Where staged runs begin in shared memory, behind the views and their weights.
+EQK_HD int staged_start(const Plan& p) { return (p.n_views * (kViewBytes + kFactorBytes) + 15) / 16 * 16; }
+
+// Byte of shared memory where a run of the views is staged; one tensor for all views is one run.
 template <class E>
-struct Chunk {
-  int first, count;
-  EQK_HD Chunk(int number, int apart, int elements) {
-    const int begin = number * kLanes<E> - apart, end = begin + kLanes<E>;
-    first = begin < 0 ? 0 : begin;
-    count = (end < elements ? end : elements) - first;
+EQK_HD int staged_run(const Plan& p, const E* run, int number) {
+  return staged_start(p) + number * p.run_bytes + misalignment(run) * static_cast<int>(sizeof(E));
+}
+
+// Copies runs to shared memory. A warp takes a run, or where there are few of them a part of one: so it finds once where
+// that is, and neighbouring lanes copy neighbouring vectors. The elements before the first and behind the last vector,
+// fewer than kLanes each, are copied one by one.
+template <class E>
+EQK_HD void stage_runs(const Plan& p, const E* x, int runs, int elements, int thread, unsigned char* shared) {
+  constexpr int kWarps = kThreads / kWarp;
+  const int parts = runs < kWarps ? kWarps / runs : 1, lane = thread % kWarp;
+  for (int unit = thread / kWarp; unit < runs * parts; unit += kWarps) {
+    const int number = unit / parts, part = unit - number * parts;
+    const E* run = x + number * p.x.view;
+    E* to = reinterpret_cast<E*>(shared + staged_run(p, run, number));
+    int head = (kLanes<E> - misalignment(run)) % kLanes<E>;
+    head = head < elements ? head : elements;
+    const int vectors = (elements - head) / kLanes<E>, tail = head + vectors * kLanes<E>;
+    for (int v = part * kWarp + lane; v < vectors; v += parts * kWarp)
+      copy_vector(run + head + v * kLanes<E>, to + head + v * kLanes<E>);
+    const int single = lane < head ? lane : tail + lane - head;
+    if (part == 0 && kLanes<E> > 1 && single < elements) to[single] = run[single];
   }
-  EQK_HD bool whole() const { return count == kLanes<E>; }
+  await_copies();
+}
+
+// A view of staged planes as a linear map to bytes of shared memory, and the factor that goes with it.
+struct alignas(16) StagedView {
+  int origin, down, right, unused;
 };
 
 template <class E>
-EQK_HD void stage_chunk(const E* run, E* staged, int number, int elements) {
-  const Chunk<E> c(number, misalignment(run), elements);
-  if (c.whole()) return copy_vector(run + c.first, staged + c.first);
-  for (int k = 0; k < c.count; ++k) staged[c.first + k] = run[c.first + k];
+EQK_HD StagedView staged_view(const Plan& p, int g, int base) {
+  const int H = static_cast<int>(p.H), W = static_cast<int>(p.W), size = sizeof(E);
+  const LinearView view = linear_view(p.code[g], H, W, W);
+  return {base + view.origin * size, view.down * size, view.right * size, 0};
 }
 
-// A pixel of a view of staged planes, walked in the order of memory.
+// Some pixels of the views of a thread: neighbouring threads take neighbouring ones, so that they read and write whole
+// segments of memory, whatever the planes' size. Their places are found once for all views.
 template <class E>
-struct Cursor {
-  const E* staged;
-  int plane, i, j;  // plane: where it starts
+struct Pixels {
+  static constexpr int kCount = 4;
+  int n, plane[kCount], i[kCount], j[kCount];  // the first's number; bytes before its plane, and where in that
+  bool there[kCount];
 
-  EQK_HD Cursor(const Plan& p, const E* staged, int n) : staged(staged) {
-    const int size = static_cast<int>(p.H * p.W), number = static_cast<int>(divide(n, p.by_plane));
-    plane = number * size;
-    i = static_cast<int>(divide(n - plane, p.by_out_W));
-    j = n - plane - i * static_cast<int>(p.out_W);
-  }
-
-  EQK_HD int place(const LinearView& view) const { return plane + view.origin + i * view.down + j * view.right; }
-
-  EQK_HD E next(const Plan& p, const LinearView& view) {
-    const E value = staged[place(view)];
-    if (++j == p.out_W) {
-      j = 0;
-      if (++i == p.out_H) i = 0, plane += static_cast<int>(p.H * p.W);
+  EQK_HD Pixels(const Plan& p, int n, int elements) : n(n) {
+    const int size = static_cast<int>(p.H * p.W), across = static_cast<int>(p.out_W);
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+    for (int e = 0; e < kCount; ++e) {
+      const int m = n + e * kThreads, number = static_cast<int>(divide(m, p.by_plane)), rest = m - number * size;
+      there[e] = m < elements;
+      i[e] = static_cast<int>(divide(rest, p.by_out_W));
+      j[e] = rest - i[e] * across;
+      plane[e] = there[e] ? number * size * static_cast<int>(sizeof(E)) : 0;
+      if (!there[e]) i[e] = j[e] = 0;
     }
-    return value;
+  }
+
+  EQK_HD E at(const unsigned char* shared, const StagedView& view, int e) const {
+    return *reinterpret_cast<const E*>(shared + (plane[e] + view.origin + i[e] * view.down + j[e] * view.right));
   }
 };
-
-EQK_HD LinearView run_view(const Plan& p, int g) {
-  const int H = static_cast<int>(p.H), W = static_cast<int>(p.W);
-  return linear_view(p.code[g], H, W, W);
-}
 
 // The square tiles of a plane of any size.
 template <int kSide>

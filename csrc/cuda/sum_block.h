@@ -17,7 +17,7 @@ template <class T>
 struct SumRuns {
   using A = Accumulator<T>;
   struct State {};
-  static constexpr int kPhases = 3;
+  static constexpr int kPhases = 2;
 
   template <int kPhase>
   static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State&) {
@@ -25,41 +25,26 @@ struct SumRuns {
     const int64_t offset = planes.first * p.H * p.W;
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
     T* out = reinterpret_cast<T*>(p.out.data) + offset;
-    A* factors = reinterpret_cast<A*>(shared);
-    T* result = reinterpret_cast<T*>(shared + kFactorBytes) + misalignment(out);
-    unsigned char* staged = shared + kFactorBytes + p.run_bytes;
-    const int chunks = p.run_bytes / 16;
+    StagedView* views = reinterpret_cast<StagedView*>(shared);
+    A* factors = reinterpret_cast<A*>(views + p.n_views);
     if constexpr (kPhase == 0) {
-      const int runs = p.x.view ? p.n_views : 1;
-      for (int slot = thread; slot < runs * chunks; slot += kThreads) {
-        const int g = static_cast<int>(divide(slot, p.by_run));
-        const T* run = x + g * p.x.view;
-        T* to = reinterpret_cast<T*>(staged + g * p.run_bytes) + misalignment(run);
-        stage_chunk(run, to, slot - g * chunks, planes.elements);
-      }
-      if (p.weights && thread < p.n_views) factors[thread] = weight_of<A>(p, thread, planes.first);
-      await_copies();
-    } else if constexpr (kPhase == 1) {
-      // Neighbouring threads take neighbouring elements: no two of them meet in a bank of shared memory.
-      const A last = final_factor<A>(p, planes.first);
-      for (int n = thread; n < planes.elements; n += kThreads) {
-        const Cursor<T> at(p, nullptr, n);
-        A sum = 0;
-        for (int g = 0; g < p.n_views; ++g) {
-          const T* run = x + g * p.x.view;
-          const T* from = reinterpret_cast<const T*>(staged + (p.x.view ? g * p.run_bytes : 0)) + misalignment(run);
-          const A value = widen(from[at.place(run_view(p, g))]);
-          sum += p.weights ? factors[g] * value : value;
-        }
-        narrow(sum * last, result[n]);
+      stage_runs(p, x, p.x.view ? p.n_views : 1, planes.elements, thread, shared);
+      if (thread < p.n_views) {
+        views[thread] = staged_view<T>(p, thread, staged_run(p, x + thread * p.x.view, p.x.view ? thread : 0));
+        factors[thread] = p.weights ? weight_of<A>(p, thread, planes.first) : A(1);
       }
     } else {
-      for (int number = thread; number < chunks; number += kThreads) {
-        const Chunk<T> c(number, misalignment(out), planes.elements);
-        if (c.whole())
-          store_group(reinterpret_cast<Vector<T>*>(out + c.first), *reinterpret_cast<Vector<T>*>(result + c.first));
-        else
-          for (int k = 0; k < c.count; ++k) out[c.first + k] = result[c.first + k];
+      const A last = final_factor<A>(p, planes.first);
+      for (int n = thread; n < planes.elements; n += Pixels<T>::kCount * kThreads) {
+        const Pixels<T> pixels(p, n, planes.elements);
+        A sums[Pixels<T>::kCount] = {};
+        for (int g = 0; g < p.n_views; ++g) {
+          const StagedView view = views[g];
+          const A factor = factors[g];
+          for (int e = 0; e < Pixels<T>::kCount; ++e) sums[e] += factor * widen(pixels.at(shared, view, e));
+        }
+        for (int e = 0; e < Pixels<T>::kCount; ++e)
+          if (pixels.there[e]) narrow(sums[e] * last, out[n + e * kThreads]);
       }
     }
   }

@@ -1,13 +1,13 @@
 """Which CUDA calls run on the CUDA C++ kernels and which on Triton's: one table, read at every call.
 
-Filled from machine-code counts (bench/results/static), not from measurements: no GPU has been at hand. CUDA C++ is
-chosen where its kernel moves 16 bytes an access and Triton's does not. Where neither or both do, Triton is, which needs
-fewer registers. The one other reason: symmetrize goes to CUDA C++ wherever planes are staged whole, since they are then
-read once for all views. ``python_tests/backends/cuda/test_choice.py`` derives every entry anew from the counts.
+Filled from counts of machine code (bench/results/static/issue.md), not from measurements: no GPU has been at hand. A
+kernel is predicted to take as long as the bytes that it must move, or as the issue of its instructions where that is
+longer. CUDA C++ is chosen where that is less than Triton's by a twentieth or more.
+``python_tests/backends/cuda/test_choice.py`` derives every entry anew from the counts.
 
 The CUDA C++ kernels for tiles are never chosen for large planes; there they run when ``use_backend("cuda")`` asks. They
-stay until a GPU has timed them against Triton's: they serve planes with gaps between the rows in the classes below,
-and equal widths do not tell which of two kernels is faster. Those that lose everywhere then go.
+stay until a GPU has timed them against Triton's: they serve planes with gaps between the rows in the classes below.
+Those that lose everywhere then go.
 """
 
 from __future__ import annotations
@@ -29,13 +29,20 @@ _SHARED = 48 * 1024 - 5 * 1024  # for planes, beside weights and partial dots
 # large planes. Elements of 16 bytes are whole vectors themselves.
 _ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
     # operator       bytes         aligned: small staged large   odd: small staged large
-    ("orbit", (1, 2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("orbit", (1, 2, 4), "cuda triton triton", "cuda cuda triton"),
+    ("orbit", (8,), "triton triton triton", "triton triton triton"),
     ("orbit", (16,), "triton triton triton", ""),
-    ("scaled orbit", (2, 4, 8), "cuda triton triton", "cuda cuda triton"),
-    ("sum", (2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("scaled orbit", (2, 4), "cuda triton triton", "cuda cuda triton"),
+    ("scaled orbit", (8,), "triton triton triton", "triton triton triton"),
+    ("sum", (2, 4), "cuda triton triton", "cuda cuda triton"),
+    ("sum", (8,), "triton triton triton", "triton triton triton"),
     ("symmetrize", (2, 4, 8), "cuda cuda triton", "cuda cuda triton"),
-    ("orbit_dot", (2, 4, 8), "cuda triton triton", "cuda cuda triton"),
-    ("select", (1, 2, 4, 8), "cuda triton triton", "cuda cuda triton"),
+    ("orbit_dot", (2,), "cuda cuda triton", "cuda cuda triton"),
+    ("orbit_dot", (4,), "triton triton triton", "triton cuda triton"),
+    ("orbit_dot", (8,), "triton triton triton", "triton triton triton"),
+    ("select", (1,), "cuda triton triton", "cuda cuda triton"),
+    ("select", (2,), "cuda cuda triton", "cuda cuda cuda"),
+    ("select", (4, 8), "cuda triton triton", "cuda cuda triton"),
     ("select", (16,), "triton triton triton", ""),
 ]
 
@@ -56,7 +63,7 @@ def alignment_class(width: int, size: int) -> str:
 
 def plane_class(operator: str, elements: int, size: int, views: int) -> str:
     """ "small", "staged" if a block's shared memory holds what the operator needs of a plane whole, or "large"."""
-    staged = {"sum": views + 1, "symmetrize": 2}.get(operator, 1)
+    staged = views if operator == "sum" else 1
     beside = 2304 * views if operator == "orbit_dot" else 0
     if staged * (elements * size + 32) + beside > _SHARED:
         return "large"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from helpers.audits import EXTRA, TARGETS, audit, compare, machine_code, static_audit
+from helpers.cuda_blocks import Blocks
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -39,6 +40,24 @@ def test_triton_kernels_of_other_releases(script: ModuleType, path: str) -> None
     assert version, done.stderr
     records = audit("--few", "--targets", *TARGETS, triton=path)
     compare({t: {f"triton {version}": v} for t, v in script.by_target(records).items()})
+
+
+@pytest.mark.audit
+@needs_triton
+def test_no_kernel_issues_more_instructions(script: ModuleType, cuda_blocks: Blocks) -> None:
+    """Warp instructions a byte, counted by executing the machine code: see ``helpers/budget.py``."""
+    found = script.issues_more(script.issue(True, cuda_blocks.library), script.read_issue())
+    assert not found, "\n".join([*found, script.UPDATE])
+
+
+def test_more_instructions_are_seen(script: ModuleType) -> None:
+    written = {"nvcc": {"sum": {"issue/memory": 1.0}}}
+    assert script.issues_more({"nvcc": {"sum": {"issue/memory": 1.04}}}, written) == []
+    assert script.issues_more({"nvcc": {"sum": {"issue/memory": 1.2}}}, written) == [
+        "nvcc: sum: issue/memory 1.0 → 1.2"
+    ]
+    assert script.issues_more({"nvcc": {"new": {"issue/memory": 1.0}}}, written) == ["nvcc: new: not in the table"]
+    assert script.issues_more({"another": {"sum": {"issue/memory": 9.0}}}, written) == []
 
 
 RECORD = {

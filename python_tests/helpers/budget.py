@@ -1,4 +1,7 @@
-"""How many warp instructions a kernel issues for every useful byte, counted by executing its machine code.
+"""How many warp instructions a kernel issues for every useful byte, counted by executing its machine code for Hopper.
+
+``PYTHONPATH=python_tests python -m helpers.budget`` prints what it finds of the cases of ``triton_audit``, and of a
+call of every class of ``backends/choice.py`` on Triton's kernels and on CUDA's; with ``--few`` what the tests read.
 
 A byte is useful that the operator must move: each input read once, each output written once. A multiprocessor issues
 four warp instructions a clock, so a kernel whose ratio is above 1 is bound by its instructions, not by memory. The
@@ -7,75 +10,230 @@ ratio predicts, it is no measurement: what waits for what, only a GPU tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
-from helpers.emulated import compiled, triton_parameters
+import equikern
+import torch
+from equikern.backends import choice
+from equikern.views import accumulator, of
+from helpers.cuda_blocks import Blocks, call
+from helpers.emulated import compiled, cuda_codes, cuda_launch, memory_of, triton_parameters
 from helpers.warps import Counts, Launch, Memory
+from torch import Tensor
 
-__all__ = ["COPY", "ISSUE", "budget", "of_plan", "useful"]
+__all__ = ["COPY", "ISSUE", "MAPS", "budgets", "calls", "operands", "triton_plan"]
 
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
-SAMPLE = 8  # neighbouring blocks that are executed for all
+WARPS = 32  # of neighbouring blocks that are executed in the place of all
 
-# Reads and writes of a view's size: by (|G| views, others).
+Budget = dict[str, float]
+
+# Reads and writes of a view's size: of |G| views, and others.
 _MOVED = {
     **dict.fromkeys(("mean", "weighted", "max", "gmean", "hmean", "tsharpen", "logodd", "log1p", "median"), (1, 1)),
     **dict.fromkeys(("vote", "sum", "std", "min", "gather", "softmax", "scored"), (1, 1)),
-    **dict.fromkeys(("orbit", "scaled", "adjoint", "permute", "ids"), (1, 1)),
+    **dict.fromkeys(("orbit", "scaled", "adjoint", "permute", "ids", "put"), (1, 1)),
     **dict.fromkeys(("plus", "mean_std"), (1, 2)),
-    **dict.fromkeys(("dot", "products", "backward", "loss"), (2, 1)),
-    **dict.fromkeys(("select", "take", "choose", "chosen"), (0, 2)),
-    "symmetrize": (0, 2),
-    "put": (1, 1),
-    "each": (2, 0),
+    **dict.fromkeys(("dot", "orbit_dot", "products", "backward"), (2, 1)),
+    **dict.fromkeys(("select", "take", "choose", "chosen", "symmetrize"), (0, 2)),
+    "loss": (2, 0),
     "score": (1, 0),
 }
 
 
 def useful(kind: str, order: int, elements: int, itemsize: int) -> int:
     """Bytes that a kind of case must move, of so many elements a view."""
-    views, others = _MOVED[kind.partition("-")[0]]
-    if kind.startswith("loss"):  # logits in, gradients out; the losses are nothing beside them
-        others = 0
+    views, others = _MOVED[re.split(r"[- ]", kind)[0]]
     return (views * order + others) * elements * itemsize
 
 
-def budget(counts: Counts, blocks: int, moved: int) -> dict[str, float]:
-    """A record: instructions for a byte, and the ratio of issue to memory."""
-    each = counts.warp_instructions / counts.blocks * blocks / moved
+def budget(instructions: float, moved: int) -> Budget:
+    each = instructions / moved
     return {"instructions per byte": round(each, 4), "issue/memory": round(each * COPY / ISSUE, 3)}
 
 
-def sampled(launch: Launch, memory: Memory, blocks: int) -> Counts:
-    """Execute blocks in the middle, or all where there are few."""
-    first = max(0, blocks // 2 - SAMPLE // 2)
-    return launch.run(memory, range(first, min(blocks, first + SAMPLE)))
+def sampled(launch: Launch, memory: Memory, blocks: int) -> float:
+    """The warp instructions of a launch: of blocks in its middle, or of all where there are few."""
+    count = min(blocks, max(1, WARPS * 32 // launch.threads))
+    first = (blocks - count) // 2
+    counts: Counts = launch.run(memory, range(first, first + count))
+    return counts.warp_instructions / count * blocks
 
 
-def nowhere(aligned: Sequence[bool], itemsizes: Sequence[int | None]) -> tuple[Memory, list[int | None]]:
-    """Memory that reads as zeros for so many pointers, and their addresses."""
+def of_plan(plan: Any, moved: int) -> Budget:
+    """The budget of a planned launch of a Triton kernel, on memory that reads as zeros."""
+    code, shared, types = compiled(plan.kernel, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
     memory, addresses = Memory(), list[int | None]()
-    for k, (yes, size) in enumerate(zip(aligned, itemsizes, strict=True)):
+    for k, (aligned, dtype) in enumerate(zip(plan.aligned, plan.pointers, strict=True)):
         start = (k + 1) << 44
         memory.add(start, 1 << 43, None)
-        addresses.append(None if size is None else start + (1 << 42) + (0 if yes else size))
-    return memory, addresses
+        addresses.append(None if dtype is None else start + (1 << 42) + (0 if aligned else dtype.itemsize))
+    given = triton_parameters(addresses, types, plan.scalars)
+    launch = Launch(code, given, plan.grid[0], 32 * plan.num_warps, shared)
+    return budget(sampled(launch, memory, plan.grid[0]), moved)
 
 
-def of_plan(plan: Any, moved: int) -> dict[str, float]:
-    """The budget of a planned launch of a Triton kernel."""
-    code, shared, types = compiled(plan.kernel, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
-    memory, addresses = nowhere(plan.aligned, [t and t.itemsize for t in plan.pointers])
-    launch = Launch(code, triton_parameters(addresses, types, plan.scalars), plan.grid[0], 32 * plan.num_warps, shared)
-    return budget(sampled(launch, memory, plan.grid[0]), plan.grid[0], moved)
+def of_case(case: str) -> Budget:
+    """The budget of a case of ``triton_audit``."""
+    from helpers import triton_audit
+    from helpers.vocabulary_audit import ROWS, VOCABULARY
+
+    kind, group, name, size, *_ = case.split(" ")
+    itemsize = triton_audit.DTYPES[name].itemsize
+    if case in VOCABULARY:
+        order, elements = int(group[-1]), math.prod(ROWS) * int(size)
+        if kind in ("ids", "chosen"):
+            elements, itemsize = math.prod(ROWS), 8
+        elif kind.startswith("scored"):
+            elements *= 2
+    else:
+        order = {"d4": 8, "c4": 4, "flips": 4, "octants": 8, "cube": 24, "still": 8}[group]
+        elements = 4 * 64 * math.prod(map(int, size.split("x")))
+    return of_plan(triton_audit.build(case), useful(kind, order, elements, itemsize))
 
 
-def total(parts: Iterable[Counts]) -> Counts:
-    """Counts of several launches together."""
-    whole = Counts()
-    for part in parts:
-        whole.warp_instructions += part.warp_instructions
-        whole.blocks += part.blocks
-    return whole
+# A call of every class of the choice between CUDA C++ and Triton
+
+MAPS = {"c4": "hw Wh HW wH", "d4": "hw Wh HW wH hW wh Hw WH"}
+SIDES = (7, 16, 23, 24, 37, 64, 225, 224)  # the first and the last that fit a class stand for it
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+REALS = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+Call = tuple[tuple[str, int, str, str], str, int]  # an entry of choice.TABLE, a group, a side
+
+
+def calls() -> dict[str, Call]:
+    """By a name such as "sum 2 bytes odd staged d4 37×37"."""
+    found = {}
+    for key in choice.TABLE:
+        operator, size, alignment, plane = key
+        for group, maps in MAPS.items():
+            order = of(maps).order
+            sides = [
+                side
+                for side in SIDES
+                if choice.plane_class(operator, side * side, size, order) == plane
+                and choice.alignment_class(side, size) == alignment
+            ]
+            for side in dict.fromkeys((*sides[:1], *sides[-1:])):
+                found[f"{operator} {size} bytes {alignment} {plane} {group} {side}×{side}"] = key, group, side
+    return found
+
+
+def operands(operator: str, size: int, side: int, views: int) -> tuple[Tensor, Tensor]:
+    """An image and its views, of which there is only the description."""
+    dtype = (BITS if operator in ("orbit", "select") else REALS)[size]
+    # As many planes as fill a GPU with full blocks.
+    image = torch.empty(128, 512, side, side, dtype=dtype, device="meta")
+    if operator == "symmetrize":
+        return image, image.expand(views, *image.shape)
+    return image, torch.empty(views, *image.shape, dtype=dtype, device="meta")
+
+
+def triton_plan(operator: str, maps: str, image: Tensor, views: Tensor) -> Any:
+    """Triton's launch of a call."""
+    from equikern.backends.triton import dots, orbits, reductions, selection
+    from equikern.backends.triton.layout import as_words, operand
+
+    if operator in ("orbit", "select"):
+        image, views = as_words(image, views)
+    x, y = (operand(t)._replace(aligned=True) for t in (image, views))
+    if operator in ("orbit", "scaled orbit"):
+        return orbits.plan(of(maps), 1.0 if operator == "orbit" else 0.5, x, y, None, None)
+    if operator in ("sum", "symmetrize"):
+        return reductions.plan(of(maps), "sum", 1.0, y, x, None, None, None)
+    if operator == "orbit_dot":
+        found = dots.plan(of(maps), x, y, y, None, operand(torch.zeros(len(views), dtype=accumulator(image))))
+        return found[0] if found else None
+    return selection.plan(of(maps), True, y, x, None, operand(torch.zeros(128, dtype=torch.int64)))
+
+
+def _described(name: str) -> tuple[str, str, Tensor, Tensor, int]:
+    (operator, size, *_), group, side = calls()[name]
+    maps = MAPS[group]
+    image, views = operands(operator, size, side, of(maps).order)
+    return operator, maps, image, views, useful(operator, of(maps).order, image.numel(), size)
+
+
+def of_triton_call(name: str) -> Budget:
+    """What Triton's kernel issues for a call."""
+    operator, maps, image, views, moved = _described(name)
+    return of_plan(triton_plan(operator, maps, image, views), moved)
+
+
+def of_cuda_call(library: Path, name: str) -> Budget:
+    """What the CUDA kernels issue for a call, both where there are two."""
+    operator, maps, image, views, moved = _described(name)
+    planner, codes = Blocks(library, plan_only=True), cuda_codes()
+    assert not isinstance(codes, str), codes
+    given: list[Tensor] = []
+    planned = call(planner, operator, maps, image, views, given)
+    assert planned > 0, f"{name}: no kernel"
+    memory = memory_of(given)
+    memory.add(4096, 1 << 43, None)  # where tensors without memory are said to be
+    address, size = planner.partials()
+    if size:
+        memory.add(address, size, None)
+    parts = (sampled(cuda_launch(one, codes), memory, one.blocks) for one in planner.parameters())
+    return budget(sum(parts), moved)
+
+
+def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budget]]:
+    """By compiler and case.
+
+    Args:
+        library: what ``compile_blocks`` made; without it, or a build with CUDA, there is none of nvcc's.
+        few: each of Triton's kernels once, and of the choice's calls CUDA's under D4 alone.
+    """
+    import triton
+    from helpers.compiling import of_each_kernel
+    from helpers.triton_audit import CASES, build
+
+    found: dict[str, dict[str, Budget]] = {}
+    some = of_each_kernel(CASES, build) if few else CASES
+    named = [name for name, (_, group, _) in calls().items() if not few or group == "d4"]
+    fork = get_context("fork")  # see compiling.compiled
+    with ProcessPoolExecutor(2, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        table = dict(zip(some, pool.map(of_case, some, chunksize=2), strict=True))
+        if not few:
+            table |= zip(named, pool.map(of_triton_call, named, chunksize=2), strict=True)
+        found[f"triton {triton.__version__}"] = table
+        if library is not None and not isinstance(cuda_codes(), str):
+            release = re.search(r"release (\d+\.\d+)", equikern.build_info().nvcc or "")
+            of_call = functools.partial(of_cuda_call, library)
+            name = f"nvcc {release[1]}" if release else "nvcc"
+            found[name] = dict(zip(named, pool.map(of_call, named, chunksize=2), strict=True))
+    return found
+
+
+def markdown(tables: Mapping[str, Mapping[str, Budget]]) -> Iterable[str]:
+    """A line for every case, a column for every compiler."""
+    yield "| | " + " | ".join(tables) + " |"
+    yield "|---" + "|---:" * len(tables) + "|"
+    for case in dict.fromkeys(name for table in tables.values() for name in table):
+        cells = (table.get(case, {}).get("issue/memory") for table in tables.values())
+        yield f"| {case} | " + " | ".join("" if cell is None else f"{cell:.2f}" for cell in cells) + " |"
+
+
+def main() -> None:
+    import tempfile
+
+    from helpers.cuda_blocks import compile_blocks
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = budgets(compile_blocks(Path(folder)), "--few" in sys.argv)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

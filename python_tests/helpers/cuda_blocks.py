@@ -163,16 +163,24 @@ def _dims(weights: Tensor | None, index: Tensor | None) -> dict[str, int]:
     }
 
 
-def call(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor) -> int:
-    """Call the operator of a row of ``backends/choice.py`` on one image (*lead, H, W) and its views."""
+def call(
+    blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor, given: list[Tensor] | None = None
+) -> int:
+    """Call the operator of a row of ``backends/choice.py`` on one image (*lead, H, W) and its views.
+
+    ``given``: gets what else the call was given, to be kept as long as its plan is used.
+    """
+    dots = torch.zeros(len(views), dtype=accumulator(image))
+    index = torch.zeros(image.shape[:1], dtype=torch.int64)
+    if given is not None:
+        given += [dots, index]
     if operator in ("orbit", "scaled orbit"):
         return blocks.orbit(image, views, maps, 1.0 if operator == "orbit" else 0.5)
     if operator in ("sum", "symmetrize"):
         return blocks.reduce(views, torch.empty_like(image), maps)
     if operator == "orbit_dot":
-        dots = torch.zeros(len(views), dtype=accumulator(image))
         return blocks.orbit_dot(image, views, torch.empty_like(views), dots, maps, None)
-    return blocks.select(views, image, torch.zeros(image.shape[:1], dtype=torch.int64), maps, None)
+    return blocks.select(views, image, index, maps, None)
 
 
 def compile_blocks(folder: Path) -> Path | None:
