@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--time-limit",
         type=float,
-        default=1800.0,
+        default=1200.0,
         metavar="SECONDS",
         help="start nothing after so long, and say what was left out (%(default).0f); 0 measures everything, for hours",
     )

@@ -234,7 +234,7 @@ def write_issue(fresh: Mapping[str, Table]) -> None:
         "measurement. The time that an H200 needs to issue a kernel's warp instructions",
         f"({ISSUE / 1e9:.0f} G/s) over the time that it needs to move the bytes that the operator must move",
         f"({COPY / 1e12:.1f} TB/s). Above 1 a kernel is bound by its instructions; the goal is below 0.7. The calls at",
-        "the end, a batch of 128 × 512 planes, are those that the choice between CUDA C++ and Triton is made of.",
+        "the end, on batches that fill a GPU, are those that the choice between CUDA C++ and Triton is made of.",
         "",
         *markdown(merged),
     ]

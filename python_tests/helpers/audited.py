@@ -35,6 +35,7 @@ SOURCES = (
     "python_tests/conftest.py",
     "python_tests/backends/**/*.py",
     "python_tests/helpers/*",
+    "python_tests/helpers/sass/*",
     "bench/static_audit.py",
     "bench/results/static/*.json",
 )

@@ -78,8 +78,11 @@ def memory_of(tensors: Iterable[Tensor | None]) -> Memory:
 
 
 @contextmanager
-def on_machine_code() -> Iterator[list[tuple[str, Counts]]]:
-    """Within it the Triton backend takes tensors of the CPU; what its launches counted is in the list."""
+def on_machine_code(run: bool = True) -> Iterator[list[tuple[str, Counts]]]:
+    """Within it the Triton backend takes tensors of the CPU; what its launches counted is in the list.
+
+    Without ``run`` nothing is compiled and executed: the list says what would have been launched.
+    """
     from equikern.backends.triton import launch
 
     done: list[tuple[str, Counts]] = []
@@ -87,6 +90,9 @@ def on_machine_code() -> Iterator[list[tuple[str, Counts]]]:
     def execute(
         kernel: Any, grid: tuple[int], args: tuple[Any, ...], constants: Mapping[str, Any], num_warps: int
     ) -> Callable[..., None] | None:
+        if not run:
+            done.append((kernel.__name__, Counts()))
+            return None
         count = sum(1 for a in args if a is None or isinstance(a, Tensor))
         tensors: tuple[Tensor | None, ...] = args[:count]
         pointers = [t if t is None else t.dtype for t in tensors]
