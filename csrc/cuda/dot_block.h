@@ -105,7 +105,7 @@ struct DotRuns {
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
     StagedView* views = reinterpret_cast<StagedView*>(shared);
     A* factors = reinterpret_cast<A*>(views + p.n_views);
-    A* sums = reinterpret_cast<A*>(shared + staged_start(p) + p.run_bytes);
+    A* sums = reinterpret_cast<A*>(shared + p.staged_start + p.run_bytes);
     if constexpr (kPhase == 0) {
       stage_runs(p, x, 1, planes.elements, thread, shared);
       if (thread < p.n_views) {

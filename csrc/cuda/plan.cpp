@@ -10,7 +10,7 @@ namespace equikern {
 namespace cuda {
 namespace {
 
-constexpr int64_t kRunBytes = 32 * 1024;     // staged by a block of runs, where planes are smaller
+constexpr int64_t kRunBytes = 32 * 1024;     // staged by a block of runs, where planes are smaller: what it does once is little
 constexpr int64_t kSharedLimit = 48 * 1024;  // what every GPU gives a block without asking
 constexpr int64_t kSmallPlane = 4 * 1024;    // smaller planes leave a tile partly empty
 constexpr int64_t kLeastRun = 1024;          // shorter runs leave most of a block's threads idle
@@ -118,15 +118,15 @@ void plan_strided(Plan& p) {
   p.blocks = (p.planes * p.H * p.W + kThreads - 1) / kThreads;
 }
 
-// How many runs of one block are staged, and the bytes beside them.
+// How many runs of one block are staged, and the bytes in front of them and behind.
 struct Staging {
-  int64_t runs, fixed;
+  int64_t runs, before, behind;
 };
 
 Staging staging(const Plan& p, Operator op) {
-  const int64_t views = (p.n_views * (kViewBytes + kFactorBytes) + 15) / 16 * 16;  // staged_start
-  if (op == Operator::sum) return {p.x.view ? p.n_views : 1, views};
-  return {1, views + (op == Operator::dots ? p.n_views * kDotBytes : 0)};
+  const int64_t views = (p.n_views * (kViewBytes + kFactorBytes) + 15) / 16 * 16;
+  if (op == Operator::sum) return {p.x.view ? p.n_views : 1, views, 0};
+  return {1, views, op == Operator::dots ? p.n_views * kDotBytes : 0};
 }
 
 // A whole number of 16 bytes, and room for the distance to a 16-byte boundary.
@@ -135,15 +135,17 @@ int64_t run_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16 + 16; }
 bool plan_runs(Plan& p, Operator op) {
   const Staging s = staging(p, op);
   const int64_t plane_bytes = p.H * p.W * p.element_size;
-  if (s.fixed + s.runs * run_bytes(plane_bytes) > kSharedLimit) return false;
+  const int64_t fixed = s.before + s.behind;
+  if (fixed + s.runs * run_bytes(plane_bytes) > kSharedLimit) return false;
   int64_t count = std::min(std::max<int64_t>(1, kRunBytes / (plane_bytes * s.runs)), p.planes_per_column);
   // Few planes that share weights make short runs: no use of a block.
   if (p.planes_per_column < p.planes && count * plane_bytes * s.runs < kLeastRun) return false;
   while (count > 1 && p.planes / count < kEnoughBlocks) count = (count + 1) / 2;
   p.layout = Layout::runs;
   p.planes_per_block = static_cast<int32_t>(count);
+  p.staged_start = static_cast<int32_t>(s.before);
   p.run_bytes = static_cast<int32_t>(run_bytes(count * plane_bytes));
-  p.shared_bytes = static_cast<int32_t>(s.fixed + s.runs * p.run_bytes);
+  p.shared_bytes = static_cast<int32_t>(fixed + s.runs * p.run_bytes);
   p.blocks_per_column = (p.planes_per_column + count - 1) / count;
   p.blocks = p.planes / p.planes_per_column * p.blocks_per_column;
   p.by_plane = divider(p.H * p.W);

@@ -10,7 +10,7 @@ namespace cuda {
 constexpr int kMaxViews = 64, kMaxLead = 8, kThreads = 256, kWarp = 32;
 constexpr int kMaxDotViews = 16;             // each has its place for every thread's sum in shared memory
 constexpr int kDotLanes = 32;                // sums that remain of a view's kThreads before the last addition
-constexpr int kViewBytes = 16, kFactorBytes = 8;  // of a view of staged runs: where it is, and its weight
+constexpr int kViewBytes = 16, kFactorBytes = 8;  // of a view in front of staged runs: where it is, and its weight
 
 struct FastDivider {  // n / divisor for n < 2^31 (Granlund and Montgomery)
   uint32_t divisor = 1, multiplier = 1, shift = 0;
@@ -47,9 +47,9 @@ struct Plan {
   double scale;
   int32_t n_lead, n_views;
   int32_t planes_per_block;         // runs
-  int32_t run_bytes;                // runs: from one staged run to the next
+  int32_t staged_start, run_bytes;  // runs: byte of shared memory where the first is staged, and to the next
   int32_t shared_bytes;             // runs
-  FastDivider by_plane, by_out_W;   // runs
+  FastDivider by_plane, by_out_W;  // runs
   int8_t order[kMaxLead + 2];       // strided: dims from the innermost; n_lead is H, n_lead + 1 is W
   uint8_t code[kMaxViews];
   uint8_t sorted[kMaxViews];        // sums: the views by (transposed, columns reversed)

@@ -159,13 +159,10 @@ EQK_HD int misalignment(const E* run) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(run) % 16 / sizeof(E));
 }
 
-// Where staged runs begin in shared memory, behind the views and their weights.
-EQK_HD int staged_start(const Plan& p) { return (p.n_views * (kViewBytes + kFactorBytes) + 15) / 16 * 16; }
-
 // Byte of shared memory where a run of the views is staged; one tensor for all views is one run.
 template <class E>
 EQK_HD int staged_run(const Plan& p, const E* run, int number) {
-  return staged_start(p) + number * p.run_bytes + misalignment(run) * static_cast<int>(sizeof(E));
+  return p.staged_start + number * p.run_bytes + misalignment(run) * static_cast<int>(sizeof(E));
 }
 
 // Copies runs to shared memory. A warp takes a run, or where there are few of them a part of one: so it finds once where
@@ -190,10 +187,11 @@ EQK_HD void stage_runs(const Plan& p, const E* x, int runs, int elements, int th
   await_copies();
 }
 
-// A view of staged planes as a linear map to bytes of shared memory, and the factor that goes with it.
+// A view of staged planes as a linear map to bytes of shared memory; a fourth number, so that one load takes it.
 struct alignas(16) StagedView {
   int origin, down, right, unused;
 };
+static_assert(sizeof(StagedView) == kViewBytes, "as the plan has room for");
 
 template <class E>
 EQK_HD StagedView staged_view(const Plan& p, int g, int base) {
@@ -207,10 +205,11 @@ EQK_HD StagedView staged_view(const Plan& p, int g, int base) {
 template <class E>
 struct Pixels {
   static constexpr int kCount = 4;
-  int n, plane[kCount], i[kCount], j[kCount];  // the first's number; bytes before its plane, and where in that
+  int plane[kCount], i[kCount], j[kCount];  // bytes before its plane, and where in that; the first's where there is none
   bool there[kCount];
 
-  EQK_HD Pixels(const Plan& p, int n, int elements) : n(n) {
+  // From number n on.
+  EQK_HD Pixels(const Plan& p, int n, int elements) {
     const int size = static_cast<int>(p.H * p.W), across = static_cast<int>(p.out_W);
 #if defined(__CUDA_ARCH__)
 #pragma unroll

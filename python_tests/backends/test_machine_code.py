@@ -59,6 +59,12 @@ CASES: dict[str, tuple[Action, tuple[int, ...], torch.dtype, bool]] = {
 }
 
 
+def tolerance_of_moves(name: str) -> float:
+    """What moves comes out with the same bits, unless it is multiplied on the way."""
+    action, _, dtype, _ = CASES[name]
+    return TOLERANCE[dtype] if action.views.kind.name == "matrix" or name == "mixed" else 0.0
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -105,7 +111,7 @@ def test_views(triton: Backend, name: str) -> None:
     table, out = maps.table(x), torch.stack([x] * order)
     if last:
         out = made((order, *shape), dtype, True)
-    moves = 0.0 if not (action.views.kind.name == "matrix" or name == "mixed") else TOLERANCE[dtype]
+    moves = tolerance_of_moves(name)
     compared(triton, lambda k, o: k.orbit(x, o, maps.views, table, 1.0, None, None), [out], moves)
     if [*CASES].index(name) % 2:
         weights = torch.rand(order, shape[0], dtype=accumulator(x))
@@ -169,9 +175,9 @@ def test_selections(triton: Backend, name: str) -> None:
     table, index = maps.table(y), torch.randint(order, shape[:1])
     scores = torch.randn(order, shape[0])
     scores[0, 0] = float("nan")
-    exact = 0.0 if not (action.views.kind.name == "matrix" or name == "mixed") else TOLERANCE[dtype]
-    compared(triton, lambda k, o, i: k.select(y, o, i, maps.views, table, scores, True), [x, index], exact)
-    compared(triton, lambda k, o: k.select(y, o, index, maps.views, table, None, True), [x], exact)
+    moves = tolerance_of_moves(name)
+    compared(triton, lambda k, o, i: k.select(y, o, i, maps.views, table, scores, True), [x, index], moves)
+    compared(triton, lambda k, o: k.select(y, o, index, maps.views, table, None, True), [x], moves)
 
 
 ROWS: dict[str, tuple[Action, tuple[int, ...], torch.dtype]] = {
@@ -208,12 +214,11 @@ def test_scores(triton: Backend, name: str, kind: str) -> None:
     y, maps = made((action.order, *shape), dtype), action.inverse_maps
     out = torch.empty(y.shape[:-1], dtype=accumulator(y))
     compared(triton, lambda k, o: k.score(y, o, kind), [out], TOLERANCE[FP64 if dtype == FP64 else FP32])
-    # Enough rows that one kernel scores and moves them.
-    few = action.views.size < 100
-    y = made((action.order, *((13, 10) if few else (128,)), action.views.size), dtype)
+    if action.views.size > 100:
+        return
+    y = made((action.order, 13, 10, action.views.size), dtype)  # rows enough that one kernel scores and moves them
     x, index, table = y[0].clone(), torch.zeros(y.shape[1:-1], dtype=torch.int64), maps.table(y)
-    if few:
-        compared(triton, lambda k, o, i: k.score_select(y, o, i, maps.views, table, kind, True), [x, index], 0.0)
+    compared(triton, lambda k, o, i: k.score_select(y, o, i, maps.views, table, kind, True), [x, index], 0.0)
 
 
 SPACES = ["logits", "probs", "log_probs"]
@@ -275,46 +280,122 @@ CALLS = [
 
 
 @pytest.fixture
-def blocks(cuda_blocks: Blocks) -> Blocks:
+def blocks(cuda_blocks: Blocks) -> MachineCode:
     codes = cuda_codes()
     if isinstance(codes, str):
         pytest.skip(codes)
     return MachineCode(cuda_blocks.library, codes)
 
 
+def agree(blocks: MachineCode, found: list[Tensor], expected: list[Tensor], ran: int, tolerance: float = 0.0) -> None:
+    assert ran > 0, "no kernel"
+    if blocks.only_planned is not None:
+        return
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
+
+
 @each(("group", "shape", "dtype"), CALLS)
-def test_cuda(blocks: Blocks, group: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_cuda_sums(blocks: MachineCode, group: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     maps, views = MAPS[group], of(MAPS[group])
     y, x = made((views.order, *shape), dtype), made(shape, dtype)
-    weights = torch.rand(views.order, shape[0], dtype=accumulator(x))
+    # Small planes of one column are left to Triton: there all share their weights.
+    weights = torch.rand(views.order, *shape[: shape[-1] > 7], dtype=accumulator(x))
     wide = FP64 if dtype == FP64 else FP32
-
-    def check(found: list[Tensor], expected: list[Tensor], ran: int, tolerance: float) -> None:
-        if ran > 0:
-            for a, b in zip(expected, found, strict=True):
-                torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
-
     a, b = blank(y), blank(y)
-    reference.orbit(x, a, views, None, 1.0, None, None)
-    check([b], [a], blocks.orbit(x, b, maps), 0.0)
     reference.orbit(x, a, views, None, 0.3, weights, None)
-    check([b], [a], blocks.orbit(x, b, maps, 0.3, weights), TOLERANCE[dtype])
+    agree(blocks, [b], [a], blocks.orbit(x, b, maps, 0.3, weights), TOLERANCE[dtype])
     for given, op in ((None, "sum"), (weights, "weighted_mean")):
         c, d = blank(x), blank(x)
         reference.reduce(y, c, views, None, op, 1.0, given, None, None)
-        check([d], [c], blocks.reduce(y, d, maps, op, 1.0, given), TOLERANCE[dtype])
+        agree(blocks, [d], [c], blocks.reduce(y, d, maps, op, 1.0, given), TOLERANCE[dtype])
     same = x.expand(views.order, *shape)
     c, d = blank(x), blank(x)
     reference.reduce(same, c, views, None, "sum", 0.125, None, None, None)
-    check([d], [c], blocks.reduce(same, d, maps, "sum", 0.125), TOLERANCE[dtype])
-    dots, found = (torch.full((views.order, shape[0]), float("nan"), dtype=accumulator(x)) for _ in range(2))
+    agree(blocks, [d], [c], blocks.reduce(same, d, maps, "sum", 0.125), TOLERANCE[dtype])
+    dots, found = (torch.full_like(weights, float("nan")) for _ in range(2))
     reference.orbit_dot(x, y, a, dots, views, None, weights)
     ran = blocks.orbit_dot(x, y, b, found, maps, weights)
-    check([b], [a], ran, TOLERANCE[dtype])
-    check([found], [dots], ran, 20 * TOLERANCE[wide] * x[0].numel() ** 0.5)
-    i, j = (torch.zeros(shape[0], dtype=torch.int64) for _ in range(2))
-    reference.select(y, c, i, views, None, weights, True)
-    check([d, j], [c, i], blocks.select(y, d, j, maps, weights), 0.0)
+    agree(blocks, [b], [a], ran, TOLERANCE[dtype])
+    agree(blocks, [found], [dots], ran, 20 * TOLERANCE[wide] * x.numel() ** 0.5)
+
+
+MOVED = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.complex128]  # 1 … 16 bytes
+
+
+def every_view(x: Tensor, maps: str) -> Tensor:
+    """The orbit in plain torch, which the reference backend does not take 16 bytes for."""
+    views = of(maps)
+    return torch.stack([views.kind.apply(x, views, None, g) for g in range(views.order)])
+
+
+def best_views(y: Tensor, scores: Tensor, maps: str) -> tuple[Tensor, Tensor]:
+    """The selection, of one score for each view and entry of the first dim, or for each view."""
+    views, index = of(maps), scores.argmin(0)
+    mapped = torch.stack([views.kind.apply(y[g], views, None, g) for g in range(views.order)])
+    chosen = mapped[index, torch.arange(len(index))] if index.dim() else mapped[index]
+    return chosen, index
+
+
+@each("shape", SHAPES)
+@each("dtype", MOVED)
+def test_cuda_moves(blocks: MachineCode, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    maps = MAPS["flips" if shape[-1] != shape[-2] else "d4"]
+    order = of(maps).order
+    y, x = torch.randint(100, (order, *shape)).to(dtype), torch.randint(100, shape).to(dtype)
+    b, d = torch.zeros_like(y), torch.zeros_like(x)
+    agree(blocks, [b], [every_view(x, maps)], blocks.orbit(x, b, maps))
+    scores = torch.rand(order, *shape[: shape[-1] > 7])
+    index = torch.zeros(scores.shape[1:], dtype=torch.int64)
+    agree(blocks, [d, index], [*best_views(y, scores, maps)], blocks.select(y, d, index, maps, scores))
+
+
+@each("dtype", MOVED)
+def test_cuda_moves_pixels_of_channels(blocks: MachineCode, dtype: torch.dtype) -> None:
+    """Channels-last planes: single elements, and whole vectors where there are channels enough."""
+    for channels in (3, 16):
+        x = torch.randint(100, (2, 6, 6, channels)).to(dtype).movedim(-1, -3)
+        b = torch.zeros(4, 2, 6, 6, channels, dtype=dtype).movedim(-1, -3)
+        agree(blocks, [b], [every_view(x, MAPS["c4"])], blocks.orbit(x, b, MAPS["c4"]))
+
+
+@each("dtype", [*MOVED, *TOLERANCE])
+def test_cuda_rows_with_gaps(blocks: MachineCode, dtype: torch.dtype) -> None:
+    """Rows that are no whole vectors, as parts of longer ones: tiles of single elements."""
+    maps, views = MAPS["d4"], of(MAPS["d4"])
+
+    def gapped(*shape: int) -> Tensor:
+        values = torch.randint(1, 5, (*shape[:-1], shape[-1] + 3)).to(dtype)
+        return values[..., 1 : shape[-1] + 1]
+
+    x, y, b, d = gapped(1, 41, 41), gapped(8, 1, 41, 41), gapped(8, 1, 41, 41), gapped(1, 41, 41)
+    agree(blocks, [b], [every_view(x, maps)], blocks.orbit(x, b, maps))
+    scores, index = torch.rand(8, 1), torch.zeros(1, dtype=torch.int64)
+    agree(blocks, [d, index], [*best_views(y, scores, maps)], blocks.select(y, d, index, maps, scores))
+    if dtype in MOVED:
+        return
+    a, c, tolerance, weights = blank(y), blank(x), TOLERANCE[dtype], torch.rand(8, 1, dtype=accumulator(x))
+    reference.orbit(x, a, views, None, 0.3, None, None)
+    agree(blocks, [b], [a], blocks.orbit(x, b, maps, 0.3), tolerance)
+    reference.reduce(y, c, views, None, "sum", 0.125, None, None, None)
+    agree(blocks, [d], [c], blocks.reduce(y, d, maps, "sum", 0.125), tolerance)
+    dots, found = (torch.full_like(weights, float("nan")) for _ in range(2))
+    reference.orbit_dot(x, y, a, dots, views, None, weights)
+    ran = blocks.orbit_dot(x, y, b, found, maps, weights)
+    agree(blocks, [b], [a], ran, tolerance)
+    # Sums of 1,681 products up to 16, in whole numbers: float32 holds them all.
+    agree(blocks, [found], [dots], ran)
+
+
+def test_no_cuda_kernel_is_left_out(blocks: MachineCode) -> None:
+    """The tests above launch every kernel; but elements of 16 bytes are whole vectors, and none moves them singly."""
+    reached: set[str] = set()
+    blocks.only_planned = reached
+    for test in (test_cuda_sums, test_cuda_moves, test_cuda_moves_pixels_of_channels, test_cuda_rows_with_gaps):
+        test(blocks=blocks)
+    prefix = "equikern::cuda::run_blocks<equikern::cuda::"
+    singly = {f"{prefix}{name}Tiles<equikern::cuda::Bytes16, false> >" for name in ("Orbit", "Select")}
+    assert blocks.codes.keys() - reached == singly
 
 
 # What executes them

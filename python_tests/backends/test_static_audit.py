@@ -48,8 +48,11 @@ def test_triton_kernels_of_other_releases(script: ModuleType, path: str) -> None
 def test_no_kernel_issues_more_instructions(script: ModuleType, cuda_blocks: Blocks) -> None:
     """Warp instructions a byte, counted by executing the machine code: see ``helpers/budget.py``."""
     fresh = audits.script("budget", "--few", "--blocks", str(cuda_blocks.library))
-    found = script.issues_more(fresh, script.read_issue())
+    written = script.read_issue()
+    found = script.issues_more(fresh, written)
     assert not found, "\n".join([*found, script.UPDATE])
+    if not fresh.keys() & written.keys():
+        pytest.skip(f"no table for {' and '.join(fresh)}, only for {' and '.join(written)}")
 
 
 def test_more_instructions_are_seen(script: ModuleType) -> None:

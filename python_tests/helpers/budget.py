@@ -26,12 +26,12 @@ import equikern
 import torch
 from equikern.backends import choice
 from equikern.views import accumulator, of
-from helpers.cuda_blocks import Blocks, call, compile_blocks
-from helpers.emulated import compiled, cuda_codes, cuda_launch, memory_of, triton_parameters
+from helpers.cuda_blocks import NOWHERE, Blocks, call, compile_blocks
+from helpers.emulated import compiled, cuda_codes, cuda_launch, triton_parameters
 from helpers.warps import Counts, Launch, Memory
 from torch import Tensor
 
-__all__ = ["COPY", "ISSUE", "MAPS", "budgets", "calls", "operands", "triton_plan"]
+__all__ = ["BITS", "COPY", "ISSUE", "REALS", "budgets", "calls", "markdown"]
 
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
@@ -42,8 +42,8 @@ Budget = dict[str, float]
 # Reads and writes of a view's size: of |G| views, and others.
 _MOVED = {
     **dict.fromkeys(("mean", "weighted", "max", "gmean", "hmean", "tsharpen", "logodd", "log1p", "median"), (1, 1)),
-    **dict.fromkeys(("vote", "sum", "std", "min", "gather", "softmax", "scored"), (1, 1)),
-    **dict.fromkeys(("orbit", "scaled", "adjoint", "permute", "ids", "put"), (1, 1)),
+    **dict.fromkeys(("vote", "sum", "gather", "softmax", "scored"), (1, 1)),
+    **dict.fromkeys(("orbit", "scaled", "adjoint", "permute", "ids"), (1, 1)),
     **dict.fromkeys(("plus", "mean_std"), (1, 2)),
     **dict.fromkeys(("dot", "orbit_dot", "products", "backward"), (2, 1)),
     **dict.fromkeys(("select", "take", "choose", "chosen", "symmetrize"), (0, 2)),
@@ -86,17 +86,22 @@ def of_plan(plan: Any, moved: int) -> Budget:
 
 def of_case(case: str) -> Budget:
     """The budget of a case of ``triton_audit``."""
+    from equikern.backends.triton.tables import listed_count
     from helpers import triton_audit
-    from helpers.vocabulary_audit import ROWS, VOCABULARY
+    from helpers.vocabulary_audit import ROWS, VOCABULARY, maps_of
 
     kind, group, name, size, *_ = case.split(" ")
     itemsize = triton_audit.DTYPES[name].itemsize
     if case in VOCABULARY:
-        order, elements = int(group[-1]), math.prod(ROWS) * int(size)
+        order, rows, entries = int(group[-1]), math.prod(ROWS), int(size)
         if kind in ("ids", "chosen"):
-            elements, itemsize = math.prod(ROWS), 8
+            entries, itemsize = 1, 8
         elif kind.startswith("scored"):
-            elements *= 2
+            rows *= 2
+        elif re.match("permute|gather|choose", kind):
+            # Where few entries move, this launch moves them alone; the others are a copy or a mean before it.
+            entries = listed_count(*maps_of(group, entries)) or entries
+        elements = rows * entries
     else:
         order = {"d4": 8, "c4": 4, "flips": 4, "octants": 8, "cube": 24, "still": 8}[group]
         elements = 4 * 64 * math.prod(map(int, size.split("x")))
@@ -177,11 +182,9 @@ def of_cuda_call(library: Path, name: str) -> Budget:
     operator, maps, image, views, moved = _described(name)
     planner, codes = Blocks(library, plan_only=True), cuda_codes()
     assert not isinstance(codes, str), codes
-    given: list[Tensor] = []
-    planned = call(planner, operator, maps, image, views, given)
-    assert planned > 0, f"{name}: no kernel"
-    memory = memory_of(given)
-    memory.add(4096, 1 << 43, None)  # where tensors without memory are said to be
+    assert call(planner, operator, maps, image, views) > 0, f"{name}: no kernel"
+    memory = Memory()
+    memory.add(NOWHERE, 1 << 43, None)
     address, size = planner.partials()
     if size:
         memory.add(address, size, None)

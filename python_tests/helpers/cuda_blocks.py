@@ -17,6 +17,7 @@ from torch import Tensor
 
 CSRC = Path(__file__).parents[2] / "csrc"
 RUNS, TILES, STRIDED, VECTORS = 100, 200, 300, 50
+NOWHERE = 4096
 
 _INTS = "op rank n_views element_size dtype"
 _ADDRESSES = "x out y sizes x_strides out_strides y_strides codes"
@@ -115,7 +116,7 @@ class Blocks:
             y_strides=ctypes.addressof(strides[2]),
             codes=ctypes.addressof(numbers),
             plan_only=self.plan_only,
-            **{name: t.data_ptr() for name, t in others.items()},
+            **{name: _address(t) for name, t in others.items()},
             **{"scale": 1.0, **options},
         )
         return int(self._run(ctypes.byref(arguments)))
@@ -149,7 +150,7 @@ class Blocks:
 
 def _address(t: Tensor | None) -> int | None:
     """Where a tensor is; meta tensors, of which calls can be planned, are at an aligned nowhere."""
-    return None if t is None else 4096 if t.is_meta else t.data_ptr()
+    return None if t is None else NOWHERE if t.is_meta else t.data_ptr()
 
 
 def _given(**tensors: Tensor | None) -> Others:
@@ -163,23 +164,16 @@ def _dims(weights: Tensor | None, index: Tensor | None) -> dict[str, int]:
     }
 
 
-def call(
-    blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor, given: list[Tensor] | None = None
-) -> int:
-    """Call the operator of a row of ``backends/choice.py`` on one image (*lead, H, W) and its views.
-
-    ``given``: gets what else the call was given, to be kept as long as its plan is used.
-    """
-    dots = torch.zeros(len(views), dtype=accumulator(image))
-    index = torch.zeros(image.shape[:1], dtype=torch.int64)
-    if given is not None:
-        given += [dots, index]
+def call(blocks: Blocks, operator: str, maps: str, image: Tensor, views: Tensor) -> int:
+    """Call the operator of a row of ``backends/choice.py`` on one image (*lead, H, W) and its views."""
     if operator in ("orbit", "scaled orbit"):
         return blocks.orbit(image, views, maps, 1.0 if operator == "orbit" else 0.5)
     if operator in ("sum", "symmetrize"):
         return blocks.reduce(views, torch.empty_like(image), maps)
     if operator == "orbit_dot":
+        dots = torch.zeros(len(views), dtype=accumulator(image), device=image.device)
         return blocks.orbit_dot(image, views, torch.empty_like(views), dots, maps, None)
+    index = torch.zeros(image.shape[:1], dtype=torch.int64, device=image.device)
     return blocks.select(views, image, index, maps, None)
 
 

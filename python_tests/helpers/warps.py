@@ -5,7 +5,7 @@
 
 A block's threads are lanes of numpy arrays; those at the lowest address go first, and a barrier waits for all, as does
 the end of a branch for those that entered it. So every access has an address, which must be inside of a tensor, and
-every warp's instruction is counted once, however many of its lanes take part. Memory that nothing wrote is noticed.
+every warp's instruction is counted once, however many of its lanes take part.
 """
 
 from __future__ import annotations
@@ -141,7 +141,6 @@ class Block:
         self.barrier = np.zeros(n, bool)
         self.waits = np.full(n, -1, np.int64)  # for the end of which branch
         self.members = np.zeros((17, n), bool)  # of each branch: who has to come
-        self.entered = np.full((17, n), -1, np.int64)
 
     def require(self, good: bool, what: str) -> None:
         if not good:

@@ -8,39 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .comparisons import set_real, set_whole
-from .integers import added, lut, multiplied, predicate_lut, shifted, shifted_and_added
-from .moves import moved, permuted, shuffled
+from . import comparisons, integers, moves, reals
 from .operands import Step, UnknownInstructionError
-from .reals import approximated, computed, converted, extreme, of_halves
 
 __all__ = ["Step", "UnknownInstructionError", "semantics"]
 
-_FAMILIES: dict[str, Callable[[str, list[str]], Step]] = {
-    "IADD3 UIADD3 VIADD": added,
-    "IMAD UIMAD": multiplied,
-    "LOP3 ULOP3": lut,
-    "PLOP3 UPLOP3": predicate_lut,
-    "SHF USHF": shifted,
-    "LEA ULEA": shifted_and_added,
-    "ISETP UISETP": set_whole,
-    "FSETP FSET DSETP": set_real,
-    "FADD FMUL FFMA DADD DMUL DFMA": computed,
-    "MUFU": approximated,
-    "I2F I2FP F2I F2FP F2F": converted,
-    "HADD2 HMUL2 HFMA2 HMNMX2 VHMNMX HSETP2": of_halves,
-    "IMNMX VIMNMX VIADDMNMX UIMNMX FMNMX": extreme,
-    "PRMT UPRMT": permuted,
-    "SHFL": shuffled,
-    "MOV UMOV R2UR IABS SEL USEL FSEL LDC ULDC S2R S2UR CS2R SGXT P2R R2P VOTE VOTEU": moved,
-    "POPC BREV FLO UPOPC UBREV UFLO": moved,
-}
-_BY_NAME = {name: family for names, family in _FAMILIES.items() for name in names.split()}
+_COMPARISONS = "EQ NE LT LE GT GE AND OR"
+
+# Names, what computes them, and the modifiers that this knows.
+_FAMILIES: list[tuple[str, Callable[[str, list[str]], Step], str]] = [
+    ("IADD3 UIADD3 VIADD", integers.added, "X"),
+    ("IMAD UIMAD", integers.multiplied, "MOV U32 IADD SHL X WIDE HI"),
+    ("LOP3 ULOP3", integers.lut, "LUT"),
+    ("PLOP3 UPLOP3", integers.predicate_lut, "LUT"),
+    ("SHF USHF", integers.shifted, "L R U32 S32 U64 S64 HI W"),
+    ("LEA ULEA", integers.shifted_and_added, "HI X SX32"),
+    ("ISETP UISETP", comparisons.set_whole, f"{_COMPARISONS} U32 EX"),
+    ("FSETP FSET DSETP", comparisons.set_real, f"{_COMPARISONS} LTU LEU GTU GEU EQU NEU NAN NUM MAX MIN FTZ BF"),
+    ("FADD FMUL FFMA DADD DMUL DFMA", reals.computed, "FTZ RP RM"),
+    ("MUFU", reals.approximated, "RCP RSQ EX2 LG2 RCP64H RSQ64H"),
+    ("I2F I2FP", reals.from_whole, "F32 F64 U32 S32 U64 S64 RP"),
+    ("F2I", reals.to_whole, "F64 U32 S32 U64 S64 TRUNC NTZ FTZ"),
+    ("F2FP", reals.packed, "F16 BF16 F32 PACK_AB"),
+    ("F2F", reals.between, "F16 BF16 F32 F64"),
+    ("HADD2 HFMA2", reals.of_halves, "F32 MMA BF16_V2"),
+    ("HMNMX2 VHMNMX", reals.extreme_half, "NAN BF16_V2"),
+    ("HSETP2", comparisons.set_halves, f"{_COMPARISONS} NAN BF16_V2"),
+    ("FMNMX", reals.extreme, "NAN"),
+    ("VIMNMX VIADDMNMX", integers.extreme, "U32 U16x2 S16x2"),
+    ("PRMT UPRMT", moves.permuted, ""),
+    ("SHFL", moves.shuffled, "BFLY IDX"),
+    ("MOV UMOV R2UR", moves.copied, ""),
+    ("IABS", moves.absolute, ""),
+    ("SEL USEL FSEL", moves.selected, ""),
+    ("LDC ULDC", moves.constants_loaded, "64 U8 S8 U16 S16"),
+    ("S2R S2UR", moves.special, ""),
+    ("CS2R", moves.zeros, ""),
+    ("SGXT", moves.extended, "U32"),
+    ("P2R", moves.predicates_gathered, ""),
+    ("R2P", moves.predicates_scattered, ""),
+    ("VOTEU", moves.voted, "ANY"),
+]
+_BY_NAME = {name: (step, {*known.split()}) for names, step, known in _FAMILIES for name in names.split()}
 
 
 def semantics(name: str, ops: list[str]) -> Step:
     """What an instruction that moves no memory and no control does."""
-    family = _BY_NAME.get(name.split(".")[0])
-    if family is None:
+    base, *modifiers = name.split(".")
+    step, known = _BY_NAME.get(base, (None, set[str]()))
+    if step is None or not known.issuperset(modifiers):
         raise UnknownInstructionError(f"{name} {', '.join(ops)}")
-    return family(name, ops)
+    return step(name, ops)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .operands import Lanes, Step, double, low_word, predicate, put, real, whole
+from .operands import Lanes, Step, halves, low_word, predicate, put, real, whole
 
 if TYPE_CHECKING:
     from helpers.warps import Block
@@ -60,7 +60,7 @@ def set_whole(name: str, ops: list[str]) -> Step:
 
 def set_real(name: str, ops: list[str]) -> Step:
     how = next(p for p in name.split(".")[1:] if p not in ("BF", "FTZ"))
-    read = double if name.startswith("D") else real
+    wide = name.startswith("D")
     if name.startswith("FSET."):
         to, a, c, other = put(ops[0]), real(ops[1]), real(ops[2]), predicate(ops[3])
 
@@ -69,7 +69,7 @@ def set_real(name: str, ops: list[str]) -> Step:
             to(b, mask, np.where(found, np.float32(1), np.float32(0)).view(np.uint32))
 
         return step
-    outs, a_, c_, other_ = [put(ops[0]), put(ops[1])], read(ops[2]), read(ops[3]), predicate(ops[4])
+    outs, a_, c_, other_ = [put(ops[0]), put(ops[1])], real(ops[2], wide), real(ops[3], wide), predicate(ops[4])
 
     def step_of_predicates(b: Block, mask: Lanes) -> None:
         x, y = np.broadcast_arrays(a_(b), c_(b))
@@ -79,3 +79,18 @@ def set_real(name: str, ops: list[str]) -> Step:
         outs[0](b, mask, joined(name, found, rest))
 
     return step_of_predicates
+
+
+def set_halves(name: str, ops: list[str]) -> Step:
+    """A predicate for each half."""
+    kind = "bf" if "BF16" in name else "f2"
+    how = next(p for p in name.split(".")[1:] if p in COMPARE or p == "NAN")
+    outs, a, c, other = [put(ops[0]), put(ops[1])], halves(ops[2], kind), halves(ops[3], kind), predicate(ops[4])
+
+    def step(b: Block, mask: Lanes) -> None:
+        rest = other(b)
+        found = [joined(name, compared(how, x, y), rest) for x, y in zip(a(b), c(b), strict=True)]
+        for out, f in zip(outs, found, strict=True):
+            out(b, mask, f)
+
+    return step

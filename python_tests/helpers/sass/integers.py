@@ -153,3 +153,18 @@ def shifted_and_added(name: str, ops: list[str]) -> Step:
         to(b, mask, low_word(total))
 
     return step
+
+
+def extreme(name: str, ops: list[str]) -> Step:
+    """The less or the greater of two; of a sum and a third with VIADDMNMX; of each half with 16x2."""
+    to, terms, least = put(ops[0]), [whole(p) for p in ops[1:-1]], predicate(ops[-1])
+    kind = {"U32": np.uint32, "U16x2": np.uint16, "S16x2": np.int16}.get(name.partition(".")[2], np.int32)
+
+    def step(b: Block, mask: Lanes) -> None:
+        *summed, y = (low_word(np.broadcast_to(t(b), (b.lanes,))) for t in terms)
+        x = summed[0] + summed[1] if len(summed) == 2 else summed[0]
+        x, y = (np.ascontiguousarray(v).view(kind).reshape(b.lanes, -1) for v in (x, y))
+        found = np.where(least(b)[:, None], np.minimum(x, y), np.maximum(x, y))
+        to(b, mask, np.ascontiguousarray(found).view(np.uint32)[:, 0])
+
+    return step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,6 @@ from .operands import (
     Step,
     UnknownInstructionError,
     constant,
-    is_predicate,
     low_word,
     predicate,
     put,
@@ -42,94 +40,88 @@ def permuted(name: str, ops: list[str]) -> Step:
     return step
 
 
-def moved(name: str, ops: list[str]) -> Step:
-    """What copies, chooses, collects or counts bits."""
-    base = name.split(".")[0]
-    if base in ("MOV", "UMOV", "R2UR", "IABS", "UIABS"):
-        to, read = put(ops[0]), whole(ops[-1] if base != "R2UR" else ops[1])
-        if base.endswith("IABS"):
-            return lambda b, mask: to(b, mask, np.abs(low_word(read(b)).view(np.int32)).view(np.uint32))
-        return lambda b, mask: to(b, mask, low_word(read(b)))
-    if base in ("SEL", "USEL", "FSEL"):
-        to, other = put(ops[0]), predicate(ops[3])
-        if base == "FSEL":
-            reals = [real(p) for p in ops[1:3]]
-            return lambda b, mask: to(b, mask, np.where(other(b), *(np.asarray(r(b)).view(np.uint32) for r in reals)))
-        wholes = [whole(p) for p in ops[1:3]]
-        return lambda b, mask: to(b, mask, np.where(other(b), *(low_word(r(b)) for r in wholes)))
-    if base in ("LDC", "ULDC"):
-        kind = next((p for p in name.split(".")[1:] if p in ("64", "U8", "S8", "U16", "S16")), "32")
-        if kind == "64":
-            low, high, both = constant(ops[1], 4), constant(ops[1], 4, 4), put_pair(ops[0])
-            return lambda b, mask: both(b, mask, low(b).astype(np.uint64) | high(b).astype(np.uint64) << np.uint64(32))
-        to, read_c = put(ops[0]), constant(ops[1], int(kind.lstrip("US")) // 8, 0, kind[0] == "S")
-        return lambda b, mask: to(b, mask, read_c(b))
-    if base in ("S2R", "S2UR"):
-        to, special = put(ops[0]), ops[1]
-        return lambda b, mask: to(b, mask, b.special(special))
-    if base == "CS2R":
-        both = put_pair(ops[0]) if ".32" not in name else put(ops[0])
-        if ops[1] != "SRZ":
-            raise UnknownInstructionError(f"{name} {ops}")
-        return lambda b, mask: both(b, mask, np.zeros(b.lanes, np.uint32 if ".32" in name else np.uint64))
-    if base == "SGXT":
-        to, read, by, unsigned = put(ops[0]), whole(ops[1]), int(ops[2], 0), ".U32" in name
+def copied(name: str, ops: list[str]) -> Step:
+    to, read = put(ops[0]), whole(ops[1])
+    return lambda b, mask: to(b, mask, low_word(read(b)))
 
-        def extend(b: Block, mask: Lanes) -> None:
-            value = low_word(np.broadcast_to(read(b), (b.lanes,))) << np.uint32(32 - by)
-            to(
-                b,
-                mask,
-                value >> np.uint32(32 - by) if unsigned else (value.view(np.int32) >> (32 - by)).view(np.uint32),
-            )
 
-        return extend
-    if base in ("POPC", "BREV", "FLO", "UPOPC", "UBREV", "UFLO"):
-        to, read = put(ops[0]), whole(ops[1])
-        of: Callable[[int], int] = {
-            "POPC": lambda v: v.bit_count(), "BREV": lambda v: int(f"{v:032b}"[::-1], 2),
-            "FLO": lambda v: v.bit_length() - 1 if ".SH" not in name else 32 - v.bit_length(),
-        }[base.lstrip("U")]  # fmt: skip
+def absolute(name: str, ops: list[str]) -> Step:
+    to, read = put(ops[0]), whole(ops[1])
+    return lambda b, mask: to(b, mask, np.abs(low_word(read(b)).view(np.int32)).view(np.uint32))
 
-        def count(b: Block, mask: Lanes) -> None:
-            values = np.broadcast_to(low_word(read(b)), (b.lanes,))
-            to(b, mask, np.array([of(int(v)) & 0xFFFFFFFF for v in values], np.uint32))
 
-        return count
-    if base == "P2R":
-        to, read, keep = put(ops[0]), whole(ops[2]), int(ops[3], 0)
+def selected(name: str, ops: list[str]) -> Step:
+    to, first = put(ops[0]), predicate(ops[3])
+    if name.startswith("F"):
+        reals = [real(p) for p in ops[1:3]]
+        return lambda b, mask: to(b, mask, np.where(first(b), *(np.asarray(r(b)).view(np.uint32) for r in reals)))
+    wholes = [whole(p) for p in ops[1:3]]
+    return lambda b, mask: to(b, mask, np.where(first(b), *(low_word(r(b)) for r in wholes)))
 
-        def gather(b: Block, mask: Lanes) -> None:
-            found = sum((b.P[k].astype(np.uint32) << np.uint32(k) for k in range(7)), np.zeros(b.lanes, np.uint32))
-            to(b, mask, found & np.uint32(keep) | low_word(read(b)) & np.uint32(~keep & 0xFFFFFFFF))
 
-        return gather
-    if base == "R2P":
-        read, chosen = whole(ops[1]), int(ops[2], 0)
+def constants_loaded(name: str, ops: list[str]) -> Step:
+    kind = name.partition(".")[2] or "32"
+    if kind == "64":
+        low, high, both = constant(ops[1], 4), constant(ops[1], 4, 4), put_pair(ops[0])
+        return lambda b, mask: both(b, mask, low(b).astype(np.uint64) | high(b).astype(np.uint64) << np.uint64(32))
+    to, read = put(ops[0]), constant(ops[1], int(kind.lstrip("US")) // 8, 0, kind[0] == "S")
+    return lambda b, mask: to(b, mask, read(b))
 
-        def scatter(b: Block, mask: Lanes) -> None:
-            value = low_word(np.broadcast_to(read(b), (b.lanes,)))
-            for k in range(7):
-                if chosen >> k & 1:
-                    np.copyto(b.P[k], (value >> np.uint32(k) & np.uint32(1)).astype(bool), where=mask)
 
-        return scatter
-    if base in ("VOTEU", "VOTE"):
-        to = put(ops[0])
-        asked, every = predicate(ops[-1]), ".ALL" in name
-        if not is_predicate(ops[0]):
-            raise UnknownInstructionError(f"{name} {ops}")
+def special(name: str, ops: list[str]) -> Step:
+    to, register_name = put(ops[0]), ops[1]
+    return lambda b, mask: to(b, mask, b.special(register_name))
 
-        def vote(b: Block, mask: Lanes) -> None:
-            value = (asked(b) | ~mask) if every else (asked(b) & mask)
-            by_warp = value.reshape(-1, 32)
-            found = by_warp.all(1) if every else by_warp.any(1)
-            to(b, mask, np.repeat(found, 32))
 
-        return vote
-    if base == "SHFL":
-        return shuffled(name, ops)
-    raise UnknownInstructionError(f"{name} {', '.join(ops)}")
+def zeros(name: str, ops: list[str]) -> Step:
+    """CS2R, which the compilers use for two zeros."""
+    if ops[1] != "SRZ":
+        raise UnknownInstructionError(f"{name} {ops}")
+    both = put_pair(ops[0])
+    return lambda b, mask: both(b, mask, np.zeros(b.lanes, np.uint64))
+
+
+def extended(name: str, ops: list[str]) -> Step:
+    to, read, rest = put(ops[0]), whole(ops[1]), 32 - int(ops[2], 0)
+
+    def step(b: Block, mask: Lanes) -> None:
+        value = low_word(np.broadcast_to(read(b), (b.lanes,))) << np.uint32(rest)
+        signed = (value.view(np.int32) >> rest).view(np.uint32)
+        to(b, mask, value >> np.uint32(rest) if ".U32" in name else signed)
+
+    return step
+
+
+def predicates_gathered(name: str, ops: list[str]) -> Step:
+    to, read, chosen = put(ops[0]), whole(ops[2]), int(ops[3], 0)
+
+    def step(b: Block, mask: Lanes) -> None:
+        found = sum((b.P[k].astype(np.uint32) << np.uint32(k) for k in range(7)), np.zeros(b.lanes, np.uint32))
+        to(b, mask, found & np.uint32(chosen) | low_word(read(b)) & np.uint32(~chosen & 0xFFFFFFFF))
+
+    return step
+
+
+def predicates_scattered(name: str, ops: list[str]) -> Step:
+    read, chosen = whole(ops[1]), int(ops[2], 0)
+
+    def step(b: Block, mask: Lanes) -> None:
+        value = low_word(np.broadcast_to(read(b), (b.lanes,)))
+        for k in range(7):
+            if chosen >> k & 1:
+                np.copyto(b.P[k], (value >> np.uint32(k) & np.uint32(1)).astype(bool), where=mask)
+
+    return step
+
+
+def voted(name: str, ops: list[str]) -> Step:
+    """Whether any lane of the warp says yes."""
+    to, asked = put(ops[0]), predicate(ops[1])
+
+    def step(b: Block, mask: Lanes) -> None:
+        to(b, mask, np.repeat((asked(b) & mask).reshape(-1, 32).any(1), 32))
+
+    return step
 
 
 def shuffled(name: str, ops: list[str]) -> Step:

@@ -159,41 +159,23 @@ _NAN, _MINUS_NAN = np.array([0x7FF00000, 0xFFF00000], np.uint32).view(np.float32
 _SPECIAL = {"+INF": np.inf, "-INF": -np.inf, "INF": np.inf, "+QNAN": _NAN, "-QNAN": _MINUS_NAN, "QNAN": _NAN}
 
 
-def real(text: str) -> Read:
-    """An operand of float32, with its minus and its bars."""
+def real(text: str, wide: bool = False) -> Read:
+    """An operand of float32, or of float64 where it is ``wide``, with its minus and its bars."""
     text = text.replace(".reuse", "").strip()
     if text in _SPECIAL or (re.fullmatch(r"[-+]?\d.*", text) and not text.startswith(("0x", "-0x"))):
-        value = np.float32(_SPECIAL[text] if text in _SPECIAL else float(text))
+        number = _SPECIAL[text] if text in _SPECIAL else float(text)
+        value = np.float64(number) if wide else np.float32(number)
         return lambda b: value
-    minus, absolute = text.startswith("-"), "|" in text
-    read = bits(text.lstrip("-").replace("|", ""))
-
-    def get(b: Block) -> Lanes:
-        value = np.asarray(read(b), np.uint32)
-        if absolute:
-            value = value & np.uint32(0x7FFFFFFF)
-        if minus:
-            value = value ^ np.uint32(0x80000000)
-        return value.view(np.float32)
-
-    return get
-
-
-def double(text: str) -> Read:
-    """The same of float64."""
-    text = text.replace(".reuse", "").strip()
-    if text in _SPECIAL or (re.fullmatch(r"[-+]?\d.*", text) and not text.startswith(("0x", "-0x"))):
-        value = np.float64(_SPECIAL[text] if text in _SPECIAL else float(text))
-        return lambda b: value
-    minus, absolute = text.startswith("-"), "|" in text
-    core = text.lstrip("-").replace("|", "")
+    core, sign = text.lstrip("-").replace("|", ""), np.uint64(1 << (63 if wide else 31))
+    minus, absolute = sign * np.uint64(text.startswith("-")), ~(sign * np.uint64("|" in text))
     low, high = bits(core), bits(core, True)
 
     def get(b: Block) -> Lanes:
-        value = np.asarray(low(b), np.uint64) | (np.asarray(high(b), np.uint64) << BITS_32)
-        found = np.atleast_1d(value).view(np.float64)
-        found = np.abs(found) if absolute else found
-        return -found if minus else found
+        word = np.atleast_1d(np.asarray(low(b), np.uint64))
+        if wide:
+            word = word | (np.asarray(high(b), np.uint64) << BITS_32)
+        word = word & absolute ^ minus
+        return word.view(np.float64) if wide else word.astype(np.uint32).view(np.float32)
 
     return get
 

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .comparisons import COMPARE, compared, joined
 from .operands import (
     Lanes,
     Step,
     UnknownInstructionError,
-    double,
     halves,
-    is_predicate,
     low_word,
     narrowed,
     pair,
@@ -47,10 +44,11 @@ def _rounding(name: str) -> str:
 
 
 def computed(name: str, ops: list[str]) -> Step:
-    """FADD, FMUL, FFMA and their doubles; a fused one is rounded twice here, which its users allow for."""
+    """FADD, FMUL, FFMA and their doubles; here a fused float is rounded twice, and doubles always to the nearest: both
+    are steps of divisions and roots whose results the next steps correct."""
     wide, kind, how = name[0] == "D", name.split(".")[0][1:], _rounding(name)
-    to, read = (put_pair if wide else put)(ops[0]), double if wide else real
-    terms = [read(p) for p in ops[1:]]
+    to = (put_pair if wide else put)(ops[0])
+    terms = [real(p, wide) for p in ops[1:]]
 
     def step(b: Block, mask: Lanes) -> None:
         values = [np.broadcast_to(np.asarray(t(b)), (b.lanes,)) for t in terms]
@@ -67,149 +65,116 @@ def approximated(name: str, ops: list[str]) -> Step:
     kind = name.split(".")[1]
     to, read = put(ops[0]), real(ops[1])
     of: dict[str, Callable[[Lanes], Lanes]] = {
-        "RCP": lambda x: 1 / x, "RSQ": lambda x: 1 / np.sqrt(x), "SQRT": np.sqrt, "EX2": np.exp2, "LG2": np.log2,
-        "SIN": np.sin, "COS": np.cos, "TANH": np.tanh,
+        "RCP": lambda x: 1 / x, "RSQ": lambda x: 1 / np.sqrt(x), "EX2": np.exp2, "LG2": np.log2,
     }  # fmt: skip
-    if kind in ("RCP64H", "RSQ64H"):  # from the high word of a double to that of the result
 
-        def high(b: Block, mask: Lanes) -> None:
-            word = np.asarray(read(b)).view(np.uint32).astype(np.uint64) << np.uint64(32)
-            with np.errstate(all="ignore"):
-                found = of[kind[:3]](np.atleast_1d(word).view(np.float64))
-            to(b, mask, (found.view(np.uint64) >> np.uint64(32)).astype(np.uint32))
-
-        return high
+    def of_high_words(b: Block, mask: Lanes) -> None:
+        """From the high word of a double to that of the result."""
+        word = np.asarray(read(b)).view(np.uint32).astype(np.uint64) << np.uint64(32)
+        with np.errstate(all="ignore"):
+            found = of[kind[:3]](np.atleast_1d(word).view(np.float64))
+        to(b, mask, (found.view(np.uint64) >> np.uint64(32)).astype(np.uint32))
 
     def step(b: Block, mask: Lanes) -> None:
         with np.errstate(all="ignore"):
             to(b, mask, of[kind](read(b).astype(np.float64)).astype(np.float32).view(np.uint32))
 
+    return of_high_words if kind.endswith("64H") else step
+
+
+def from_whole(name: str, ops: list[str]) -> Step:
+    parts, how = name.split("."), _rounding(name)
+    signed, wide = not {"U32", "U64"} & {*parts}, bool({"U64", "S64"} & {*parts})
+    source = pair(ops[1], signed) if wide else whole(ops[1])
+    to = put_pair(ops[0]) if "F64" in parts else put(ops[0])
+
+    def step(b: Block, mask: Lanes) -> None:
+        value = np.broadcast_to(source(b), (b.lanes,))
+        if not wide:
+            value = low_word(value).view(np.int32 if signed else np.uint32)
+        exact = value.astype(np.longdouble).astype(np.float64)
+        to(b, mask, exact if "F64" in parts else _towards(exact, how, np.float32).view(np.uint32))
+
     return step
 
 
-def converted(name: str, ops: list[str]) -> Step:
+def to_whole(name: str, ops: list[str]) -> Step:
+    """Numbers beyond those of the type become its last ones, NaN 0."""
     parts = name.split(".")
-    base, how = parts[0], _rounding(name)
-    if base in ("I2F", "I2FP", "UI2F"):
-        signed, wide, double_out = (
-            "U32" not in parts and "U64" not in parts,
-            any("64" in p and p[0] in "US" for p in parts),
-            "F64" in parts,
-        )
-        source = pair(ops[1], signed) if wide else whole(ops[1])
+    read, bits = real(ops[1], "F64" in parts), 64 if {"U64", "S64"} & {*parts} else 32
+    signed = not {"U32", "U64"} & {*parts}
+    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    to, cut = (put_pair if bits == 64 else put)(ops[0]), np.trunc if "TRUNC" in parts else np.rint
 
-        def to_float(b: Block, mask: Lanes) -> None:
-            value = np.broadcast_to(source(b), (b.lanes,))
-            if not wide:
-                value = low_word(value).view(np.int32).astype(np.int64) if signed else low_word(value).astype(np.int64)
-            exact = value.astype(np.longdouble).astype(np.float64)
-            if double_out:
-                return put_pair(ops[0])(b, mask, exact)
-            put(ops[0])(b, mask, _towards(exact, how, np.float32).view(np.uint32))
+    def step(b: Block, mask: Lanes) -> None:
+        values = cut(np.broadcast_to(np.asarray(read(b), np.float64), (b.lanes,)))
+        infinite = {np.inf: most, -np.inf: least}
+        wholes = [0 if v != v else infinite[v] if np.isinf(v) else min(max(int(v), least), most) for v in values]
+        found = np.array([v & (2**64 - 1) for v in wholes], np.uint64)
+        to(b, mask, found if bits == 64 else low_word(found))
 
-        return to_float
-    if base == "F2I":
-        read = double(ops[1]) if "F64" in parts else real(ops[1])
-        wide, signed = any(p in ("U64", "S64") for p in parts), "U32" not in parts and "U64" not in parts
-        low, high = (
-            (-(2.0 ** (63 if wide else 31)), 2.0 ** (63 if wide else 31))
-            if signed
-            else (0.0, 2.0 ** (64 if wide else 32))
-        )
-        to = (put_pair if wide else put)(ops[0])
+    return step
 
-        def to_whole(b: Block, mask: Lanes) -> None:
-            value = np.broadcast_to(np.asarray(read(b), np.float64), (b.lanes,))
-            cut = (
-                np.trunc
-                if "TRUNC" in parts
-                else np.floor
-                if "FLOOR" in parts
-                else np.ceil
-                if "CEIL" in parts
-                else np.rint
-            )
-            whole_ = [int(min(max(v, low), high - (1 if high < 2**53 else 2**11))) if v == v else 0 for v in cut(value)]
-            found = np.array([v & (2**64 - 1) for v in whole_], np.uint64)
-            to(b, mask, found if wide else low_word(found))
 
-        return to_whole
-    if base == "F2FP":
-        kind, to = ("bf" if "BF16" in parts else "f2"), put(ops[0])
-        a, c = real(ops[1]), real(ops[2])
+def packed(name: str, ops: list[str]) -> Step:
+    kind, to = _kind(name), put(ops[0])
+    a, c = real(ops[1]), real(ops[2])
 
-        def pack(b: Block, mask: Lanes) -> None:
-            up, down = (narrowed(np.broadcast_to(np.asarray(t(b)), (b.lanes,)), kind) for t in (a, c))
-            to(b, mask, up << np.uint32(16) | down)
+    def step(b: Block, mask: Lanes) -> None:
+        up, down = (narrowed(np.broadcast_to(np.asarray(t(b)), (b.lanes,)), kind) for t in (a, c))
+        to(b, mask, up << np.uint32(16) | down)
 
-        return pack
-    outward, inward = parts[1], parts[-1]  # F2F.to.from
-    read_in = {"F64": double, "F32": real}.get(inward)
-    half_in = None if read_in else halves(ops[1], "bf" if inward == "BF16" else "f2")
+    return step
 
-    def change(b: Block, mask: Lanes) -> None:
-        value = read_in(ops[1])(b) if read_in else half_in(b)[0] if half_in else None
-        value = np.broadcast_to(np.asarray(value), (b.lanes,))
+
+def between(name: str, ops: list[str]) -> Step:
+    """F2F, to one type of floats from another."""
+    _, outward, inward = name.split(".")
+    half = halves(ops[1], _kind(inward)) if "16" in inward else None
+    read = real(ops[1], inward == "F64") if half is None else lambda b: half(b)[0]
+    to = put_pair(ops[0]) if outward == "F64" else put(ops[0])
+
+    def step(b: Block, mask: Lanes) -> None:
+        value = np.broadcast_to(np.asarray(read(b)), (b.lanes,))
         with np.errstate(all="ignore"):
             if outward == "F64":
-                put_pair(ops[0])(b, mask, value.astype(np.float64))
+                to(b, mask, value.astype(np.float64))
             elif outward == "F32":
-                put(ops[0])(b, mask, value.astype(np.float32).view(np.uint32))
+                to(b, mask, value.astype(np.float32).view(np.uint32))
             else:
-                put(ops[0])(b, mask, narrowed(value, "bf" if outward == "BF16" else "f2"))
+                to(b, mask, narrowed(value, _kind(outward)))
 
-    return change
+    return step
+
+
+def _kind(name: str) -> str:
+    return "bf" if "BF16" in name else "f2"
 
 
 _NANS = {"QNAN": 0x7FF0, "-QNAN": 0xFFF0}  # as in ``real``
 
 
 def of_halves(name: str, ops: list[str]) -> Step:
-    """HADD2, HMUL2, HFMA2 (which also loads constants, the high half first), HMNMX2 and VHMNMX, HSETP2."""
-    base, kind = name.split(".")[0], "bf" if "BF16" in name else "f2"
-
-    constant = base == "HFMA2" and len(ops) == 5
-    if constant:
-        words = [_NANS.get(p.lstrip("+"), int(narrowed(np.array([float(p)]), kind)[0])) for p in ops[3:5]]
-        value = np.uint32(words[0] << 16 | words[1])
-        if ops[1].lstrip("-") == "RZ" and ops[2] == "RZ":
-            to_one = put(ops[0])
-            return lambda b, mask: to_one(b, mask, value)
-        raise UnknownInstructionError(f"{name} {ops}")
-    if base == "HSETP2":
-        how = next(p for p in name.split(".")[1:] if p in COMPARE or p in ("NAN", "NUM") or p[:-1] in COMPARE)
-        outs, a, c, other = [put(ops[0]), put(ops[1])], halves(ops[2], kind), halves(ops[3], kind), predicate(ops[4])
-
-        def compare(b: Block, mask: Lanes) -> None:
-            x, y, rest = a(b), c(b), other(b)
-            found = [joined(name, compared(how, x[k], y[k]), rest) for k in (0, 1)]
-            for out, f in zip(outs, found, strict=True):
-                out(b, mask, f)
-
-        return compare
-    to, terms = put(ops[0]), [halves(p, kind) for p in ops[1:] if not is_predicate(p)]
-    least = predicate(ops[-1]) if "MNMX" in base else None
+    """HADD2, and HFMA2 as the compilers load constants by it, the high half first."""
+    kind, to = _kind(name), put(ops[0])
+    if name.startswith("HFMA2"):
+        if [op.lstrip("-") for op in ops[1:3]] != ["RZ", "RZ"] or len(ops) != 5:
+            raise UnknownInstructionError(f"{name} {ops}")
+        high, low = (_NANS.get(p.lstrip("+"), int(narrowed(np.array([float(p)]), kind)[0])) for p in ops[3:])
+        return lambda b, mask: to(b, mask, np.uint32(high << 16 | low))
+    a, c = halves(ops[1], kind), halves(ops[2], kind)
 
     def step(b: Block, mask: Lanes) -> None:
-        values = [t(b) for t in terms]
-        found = []
         with np.errstate(all="ignore"):
-            for k in (0, 1):
-                x, y, *z = (v[k].astype(np.float64) for v in values)
-                if least is not None:
-                    for other in (y, *z):
-                        x = greater_or_less(x, other, least(b), ".NAN" in name)
-                    found.append(x)
-                else:
-                    found.append(x + y if base == "HADD2" else x * y if base == "HMUL2" else x * y + z[0])
+            low, high = (x.astype(np.float64) + y for x, y in zip(a(b), c(b), strict=True))
         if ".F32" in name:
-            return to(b, mask, found[0].astype(np.float32).view(np.uint32))
-        to(b, mask, narrowed(found[1], kind) << np.uint32(16) | narrowed(found[0], kind))
+            return to(b, mask, low.astype(np.float32).view(np.uint32))
+        to(b, mask, narrowed(high, kind) << np.uint32(16) | narrowed(low, kind))
 
     return step
 
 
-def greater_or_less(x: Lanes, y: Lanes, least: Lanes, keeps_nan: bool) -> Lanes:
+def _greater_or_less(x: Lanes, y: Lanes, least: Lanes, keeps_nan: bool) -> Lanes:
     """The less or the greater, of 0 and −0 the one with the sign; without NaN unless both are, or it is kept."""
     found: Lanes = np.where(least, np.fmin(x, y), np.fmax(x, y))
     negative = np.where(least, np.signbit(x) | np.signbit(y), np.signbit(x) & np.signbit(y))
@@ -218,30 +183,26 @@ def greater_or_less(x: Lanes, y: Lanes, least: Lanes, keeps_nan: bool) -> Lanes:
 
 
 def extreme(name: str, ops: list[str]) -> Step:
-    base, to = name.split(".")[0], put(ops[0])
-    least = predicate(ops[-1])
-    if base == "FMNMX":
-        a, c = real(ops[1]), real(ops[2])
+    to, a, c, least = put(ops[0]), real(ops[1]), real(ops[2]), predicate(ops[3])
 
-        def step(b: Block, mask: Lanes) -> None:
-            x, y = np.broadcast_arrays(np.asarray(a(b)), np.asarray(c(b)))
-            to(b, mask, greater_or_less(x, y, least(b), ".NAN" in name).astype(np.float32).view(np.uint32))
+    def step(b: Block, mask: Lanes) -> None:
+        x, y = np.broadcast_arrays(np.asarray(a(b)), np.asarray(c(b)))
+        to(b, mask, _greater_or_less(x, y, least(b), ".NAN" in name).astype(np.float32).view(np.uint32))
 
-        return step
-    terms = [whole(p) for p in ops[1:-1]]
-    unsigned = ".U32" in name
+    return step
 
-    def of_wholes(b: Block, mask: Lanes) -> None:
-        values = [low_word(np.broadcast_to(t(b), (b.lanes,))) for t in terms]
-        if len(values) == 3:
-            values = [values[0] + values[1], values[2]]
-        if "16x2" in name:
-            x, y = (
-                np.ascontiguousarray(v).view(np.uint16 if ".U16" in name else np.int16).reshape(-1, 2) for v in values
-            )
-            found = np.where(least(b)[:, None], np.minimum(x, y), np.maximum(x, y))
-            return to(b, mask, np.ascontiguousarray(found).view(np.uint32)[:, 0])
-        x, y = values if unsigned else [v.view(np.int32) for v in values]
-        to(b, mask, np.where(least(b), np.minimum(x, y), np.maximum(x, y)).view(np.uint32))
 
-    return of_wholes
+def extreme_half(name: str, ops: list[str]) -> Step:
+    """Of two, or with VHMNMX of three."""
+    kind, to, least = _kind(name), put(ops[0]), predicate(ops[-1])
+    terms = [halves(p, kind) for p in ops[1:-1]]
+
+    def step(b: Block, mask: Lanes) -> None:
+        found = []
+        for x, *others in zip(*(t(b) for t in terms), strict=True):
+            for y in others:
+                x = _greater_or_less(x, y, least(b), ".NAN" in name)
+            found.append(narrowed(x, kind))
+        to(b, mask, found[1] << np.uint32(16) | found[0])
+
+    return step
