@@ -33,7 +33,7 @@ def act(
         return autograd.act(t, found, maps)
     assert isinstance(elements, Tensor)  # as checked
     out = checks.output("out", out, tuple(maps.views.shape(t.shape)), t, elements, found)
-    library.act_out(t, found, maps.code, maps.table(t), out)
+    library.act_out(t, found, *maps.placed(t), out)
     return out
 
 

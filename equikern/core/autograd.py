@@ -9,7 +9,8 @@ views, ∂F/∂w the dots. So each one's gradient
 is a pair of the others. ``take`` and ``put`` (the chosen view, and its adjoint) are the same pair for a selection;
 ``each``, which maps every view by its own element, is its own, and so is ``act``, which maps every sample by its own.
 
-A function takes one ``Maps``, whose adjoint is ``.T``. Inside, a Function gets its code and its table.
+A function takes one ``Maps``, whose adjoint is ``.T``. A Function gets them placed: the code and the table as one
+argument, since autograd spends microseconds on every tensor that it is given.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from ..views import of, transposed
-from ..views.maps import Maps
+from ..views.maps import Maps, Placed
 from . import library
 
 _Grads = tuple[Tensor | None, ...]
-_NONE: Any = (None, None, None)  # what a Function saved that has nothing to save, which is faster than Nones
+_NONE: Any = (None, None)  # what a Function saved that has nothing to save, which is faster than Nones
+
+
+def adjoint(placed: Placed) -> Placed:
+    """The adjoint maps, which have the same table."""
+    return transposed(placed[0]), placed[1]
 
 
 def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
@@ -57,309 +63,301 @@ def laid_out(grad: Tensor, channels_last: int) -> Tensor:
 
 def orbit(x: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``scale · w_g · map_g(x)`` for every g: (*lead, H, W) → (|G|, *lead, H, W)."""
-    return orbit_by(x, maps.code, maps.table(x), scale, weights)
+    return orbit_by(x, maps.placed(x), scale, weights)
 
 
 def total(y: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``scale · Σ_g w_g · map_g(y_g)``: (|G|, *lead, H, W) → (*lead, H, W)."""
-    return total_by(y, maps.code, maps.table(y), scale, weights)
+    return total_by(y, maps.placed(y), scale, weights)
 
 
 def mean_plus(y: Tensor, plus: Tensor, maps: Maps) -> Tensor:
     """``1/|G| Σ_g map_g(y_g + plus)``: the mean of the views and the symmetrised ``plus`` in one pass."""
-    code, table = maps.code, maps.table(y)
+    placed = maps.placed(y)
     if needs_grad(y, plus):
-        return cast(Tensor, _MeanPlus.apply(y, plus, code, table))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.mean_plus(y, plus, code, table))
+        return cast(Tensor, _MeanPlus.apply(y, plus, placed))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.mean_plus(y, plus, *placed))
 
 
 def symmetrize(x: Tensor, maps: Maps) -> Tensor:
     """``1/|G| Σ_g map_g(x)``: one tensor seen |G| times, so that the mean of its views is one kernel."""
-    return symmetrize_by(x, maps.code, maps.table(x))
+    return symmetrize_by(x, maps.placed(x))
 
 
 def weighted_mean(y: Tensor, weights: Tensor, maps: Maps) -> Tensor:
     """``Σ_g w_g · map_g(y_g) / Σ_g w_g``, the division done by the same kernel."""
-    code, table = maps.code, maps.table(y)
+    placed = maps.placed(y)
     if needs_grad(y, weights):
-        return cast(Tensor, _WeightedMean.apply(y, weights, code, table))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.reduce(y, code, table, "weighted_mean", 1.0, weights))
+        return cast(Tensor, _WeightedMean.apply(y, weights, placed))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.reduce(y, *placed, "weighted_mean", 1.0, weights))
 
 
 def dots(x: Tensor, y: Tensor, maps: Maps, weight_dims: int) -> Tensor:
     """``⟨map_g(x), y_g⟩`` over all but the first weight_dims dims of y."""
-    return dots_by(x, y, maps.code, maps.table(y), weight_dims)
+    return dots_by(x, y, maps.placed(y), weight_dims)
 
 
 def take(y: Tensor, index: Tensor, maps: Maps) -> Tensor:
     """``map_i(y_i)`` for the chosen i = index."""
-    return take_by(y, index, maps.code, maps.table(y))
+    return take_by(y, index, maps.placed(y))
 
 
 def put(x: Tensor, index: Tensor, maps: Maps) -> Tensor:
     """The adjoint of take by the adjoint maps: ``map_i(x)`` at i = index and zero at every other view."""
-    return put_by(x, index, maps.code, maps.table(x))
+    return put_by(x, index, maps.placed(x))
 
 
 def act(x: Tensor, elements: Tensor, maps: Maps) -> Tensor:
     """``map_i(x)`` with i = elements, one for each entry of the dims that elements has: a sample's own element."""
-    return act_by(x, elements, maps.code, maps.table(x))
+    return act_by(x, elements, maps.placed(x))
 
 
 def each(y: Tensor, axis: int, maps: Maps) -> Tensor:
     """``map_g(y_g)`` for every g, with the group axis where it is: (*lead, |G|, *rest, *moved) → the same shape."""
-    return each_by(y, axis, maps.code, maps.table(y))
+    return each_by(y, axis, maps.placed(y))
 
 
-def each_by(y: Tensor, axis: int, code: str, table: Tensor | None) -> Tensor:
-    """``each`` by a code and its table."""
-    if of(code).kind.still:
+def each_by(y: Tensor, axis: int, placed: Placed) -> Tensor:
+    """``each`` by placed maps."""
+    if of(placed[0]).kind.still:
         return y
     elements = torch.arange(y.shape[axis], device=y.device).expand(y.shape[: axis + 1]).contiguous()
-    return act_by(y, elements, code, table)
+    return act_by(y, elements, placed)
 
 
-def orbit_by(x: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
-    """``orbit`` by a code and its table, as Functions hold the maps: (*lead, H, W) → (|G|, *lead, H, W)."""
+def orbit_by(x: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """``orbit`` by placed maps, as Functions hold them: (*lead, H, W) → (|G|, *lead, H, W)."""
     if needs_grad(x, weights):
-        return cast(Tensor, _Orbit.apply(x, weights, code, table, scale))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.orbit(x, code, table, scale, weights, None))
+        return cast(Tensor, _Orbit.apply(x, weights, placed, scale))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
 
 
-def total_by(y: Tensor, code: str, table: Tensor | None, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
-    """``total`` by a code and its table: (|G|, *lead, H, W) → (*lead, H, W)."""
+def total_by(y: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """``total`` by placed maps: (|G|, *lead, H, W) → (*lead, H, W)."""
     if needs_grad(y, weights):
-        return cast(Tensor, _Total.apply(y, weights, code, table, scale))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.reduce(y, code, table, "sum", scale, weights))
+        return cast(Tensor, _Total.apply(y, weights, placed, scale))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.reduce(y, *placed, "sum", scale, weights))
 
 
-def symmetrize_by(x: Tensor, code: str, table: Tensor | None) -> Tensor:
-    """``symmetrize`` by a code and its table: like x in shape."""
+def symmetrize_by(x: Tensor, placed: Placed) -> Tensor:
+    """``symmetrize`` by placed maps: like x in shape."""
     if needs_grad(x):
-        return cast(Tensor, _Symmetrize.apply(x, code, table))  # type: ignore[no-untyped-call]
-    return _symmetrized(x, code, table)
+        return cast(Tensor, _Symmetrize.apply(x, placed))  # type: ignore[no-untyped-call]
+    return _symmetrized(x, placed)
 
 
-def _symmetrized(x: Tensor, code: str, table: Tensor | None) -> Tensor:
-    order = of(code).order
-    return cast(Tensor, library.reduce(x.expand(order, *x.shape), code, table, "sum", 1.0 / order, None))
+def _symmetrized(x: Tensor, placed: Placed) -> Tensor:
+    order = of(placed[0]).order
+    return cast(Tensor, library.reduce(x.expand(order, *x.shape), *placed, "sum", 1.0 / order, None))
 
 
-def dots_by(x: Tensor, y: Tensor, code: str, table: Tensor | None, weight_dims: int) -> Tensor:
-    """``dots`` by a code and its table: x (*lead, H, W), y (|G|, *lead, H, W) → y.shape[:weight_dims], wide."""
+def dots_by(x: Tensor, y: Tensor, placed: Placed, weight_dims: int) -> Tensor:
+    """``dots`` by placed maps: x (*lead, H, W), y (|G|, *lead, H, W) → y.shape[:weight_dims], wide."""
     if needs_grad(x, y):
-        return cast(Tensor, _Dots.apply(x, y, code, table, weight_dims))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.dot(x, y, code, table, weight_dims))
+        return cast(Tensor, _Dots.apply(x, y, placed, weight_dims))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.dot(x, y, *placed, weight_dims))
 
 
-def orbit_dot_by(x: Tensor, y: Tensor, code: str, table: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor]:
+def orbit_dot_by(x: Tensor, y: Tensor, placed: Placed, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted orbit of x, like y in shape, and the dots of the plain one with y, like weights, in one pass."""
     if needs_grad(x, y) or needs_grad(weights):
-        return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, code, table))  # type: ignore[no-untyped-call]
-    return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, code, table, weights))
+        return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, placed))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, *placed, weights))
 
 
-def take_by(y: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
-    """``take`` by a code and its table: (|G|, *lead, H, W) and an int64 index lead[:k] → (*lead, H, W)."""
+def take_by(y: Tensor, index: Tensor, placed: Placed) -> Tensor:
+    """``take`` by placed maps: (|G|, *lead, H, W) and an int64 index lead[:k] → (*lead, H, W)."""
     if needs_grad(y):
-        return cast(Tensor, _Take.apply(y, index, code, table))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.take(y, index, code, table))
+        return cast(Tensor, _Take.apply(y, index, placed))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.take(y, index, *placed))
 
 
-def put_by(x: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
-    """``put`` by a code and its table: (*lead, H, W) and an int64 index lead[:k] → (|G|, *lead, H, W)."""
+def put_by(x: Tensor, index: Tensor, placed: Placed) -> Tensor:
+    """``put`` by placed maps: (*lead, H, W) and an int64 index lead[:k] → (|G|, *lead, H, W)."""
     if needs_grad(x):
-        return cast(Tensor, _Put.apply(x, index, code, table))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.orbit(x, code, table, 1.0, None, index))
+        return cast(Tensor, _Put.apply(x, index, placed))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.orbit(x, *placed, 1.0, None, index))
 
 
-def act_by(x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor:
-    """``act`` by a code and its table: (*lead, H, W) and int64 elements lead[:k], k ≥ 1 → like x in shape."""
+def act_by(x: Tensor, elements: Tensor, placed: Placed) -> Tensor:
+    """``act`` by placed maps: (*lead, H, W) and int64 elements lead[:k], k ≥ 1 → like x in shape."""
     if needs_grad(x):
-        return cast(Tensor, _Act.apply(x, elements, code, table))  # type: ignore[no-untyped-call]
-    return cast(Tensor, library.act(x, elements, code, table))
+        return cast(Tensor, _Act.apply(x, elements, placed))  # type: ignore[no-untyped-call]
+    return cast(Tensor, library.act(x, elements, *placed))
 
 
 class _Orbit(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor | None, code: str, table: Tensor | None, scale: float) -> Tensor:
-        ctx.call = transposed(code), scale, library.channels_dim(x)
-        if weights is not None or table is not None:
-            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights, table)
-        return cast(Tensor, library.orbit(x, code, table, scale, weights, None))
+    def forward(ctx: Any, x: Tensor, weights: Tensor | None, placed: Placed, scale: float) -> Tensor:
+        ctx.call = adjoint(placed), scale, library.channels_dim(x)
+        if weights is not None:
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
+        return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, scale, channels_last = ctx.call
-        x, weights, table = ctx.saved_tensors or _NONE
+        x, weights = ctx.saved_tensors or _NONE
         grad_x = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_x = laid_out(total_by(grad, back, table, scale, weights), channels_last)
+            grad_x = laid_out(total_by(grad, back, scale, weights), channels_last)
         if ctx.needs_input_grad[1]:
-            grad_w = dots_by(x, grad, transposed(back), table, weights.dim()) * scale
-        return grad_x, grad_w, None, None, None
+            grad_w = dots_by(x, grad, adjoint(back), weights.dim()) * scale
+        return grad_x, grad_w, None, None
 
 
 class _Total(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor | None, code: str, table: Tensor | None, scale: float) -> Tensor:
-        ctx.call = transposed(code), scale, library.channels_dim(y, 1)
-        if weights is not None or table is not None:
-            ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights, table)
-        return cast(Tensor, library.reduce(y, code, table, "sum", scale, weights))
+    def forward(ctx: Any, y: Tensor, weights: Tensor | None, placed: Placed, scale: float) -> Tensor:
+        ctx.call = adjoint(placed), scale, library.channels_dim(y, 1)
+        if weights is not None:
+            ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
+        return cast(Tensor, library.reduce(y, *placed, "sum", scale, weights))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, scale, channels_last = ctx.call
         grad = laid_out(grad, channels_last)
-        y, weights, table = ctx.saved_tensors or _NONE
+        y, weights = ctx.saved_tensors or _NONE
         grad_y: Tensor | None = None
         grad_w: Tensor | None = None
         if ctx.needs_input_grad[0] and ctx.needs_input_grad[1] and scale == 1.0:
-            grad_y, grad_w = orbit_dot_by(grad, y, back, table, weights)
+            grad_y, grad_w = orbit_dot_by(grad, y, back, weights)
         else:
             if ctx.needs_input_grad[0]:
-                grad_y = orbit_by(grad, back, table, scale, weights)
+                grad_y = orbit_by(grad, back, scale, weights)
             if ctx.needs_input_grad[1]:
-                grad_w = dots_by(grad, y, back, table, weights.dim()) * scale
-        return grad_y, grad_w, None, None, None
+                grad_w = dots_by(grad, y, back, weights.dim()) * scale
+        return grad_y, grad_w, None, None
 
 
 class _Symmetrize(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, code: str, table: Tensor | None) -> Tensor:
-        ctx.call = transposed(code), library.channels_dim(x)
-        if table is not None:
-            ctx.save_for_backward(table)
-        return _symmetrized(x, code, table)
+    def forward(ctx: Any, x: Tensor, placed: Placed) -> Tensor:
+        ctx.call = adjoint(placed), library.channels_dim(x)
+        return _symmetrized(x, placed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
-        (table,) = ctx.saved_tensors or (None,)
-        return symmetrize_by(laid_out(grad, channels_last), back, table), None, None
+        return symmetrize_by(laid_out(grad, channels_last), back), None
 
 
 class _MeanPlus(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, plus: Tensor, code: str, table: Tensor | None) -> Tensor:
-        ctx.call = transposed(code), library.channels_dim(y, 1), library.channels_dim(plus)
-        if table is not None:
-            ctx.save_for_backward(table)
-        return cast(Tensor, library.mean_plus(y, plus, code, table))
+    def forward(ctx: Any, y: Tensor, plus: Tensor, placed: Placed) -> Tensor:
+        ctx.call = adjoint(placed), library.channels_dim(y, 1), library.channels_dim(plus)
+        return cast(Tensor, library.mean_plus(y, plus, *placed))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, y_last, plus_last = ctx.call
-        (table,) = ctx.saved_tensors or (None,)
         grad_y = grad_plus = None
         if ctx.needs_input_grad[0]:
-            grad_y = orbit_by(laid_out(grad, y_last), back, table, 1.0 / of(back).order)
+            grad_y = orbit_by(laid_out(grad, y_last), back, 1.0 / of(back[0]).order)
         if ctx.needs_input_grad[1]:
-            grad_plus = symmetrize_by(laid_out(grad, plus_last), back, table)
-        return grad_y, grad_plus, None, None
+            grad_plus = symmetrize_by(laid_out(grad, plus_last), back)
+        return grad_y, grad_plus, None
 
 
 class _WeightedMean(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, code: str, table: Tensor | None) -> Tensor:
-        ctx.call = transposed(code), library.channels_dim(y, 1)
-        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights, table)
-        return cast(Tensor, library.reduce(y, code, table, "weighted_mean", 1.0, weights))
+    def forward(ctx: Any, y: Tensor, weights: Tensor, placed: Placed) -> Tensor:
+        ctx.call = adjoint(placed), library.channels_dim(y, 1)
+        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
+        return cast(Tensor, library.reduce(y, *placed, "weighted_mean", 1.0, weights))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
         grad = laid_out(grad, channels_last)
-        y, weights, table = ctx.saved_tensors
+        y, weights = ctx.saved_tensors
         whole = weights.sum(0)
         shares = weights / whole
         grad_y: Tensor | None = None
         if not ctx.needs_input_grad[1]:
-            return orbit_by(grad, back, table, 1.0, shares), None, None, None
+            return orbit_by(grad, back, 1.0, shares), None, None
         if ctx.needs_input_grad[0]:
-            grad_y, grad_shares = orbit_dot_by(grad, y, back, table, shares)
+            grad_y, grad_shares = orbit_dot_by(grad, y, back, shares)
         else:
-            grad_shares = dots_by(grad, y, back, table, weights.dim())
-        return grad_y, (grad_shares - (grad_shares * shares).sum(0)) / whole, None, None
+            grad_shares = dots_by(grad, y, back, weights.dim())
+        return grad_y, (grad_shares - (grad_shares * shares).sum(0)) / whole, None
 
 
 class _Dots(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, code: str, table: Tensor | None, weight_dims: int) -> Tensor:
-        ctx.save_for_backward(x, y, table)
-        ctx.code = code
-        return cast(Tensor, library.dot(x, y, code, table, weight_dims))
+    def forward(ctx: Any, x: Tensor, y: Tensor, placed: Placed, weight_dims: int) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.placed = placed
+        return cast(Tensor, library.dot(x, y, *placed, weight_dims))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        x, y, table = ctx.saved_tensors
+        x, y = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x = total_by(y, transposed(ctx.code), table, 1.0, grad) if ctx.needs_input_grad[0] else None
-        grad_y = orbit_by(x, ctx.code, table, 1.0, grad) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_y, None, None, None
+        grad_x = total_by(y, adjoint(ctx.placed), 1.0, grad) if ctx.needs_input_grad[0] else None
+        grad_y = orbit_by(x, ctx.placed, 1.0, grad) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_y, None, None
 
 
 class _OrbitDot(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, weights: Tensor, code: str, table: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, y, weights, table)
-        ctx.code = code
-        return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, code, table, weights))
+    def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, y, weights)
+        ctx.placed = placed
+        return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, *placed, weights))
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_dots: Tensor) -> _Grads:
-        x, y, weights, table = ctx.saved_tensors
-        code, back = ctx.code, transposed(ctx.code)
+        x, y, weights = ctx.saved_tensors
+        placed, back = ctx.placed, adjoint(ctx.placed)
         grad_dots = grad_dots.contiguous()
         grad_x = grad_y = grad_w = None
         if ctx.needs_input_grad[0]:
-            grad_x = total_by(grad_out, back, table, 1.0, weights) + total_by(y, back, table, 1.0, grad_dots)
+            grad_x = total_by(grad_out, back, 1.0, weights) + total_by(y, back, 1.0, grad_dots)
         if ctx.needs_input_grad[1]:
-            grad_y = orbit_by(x, code, table, 1.0, grad_dots)
+            grad_y = orbit_by(x, placed, 1.0, grad_dots)
         if ctx.needs_input_grad[2]:
-            grad_w = dots_by(x, grad_out, code, table, weights.dim())
-        return grad_x, grad_y, grad_w, None, None
+            grad_w = dots_by(x, grad_out, placed, weights.dim())
+        return grad_x, grad_y, grad_w, None
 
 
 class _Take(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
-        ctx.save_for_backward(index, table)
-        ctx.call = transposed(code), library.channels_dim(y, 1)
-        return cast(Tensor, library.take(y, index, code, table))
+    def forward(ctx: Any, y: Tensor, index: Tensor, placed: Placed) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.call = adjoint(placed), library.channels_dim(y, 1)
+        return cast(Tensor, library.take(y, index, *placed))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
-        index, table = ctx.saved_tensors
-        return put_by(laid_out(grad, channels_last), index, back, table), None, None, None
+        (index,) = ctx.saved_tensors
+        return put_by(laid_out(grad, channels_last), index, back), None, None
 
 
 class _Put(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, code: str, table: Tensor | None) -> Tensor:
-        ctx.save_for_backward(index, table)
-        ctx.back = transposed(code)
-        return cast(Tensor, library.orbit(x, code, table, 1.0, None, index))
+    def forward(ctx: Any, x: Tensor, index: Tensor, placed: Placed) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.back = adjoint(placed)
+        return cast(Tensor, library.orbit(x, *placed, 1.0, None, index))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
-        index, table = ctx.saved_tensors
-        return take_by(grad, index, ctx.back, table), None, None, None
+        (index,) = ctx.saved_tensors
+        return take_by(grad, index, ctx.back), None, None
 
 
 class _Act(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, elements: Tensor, code: str, table: Tensor | None) -> Tensor:
-        ctx.save_for_backward(elements, table)
-        ctx.call = transposed(code), library.channels_dim(x)
-        return cast(Tensor, library.act(x, elements, code, table))
+    def forward(ctx: Any, x: Tensor, elements: Tensor, placed: Placed) -> Tensor:
+        ctx.save_for_backward(elements)
+        ctx.call = adjoint(placed), library.channels_dim(x)
+        return cast(Tensor, library.act(x, elements, *placed))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
-        elements, table = ctx.saved_tensors
-        return act_by(laid_out(grad, channels_last), elements, back, table), None, None, None
+        (elements,) = ctx.saved_tensors
+        return act_by(laid_out(grad, channels_last), elements, back), None, None

@@ -14,6 +14,7 @@ from ..core import autograd, checks
 from ..core import rows as kernels
 from ..scalars import index, share
 from ..views import accumulator
+from ..views.maps import Placed
 from . import softmax
 
 __all__ = ["orbit_cross_entropy"]
@@ -78,13 +79,13 @@ def orbit_cross_entropy(
     rows, back = checks.logits("logits", logits, action)
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
     options = checked(space, ignore_index, reduction, label_smoothing)
-    table = back.table(rows)
+    placed = back.placed(rows)
     if autograd.needs_grad(rows):
         return cast(
             Tensor,
-            _CrossEntropy.apply(rows, target, back.code, table, options, reduction),  # type: ignore[no-untyped-call]
+            _CrossEntropy.apply(rows, target, placed, options, reduction),  # type: ignore[no-untyped-call]
         )
-    loss, _ = kernels.cross_entropy(rows, target, back.code, table, *options, None, False)
+    loss, _ = kernels.cross_entropy(rows, target, *placed, *options, None, False)
     return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
 
 
@@ -116,17 +117,15 @@ def reduced(loss: Tensor, reduction: str, scale: Tensor | None) -> Tensor:
     return total if scale is None else total * scale
 
 
-def in_torch(
-    y: Tensor, target: Tensor, code: str, table: Tensor | None, options: tuple[str, int, float], reduction: str
-) -> Tensor:
+def in_torch(y: Tensor, target: Tensor, placed: Placed, options: tuple[str, int, float], reduction: str) -> Tensor:
     """The same loss from parts that differentiate to every order: what second derivatives go through."""
     space, ignore_index, smoothing = options
     if space == "logits":
-        log_q = softmax.mean_in_torch(y, code, table, None).log_softmax(-1)
+        log_q = softmax.mean_in_torch(y, placed, None).log_softmax(-1)
     elif space == "log_probs":
-        log_q = softmax.mean_in_torch(y, code, table, space)
+        log_q = softmax.mean_in_torch(y, placed, space)
     else:
-        log_p = autograd.each_by(y.to(accumulator(y)).log_softmax(-1), 0, code, table)
+        log_p = autograd.each_by(y.to(accumulator(y)).log_softmax(-1), 0, placed)
         top = log_p.detach().amax(0)
         nowhere = top == -torch.inf  # no view gives it a probability: log q is −∞ and has no gradient
         sums = (log_p - top.masked_fill(nowhere, 0.0)).exp().sum(0)
@@ -145,29 +144,28 @@ class _CrossEntropy(Function):
         ctx: Any,
         y: Tensor,
         target: Tensor,
-        code: str,
-        table: Tensor | None,
+        placed: Placed,
         options: tuple[str, int, float],
         reduction: str,
     ) -> Tensor:
         scale = counted(accumulator(y), target, options[1], reduction)
-        loss, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
-        ctx.call = code, options, reduction
+        loss, gradient = kernels.cross_entropy(y, target, *placed, *options, scale, True)
+        ctx.call = placed, options, reduction
         # Saved as autograd saves, so that checkpoints and offloading know of it. The first backward gives it away and
         # may scale it in place before; a second one makes it anew.
-        ctx.save_for_backward(y, target, table, gradient)
+        ctx.save_for_backward(y, target, gradient)
         ctx.given = False
         return reduced(loss, reduction, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, target, table, gradient = ctx.saved_tensors
-        code, options, reduction = ctx.call
-        nothing = (None,) * 5
+        y, target, gradient = ctx.saved_tensors
+        placed, options, reduction = ctx.call
+        nothing = (None,) * 4
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
             def call(t: Tensor) -> Tensor:
-                return in_torch(t, target, code, table, options, reduction)
+                return in_torch(t, target, placed, options, reduction)
 
             return (*softmax.gradients(call, (y,), (True,), grad), *nothing)
         factor = grad.unsqueeze(-1) if reduction == "none" else grad
@@ -175,7 +173,7 @@ class _CrossEntropy(Function):
             return ((gradient * factor).to(y.dtype), *nothing)
         if ctx.given:
             scale = counted(grad.dtype, target, options[1], reduction)
-            _, gradient = kernels.cross_entropy(y, target, code, table, *options, scale, True)
+            _, gradient = kernels.cross_entropy(y, target, *placed, *options, scale, True)
         ctx.given = True
         gradient = gradient.data  # with a version of its own: changed here, and not saved for anybody else
         if not is_one(grad):

@@ -12,7 +12,7 @@ from ..actions import Action
 from ..backends import kernels
 from ..core import autograd, checks, library
 from ..views import accumulator
-from ..views.maps import Maps
+from ..views.maps import Maps, Placed
 from . import softmax
 from .cross_entropy import checked, counted, in_torch, is_one, reduced
 
@@ -76,15 +76,15 @@ def linear_orbit_cross_entropy(
     back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
     options = checked(space, ignore_index, reduction, label_smoothing)
-    table = back.table(hidden)
+    placed = back.placed(hidden)
     if autograd.needs_grad(hidden, weight) or (bias is not None and autograd.needs_grad(bias)):
         return cast(
             Tensor,
             _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                hidden, weight, bias, target, back.code, table, options, reduction
+                hidden, weight, bias, target, placed, options, reduction
             ),
         )
-    call = (hidden, weight, bias, target, back.code, table, *options, None, False, False, False)
+    call = (hidden, weight, bias, target, *placed, *options, None, False, False, False)
     loss = _linear_cross_entropy(*call)[0]
     return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
 
@@ -234,41 +234,40 @@ class _LinearCrossEntropy(Function):
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        code: str,
-        table: Tensor | None,
+        placed: Placed,
         options: tuple[str, int, float],
         reduction: str,
     ) -> Tensor:
         scale = counted(accumulator(hidden), target, options[1], reduction)
         asked = tuple(ctx.needs_input_grad[:3]) if reduction != "none" else (False, False, False)
-        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, code, table, *options, scale, *asked)
-        ctx.call = code, options, reduction
-        ctx.save_for_backward(hidden, weight, bias, target, table, *gradients)  # as in orbit_cross_entropy
+        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, *placed, *options, scale, *asked)
+        ctx.call = placed, options, reduction
+        ctx.save_for_backward(hidden, weight, bias, target, *gradients)  # as in orbit_cross_entropy
         ctx.given = False
         return reduced(loss, reduction, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, table, *gradients = ctx.saved_tensors
-        code, options, reduction = ctx.call
+        hidden, weight, bias, target, *gradients = ctx.saved_tensors
+        placed, options, reduction = ctx.call
         asked = tuple(ctx.needs_input_grad[:3])
-        nothing = (None,) * 5
+        nothing = (None,) * 4
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
             def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
                 logits = torch.nn.functional.linear(h, w, b)
-                return in_torch(logits, target, code, table, options, reduction)
+                return in_torch(logits, target, placed, options, reduction)
 
             return (*softmax.gradients(call, (hidden, weight, bias), asked, grad), *nothing)
         if reduction == "none":
-            again = (hidden, weight, bias, target, code, table, *options, grad.contiguous(), *asked)
+            again = (hidden, weight, bias, target, *placed, *options, grad.contiguous(), *asked)
             gradients = _linear_cross_entropy(*again)[1:]
         elif torch.compiler.is_compiling():
             gradients = [(g * grad).to(g.dtype) for g in gradients]
         else:
             if ctx.given:
                 scale = counted(grad.dtype, target, options[1], reduction)
-                again = (hidden, weight, bias, target, code, table, *options, scale, *asked)
+                again = (hidden, weight, bias, target, *placed, *options, scale, *asked)
                 gradients = _linear_cross_entropy(*again)[1:]
             ctx.given = True
             gradients = [g.data for g in gradients]  # with versions of their own

@@ -73,7 +73,7 @@ def orbit_mean(
     if out is not None:
         out = checks.output("out", out, tuple(y.shape[1:]), y)
         maps = action.inverse_maps
-        library.reduce_out(y, maps.code, maps.table(y), "sum", 1.0 / action.order, None, out)
+        library.reduce_out(y, *maps.placed(y), "sum", 1.0 / action.order, None, out)
         return out
     return autograd.total(y, action.inverse_maps, 1.0 / action.order)
 
@@ -83,7 +83,7 @@ def _mean_plus(y: Tensor, plus: Tensor, action: Acting, out: Tensor | None) -> T
         return autograd.mean_plus(y, plus, action.inverse_maps)
     out = checks.output("out", out, tuple(y.shape[1:]), y, plus)
     maps = action.inverse_maps
-    library.mean_plus_out(y, plus, maps.code, maps.table(y), out)
+    library.mean_plus_out(y, plus, *maps.placed(y), out)
     return out
 
 
@@ -134,7 +134,7 @@ def orbit_weighted_mean(
         out = checks.output("out", out, tuple(y.shape[1:]), y, weights)
         op = "weighted_mean" if normalize == "sum" else "sum"
         maps = action.inverse_maps
-        library.reduce_out(y, maps.code, maps.table(y), op, 1.0, weights, out)
+        library.reduce_out(y, *maps.placed(y), op, 1.0, weights, out)
         return out
     if normalize == "sum":
         return autograd.weighted_mean(y, weights, action.inverse_maps)

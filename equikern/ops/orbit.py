@@ -43,7 +43,7 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
     x, action = checks.image("x", x, action, EXACT)
     if out is not None:
         out = checks.output("out", out, (action.order, *x.shape), x)
-        library.orbit_out(x, action.maps.code, action.maps.table(x), out)
+        library.orbit_out(x, *action.maps.placed(x), out)
         return out
     return autograd.orbit(x, action.maps)
 
@@ -118,6 +118,6 @@ def symmetrize(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tenso
         out = checks.output("out", out, tuple(x.shape), x)
         same = x.expand(action.order, *x.shape)
         maps = action.maps
-        library.reduce_out(same, maps.code, maps.table(x), "sum", 1.0 / action.order, None, out)
+        library.reduce_out(same, *maps.placed(x), "sum", 1.0 / action.order, None, out)
         return out
     return autograd.symmetrize(x, action.maps)

@@ -12,8 +12,8 @@ from torch.autograd import Function
 from ..actions import Action
 from ..core import autograd, checks, library
 from ..reductions import REDUCTIONS, Spread, Total, of_std
-from ..views import FLOATS, accumulator, of, still, transposed
-from ..views.maps import Maps
+from ..views import FLOATS, accumulator, of, still
+from ..views.maps import Maps, Placed
 
 __all__ = ["orbit_reduce"]
 
@@ -83,15 +83,14 @@ def orbit_reduce(
             return _of_changed(y, back, op)
         return _differentiable(y, back, op)
     if reduction.results == 2:
-        return cast(tuple[Tensor, Tensor], library.mean_std(y, back.code, back.table(y)))
-    return cast(Tensor, library.reduce(y, back.code, back.table(y), op, 1.0, None))
+        return cast(tuple[Tensor, Tensor], library.mean_std(y, *back.placed(y)))
+    return cast(Tensor, library.reduce(y, *back.placed(y), op, 1.0, None))
 
 
 def _differentiable(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor]:
-    call = (y, back.code, back.table(y))
     if op == "mean_std":
-        return cast(tuple[Tensor, Tensor], _MeanStd.apply(*call))  # type: ignore[no-untyped-call]
-    return cast(Tensor, _Reduce.apply(*call, op))  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, Tensor], _MeanStd.apply(y, back.placed(y)))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Reduce.apply(y, back.placed(y), op))  # type: ignore[no-untyped-call]
 
 
 def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor]:
@@ -111,69 +110,70 @@ def _into(y: Tensor, back: Maps, op: str, out: Tensor | tuple[Tensor, Tensor]) -
             raise TypeError(f"out: expected a pair of tensors (mean, std) for op 'mean_std', got {type(out).__name__}")
         mean = checks.output("out[0]", out[0], shape, y)
         std = checks.output("out[1]", out[1], shape, y, mean)
-        library.mean_std_out(y, back.code, back.table(y), mean, std)
+        library.mean_std_out(y, *back.placed(y), mean, std)
         return mean, std
     out = checks.output("out", out, shape, y)
-    library.reduce_out(y, back.code, back.table(y), op, 1.0, None, out)
+    library.reduce_out(y, *back.placed(y), op, 1.0, None, out)
     return out
 
 
 class _Reduce(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, code: str, table: Tensor | None, op: str) -> Tensor:
-        result = cast(Tensor, library.reduce(y, code, table, op, 1.0, None))
-        ctx.save_for_backward(y, result, table)
-        ctx.call = code, op
+    def forward(ctx: Any, y: Tensor, placed: Placed, op: str) -> Tensor:
+        result = cast(Tensor, library.reduce(y, *placed, op, 1.0, None))
+        ctx.save_for_backward(y, result)
+        ctx.call = placed, op
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved_y, saved_result, table = ctx.saved_tensors
-        code, op = ctx.call
+        saved_y, saved_result = ctx.saved_tensors
+        placed, op = ctx.call
         wide = accumulator(saved_y)
         grad = autograd.laid_out(grad, library.channels_dim(saved_y, 1))
         y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
         reduction = REDUCTIONS[op]
         if reduction.shares is not None:
-            grad_y = _of_shares(reduction.shares, y.detach(), grad, code, table)
+            grad_y = _of_shares(reduction.shares, y.detach(), grad, placed)
         else:
             assert reduction.gradient is not None
-            grad_y = reduction.gradient(y, result, grad, *_there_and_back(code, table))
-        return grad_y.to(saved_y.dtype), None, None, None
+            grad_y = reduction.gradient(y, result, grad, *_there_and_back(placed))
+        return grad_y.to(saved_y.dtype), None, None
 
 
-def _there_and_back(code: str, table: Tensor | None) -> tuple[Spread, Total]:
+def _there_and_back(placed: Placed) -> tuple[Spread, Total]:
     """What spreads a tensor over the views, and what adds views up; see ``reductions``."""
-    forth = transposed(code)
+    forth = autograd.adjoint(placed)
     return (
-        lambda t: autograd.orbit_by(t, forth, table),
-        lambda t, scale: autograd.total_by(t, code, table, scale),
+        lambda t: autograd.orbit_by(t, forth),
+        lambda t, scale: autograd.total_by(t, placed, scale),
     )
 
 
-def _of_shares(shares: Callable[[Tensor], Tensor], y: Tensor, grad: Tensor, code: str, table: Tensor | None) -> Tensor:
+def _of_shares(shares: Callable[[Tensor], Tensor], y: Tensor, grad: Tensor, placed: Placed) -> Tensor:
     """What each view gets of the gradient, found where its values lie and moved back with it."""
     elements = torch.arange(y.shape[0], device=y.device)
-    v = library.act(y, elements, code, table) if of(code).dims else y
+    moves = of(placed[0]).dims > 0
+    v = library.act(y, elements, *placed) if moves else y
     parts = shares(v) * grad
-    return autograd.act_by(parts, elements, transposed(code), table) if of(code).dims else parts
+    return autograd.act_by(parts, elements, autograd.adjoint(placed)) if moves else parts
 
 
 class _MeanStd(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, code: str, table: Tensor | None) -> tuple[Tensor, Tensor]:
-        mean, std = library.mean_std(y, code, table)
-        ctx.save_for_backward(y, table)
-        ctx.call = code, library.channels_dim(y, 1)
+    def forward(ctx: Any, y: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:
+        mean, std = library.mean_std(y, *placed)
+        ctx.save_for_backward(y)
+        ctx.call = placed, library.channels_dim(y, 1)
         return cast(Tensor, mean), cast(Tensor, std)
 
     @staticmethod
     def backward(ctx: Any, grad_mean: Tensor, grad_std: Tensor) -> tuple[Tensor | None, ...]:
-        saved, table = ctx.saved_tensors
+        (saved,) = ctx.saved_tensors
         wide = accumulator(saved)
         y = saved.to(wide)
-        code, channels_last = ctx.call
+        placed, channels_last = ctx.call
         grad_mean = autograd.laid_out(grad_mean, channels_last)
-        grad_y = autograd.orbit_by(grad_mean.to(wide), transposed(code), table, 1.0 / y.shape[0])
-        grad_y = grad_y + of_std(y, y, grad_std.to(wide), *_there_and_back(code, table))
-        return grad_y.to(saved.dtype), None, None
+        grad_y = autograd.orbit_by(grad_mean.to(wide), autograd.adjoint(placed), 1.0 / y.shape[0])
+        grad_y = grad_y + of_std(y, y, grad_std.to(wide), *_there_and_back(placed))
+        return grad_y.to(saved.dtype), None

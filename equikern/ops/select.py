@@ -11,7 +11,8 @@ from torch.autograd import Function
 from ..actions import Action
 from ..core import autograd, checks, library
 from ..core import rows as kernels
-from ..views import EXACT, of, transposed
+from ..views import EXACT, of
+from ..views.maps import Placed
 from .score import KINDS, Kind
 
 __all__ = ["orbit_select"]
@@ -83,24 +84,24 @@ def orbit_select(
         if scores.requires_grad:
             scores = scores.detach()  # choosing has no gradient
     minimum, back = mode == "min", action.inverse_maps
-    code, table = back.code, back.table(y)
+    placed = back.placed(y)
     if out is not None:
         result = checks.output("out", out, tuple(y.shape[1:]), y, None if isinstance(scores, str) else scores)
         if isinstance(scores, str):
-            index = kernels.score_select_out(y, scores, code, table, minimum, result)
+            index = kernels.score_select_out(y, scores, *placed, minimum, result)
         else:
-            index = library.select_out(y, scores, code, table, minimum, result)
+            index = library.select_out(y, scores, *placed, minimum, result)
     elif gradient is not None and autograd.needs_grad(y):
-        result, index = _Select.apply(y, scores, code, table, minimum, gradient)  # type: ignore[no-untyped-call]
+        result, index = _Select.apply(y, scores, placed, minimum, gradient)  # type: ignore[no-untyped-call]
     else:
-        result, index = _select(y.detach() if y.requires_grad else y, scores, code, table, minimum)
+        result, index = _select(y.detach() if y.requires_grad else y, scores, placed, minimum)
     return (result, index) if return_index else result
 
 
-def _select(y: Tensor, scores: Tensor | Kind, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
+def _select(y: Tensor, scores: Tensor | Kind, placed: Placed, minimum: bool) -> tuple[Tensor, Tensor]:
     if isinstance(scores, str):
-        return cast(tuple[Tensor, Tensor], kernels.score_select(y, scores, code, table, minimum))
-    return cast(tuple[Tensor, Tensor], library.select(y, scores, code, table, minimum))
+        return cast(tuple[Tensor, Tensor], kernels.score_select(y, scores, *placed, minimum))
+    return cast(tuple[Tensor, Tensor], library.select(y, scores, *placed, minimum))
 
 
 def _score_dtype(scores: Tensor) -> torch.dtype:
@@ -111,24 +112,24 @@ def _score_dtype(scores: Tensor) -> torch.dtype:
 class _Select(Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, scores: Tensor | Kind, code: str, table: Tensor | None, minimum: bool, gradient: str
+        ctx: Any, y: Tensor, scores: Tensor | Kind, placed: Placed, minimum: bool, gradient: str
     ) -> tuple[Tensor, Tensor]:
-        result, index = _select(y, scores, code, table, minimum)
+        result, index = _select(y, scores, placed, minimum)
         ctx.mark_non_differentiable(index)
-        ctx.save_for_backward(index, table)
-        ctx.call = transposed(code), gradient, library.channels_dim(y, 1)
+        ctx.save_for_backward(index)
+        ctx.call = autograd.adjoint(placed), gradient, library.channels_dim(y, 1)
         return result, index
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        index, table = ctx.saved_tensors
-        code, gradient, channels_last = ctx.call
+        (index,) = ctx.saved_tensors
+        back, gradient, channels_last = ctx.call
         grad = autograd.laid_out(grad, channels_last)
         if gradient == "mean":
-            grad_y = autograd.orbit_by(grad, code, table, 1.0 / of(code).order)
+            grad_y = autograd.orbit_by(grad, back, 1.0 / of(back[0]).order)
         elif gradient == "identity":
             first = torch.zeros((), dtype=torch.int64, device=grad.device)
-            grad_y = autograd.put_by(grad, first, code, table)
+            grad_y = autograd.put_by(grad, first, back)
         else:
-            grad_y = autograd.put_by(grad, index, code, table)
-        return grad_y, None, None, None, None, None
+            grad_y = autograd.put_by(grad, index, back)
+        return grad_y, None, None, None, None

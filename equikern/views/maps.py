@@ -11,7 +11,9 @@ from torch import Tensor
 from . import of
 from .base import Views
 
-__all__ = ["Acting", "Maps", "Tables"]
+__all__ = ["Acting", "Maps", "Placed", "Tables"]
+
+Placed = tuple[str, Tensor | None]  # the code of maps, and their table where a tensor is: what an operator takes
 
 
 class Tables:
@@ -105,6 +107,10 @@ class Maps:
             return own[narrow]
         found = self.tables.on(t.device)[narrow]
         return found if torch.compiler.is_compiling() else _beside(t, found)
+
+    def placed(self, t: Tensor) -> Placed:
+        """The code and the table for a tensor."""
+        return self.code, self.table(t)
 
     def subset(self, elements: Sequence[int]) -> Maps:
         """The maps of some elements, in their order."""

@@ -168,7 +168,7 @@ def test_building_blocks() -> None:
         "yw": lambda y, w: autograd.total(y, back, 0.5, w),
         "x": lambda x: autograd.symmetrize(x, back),
         "xy": lambda x, y: autograd.dots(x, y, forth, 2),
-        "xyw": lambda x, y, w: autograd.orbit_dot_by(x, y, forth.code, forth.table(y), w),
+        "xyw": lambda x, y, w: autograd.orbit_dot_by(x, y, forth.placed(y), w),
         "y": lambda y: autograd.take(y, index, back),
         " x": lambda x: autograd.put(x, index, forth),
         "x ": lambda x: autograd.act(x, index, back),

@@ -179,24 +179,24 @@ W = ((8, 2),)
 FORTH, BACK = (D4.maps.code, None), (D4.inverse_maps.code, None)
 SHAPES: dict[str, tuple[Any, tuple[tuple[int, ...], ...], tuple[Any, ...]]] = {
     # Function, shapes of its tensors, what follows them
-    "orbit": (autograd._Orbit, ((2, 3, 8, 8), *W), (*FORTH, 1.0)),
-    "total": (autograd._Total, ((8, 2, 3, 8, 8), *W), (*BACK, 1.0)),
-    "weighted_mean": (autograd._WeightedMean, ((8, 2, 3, 8, 8), *W), BACK),
-    "mean_plus": (autograd._MeanPlus, ((8, 2, 3, 8, 8), (2, 3, 8, 8)), BACK),
-    "symmetrize": (autograd._Symmetrize, ((2, 3, 8, 8),), BACK),
-    "dots": (autograd._Dots, ((2, 3, 8, 8), (8, 2, 3, 8, 8)), (*FORTH, 1)),
-    "orbit_dot": (autograd._OrbitDot, ((2, 3, 8, 8), (8, 2, 3, 8, 8), *W), FORTH),
-    "mean_std": (reduce._MeanStd, ((8, 2, 3, 8, 8),), BACK),
+    "orbit": (autograd._Orbit, ((2, 3, 8, 8), *W), (FORTH, 1.0)),
+    "total": (autograd._Total, ((8, 2, 3, 8, 8), *W), (BACK, 1.0)),
+    "weighted_mean": (autograd._WeightedMean, ((8, 2, 3, 8, 8), *W), (BACK,)),
+    "mean_plus": (autograd._MeanPlus, ((8, 2, 3, 8, 8), (2, 3, 8, 8)), (BACK,)),
+    "symmetrize": (autograd._Symmetrize, ((2, 3, 8, 8),), (BACK,)),
+    "dots": (autograd._Dots, ((2, 3, 8, 8), (8, 2, 3, 8, 8)), (FORTH, 1)),
+    "orbit_dot": (autograd._OrbitDot, ((2, 3, 8, 8), (8, 2, 3, 8, 8), *W), (FORTH,)),
+    "mean_std": (reduce._MeanStd, ((8, 2, 3, 8, 8),), (BACK,)),
     **{
         f"select {gradient}": (
             select._Select,
             ((8, 2, 3, 8, 8), *W),
-            (*BACK, True, gradient),
+            (BACK, True, gradient),
         )
         for gradient in ("mean", "identity", "selected")
     },
     **{
-        op: (reduce._Reduce, ((8, 2, 3, 8, 8),), (*BACK, op))
+        op: (reduce._Reduce, ((8, 2, 3, 8, 8),), (BACK, op))
         for op, reduction in REDUCTIONS.items()
         if reduction.gradient or reduction.shares
     },

@@ -83,7 +83,7 @@ BLOCKS = {
     "mean_plus": (lambda y, x: autograd.mean_plus(y, x, BACK), "yx"),
     "symmetrize": (lambda x: autograd.symmetrize(x, BACK), "x"),
     "dots": (lambda x, y: autograd.dots(x, y, FORTH, 2), "xy"),
-    "orbit_dot": (lambda x, y, w: autograd.orbit_dot_by(x, y, FORTH.code, None, w), "xyw"),
+    "orbit_dot": (lambda x, y, w: autograd.orbit_dot_by(x, y, (FORTH.code, None), w), "xyw"),
     "take": (lambda y: autograd.take(y, INDEX, BACK), "y"),
     "put": (lambda x: autograd.put(x, INDEX, FORTH), "x"),
     "act": (lambda x: autograd.act(x, INDEX, FORTH), "x"),
