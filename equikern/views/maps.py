@@ -104,8 +104,9 @@ class Maps:
             return None
         narrow = len(own) > 1 and t.dtype is not torch.float64
         if self.tables.on_cpu and type(t) is Tensor and t.is_cpu:  # the most frequent; small calls are counted
-            return own[narrow]
-        found = self.tables.on(t.device)[narrow]
+            return own[1] if narrow else own[0]  # torch 2.11 traces no index that is a bool
+        own = self.tables.on(t.device)
+        found = own[1] if narrow else own[0]
         return found if torch.compiler.is_compiling() else _beside(t, found)
 
     def placed(self, t: Tensor) -> Placed:
