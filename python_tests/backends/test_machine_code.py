@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import equikern
+import numpy as np
 import pytest
 import torch
 from equikern import field, grid, matrix, permutation, tokens
@@ -23,7 +24,7 @@ from helpers.cuda_blocks import Blocks
 from helpers.emulated import MachineCode, cuda_codes, on_machine_code
 from helpers.looped import each
 from helpers.machine_code import cuobjdump
-from helpers.warps import FaultError, Launch, Memory, parameters
+from helpers.warps import FaultError, Launch, Memory, parameters, wavefronts
 from torch import Tensor
 
 pytestmark = [
@@ -439,6 +440,16 @@ def test_a_copy_through_shared_memory() -> None:
     counts = launch.run(memory, [0])
     assert out.tolist() == [*reversed(range(64))]
     assert (counts.warp_instructions, counts.loaded, counts.stored) == (2 * len(COPY), 256, 256)
+    assert counts.wavefronts == 4  # two warps write and read
+
+
+def test_lanes_that_meet_in_a_bank_wait() -> None:
+    lanes = np.arange(32)
+    assert [wavefronts(lanes, step * lanes, 4) for step in (0, 4, 8, 12, 16, 128, 132)] == [1, 1, 2, 1, 4, 32, 1]
+    assert [wavefronts(lanes, step * lanes, 2) for step in (2, 4, 130)] == [1, 1, 2]  # two lanes in a word, one each, …
+    assert [wavefronts(lanes, size * lanes, size) for size in (8, 16)] == [2, 4]  # half a warp, a quarter at a time
+    assert wavefronts(np.arange(64), 8 * np.arange(64), 4) == 4  # of two warps
+    assert [wavefronts(lanes[:8], step * lanes[:8], 16, 8) for step in (16, 80, 128)] == [1, 1, 8]  # rows of a matrix
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,17 @@ def test_no_kernel_issues_more_instructions(script: ModuleType, cuda_blocks: Blo
 
 
 def test_more_instructions_are_seen(script: ModuleType) -> None:
-    written = {"nvcc": {"sum": {"issue/memory": 1.0}}}
-    assert script.issues_more({"nvcc": {"sum": {"issue/memory": 1.04}}}, written) == []
-    assert script.issues_more({"nvcc": {"sum": {"issue/memory": 1.2}}}, written) == [
-        "nvcc: sum: issue/memory 1.0 → 1.2"
+    def of(issue: float, shared: float) -> dict[str, float]:
+        return {"issue/memory": issue, "shared/memory": shared}
+
+    written = {"nvcc": {"sum": of(1.0, 0.2)}}
+    assert script.issues_more({"nvcc": {"sum": of(1.04, 0.2)}}, written) == []
+    assert script.issues_more({"nvcc": {"sum": of(1.2, 0.4)}}, written) == [
+        "nvcc: sum: issue/memory 1.0 → 1.2",
+        "nvcc: sum: shared/memory 0.2 → 0.4",
     ]
-    assert script.issues_more({"nvcc": {"new": {"issue/memory": 1.0}}}, written) == ["nvcc: new: not in the table"]
-    assert script.issues_more({"another": {"sum": {"issue/memory": 9.0}}}, written) == []
+    assert script.issues_more({"nvcc": {"new": of(1.0, 0.0)}}, written) == ["nvcc: new: not in the table"]
+    assert script.issues_more({"another": {"sum": of(9.0, 9.0)}}, written) == []
 
 
 RECORD = {

@@ -5,7 +5,8 @@ call of every class of ``backends/choice.py`` on Triton's kernels and on CUDA's;
 
 A byte is useful that the operator must move: each input read once, each output written once. A multiprocessor issues
 four warp instructions a clock, so a kernel whose ratio is above 1 is bound by its instructions, not by memory. The
-ratio predicts, it is no measurement: what waits for what, only a GPU tells.
+ratio predicts, it is no measurement: what waits for what, only a GPU tells. Likewise for shared memory, of which a
+multiprocessor reads or writes 128 bytes a clock where no lanes meet in a bank.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor
 __all__ = ["BITS", "COPY", "ISSUE", "REALS", "budgets", "calls", "markdown"]
 
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
+SHARED = 241.6e9  # reads or writes of shared memory a second there: 132 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
 WARPS = 32  # of neighbouring blocks that are executed in the place of all
 
@@ -58,17 +60,23 @@ def useful(kind: str, order: int, elements: int, itemsize: int) -> int:
     return (views * order + others) * elements * itemsize
 
 
-def budget(instructions: float, moved: int) -> Budget:
-    each = instructions / moved
-    return {"instructions per byte": round(each, 4), "issue/memory": round(each * COPY / ISSUE, 3)}
+def budget(instructions: float, wavefronts: float, moved: int) -> Budget:
+    return {
+        "instructions per byte": round(instructions / moved, 4),
+        "issue/memory": round(instructions / moved * COPY / ISSUE, 3),
+        "shared/memory": round(wavefronts / moved * COPY / SHARED, 3),
+    }
 
 
-def sampled(launch: Launch, memory: Memory, blocks: int) -> float:
-    """The warp instructions of a launch: of blocks in its middle, or of all where there are few."""
+def sampled(launch: Launch, memory: Memory, blocks: int) -> tuple[float, float]:
+    """The warp instructions of a launch, and its reads and writes of shared memory.
+
+    Of blocks in its middle, or of all where there are few.
+    """
     count = min(blocks, max(1, WARPS * 32 // launch.threads))
     first = (blocks - count) // 2
     counts: Counts = launch.run(memory, range(first, first + count))
-    return counts.warp_instructions / count * blocks
+    return counts.warp_instructions / count * blocks, counts.wavefronts / count * blocks
 
 
 def of_plan(plan: Any, moved: int) -> Budget:
@@ -81,7 +89,7 @@ def of_plan(plan: Any, moved: int) -> Budget:
         addresses.append(None if dtype is None else start + (1 << 42) + (0 if aligned else dtype.itemsize))
     given = triton_parameters(addresses, types, plan.scalars)
     launch = Launch(code, given, plan.grid[0], 32 * plan.num_warps, shared)
-    return budget(sampled(launch, memory, plan.grid[0]), moved)
+    return budget(*sampled(launch, memory, plan.grid[0]), moved)
 
 
 def of_case(case: str) -> Budget:
@@ -188,8 +196,8 @@ def of_cuda_call(library: Path, name: str) -> Budget:
     address, size = planner.partials()
     if size:
         memory.add(address, size, None)
-    parts = (sampled(cuda_launch(one, codes), memory, one.blocks) for one in planner.parameters())
-    return budget(sum(parts), moved)
+    parts = [sampled(cuda_launch(one, codes), memory, one.blocks) for one in planner.parameters()]
+    return budget(sum(issued for issued, _ in parts), sum(met for _, met in parts), moved)
 
 
 def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budget]]:
@@ -225,8 +233,14 @@ def markdown(tables: Mapping[str, Mapping[str, Budget]]) -> Iterable[str]:
     yield "| | " + " | ".join(tables) + " |"
     yield "|---" + "|---:" * len(tables) + "|"
     for case in dict.fromkeys(name for table in tables.values() for name in table):
-        cells = (table.get(case, {}).get("issue/memory") for table in tables.values())
-        yield f"| {case} | " + " | ".join("" if cell is None else f"{cell:.2f}" for cell in cells) + " |"
+        yield f"| {case} | " + " | ".join(_cell(table.get(case)) for table in tables.values()) + " |"
+
+
+def _cell(found: Budget | None) -> str:
+    if found is None:
+        return ""
+    issue, shared = found["issue/memory"], found["shared/memory"]
+    return f"{issue:.2f}" if shared <= issue else f"{issue:.2f} ({shared:.2f})"
 
 
 def main() -> None:

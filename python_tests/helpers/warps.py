@@ -20,7 +20,7 @@ from helpers.sass import Step, UnknownInstructionError, semantics
 from helpers.sass.operands import Lanes, is_predicate, pointer, predicate, register, split
 from numpy.typing import NDArray
 
-__all__ = ["Counts", "FaultError", "Launch", "Memory", "parameters"]
+__all__ = ["Counts", "FaultError", "Launch", "Memory", "parameters", "wavefronts"]
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -41,6 +41,7 @@ class Counts:
     by_name: dict[str, int] = field(default_factory=dict)
     loaded: int = 0  # bytes that lanes asked global memory for
     stored: int = 0
+    wavefronts: int = 0  # of shared memory: a bank gives one word at a time, so lanes that meet in one wait
     blocks: int = 0
 
 
@@ -169,13 +170,13 @@ class Block:
             return True
         size = next((_SIZES[k] for k in kinds if k in _SIZES), 4)
         if base in ("LDSM", "STSM"):
-            self._matrices(i, mask)
+            self._matrices(i, mask, counts)
             return True
         at = i.place(self)[mask] if i.place else np.zeros(0, np.int64)
         if base == "LDS":
-            self._into(i.ops[0], mask, self._load_shared(at, size, mask), kinds)
+            self._into(i.ops[0], mask, self._load_shared(at, size, mask, counts), kinds)
         elif base == "STS":
-            self._store_shared(at, self._bytes(i.ops[1], size)[mask], mask)
+            self._store_shared(at, self._bytes(i.ops[1], size)[mask], mask, counts)
         elif base in ("LDL", "STL"):
             if self.local is None:
                 self.local = np.zeros((self.lanes, STACK), np.uint8)
@@ -192,21 +193,24 @@ class Block:
             value = self.memory.load(at, size, self.number)
             counts.loaded += value.size
             if base == "LDGSTS":
-                self._store_shared(pointer(i.ops[0])(self)[mask], value, mask)
+                self._store_shared(pointer(i.ops[0])(self)[mask], value, mask, counts)
             else:
                 self._into(i.ops[0], mask, value, kinds)
         return True
 
-    def _shared_places(self, at: NDArray[np.int64], size: int, what: str) -> NDArray[np.int64]:
+    def _shared_places(
+        self, at: NDArray[np.int64], size: int, what: str, mask: Lanes, counts: Counts
+    ) -> NDArray[np.int64]:
         at = at - SHARED
         self.require(
             bool((at >= 0).all() and (at + size <= self.shared.size).all()), f"{what} outside of shared memory"
         )
         self.require(not (at % size).any(), f"{what} of {size} bytes of shared memory that is not aligned")
+        counts.wavefronts += wavefronts(np.flatnonzero(mask), at, size)
         return at[:, None] + np.arange(size)
 
-    def _load_shared(self, at: NDArray[np.int64], size: int, mask: Lanes) -> NDArray[np.uint8]:
-        places = self._shared_places(at, size, "a read")
+    def _load_shared(self, at: NDArray[np.int64], size: int, mask: Lanes, counts: Counts) -> NDArray[np.uint8]:
+        places = self._shared_places(at, size, "a read", mask, counts)
         warp, writer = np.flatnonzero(mask)[:, None] // 32, self.shared_writer[places]
         self.require(bool((writer != -1).all()), "a read of shared memory that nobody wrote")
         self.require(
@@ -216,8 +220,8 @@ class Block:
         self.shared_reader[places] = np.where((was == -1) | (was == warp), warp, -2)
         return self.shared[places]
 
-    def _store_shared(self, at: NDArray[np.int64], value: NDArray[np.uint8], mask: Lanes) -> None:
-        places = self._shared_places(at, value.shape[1], "a write")
+    def _store_shared(self, at: NDArray[np.int64], value: NDArray[np.uint8], mask: Lanes, counts: Counts) -> None:
+        places = self._shared_places(at, value.shape[1], "a write", mask, counts)
         warp, writer, reader = (
             np.flatnonzero(mask)[:, None] // 32,
             self.shared_writer[places],
@@ -249,7 +253,7 @@ class Block:
         for k in range(words.shape[1]):
             self.R[n + k][mask] = words[:, k]
 
-    def _matrices(self, i: Instruction, mask: Lanes) -> None:
+    def _matrices(self, i: Instruction, mask: Lanes, counts: Counts) -> None:
         """8×8 matrices of 16 bits: lane t holds two neighbours of row t / 4, and lane 8m + r points to row r of m."""
         by_warp = mask.reshape(-1, 32)
         self.require(bool(by_warp.all(1)[by_warp.any(1)].all()), "a matrix without its whole warp")
@@ -261,16 +265,18 @@ class Block:
         for m in range(count):
             rows = at[:, 8 * m : 8 * m + 8]
             words = self.R[first + m].copy() if stores else np.zeros(self.lanes, np.uint32)
+            found = Counts()  # all rows of a matrix are read at once, where their 16 bytes lie in banks of their own
             for k in (0, 1):
                 # Turned, a lane's two elements are those of two neighbouring rows, in column t / 4.
                 where = rows[:, t % 4 * 2 + k] + t // 4 * 2 if turned else rows[:, t // 4] + t % 4 * 4 + 2 * k
                 where = where.reshape(-1)[mask]
                 if stores:
                     part = (words >> np.uint32(16 * k) & np.uint32(0xFFFF)).astype(np.uint16)[mask]
-                    self._store_shared(where, part.view(np.uint8).reshape(-1, 2), mask)
+                    self._store_shared(where, part.view(np.uint8).reshape(-1, 2), mask, found)
                 else:
-                    part = np.ascontiguousarray(self._load_shared(where, 2, mask)).view(np.uint16)[:, 0]
+                    part = np.ascontiguousarray(self._load_shared(where, 2, mask, found)).view(np.uint16)[:, 0]
                     words[mask] |= part.astype(np.uint32) << np.uint32(16 * k)
+            counts.wavefronts += wavefronts(np.arange(rows.size), rows.reshape(-1), 16, 8)
             if not stores:
                 self.R[first + m][mask] = words[mask]
 
@@ -413,6 +419,26 @@ _ACCESS = frozenset("LDG LD LDS STG ST STS LDGSTS LDSM STSM LDL STL".split())
 _CONTROL = frozenset(
     "EXIT BRA JMP CALL RET BSSY BSYNC BREAK BAR NOP DEPBAR LDGDEPBAR WARPSYNC YIELD BMOV ERRBAR MEMBAR".split()
 )
+
+
+def wavefronts(lanes: NDArray[np.int64], at: NDArray[np.int64], size: int, together: int = 0) -> int:
+    """How often shared memory is read or written for an access: once where no lanes meet in one of its 32 banks.
+
+    A bank is four bytes wide, and one word of it serves all lanes that ask for that word. As many lanes are served
+    together (``together``) as 128 bytes are for.
+
+    Example:
+        >>> lanes = np.arange(32)
+        >>> [wavefronts(lanes, step * lanes, 4) for step in (4, 8, 128, 132)], wavefronts(lanes, 16 * lanes, 16)
+        ([1, 2, 32, 1], 4)
+    """
+    together = together or min(32, 128 // size)
+    words = (at[:, None] // 4 + np.arange(max(1, size // 4))).reshape(-1)
+    groups = np.repeat(lanes // together, max(1, size // 4))
+    asked = np.unique(groups << 32 | words)
+    meeting = np.unique((asked >> 32) << 5 | asked & 31, return_counts=True)
+    which, most = meeting[0] >> 5, meeting[1]
+    return int(np.maximum.reduceat(most, np.flatnonzero(np.diff(which, prepend=-1))).sum())
 
 
 def parameters(values: Iterable[tuple[str, int | float]]) -> bytes:
