@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import ttach
 from equikern import EquiTune, grid, keypoints, orbit, orbit_mean, orbit_reduce, trivial
 from helpers.looped import each
 from torch import Tensor, nn
+
+ttach = pytest.importorskip("ttach", reason='the extra "test" is not installed')
 
 pytestmark = pytest.mark.usefixtures("single_thread", "backend")
 MODES = pytest.mark.parametrize("mode", ["mean", "gmean", "max", "min", "sum", "tsharpen"])
