@@ -118,6 +118,58 @@ void plan_strided(Plan& p) {
   p.blocks = (p.planes * p.H * p.W + kThreads - 1) / kThreads;
 }
 
+// Whether the views are different and a group: with two of them the one that shows what both do one after the other.
+bool is_group(const Plan& p) {
+  unsigned present = 0;  // a bit for each of the eight codes
+  for (int g = 0; g < p.n_views; ++g) {
+    if (present >> p.code[g] & 1) return false;
+    present |= 1u << p.code[g];
+  }
+  constexpr int kSide = 4;  // of a plane in which all codes show different points at (0, 1)
+  for (int g = 0; g < p.n_views; ++g) {
+    for (int h = 0; h < p.n_views; ++h) {
+      const Point first = source_point(p.code[h], 0, 1, kSide, kSide);
+      const Point both = source_point(p.code[g], first.row, first.col, kSide, kSide);
+      bool found = false;
+      for (unsigned code = 0; code < 8; ++code) {
+        const Point one = source_point(code, 0, 1, kSide, kSide);
+        found = found || ((present >> code & 1) && one.row == both.row && one.col == both.col);
+      }
+      if (!found) return false;
+    }
+  }
+  return true;
+}
+
+// Where the sets of pixels that the group joins are found.
+void plan_corner(Plan& p) {
+  unsigned present = 0;
+  for (int g = 0; g < p.n_views; ++g) present |= 1u << p.code[g];
+  const auto has = [&](unsigned code) { return (present >> code & 1) != 0; };
+  const bool across = has(kReverseW), down = has(kReverseH), half_turn = has(kReverseH | kReverseW);
+  const int64_t half_H = (p.H + 1) / 2, half_W = (p.W + 1) / 2;
+  const bool turns = has(kTranspose | kReverseH);
+  p.box_H = static_cast<int32_t>(down || half_turn ? half_H : p.H);
+  p.box_W = static_cast<int32_t>(across || turns ? half_W : p.W);
+  if (turns && across) {
+    p.corner = Corner::eighths;
+    p.box_H = static_cast<int32_t>((half_W + 1) / 2), p.box_W = static_cast<int32_t>(half_W + 1);
+  } else if (turns) {
+    p.corner = Corner::quarters;
+  } else {
+    p.corner = p.n_views == (across ? 2 : 1) * (down ? 2 : 1) ? Corner::whole : Corner::asked;
+  }
+  p.by_box = divider(int64_t{p.box_H} * p.box_W);
+  p.by_box_W = divider(p.box_W);
+}
+
+// Bytes from one staged row to the next. Rows that are whole vectors lie an odd number of 16 bytes apart, so that a
+// column meets at most four times in a bank; others follow each other as they do in memory.
+int64_t staged_row(const Plan& p) {
+  const int64_t row = p.W * p.element_size;
+  return p.vectors && row % 32 == 0 ? row + 16 : row;
+}
+
 // How many runs of one block are staged, and the bytes in front of them and behind.
 struct Staging {
   int64_t runs, before, behind;
@@ -134,7 +186,7 @@ int64_t run_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16 + 16; }
 
 bool plan_runs(Plan& p, Operator op) {
   const Staging s = staging(p, op);
-  const int64_t plane_bytes = p.H * p.W * p.element_size;
+  const int64_t row_bytes = staged_row(p), plane_bytes = p.H * row_bytes;
   const int64_t fixed = s.before + s.behind;
   if (fixed + s.runs * run_bytes(plane_bytes) > kSharedLimit) return false;
   int64_t count = std::min(std::max<int64_t>(1, kRunBytes / (plane_bytes * s.runs)), p.planes_per_column);
@@ -148,6 +200,10 @@ bool plan_runs(Plan& p, Operator op) {
   p.shared_bytes = static_cast<int32_t>(fixed + s.runs * p.run_bytes);
   p.blocks_per_column = (p.planes_per_column + count - 1) / count;
   p.blocks = p.planes / p.planes_per_column * p.blocks_per_column;
+  p.row_bytes = static_cast<int32_t>(row_bytes);
+  p.plane_bytes = static_cast<int32_t>(plane_bytes);
+  p.by_row = divider(std::max<int64_t>(1, p.W * p.element_size / 16));
+  if (p.invariant) plan_corner(p);
   p.by_plane = divider(p.H * p.W);
   p.by_out_W = divider(p.out_W);
   return true;
@@ -252,6 +308,7 @@ bool make_plan(const Call& call, Plan& p) {
   const int64_t lanes = 16 / call.element_size, plane_bytes = p.H * p.W * call.element_size;
   p.vectors = p.W % lanes == 0 && p.out_W % lanes == 0 && aligned_strides(p, lanes, -1);
   for (const Side* s : sides(p)) p.vectors = p.vectors && s->row % lanes == 0;
+  p.invariant = call.op == Operator::sum && p.x.view == 0 && !p.weights && p.n_views > 1 && is_group(p);
   // One tensor for all views is staged as a run wherever it fits, to be read once.
   const bool staged_once = call.op == Operator::sum && p.x.view == 0;
   const bool runs = gapless(p) && (!p.vectors || plane_bytes < kSmallPlane || staged_once) && plan_runs(p, call.op);

@@ -22,6 +22,14 @@ enum class Layout {
   strided,  // everything else: one element, or one vector of a dim that no view moves, a thread; orbits of bits only
 };
 
+// How one pixel is found of every set that a group of views joins.
+enum class Corner : uint8_t {
+  whole,     // all pixels of a box at the first corner
+  quarters,  // quarter turns: a quadrant, whose middle column is turned to its middle row
+  eighths,   // quarter turns and reflections: the triangle above the diagonal of a quadrant, folded to a box
+  asked,     // those pixels of a box that are the first of their set
+};
+
 // A tensor; strides count elements.
 struct Side {
   unsigned char* data;
@@ -49,7 +57,11 @@ struct Plan {
   int32_t planes_per_block;         // runs
   int32_t staged_start, run_bytes;  // runs: byte of shared memory where the first is staged, and to the next
   int32_t shared_bytes;             // runs
-  FastDivider by_plane, by_out_W;  // runs
+  int32_t row_bytes, plane_bytes;   // runs: from one staged row, and plane, to the next
+  FastDivider by_plane, by_out_W;   // runs
+  FastDivider by_row;               // runs, where there are bytes between the rows: vectors of a row
+  int32_t box_H, box_W;             // runs, invariant: the box of the corner
+  FastDivider by_box, by_box_W;     // runs, invariant
   int8_t order[kMaxLead + 2];       // strided: dims from the innermost; n_lead is H, n_lead + 1 is W
   uint8_t code[kMaxViews];
   uint8_t sorted[kMaxViews];        // sums: the views by (transposed, columns reversed)
@@ -57,6 +69,8 @@ struct Plan {
   uint8_t element_size;
   bool vectors;       // tiles: every row starts on 16 bytes and is a whole number of 16-byte vectors
   bool normalized;    // sums: divided by the weights' sum
+  bool invariant;     // sums: of one tensor's views that are a group, all with the same factor
+  Corner corner;      // runs, invariant
   bool scores_double, minimum;
   Layout layout;
 };

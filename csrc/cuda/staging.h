@@ -142,14 +142,14 @@ EQK_HD A sum_of_weights(const Plan& p, int64_t plane) {
 // A block of runs: some whole planes of one column, gapless in memory.
 struct Planes {
   int64_t first;
-  int elements;
+  int count, elements;
 };
 
 EQK_HD Planes planes_of(const Plan& p, int64_t block) {
   const int64_t column = quotient(block, p.blocks_per_column), part = block - column * p.blocks_per_column;
   const int64_t before = part * p.planes_per_block, left = p.planes_per_column - before;
-  return {column * p.planes_per_column + before,
-          static_cast<int>((left < p.planes_per_block ? left : p.planes_per_block) * p.H * p.W)};
+  const int count = static_cast<int>(left < p.planes_per_block ? left : p.planes_per_block);
+  return {column * p.planes_per_column + before, count, count * static_cast<int>(p.H * p.W)};
 }
 
 // How far, in elements, a run starts after a 16-byte boundary. A staged run starts as far from one, so that vectors
@@ -163,6 +163,13 @@ EQK_HD int misalignment(const E* run) {
 template <class E>
 EQK_HD int staged_run(const Plan& p, const E* run, int number) {
   return p.staged_start + number * p.run_bytes + misalignment(run) * static_cast<int>(sizeof(E));
+}
+
+// Bytes between a vector's place in a staged run and its place in memory: those between the rows before it.
+template <class E>
+EQK_HD int bytes_between(const Plan& p, int vector) {
+  const int gap = p.row_bytes - static_cast<int>(p.W * sizeof(E));
+  return gap ? static_cast<int>(divide(vector, p.by_row)) * gap : 0;
 }
 
 // Copies runs to shared memory. A warp takes a run, or where there are few of them a part of one: so it finds once where
@@ -180,11 +187,32 @@ EQK_HD void stage_runs(const Plan& p, const E* x, int runs, int elements, int th
     head = head < elements ? head : elements;
     const int vectors = (elements - head) / kLanes<E>, tail = head + vectors * kLanes<E>;
     for (int v = part * kWarp + lane; v < vectors; v += parts * kWarp)
-      copy_vector(run + head + v * kLanes<E>, to + head + v * kLanes<E>);
+      copy_vector(run + head + v * kLanes<E>, to + head + v * kLanes<E> + bytes_between<E>(p, v) / int(sizeof(E)));
     const int single = lane < head ? lane : tail + lane - head;
     if (part == 0 && kLanes<E> > 1 && single < elements) to[single] = run[single];
   }
   await_copies();
+}
+
+// The way back of a run that is staged as `from`, `misaligned` elements after a 16-byte boundary.
+template <class E>
+EQK_HD void unstage_run(const Plan& p, const unsigned char* from, E* out, int misaligned, int elements, int thread) {
+  const E* staged = reinterpret_cast<const E*>(from);
+  if (misalignment(out) != misaligned) {  // then rows are no whole vectors
+    for (int n = thread; n < elements; n += kThreads) out[n] = staged[n];
+    return;
+  }
+  int head = (kLanes<E> - misaligned) % kLanes<E>;
+  head = head < elements ? head : elements;
+  const int vectors = (elements - head) / kLanes<E>, tail = head + vectors * kLanes<E>;
+  for (int v = thread; v < vectors; v += kThreads) {
+    const int n = head + v * kLanes<E>;
+    // As words: nvcc reads a vector of elements byte by byte here.
+    store_group(reinterpret_cast<Bytes16*>(out + n),
+                *reinterpret_cast<const Bytes16*>(staged + n + bytes_between<E>(p, v) / int(sizeof(E))));
+  }
+  const int single = thread < head ? thread : tail + thread - head;
+  if (kLanes<E> > 1 && single < elements) out[single] = staged[single];
 }
 
 // A view of staged planes as a linear map to bytes of shared memory; a fourth number, so that one load takes it.
@@ -196,7 +224,7 @@ static_assert(sizeof(StagedView) == kViewBytes, "as the plan has room for");
 template <class E>
 EQK_HD StagedView staged_view(const Plan& p, int g, int base) {
   const int H = static_cast<int>(p.H), W = static_cast<int>(p.W), size = sizeof(E);
-  const LinearView view = linear_view(p.code[g], H, W, W);
+  const LinearView view = linear_view(p.code[g], H, W, p.row_bytes / size);
   return {base + view.origin * size, view.down * size, view.right * size, 0};
 }
 
@@ -219,7 +247,7 @@ struct Pixels {
       there[e] = m < elements;
       i[e] = static_cast<int>(divide(rest, p.by_out_W));
       j[e] = rest - i[e] * across;
-      plane[e] = there[e] ? number * size * static_cast<int>(sizeof(E)) : 0;
+      plane[e] = there[e] ? number * p.plane_bytes : 0;
       if (!there[e]) i[e] = j[e] = 0;
     }
   }

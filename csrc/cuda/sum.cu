@@ -1,6 +1,7 @@
 // Sums over the views.
 #include "launch.h"
 #include "sum_block.h"
+#include "symmetrize_block.h"
 
 namespace equikern {
 namespace cuda {
@@ -8,6 +9,10 @@ namespace {
 
 template <class T>
 void launch_element(const Plan& plan, void* stream) {
+  if (plan.layout == Layout::runs && plan.invariant)
+    return with_order(plan, [&](auto order) {
+      launch<SymmetrizeRuns<T, decltype(order)::value>>(plan, plan.blocks, plan.shared_bytes, stream);
+    });
   if (plan.layout == Layout::runs) return launch<SumRuns<T>>(plan, plan.blocks, plan.shared_bytes, stream);
   if (plan.vectors)
     launch<SumTiles<T, true>>(plan, plan.blocks, SumTiles<T, true>::kSharedBytes, stream);

@@ -321,6 +321,20 @@ def test_cuda_sums(blocks: MachineCode, group: str, shape: tuple[int, ...], dtyp
     agree(blocks, [found], [dots], ran, 20 * TOLERANCE[wide] * x.numel() ** 0.5)
 
 
+@each("maps", ["hw hW", "hw HW", "hw wh", "hw WH wh HW", *MAPS.values()])
+@each("dtype", TOLERANCE)
+def test_cuda_symmetrize(blocks: MachineCode, maps: str, dtype: torch.dtype) -> None:
+    """Where the views are a group, bit for bit the same seen by any of them."""
+    views = of(maps)
+    for shape in ((3, 9, 9), (2, 1, 32, 32)):
+        x = made(shape, dtype)
+        c, d = blank(x), blank(x)
+        same = x.expand(views.order, *shape)
+        reference.reduce(same, c, views, None, "sum", 1.0 / views.order, None, None, None)
+        agree(blocks, [d], [c], blocks.reduce(same, d, maps, "sum", 1.0 / views.order), TOLERANCE[dtype])
+        assert all(torch.equal(turned, d) for turned in every_view(d, maps)) or blocks.only_planned is not None
+
+
 MOVED = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.complex128]  # 1 … 16 bytes
 
 
@@ -392,7 +406,13 @@ def test_no_cuda_kernel_is_left_out(blocks: MachineCode) -> None:
     """The tests above launch every kernel; but elements of 16 bytes are whole vectors, and none moves them singly."""
     reached: set[str] = set()
     blocks.only_planned = reached
-    for test in (test_cuda_sums, test_cuda_moves, test_cuda_moves_pixels_of_channels, test_cuda_rows_with_gaps):
+    for test in (
+        test_cuda_sums,
+        test_cuda_symmetrize,
+        test_cuda_moves,
+        test_cuda_moves_pixels_of_channels,
+        test_cuda_rows_with_gaps,
+    ):
         test(blocks=blocks)
     prefix = "equikern::cuda::run_blocks<equikern::cuda::"
     singly = {f"{prefix}{name}Tiles<equikern::cuda::Bytes16, false> >" for name in ("Orbit", "Select")}

@@ -10,6 +10,7 @@
 #include "cuda/dot_block.h"
 #include "cuda/plan.cpp"
 #include "cuda/sum_block.h"
+#include "cuda/symmetrize_block.h"
 
 using namespace equikern;
 using namespace equikern::cuda;
@@ -95,6 +96,12 @@ void run_call(const Call& call, Plan& p, int dtype, void* dots) {
     case Operator::select:
       return run_bits<SelectRuns, SelectTiles>(p);
     case Operator::sum:
+      if (p.layout == Layout::runs && p.invariant)
+        return with_float(static_cast<Dtype>(dtype), [&](auto t) {
+          with_order(p, [&](auto order) {
+            run<SymmetrizeRuns<decltype(t), decltype(order)::value>>(p, p.blocks, p.shared_bytes);
+          });
+        });
       return run_floats<SumRuns, SumTiles>(p, dtype);
     case Operator::dots:
       return with_float(static_cast<Dtype>(dtype), [&](auto t) { run_dots<decltype(t)>(p); });

@@ -11,6 +11,7 @@ from equikern.views import of
 from equikern.views.grid import turn_grid
 from helpers.accuracy import assert_rounded_once
 from helpers.cuda_blocks import RUNS, TILES, VECTORS, Blocks
+from helpers.looped import each
 from helpers.strategies import FLOATS, bits, generator, laid_out, random_bits, random_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.audit
 C4, D4 = "hw Wh HW wH", "hw Wh HW wH hW wh Hw WH"
-MAPS = [C4, D4, "hw", "hw hW", "Hw HW", "WH", "Wh wH wh", "hw hw Hw hW HW", " ".join([D4] * 8)]
+MAPS = [C4, D4, "hw", "hw hW", "Hw HW", "WH", "Wh wH wh", "hw hw Hw hW HW", "hw hW Hw HW", " ".join([D4] * 8)]
 TURNING = [C4, D4, " ".join([D4] * 8)]
 DTYPES = [*FLOATS]
 reference = Reference()
@@ -113,6 +114,32 @@ def test_sums(cuda_blocks: Blocks, maps: str, data: st.DataObject, capfd: pytest
     assert_rounded_once(out, exact, magnitude, 2 * order(maps) + 4)
     assert untouched(out, memory)
     assert "runtime error" not in capfd.readouterr().err
+
+
+GROUPS = [C4, D4, "hw hW Hw HW", "hw hW", "hw Hw", "hw HW", "hw wh", "hw WH", "WH hw wh HW"]
+SIDES = [(7, 7), (8, 8), (37, 37), (64, 64), (16, 16), (1, 1), (24, 24), (5, 9), (20, 36), (1, 16), (9, 2)]
+
+
+@each("maps", GROUPS)
+def test_means_of_a_group_are_invariant(cuda_blocks: Blocks, maps: str) -> None:
+    """Bit for bit. That no two threads touch one pixel, the execution of the machine code sees."""
+    views = of(maps)
+    for k, sides in enumerate(SIDES):
+        if views.turns and sides[0] != sides[1]:
+            continue
+        dtype, shape = DTYPES[k % len(DTYPES)], (3, 5, *sides)
+        x = random_values(shape, dtype, k)
+        out, memory = guarded(shape, dtype, "contiguous", k % 8)
+        assert cuda_blocks.reduce(x.expand(views.order, *shape), out, maps, "sum", 1.0 / views.order) > 0
+        (kernel,) = cuda_blocks.launches()
+        assert "SymmetrizeRuns<" in kernel or "SumTiles" in kernel
+        wholes = x.double().expand(views.order, *shape)
+        exact, magnitude = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        reference.reduce(wholes, exact, views, None, "sum", 1.0 / views.order, None, None, None)
+        reference.reduce(wholes.abs(), magnitude, views, None, "sum", 1.0 / views.order, None, None, None)
+        assert_rounded_once(out, exact, magnitude, 2 * views.order + 4)
+        assert "SumTiles" in kernel or all(torch.equal(turn_grid(out, word), out) for word in views.words)
+        assert untouched(out, memory)
 
 
 @properties

@@ -15,12 +15,14 @@ from equikern.backends import choice, cuda
 from equikern.views import of
 from helpers.audits import compare, static_audit
 from helpers.cuda_blocks import Blocks
+from helpers.looped import each
 from helpers.machine_code import cuobjdump, demangled, extension
 
 INFO = equikern.build_info()
 FLOATS = ("float", "double", "equikern::Half", "equikern::BFloat16")
 BITS = ("unsigned char", "unsigned short", "unsigned int", "unsigned long", "equikern::cuda::Bytes16")
 OPERATORS = {"Orbit": BITS, "ScaledOrbit": FLOATS, "Select": BITS, "Sum": FLOATS, "Dot": FLOATS}
+ORDERS = (2, 4, 8)  # of groups of views of a plane
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
 
 
@@ -62,7 +64,8 @@ def test_as_the_tables_say(cuda_blocks: Blocks) -> None:
 
 @pytest.mark.audit
 def test_nothing_is_spilled() -> None:
-    assert len(kernels()) == sum(3 * len(types) for types in OPERATORS.values()) + len(BITS) + 2
+    each = sum(3 * len(types) for types in OPERATORS.values())
+    assert len(kernels()) == each + len(BITS) + len(ORDERS) * len(FLOATS) + 2  # OrbitStrided, SymmetrizeRuns, SumOfDots
     for name, counts in kernels().items():
         assert counts["STACK"] == counts["LOCAL"] == counts["LDL"] == counts["STL"] == 0, (name, counts)
         assert 16 <= counts["REG"] <= 128, name
@@ -79,6 +82,16 @@ def test_16_bytes_an_access(operator: str, element: str) -> None:
     assert runs["LDGSTS128"] >= 1  # straight to shared memory
     if operator != "Select":  # whose threads read scores and note the index
         assert sum(runs[f"BAR{suffix}"] for suffix in ("", "128")) == {"Dot": 4}.get(operator, 2)
+
+
+@pytest.mark.audit
+@each("order", ORDERS)
+@each("element", FLOATS)
+def test_symmetrize_reads_and_writes_16_bytes(order: int, element: str) -> None:
+    counts = kernel(f"SymmetrizeRuns<{element}, {order}>")
+    assert counts["LDGSTS128"] >= 1
+    assert counts["STG128"] >= 1
+    assert counts["BAR"] == 3
 
 
 @pytest.mark.parametrize(
