@@ -17,6 +17,7 @@ With c(g) the middle of the image g·x, every element acts on what is measured f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from .actions import FieldAction, GridAction, PermutationAction, field, grid, permutation
 from .actions.base import element
 from .core import checks
-from .core.act import act
+from .core.act import act, elements_on, listed
 from .scalars import index, kind_of
 from .views.grid import axes_of, sides_of
 
@@ -94,7 +95,7 @@ class Coordinates:
         """g·t: coordinates on the image x → those of the same places on g·x.
 
         Args:
-            g: the element; or (B,) int64 on t's device, one for each sample.
+            g: the element; or (B,) int64 on t's device or the CPU, one for each sample.
             t: (\\*, \\*shape), any dtype that has negative numbers; whole numbers stay exact. A batch
                 (B, \\*, \\*shape) for many elements.
             size: (H, W) of x, the same for all samples; needed unless coordinates are normalized.
@@ -147,13 +148,15 @@ class Coordinates:
     def _moved_all(self, g: int, t: Tensor, ends: Sequence[int]) -> Tensor:
         rows, signs = (part[: self._entries] for part in self._moved[g])
         if self.swap is not None and _mirrors(self.action.words[g]):
-            t = t[..., self.swap, :]
-        return self._with_far(t)[..., rows] * t.new_tensor(signs) + t.new_tensor(self._far(g, ends))
+            t = t.index_select(-2, listed(self.swap, t.device))
+        moved = self._with_far(t).index_select(-1, listed(rows, t.device))
+        return moved * _numbers(signs, t) + _numbers(self._far(g, ends), t)
 
     def _moved_each(self, g: Tensor, t: Tensor, far: list[list[int]], inverse: bool) -> Tensor:
         """Every sample by its own element, which ``far`` tells what to add for."""
         moved = act(self._with_far(t).flatten(-len(self.shape)), g, self.linear, inverse, name="g")
-        added = t.new_tensor(far).index_select(0, g.flatten())
+        added = _numbers([number for row in far for number in row], t).view(len(far), -1)
+        added = added.index_select(0, elements_on(g, t.device).flatten())
         return self._known(moved) + added.view(*g.shape, *(1,) * (t.dim() - g.dim() - 1), added.shape[-1])
 
     def _with_far(self, t: Tensor) -> Tensor:
@@ -178,13 +181,13 @@ class Coordinates:
         """
         self.check("output", y[0])
         turned = [_turns(self.action.words[g]) for g in elements]
-        middles = y.new_tensor([self._middle(size[::-1] if turn else size) for turn in turned])
+        middles = _numbers([end for turn in turned for end in self._middle(size[::-1] if turn else size)], y)
         y = self._with_far(y) - middles.view(len(elements), *(1,) * (y.dim() - 2), -1)
         return y.flatten(-len(self.shape))
 
     def from_corner(self, t: Tensor, size: tuple[int, int]) -> Tensor:
         """What is measured from the middle of x, (\\*, n), as coordinates on x, (\\*, \\*shape)."""
-        return self._known(t) + t.new_tensor(self._middle(size)[: self._entries])
+        return self._known(t) + _numbers(self._middle(size)[: self._entries], t)
 
     def _middle(self, size: tuple[int, int]) -> list[float]:
         scale, shift = _HALF[self.units]
@@ -199,6 +202,17 @@ class Coordinates:
 
     def __repr__(self) -> str:
         return f"Coordinates({self.action.name!r}, shape {self.shape}, units {self.units!r})"
+
+
+def _numbers(values: Sequence[float], like: Tensor) -> Tensor:
+    """Whole numbers or halves as a tensor of another's dtype and device, where they are made: see ``listed``."""
+    if like.is_cpu or not values:
+        return like.new_tensor(values)
+    least = math.floor(min(values))
+    found = listed([int(2 * (value - least)) for value in values], like.device)
+    if not like.is_floating_point():
+        return (found // 2 + least).to(like.dtype)
+    return (found.to(torch.promote_types(like.dtype, torch.float32)) * 0.5 + least).to(like.dtype)
 
 
 def keypoints(

@@ -189,7 +189,8 @@ bool plan_runs(Plan& p, Operator op) {
   const int64_t row_bytes = staged_row(p), plane_bytes = p.H * row_bytes;
   const int64_t fixed = s.before + s.behind;
   if (fixed + s.runs * run_bytes(plane_bytes) > kSharedLimit) return false;
-  int64_t count = std::min(std::max<int64_t>(1, kRunBytes / (plane_bytes * s.runs)), p.planes_per_column);
+  const int64_t room = std::min(kRunBytes, kSharedLimit - fixed - s.runs * (run_bytes(1) - 1));
+  int64_t count = std::min(std::max<int64_t>(1, room / (plane_bytes * s.runs)), p.planes_per_column);
   // Few planes that share weights make short runs: no use of a block.
   if (p.planes_per_column < p.planes && count * plane_bytes * s.runs < kLeastRun) return false;
   while (count > 1 && p.planes / count < kEnoughBlocks) count = (count + 1) / 2;

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..views import EXACT
-from ..views.maps import Acting, Maps
+from ..views.maps import Acting, Maps, captures
 from . import autograd, checks, library
 
-__all__ = ["act", "checked_elements", "listed", "unpacked"]
+__all__ = ["act", "checked_elements", "elements_on", "listed", "unpacked"]
 
 
 def act(
@@ -29,6 +29,7 @@ def act(
     maps = action.inverse_maps if inverse else action.maps
     if not maps.views.keeps(t.shape):
         maps, found = _of_one_shape(name, maps, found, t, action.name)
+    found = elements_on(found, t.device)
     if out is None:
         return autograd.act(t, found, maps)
     assert isinstance(elements, Tensor)  # as checked
@@ -38,11 +39,13 @@ def act(
 
 
 def checked_elements(called: str, elements: object, x: Tensor, action: Acting) -> Tensor:
-    """Elements of the group, one for each entry of x's first dims, contiguous."""
+    """Elements of the group, one for each entry of x's first dims, contiguous; on the CPU if they were given there."""
     if not isinstance(elements, Tensor):
         raise TypeError(f"{called}: expected a torch.Tensor of int64, got {type(elements).__name__}")
-    if elements.device != x.device:
-        raise ValueError(f"{called}: expected a tensor on {x.device} like x, got one on {elements.device}")
+    if elements.device != x.device and not elements.is_cpu:
+        raise ValueError(
+            f"{called}: expected a tensor on {x.device} like x or on the CPU, got one on {elements.device}"
+        )
     if elements.dtype != torch.int64:
         raise TypeError(f"{called}: expected int64, got {elements.dtype}")
     k, most = elements.dim(), x.dim() - action.dims
@@ -91,9 +94,26 @@ def unpacked(elements: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
 
 
+def elements_on(elements: Tensor, device: torch.device) -> Tensor:
+    """Elements on x's device; those that were given on the CPU go there without a wait."""
+    if elements.device == device:
+        return elements
+    if torch.compiler.is_compiling():
+        return elements.to(device)
+    return listed(elements.flatten().tolist(), device).view(elements.shape)
+
+
 def _of_one_shape(called: str, maps: Maps, elements: Tensor, x: Tensor, name: str) -> tuple[Maps, Tensor]:
-    """The maps that give a rectangle the shape that all samples get, and the elements counted among them."""
+    """The maps that give a rectangle the shape that all samples get, and the elements counted among them.
+
+    Which shape that is only the elements tell: a GPU that has them is asked, and waited for.
+    """
     views = maps.views
+    if elements.device.type == "cuda" and not torch.compiler.is_compiling() and captures():
+        raise ValueError(
+            f"{called}: expected a tensor on the CPU, got one on {elements.device}: they decide which sides a rectangle"
+            " gets, and while a CUDA graph is captured no GPU can be asked"
+        )
     shapes = [tuple(views.shape(x.shape, g)) for g in range(views.order)]
     wanted = {shapes[g] for g in set(elements.flatten().tolist())} or {shapes[0]}
     if len(wanted) > 1:
@@ -104,6 +124,6 @@ def _of_one_shape(called: str, maps: Maps, elements: Tensor, x: Tensor, name: st
         )
     (shape,) = wanted
     members = [g for g in range(views.order) if shapes[g] == shape]
-    place = torch.zeros(views.order, dtype=torch.int64, device=elements.device)
-    place[members] = torch.arange(len(members), device=elements.device)
-    return maps.subset(members), place[elements]
+    place = [members.index(g) if g in members else 0 for g in range(views.order)]
+    there = maps.with_tables(*maps.tables.on(x.device))  # which goes there once, and is cut there
+    return there.subset(members), listed(place, elements.device)[elements]

@@ -59,8 +59,10 @@ def orbit_act(
 
     Args:
         x: (B, \\*rest), what ``orbit`` takes, any strides; or token ids under ``tokens(perm)``.
-        elements: (B,) int64 on x's device, each 0 … |G|−1; or of shape x.shape[:k], k ≥ 1: one for every entry of
-            those dims.
+        elements: (B,) int64 on x's device or the CPU, each 0 … |G|−1; or of shape x.shape[:k], k ≥ 1: one for every
+            entry of those dims. Of rectangles under quarter turns they decide the result's shape: elements on a GPU are
+            read back, which waits for all that is queued there, and is an error while a CUDA graph is captured;
+            elements on the CPU are not.
         action: how the group acts on one sample.
         inverse: apply g_b⁻¹ instead: the way back.
         out: optional memory for the result, of x's dtype; without grad.

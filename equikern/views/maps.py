@@ -11,7 +11,7 @@ from torch import Tensor
 from . import of
 from .base import Views
 
-__all__ = ["Acting", "Maps", "Placed", "Tables"]
+__all__ = ["Acting", "Maps", "Placed", "Tables", "captures"]
 
 Placed = tuple[str, Tensor | None]  # the code of maps, and their table where a tensor is: what an operator takes
 
@@ -43,7 +43,7 @@ class Tables:
             return own
         found = self._copies.get(device)
         if found is None:
-            if device.type == "cuda" and not torch.compiler.is_compiling() and _captures():
+            if device.type == "cuda" and not torch.compiler.is_compiling() and captures():
                 raise ValueError(
                     f"action: expected one whose table is on {device} already, since a CUDA graph that is captured can "
                     "copy none there; call the operator once before the capture, or warmup"
@@ -55,7 +55,7 @@ class Tables:
         return found
 
 
-def _captures() -> bool:
+def captures() -> bool:
     """Whether a CUDA graph is being captured: by no process that has not used a GPU."""
     used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return used and torch.cuda.is_current_stream_capturing()

@@ -22,6 +22,7 @@ std::string launches;
 std::vector<Plan> plans;          // its parameter
 std::vector<uint64_t> partials;   // the memory between the launches of dots
 bool plan_only = false;
+int64_t one_block = -1;           // all of them, or this one alone
 
 template <class Kernel, int kPhase>
 void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vector<typename Kernel::State>& states) {
@@ -43,6 +44,7 @@ void run(const Plan& plan, int64_t blocks, size_t shared_bytes) {
   auto* shared = static_cast<unsigned char*>(std::aligned_alloc(16, room));
   std::vector<typename Kernel::State> states(kThreads);
   for (int64_t block = 0; block < blocks; ++block) {
+    if (one_block >= 0 && block != one_block) continue;
     std::memset(shared, 0xFF, room);  // NaN for every float
     std::memset(static_cast<void*>(states.data()), 0, states.size() * sizeof(states[0]));
     run_phases<Kernel, 0>(plan, block, shared, states);
@@ -123,7 +125,7 @@ struct Arguments {
   int64_t* index;
   const void* scores;
   void* dots;
-  int64_t weight_dims, index_dims, normalized, scores_double, minimum, plan_only;
+  int64_t weight_dims, index_dims, normalized, scores_double, minimum, plan_only, one_block;
 };
 
 // Returns 100 · layout + 50 · vectors + element size, 0 if there was nothing to do, -1 if there is no kernel.
@@ -149,7 +151,7 @@ extern "C" int run_call(const Arguments* a) {
     if (plan.blocks == 0) return 0;
     launches.clear();
     plans.clear();
-    plan_only = a->plan_only;
+    plan_only = a->plan_only, one_block = a->one_block;
     run_call(call, plan, int(a->dtype), a->dots);
     return 100 * (1 + static_cast<int>(plan.layout)) + 50 * plan.vectors + plan.element_size;
   } catch (const std::exception&) {

@@ -21,7 +21,7 @@ NOWHERE = 4096
 
 _INTS = "op rank n_views element_size dtype"
 _ADDRESSES = "x out y sizes x_strides out_strides y_strides codes"
-_OPTIONS = "weight_dims index_dims normalized scores_double minimum plan_only"
+_OPTIONS = "weight_dims index_dims normalized scores_double minimum plan_only one_block"
 
 
 class _Arguments(ctypes.Structure):
@@ -59,6 +59,7 @@ class Blocks:
         self._run, self._launches = loaded.run_call, loaded.last_launches
         self._plan, self._partials = loaded.last_plan, loaded.last_partials
         self.plan_only = plan_only
+        self.one_block = -1  # all of them, or of each launch this one alone
 
     def launches(self) -> dict[str, int]:
         """The kernels of the last call, with ``plan_only`` those it would have had: each one's dynamic shared bytes."""
@@ -116,6 +117,7 @@ class Blocks:
             y_strides=ctypes.addressof(strides[2]),
             codes=ctypes.addressof(numbers),
             plan_only=self.plan_only,
+            one_block=self.one_block,
             **{name: _address(t) for name, t in others.items()},
             **{"scale": 1.0, **options},
         )

@@ -129,15 +129,15 @@ def on_copies(call: Callable[..., None], *outputs: Maybe) -> None:
 def _launch(plan: Plan, device: int, tensors: tuple[Maybe, ...]) -> None:
     known = plan.repeat.get(device)
     if known is not None:
-        chosen, repeat = known
-        repeat(*tensors, *chosen.scalars, *chosen.constants.values())
+        repeat, behind = known
+        repeat(*tensors, *behind)
         return
     chosen, settled = plan, True
     if is_tuned() and not interpreting():
         chosen, settled = tune.choose(plan, tensors, tune.winners(device))
     checked = launch(chosen.kernel, chosen.grid, (*tensors, *chosen.scalars), chosen.constants, chosen.num_warps)
     if checked is not None and settled:
-        plan.repeat[device] = chosen, checked
+        plan.repeat[device] = checked, (*chosen.scalars, *chosen.constants.values())
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

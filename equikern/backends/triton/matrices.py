@@ -18,6 +18,7 @@ from torch import Tensor
 from ...views import Views
 from ...views.grid import numbers
 from ..base import Maybe
+from . import launch
 from .compat import jit_kernel
 from .device import alone, combine, finish, map_offset, outcome, prepare, unravel
 from .launch import (
@@ -40,9 +41,8 @@ from .tables import padded
 __all__ = ["orbit", "orbit_dot", "plan_dot", "plan_orbit", "plan_reduce", "plan_select", "reduce", "select"]
 
 PRODUCTS = 2048  # terms of matrix products that a program has in registers
-VECTORS = 128  # most of one program
+VECTORS = 128  # most of one program, a thread's each: one that has a part of a vector asks others for the rest
 LOOPS = 8  # blocks of vectors of one partial dot
-WARPS = 4
 
 
 @triton.jit
@@ -305,7 +305,7 @@ def _plan(
         own |= {"EACH": each, "STEPS": 1 if grid or each or length <= block else LOOPS}
         values["units"] = ceil_div(length, block * own["STEPS"])
         programs = values["units"] * (1 if each else values["columns"])
-    return make_plan(kernel, programs, operands, {**values, **scalars}, own, WARPS)
+    return make_plan(kernel, programs, operands, {**values, **scalars}, own, VECTORS // launch.LANES)
 
 
 @lru_cache(maxsize=1024)

@@ -30,8 +30,10 @@ class Plan:
     num_warps: int
     # The same work with another block and other warps; None where results would change with them.
     variant: Callable[[Choice], Plan] | None = field(compare=False, default=None)
-    # By device: the launch that was chosen for this one, and what repeats it.
-    repeat: dict[int, tuple[Plan, Callable[..., None]]] = field(init=False, compare=False, default_factory=dict)
+    # By device: what repeats the launch that was chosen for this one, and what it takes behind the tensors.
+    repeat: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = field(
+        init=False, compare=False, default_factory=dict
+    )
 
     def with_units(self, value: int) -> Plan:
         """The launch of a kernel whose first scalar is the number of partial sums: that fixes the block."""
