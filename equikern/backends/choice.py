@@ -36,7 +36,7 @@ _ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
     ("scaled orbit", (8,), "triton triton triton", "triton triton triton"),
     ("sum", (2, 4), "cuda triton triton", "cuda cuda triton"),
     ("sum", (8,), "triton triton triton", "triton triton triton"),
-    ("symmetrize", (2, 4, 8), "cuda cuda triton", "cuda cuda triton"),
+    ("symmetrize", (2, 4, 8), "triton triton triton", "triton triton triton"),
     ("orbit_dot", (2,), "cuda cuda triton", "cuda cuda triton"),
     ("orbit_dot", (4,), "triton triton triton", "triton cuda triton"),
     ("orbit_dot", (8,), "triton triton triton", "triton triton triton"),

@@ -149,6 +149,39 @@ def test_reductions(triton: Backend, name: str, op: str) -> None:
     )
 
 
+SYMMETRIC: dict[str, tuple[str, tuple[int, ...], torch.dtype]] = {
+    "whole tiles": ("d4", (3, 64, 64), BF16),
+    "a vector in the middle": ("c4", (3, 40, 40), FP16),
+    "parts of tiles": ("d4", (2, 40, 40), FP32),
+    "odd tiles": ("c4", (2, 37, 37), FP16),
+    "odd triangles": ("d4", (2, 23, 23), FP64),
+    "rectangles": ("flips", (2, 20, 36), FP64),
+    "halves": ("c2", (2, 19, 24), BF16),
+    "small planes": ("d4", (3, 5, 7, 7), FP32),
+}
+
+
+@each("name", SYMMETRIC)
+def test_symmetrize(triton: Backend, name: str) -> None:
+    """The result is as invariant as can be, and every element is written once."""
+    group, shape, dtype = SYMMETRIC[name]
+    views, x = grid(group).views, made(shape, dtype)
+    out, same = blank(x), x.expand(views.order, *shape)
+    scale = 1.0 / views.order
+    with on_machine_code(run=not COLLECTED) as launches:
+        triton.reduce(same, out, views, None, "sum", scale, None, None, None)
+    if COLLECTED:
+        return COLLECTED[-1].update(name for name, _ in launches)
+    ((kernel, counts),) = launches
+    assert kernel == "symmetrize_tiles"
+    assert counts.stored == x.nbytes
+    expected = blank(x)
+    reference.reduce(same, expected, views, None, "sum", scale, None, None, None)
+    torch.testing.assert_close(out, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    for g in range(views.order):
+        assert torch.equal(views.kind.apply(out, views, None, g), out)
+
+
 @each("name", CASES)
 def test_dots(triton: Backend, name: str) -> None:
     action, shape, dtype, last = CASES[name]
@@ -254,8 +287,8 @@ def test_no_kernel_is_left_out(triton: Backend, monkeypatch: pytest.MonkeyPatch)
     """The tests above launch every kernel of Triton's."""
     reached: set[str] = set()
     monkeypatch.setattr(f"{__name__}.COLLECTED", [reached])
-    tests: list[Callable[..., None]] = [test_views, test_reductions, test_dots, test_selections, test_token_ids]
-    for test in (*tests, test_softmax, test_scores, test_losses):
+    tests: list[Callable[..., None]] = [test_views, test_reductions, test_symmetrize, test_dots, test_selections]
+    for test in (*tests, test_token_ids, test_softmax, test_scores, test_losses):
         test(triton=triton)
     folder = Path(equikern.__file__).parent / "backends" / "triton"
     kernels = {

@@ -156,7 +156,7 @@ def operands(operator: str, size: int, side: int, views: int) -> tuple[Tensor, T
 
 def triton_plan(operator: str, maps: str, image: Tensor, views: Tensor) -> Any:
     """Triton's launch of a call."""
-    from equikern.backends.triton import dots, orbits, reductions, selection
+    from equikern.backends.triton import dots, orbits, reductions, selection, symmetrize
     from equikern.backends.triton.layout import as_words, operand
 
     if operator in ("orbit", "select"):
@@ -164,7 +164,9 @@ def triton_plan(operator: str, maps: str, image: Tensor, views: Tensor) -> Any:
     x, y = (operand(t)._replace(aligned=True) for t in (image, views))
     if operator in ("orbit", "scaled orbit"):
         return orbits.plan(of(maps), 1.0 if operator == "orbit" else 0.5, x, y, None, None)
-    if operator in ("sum", "symmetrize"):
+    if operator == "symmetrize":
+        return symmetrize.plan(of(maps), 1.0, x, x)
+    if operator == "sum":
         return reductions.plan(of(maps), "sum", 1.0, y, x, None, None, None)
     if operator == "orbit_dot":
         found = dots.plan(of(maps), x, y, y, None, operand(torch.zeros(len(views), dtype=accumulator(image))))

@@ -62,6 +62,12 @@ def _mean(
     return reductions.plan.__wrapped__(views, op, 0.125, y, out, *beside, weights)
 
 
+def _symmetrized(views: Views, x: Operand) -> Plan | None:
+    from equikern.backends.triton import symmetrize
+
+    return symmetrize.plan.__wrapped__(views, 0.125, x, x)
+
+
 def _orbit(views: Views, x: Operand, out: Operand, scale: float = 1.0, factors: bool = False) -> Plan | None:
     from equikern.backends.triton import orbits
 
@@ -112,6 +118,7 @@ def build(case: str) -> Plan:
         "median": lambda: _mean(views, y, x, "median"),
         "vote": lambda: _mean(views, y, x, "vote"),
         "mean_std": lambda: _mean(views, y, x, "mean_std"),
+        "symmetrize": lambda: _symmetrized(views, x),
         "orbit": lambda: _orbit(views, x, y),
         "scaled": lambda: _orbit(views, x, y, 0.125),
         "adjoint": lambda: _orbit(views, x, y, 0.125, True),
@@ -145,6 +152,14 @@ OTHERS = [
     "median octants fp64 8x16x16",
     "vote d4 u8 224x224",
     "vote c4 i32 37x37",
+    "symmetrize d4 bf16 224x224",
+    "symmetrize d4 fp32 224x224",
+    "symmetrize c4 fp64 224x224",
+    "symmetrize flips fp16 224x160",
+    "symmetrize d4 bf16 37x37",
+    "symmetrize c4 fp32 23x23",
+    "symmetrize d4 fp16 16x16",
+    "symmetrize d4 fp32 7x7",
     "scaled d4 fp64 224x224",
     "adjoint c4 bf16 224x224",
     "adjoint c4 fp16 7x7",

@@ -33,6 +33,7 @@ from .device import (
 )
 from .launch import Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
+from .symmetrize import symmetrize
 from .tables import CHANNELS, channels
 
 __all__ = ["plan", "reduce", "wide"]
@@ -282,11 +283,9 @@ def plan(
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
-    One tensor for all views (symmetrize) takes the same launch: every element is asked for |G| times. Programs follow
-    planes, and what runs at once covers a few megabytes, more than one plane of 512×512 fp32 (1 MiB): all but the first
-    read should come from the L2 cache, so memory moves 2n elements and L2 (|G| + 1)n. To read once, a program would
-    write the tiles of a whole orbit; planes that are no multiple of the tile, and tiles that a view maps to themselves,
-    would need masks of their own for every group. Whether L2's share is felt has not been measured.
+    One tensor for all views takes the same launch where ``symmetrize`` has none: every element is asked for |G| times.
+    Programs follow planes, and what runs at once covers a few megabytes, more than one plane of 512×512 fp32 (1 MiB):
+    all but the first read should come from the L2 cache, so memory moves 2n elements and L2 (|G| + 1)n.
 
     plus and spread never come together, so the kernels know one set of strides for both.
     """
@@ -315,6 +314,9 @@ def reduce(
     """See ``Backend.reduce``: in float32 (float64 for float64), votes in y's own dtype."""
     if op == "vote":
         y, out = as_words(y, out)
+    one = op == "sum" and weights is None and plus is None and y.stride(0) == 0
+    if one and symmetrize(y[0], out, views, scale):
+        return None
     found = plan(views, op, scale, operand(y), operand(out), known(plus), known(spread), known(weights))
     if found is not None:
         return run(found, y, out, plus, spread, weights, channels(views, table))
