@@ -45,7 +45,7 @@ _FAMILIES: list[tuple[str, Callable[[str, list[str]], Step], str]] = [
     ("S2R S2UR", moves.special, ""),
     ("CS2R", moves.zeros, ""),
     ("SGXT", moves.extended, "U32"),
-    ("P2R", moves.predicates_gathered, ""),
+    ("P2R UP2UR", moves.predicates_gathered, ""),
     ("R2P", moves.predicates_scattered, ""),
     ("VOTEU", moves.voted, "ANY"),
 ]

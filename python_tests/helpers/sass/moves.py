@@ -96,7 +96,8 @@ def predicates_gathered(name: str, ops: list[str]) -> Step:
     to, read, chosen = put(ops[0]), whole(ops[2]), int(ops[3], 0)
 
     def step(b: Block, mask: Lanes) -> None:
-        found = sum((b.P[k].astype(np.uint32) << np.uint32(k) for k in range(7)), np.zeros(b.lanes, np.uint32))
+        file = b.UP if name.startswith("U") else b.P
+        found = sum((file[k].astype(np.uint32) << np.uint32(k) for k in range(7)), np.zeros(b.lanes, np.uint32))
         to(b, mask, found & np.uint32(chosen) | low_word(read(b)) & np.uint32(~chosen & 0xFFFFFFFF))
 
     return step
