@@ -16,19 +16,22 @@ from torch import Tensor
 from ...views import Views
 from ..base import Maybe
 from .compat import jit_kernel
+from .exponentials import exponent, lowest, power, relative, scale_of
 from .launch import Plan, on_copies, run
 from .layout import Known, Operand, contiguous_views, known, operand
 from .mixtures import mixture_gradients, mixture_sums
 from .rows import (
     at_places,
+    block_count,
     counted,
     described,
     edges,
     entries,
+    inside,
     joined,
+    lane_edge_places,
     listed_sources,
     load_block,
-    lowest,
     moved_entries,
     offsets,
     plan_rows,
@@ -36,8 +39,10 @@ from .rows import (
     row_start,
     softened,
     sources_block,
+    started,
     statistics,
     store_block,
+    unmoved,
     view_at,
     view_block,
 )
@@ -105,10 +110,18 @@ def weighed(weight, log_q):
 
 
 @triton.jit
-def slope(p, place, target, p_factor, every, once, good, otherwise):
-    """A gradient: a probability times its factor, less what every entry gets and what the target's does."""
-    d = p * p_factor - every - tl.where(place == target, once, 0.0)
-    return tl.where(good, d, otherwise)
+def units_of(logs, ORDER: tl.constexpr):
+    """The views' log Σ in the unit of ``raised``."""
+    found = ()
+    for g in tl.static_range(ORDER):
+        found = found + (exponent(logs[g]),)
+    return found
+
+
+@triton.jit
+def where_good(good, otherwise, p_factor, every):
+    """A row's factor of its probabilities and what every entry loses: those that give a row without a target's."""
+    return tl.where(good, p_factor, 0.0), tl.where(good, every, 0.0 - otherwise)
 
 
 @jit_kernel
@@ -120,11 +133,12 @@ def cross_entropy_mean_rows(
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     ta: tl.int64, tb: tl.int64, tx: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
     ORDER: tl.constexpr, SMOOTH: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
-    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
+    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, KM: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """log q = log softmax of the views' mean logits; the entries that views move are summed and written on their own.
 
-    The first pass leaves those out, the second writes them last, to where each view was read.
+    The first pass leaves those out, the second writes them last, to where each view was read; and so the target's.
     """
     a, b, x, within = program_rows(rows, nb, nx, R)
     base, off = row_start(a, b, x, ya, yb, yx, VEC, SHIFT)
@@ -133,22 +147,39 @@ def cross_entropy_mean_rows(
     t_at = whole + t[:, None] if whole is not None else None
     z_t = tl.sum(mean_at(y, yg, base, off, yn, t[:, None], t_at, V, each, each, ORDER, VEC, UNIT, ACC), 1)
     pivot = pivot_of(z_t)
-    top = tl.zeros([R, J], ACC) + lowest(ACC)
-    total = tl.zeros([R, J], ACC)
+    blocks = block_count(V, J, E, VEC, SHIFT, WHOLE)
     sums = tl.zeros([R, J], ACC)
-    blocks = tl.cdiv(V + (VEC - 1 if SHIFT else 0), J * E)
+    if SHIFT:
+        first, at_first = lane_edge_places(off, V, good, J, VEC)
+        first_at = sources + first if DENSE else None
+        first_z = mean_at(y, yg, base, off, yn, first, first_at, V, at_first, at_first, ORDER, VEC, UNIT, ACC)
+        if SMOOTH:
+            sums = tl.where(at_first, first_z - pivot[:, None], 0.0)
+        first_z = tl.where(unmoved(skip, first, at_first), first_z, float("-inf"))
+    else:
+        first_z = tl.full([R, J], float("-inf"), ACC)
+    tops, totals = started(first_z, ACC)
+    top = tl.zeros([R], ACC)
+    total = tl.zeros([R], ACC)
     for i in range(blocks):
         k = i * (J * E)
         z = mean_block(
             y, yg, base, off, sources, k, V, yn, good, float("-inf"), ORDER, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
         )  # fmt: skip
         if SMOOTH:
-            v = entries(k, J, E, VEC)[0] - off[:, None, None]
-            sums += tl.sum(tl.where((v >= 0) & (v < V), z - pivot[:, None, None], 0.0), 2)
+            counts = inside(entries(k, J, E, VEC)[1], off, V, good, VEC, SHIFT)
+            sums += tl.sum(tl.where(counts, z - pivot[:, None, None], 0.0), 2)
         if skip is not None:
             z = tl.where(counted(skip, off, k, V, width, good, J, E, VEC, SHIFT), z, float("-inf"))
-        top, total = softened(z, top, total)
-    top, total = joined(top, total)
+        if WHOLE:
+            top = tl.maximum(tl.max(tl.max(z, 2), 1), lowest(ACC))
+            unit, shift, rounding = scale_of(top)
+            e = relative(z, unit[:, None, None], shift[:, None, None])
+            total = tl.sum(tl.sum(e, 2), 1) * rounding
+        else:
+            tops, totals = softened(z, tops, totals)
+    if not WHOLE:
+        top, total = joined(tops, totals)
     if positions is not None:
         listed_top = tl.zeros([R, KM], ACC) + lowest(ACC)
         listed_total = tl.zeros([R, KM], ACC)
@@ -161,7 +192,7 @@ def cross_entropy_mean_rows(
             listed_top, listed_total = softened(listed_z[:, :, None], listed_top, listed_total)
         listed_top, listed_total = joined(listed_top, listed_total)
         higher = tl.maximum(top, listed_top)
-        total = total * tl.exp(top - higher) + listed_total * tl.exp(listed_top - higher)
+        total = total * power(top - higher) + listed_total * power(listed_top - higher)
         top = higher
     log = tl.log(total)
     once = tl.full([], 1.0, ACC)
@@ -171,58 +202,62 @@ def cross_entropy_mean_rows(
         once = tl.full([], 1.0 - smoothing, ACC)
         every = tl.full([], smoothing, ACC) / V
         found = weighed(once, found) - every * (tl.sum(sums, 1) + V * (pivot - top) - V * log)
-    tl.store(loss + a * la + b * lb + x * lx, tl.where(good, found, otherwise), mask=within)
     if grad is not None:
         put, _ = row_start(a, b, x, oa, ob, ox, VEC, SHIFT)
         factor = tl.full([], 1.0 / ORDER, ACC)
         if scale is not None:
             factor = factor * tl.load(scale).to(ACC)
-        every = every * factor
+        top = tl.where(good, top, 0.0)
+        row_unit, row_shift, row_rounding = scale_of(top)
+        p_factor, every = where_good(good, otherwise, row_rounding * factor / total, every * factor)
         once = once * factor
-        p_factor = factor / total
         for i in range(blocks):
             k = (blocks - 1 - i) * (J * E)
             z = mean_block(
-                y, yg, base, off, sources, k, V, yn, good, None, ORDER, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
+                y, yg, base, off, sources, k, V, yn, good, float("-inf") if WHOLE else 0.0, ORDER, DENSE, J, E, VEC,
+                SHIFT, UNIT, ACC,
             )  # fmt: skip
-            v = entries(k, J, E, VEC)[0] - off[:, None, None]
-            d = slope(
-                tl.exp(z - top[:, None, None]), v, t[:, None, None], p_factor[:, None, None], every, once,
-                good[:, None, None], otherwise[:, None, None],
-            ).to(grad.dtype.element_ty)  # fmt: skip
+            e = relative(z, row_unit[:, None, None], row_shift[:, None, None])
+            d = tl.fma(e, p_factor[:, None, None], -every[:, None, None]).to(grad.dtype.element_ty)
             for g in tl.static_range(ORDER):
                 into = grad + g * (og * VEC)
                 if DENSE:
-                    src, mask = sources_block(sources + g * V, off, k, V, within, J, E, VEC)
-                    tl.store(into + offsets(put + off, src, on, UNIT), d, mask=mask)
+                    src, inside_row = sources_block(sources + g * V, off, k, V, within, J, E, VEC, SHIFT)
+                    tl.store(into + offsets(put + off, src, on, UNIT), d, mask=inside_row)
                 else:
                     store_block(into, put, off, k, V, on, within, d, J, E, VEC, SHIFT, UNIT)
-        if SHIFT and not DENSE:
+        if SHIFT:
             edge, at_edge = edges(off, V, within, VEC)
+            edge_at = sources + edge if DENSE else None
             edge_z = mean_at(
-                y, yg, base, off, yn, edge, None, 0, at_edge, at_edge & good[:, None], ORDER, VEC, UNIT, ACC
+                y, yg, base, off, yn, edge, edge_at, V, at_edge, at_edge & good[:, None], ORDER, VEC, UNIT, ACC
             )
-            edge_d = slope(
-                tl.exp(edge_z - top[:, None]), edge, t[:, None], p_factor[:, None], every, once, good[:, None],
-                otherwise[:, None],
-            ).to(grad.dtype.element_ty)  # fmt: skip
+            edge_e = relative(edge_z, row_unit[:, None], row_shift[:, None])
+            edge_d = tl.fma(edge_e, p_factor[:, None], -every[:, None]).to(grad.dtype.element_ty)
             for g in tl.static_range(ORDER):
-                tl.store(grad + g * (og * VEC) + at_places(put, off, edge, on, UNIT), edge_d, mask=at_edge)
+                edge_src = listed_sources(sources + g * V + edge if DENSE else None, edge, at_edge)
+                tl.store(grad + g * (og * VEC) + at_places(put, off, edge_src, on, UNIT), edge_d, mask=at_edge)
+        tl.debug_barrier()
         if positions is not None:
-            tl.debug_barrier()
             for i in range(0, M, KM):
                 some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
                 moved_z = mean_at(
                     y, yg, base, off, yn, moved, sources + some, M, listed, wanted & good[:, None], ORDER, VEC, UNIT,
                     ACC,
                 )  # fmt: skip
-                moved_d = slope(
-                    tl.exp(moved_z - top[:, None]), moved, t[:, None], p_factor[:, None], every, once, good[:, None],
-                    otherwise[:, None],
-                ).to(grad.dtype.element_ty)  # fmt: skip
+                moved_e = relative(moved_z, row_unit[:, None], row_shift[:, None])
+                moved_d = tl.fma(moved_e, p_factor[:, None], -every[:, None])
+                moved_d = tl.where(moved == t[:, None], moved_d - once, moved_d)
+                moved_d = tl.where(good[:, None], moved_d, otherwise[:, None]).to(grad.dtype.element_ty)
                 for g in tl.static_range(ORDER):
                     moved_src = tl.load(sources + g * M + some, mask=listed, other=0)
                     tl.store(grad + g * (og * VEC) + at_places(put, off, moved_src, on, UNIT), moved_d, mask=wanted)
+        t_d = tl.fma(relative(z_t, row_unit, row_shift), p_factor, -every) - once
+        for g in tl.static_range(ORDER):
+            t_src = listed_sources(whole + g * V + t[:, None] if whole is not None else None, t[:, None], each)
+            t_put = at_places(put, off, t_src, on, UNIT)
+            tl.store(grad + g * (og * VEC) + t_put, t_d[:, None].to(grad.dtype.element_ty), mask=each)
+    tl.store(loss + a * la + b * lb + x * lx, tl.where(good, found, otherwise), mask=within)
 
 
 @jit_kernel
@@ -234,8 +269,8 @@ def cross_entropy_views_rows(
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     ta: tl.int64, tb: tl.int64, tx: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
     ORDER: tl.constexpr, SMOOTH: tl.constexpr, LOG: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
-    J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, KM: tl.constexpr,
-    ACC: tl.constexpr,
+    J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
+    WHOLE: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """log q from the views' own softmaxes: only at the target does it matter what a view moves.
 
@@ -244,7 +279,10 @@ def cross_entropy_views_rows(
     a, b, x, within = program_rows(rows, nb, nx, R)
     base, off = row_start(a, b, x, ya, yb, yx, VEC, SHIFT)
     t, good, otherwise = row_targets(target, a, b, x, ta, tb, tx, within, ignore, V)
-    tops, totals = statistics(y, yg, base, off, V, yn, good, ORDER, R, J, E, VEC, SHIFT, UNIT, ACC)
+    tops, totals = statistics(
+        y, yg, base, off, sources, V, yn, good, ORDER, DENSE and SMOOTH and not LOG, R, J, E, VEC, SHIFT, UNIT, WHOLE,
+        ACC,
+    )  # fmt: skip
     once = tl.full([], 1.0, ACC)
     every = tl.full([], 0.0, ACC)
     if SMOOTH:
@@ -285,7 +323,7 @@ def cross_entropy_views_rows(
             shares = shares + (tl.where(mixed == 0.0, 0.0, tl.exp(chances[g] - best) / mixed),)
     found = -log_q
     weights = shares
-    blocks = tl.cdiv(V + (VEC - 1 if SHIFT else 0), J * E)
+    blocks = block_count(V, J, E, VEC, SHIFT, WHOLE)
     if SMOOTH:
         found = weighed(once, found)
         if LOG:
@@ -296,22 +334,25 @@ def cross_entropy_views_rows(
                 for i in range(blocks):
                     k = i * (J * E)
                     v = load_block(
-                        y + g * (yg * VEC), base, off, k, V, yn, good, None, J, E, VEC, SHIFT, UNIT, ACC,
+                        y + g * (yg * VEC), base, off, k, V, yn, good, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC,
                     )  # fmt: skip
-                    place = entries(k, J, E, VEC)[0] - off[:, None, None]
-                    sums += tl.sum(tl.where((place >= 0) & (place < V), v - pivot[:, None, None], 0.0), 2)
+                    counts = inside(entries(k, J, E, VEC)[1], off, V, good, VEC, SHIFT)
+                    sums += tl.sum(tl.where(counts, v - pivot[:, None, None], 0.0), 2)
+                if SHIFT:
+                    first, at_first = lane_edge_places(off, V, good, J, VEC)
+                    first_v = view_at(y + g * (yg * VEC), base, off, yn, first, at_first, UNIT, ACC)
+                    sums += tl.where(at_first, first_v - pivot[:, None], 0.0)
                 everywhere += tl.sum(sums, 1) + V * (pivot - tops[g]) - V * logs[g]
             found -= every * (everywhere * tl.full([], 1.0 / ORDER, ACC))
         else:
             everywhere, parts = mixture_sums(
-                y, yg, base, off, positions, sources, skip, V, M, width, yn, tops, logs, good, ORDER, DENSE, R, J, E,
-                VEC, SHIFT, UNIT, KM, ACC,
+                y, yg, base, off, positions, sources, skip, V, M, width, yn, tops, units_of(logs, ORDER), good, ORDER,
+                DENSE, R, J, E, VEC, SHIFT, UNIT, WHOLE, KM, ACC,
             )  # fmt: skip
             found -= every * everywhere
             weights = ()
             for g in tl.static_range(ORDER):
                 weights = weights + (every * parts[g] + once * shares[g],)
-    tl.store(loss + a * la + b * lb + x * lx, tl.where(good, found, otherwise), mask=within)
     if grad is not None:
         put, _ = row_start(a, b, x, oa, ob, ox, VEC, SHIFT)
         factor = tl.full([], 1.0, ACC)
@@ -323,35 +364,46 @@ def cross_entropy_views_rows(
         once = once * factor
         if SMOOTH and not LOG:
             mixture_gradients(
-                y, yg, base, off, grad, og, put, positions, sources, V, M, yn, on, tops, logs, weights, t, every, once,
-                factor, within, good, otherwise, ORDER, DENSE, J, E, VEC, SHIFT, UNIT, KM, ACC,
+                y, yg, base, off, grad, og, put, positions, sources, V, M, yn, on, tops, units_of(logs, ORDER), weights,
+                t, shares, read, every, once, factor, within, good, otherwise, ORDER, DENSE, J, E, VEC, SHIFT, UNIT,
+                WHOLE, KM, ACC,
             )  # fmt: skip
         else:
+            units = ()
+            shifts = ()
+            factors = ()
+            for g in tl.static_range(ORDER):
+                unit, shift, rounding = scale_of(tl.where(good, tops[g], 0.0))
+                p_factor, lost = where_good(good, otherwise, rounding * factor * weights[g] / totals[g], every)
+                units = units + (unit,)
+                shifts = shifts + (shift,)
+                factors = factors + (p_factor,)
             for i in range(blocks):
                 k = (blocks - 1 - i) * (J * E)
-                place = entries(k, J, E, VEC)[0] - off[:, None, None]
                 for g in tl.static_range(ORDER):
                     v = load_block(
-                        y + g * (yg * VEC), base, off, k, V, yn, good, None, J, E, VEC, SHIFT, UNIT, ACC,
+                        y + g * (yg * VEC), base, off, k, V, yn, good, float("-inf") if WHOLE else 0.0, J, E, VEC,
+                        SHIFT, UNIT, ACC,
                     )  # fmt: skip
-                    p_factor = factor * weights[g] / totals[g]
-                    d = slope(
-                        tl.exp(v - tops[g][:, None, None]), place, read[g][:, None, None], p_factor[:, None, None],
-                        every, (once * shares[g])[:, None, None], good[:, None, None], otherwise[:, None, None],
-                    )  # fmt: skip
+                    e = relative(v, units[g][:, None, None], shifts[g][:, None, None])
+                    d = tl.fma(e, factors[g][:, None, None], -lost[:, None, None])
                     store_block(grad + g * (og * VEC), put, off, k, V, on, within, d, J, E, VEC, SHIFT, UNIT)
             if SHIFT:
                 edge, at_edge = edges(off, V, within, VEC)
                 for g in tl.static_range(ORDER):
                     read_edge = at_edge & good[:, None]
                     edge_v = view_at(y + g * (yg * VEC), base, off, yn, edge, read_edge, UNIT, ACC)
-                    edge_factor = factor * weights[g] / totals[g]
-                    edge_d = slope(
-                        tl.exp(edge_v - tops[g][:, None]), edge, read[g][:, None], edge_factor[:, None], every,
-                        (once * shares[g])[:, None], good[:, None], otherwise[:, None],
-                    )  # fmt: skip
+                    edge_e = relative(edge_v, units[g][:, None], shifts[g][:, None])
+                    edge_d = tl.fma(edge_e, factors[g][:, None], -lost[:, None]).to(grad.dtype.element_ty)
                     put_at = at_places(put, off, edge, on, UNIT)
-                    tl.store(grad + g * (og * VEC) + put_at, edge_d.to(grad.dtype.element_ty), mask=at_edge)
+                    tl.store(grad + g * (og * VEC) + put_at, edge_d, mask=at_edge)
+            tl.debug_barrier()
+            for g in tl.static_range(ORDER):
+                t_e = relative(values[g], units[g], shifts[g])
+                t_d = tl.fma(t_e, factors[g], -lost) - once * shares[g]
+                t_put = at_places(put, off, read[g][:, None], on, UNIT)
+                tl.store(grad + g * (og * VEC) + t_put, t_d[:, None].to(grad.dtype.element_ty), mask=good[:, None])
+    tl.store(loss + a * la + b * lb + x * lx, tl.where(good, found, otherwise), mask=within)
 
 
 @lru_cache(maxsize=1024)

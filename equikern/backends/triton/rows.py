@@ -4,28 +4,29 @@ A program takes one long row, or several short ones. Its tile is (rows, lanes, e
 time and keeps a largest logit and a sum of exponentials of its own for every view, joined once at the row's end. So an
 entry costs one exponential, a vector one more, and the row one exchange between threads.
 
-Rows of 50,257 two-byte entries start anywhere within 16 bytes. They are read from the vector that their first entry
-lies in to the one that their last does; what these two hold of the neighbouring rows does not count. Vectors that lie
-wholly within the row are written as such, the few entries before and behind them one by one. That works where the rows
-of all tensors and views start equally far into a vector, as those of contiguous tensors do if there are a multiple of 8
-rows; elsewhere single entries are moved. Where a tensor does not end with a vector, ``SHIFT`` is 2 instead of True:
-the last program reads the last block of its rows entry by entry, so that nothing beyond the tensor is read.
+Rows of 50,257 two-byte entries start anywhere within 16 bytes. Vectors that lie wholly within the row are moved as
+such, the few entries before and behind them one by one. That works where the rows of all tensors and views start
+equally far into a vector, as those of contiguous tensors do if there are a multiple of 8 rows; elsewhere single entries
+are moved.
 
-The second pass over a row goes backwards, so that it meets first what the cache saw last: the rows in flight may be
-more than the L2 cache holds.
+A row whose views fit into the registers of its program (``WHOLE``) is one block: what a second pass over it reads and
+computes again, the compiler takes from the first, as long as nothing is stored in between. Of longer rows the second
+pass goes backwards, so that it meets first what the cache saw last: those in flight may be more than L2 holds.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
 # mypy: disable-error-code="assignment"
-# ruff: noqa: RUF005, B007  (kernels join tuples, they do not unpack them)
+# ruff: noqa: RUF005  (kernels join tuples, they do not unpack them)
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
 from ...views import Views
 from . import launch
+from .exponentials import lowest, power, relative, scale_of
 from .launch import Plan, accumulator, ceil_div, make_plan, next_power_of_two
 from .layout import Known, Operand
 from .tables import TABLE, listed_count, skip_width
@@ -37,6 +38,8 @@ THREADS = ((1 << 11, 128), (1 << 15, 256), (1 << 17, 512))  # of a program, by t
 MOST_THREADS = 1024  # where the views of a row are so long that few rows at a time may be in flight
 SHIFTED = 1024  # entries: shorter rows that are no multiple of a vector are moved entry by entry
 LISTED = 64  # moved entries at a time
+AGAIN = 16  # vectors of a lane at a time that are read again
+KEPT = 64  # registers of a thread that hold the logits of its rows
 
 
 @triton.jit
@@ -83,35 +86,33 @@ def offsets(base, c, sn, UNIT: tl.constexpr):
 
 
 @triton.jit
+def inside(first, off, V, within, VEC: tl.constexpr, SHIFT: tl.constexpr):
+    """Which vectors belong to the row alone, by where they start."""
+    if SHIFT:
+        return within[:, None, None] & ((first - off[:, None, None]).to(tl.uint32) <= (V - VEC).to(tl.uint32))
+    else:
+        return within[:, None, None] & (first < V)
+
+
+@triton.jit
 def load_block(
     ptr, base, off, k, V, sn, within, OTHER: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr,
     SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """A block of every row, OTHER outside of it; anything at all where OTHER is None, which spares the comparisons."""
+    """A block of every row but for what ``edges`` lists, OTHER in its place and outside."""
     c, first = entries(k, J, E, VEC)
-    mask = within[:, None, None] & (first < V + off[:, None, None])
-    at = ptr + offsets(base, c, sn, UNIT)
-    if SHIFT == 2:
-        if (k + J * E >= V) & (tl.program_id(0) == tl.num_programs(0) - 1):
-            inside = within[:, None, None] & ((c - off[:, None, None]).to(tl.uint32) < V.to(tl.uint32))
-            v = tl.load(at, mask=inside, other=0.0 if OTHER is None else OTHER).to(ACC)
-        else:
-            v = tl.load(at, mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
-    else:
-        v = tl.load(at, mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
-    if SHIFT and OTHER is not None:
-        v = tl.where((c - off[:, None, None]).to(tl.uint32) < V.to(tl.uint32), v, OTHER)
-    return v
+    mask = inside(first, off, V, within, VEC, SHIFT)
+    return tl.load(ptr + offsets(base, c, sn, UNIT), mask=mask, other=OTHER).to(ACC)
 
 
 @triton.jit
 def sources_block(
-    sources, off, k, V, within, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr,
+    sources, off, k, V, within, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """The entries of the row that a block of a view consists of."""
-    v = entries(k, J, E, VEC)[0] - off[:, None, None]
-    mask = within[:, None, None] & (v >= 0) & (v < V)
-    return tl.load(sources + v, mask=mask, other=0), mask
+    c, first = entries(k, J, E, VEC)
+    mask = inside(first, off, V, within, VEC, SHIFT)
+    return tl.load(sources + (c - off[:, None, None]), mask=mask, other=0), mask
 
 
 @triton.jit
@@ -121,21 +122,52 @@ def store_block(
 ):  # fmt: skip
     """Write a block but for the vectors that the row shares with its neighbours, see ``edges``."""
     c, first = entries(k, J, E, VEC)
-    mask = within[:, None, None] & (first + (VEC if SHIFT else 1) <= V + off[:, None, None])
-    if SHIFT:
-        mask = mask & (first >= off[:, None, None])
+    mask = inside(first, off, V, within, VEC, SHIFT)
     tl.store(ptr + offsets(base, c, sn, UNIT), v.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def edges(off, V, within, VEC: tl.constexpr):
-    """Positions within the row of what ``store_block`` leaves out: at most VEC − 1 at either end."""
-    i = tl.arange(0, 2 * VEC)[None, :]
-    head = (VEC - off) % VEC
-    tail = (V + off) % VEC
+    """Positions within the row of what lies in no whole vector, and which there are: at most VEC − 1 at either end."""
+    return edge(tl.arange(0, 2 * VEC)[None, :], off, V, within, VEC)
+
+
+@triton.jit
+def edge(i, off, V, within, VEC: tl.constexpr):
+    """The i-th of them; there is none from 2 · VEC on."""
+    head = (VEC - off[:, None]) % VEC
+    tail = (V + off[:, None]) % VEC
     place = tl.where(i < VEC, i, V - 2 * VEC + i)
-    left_out = ((i < VEC) & (i < head[:, None])) | ((i >= VEC) & (place >= V - tail[:, None]))
+    left_out = ((i < VEC) & (i < head)) | ((i >= VEC) & (place >= V - tail) & (place < V))
     return place, within[:, None] & left_out
+
+
+@triton.jit
+def unmoved(skip, place, mask):
+    """Which of some positions no view moves."""
+    if skip is not None:
+        return mask & (tl.load(skip + place, mask=mask, other=1) == 0)
+    else:
+        return mask
+
+
+@triton.jit
+def lane_edge_places(off, V, within, J: tl.constexpr, VEC: tl.constexpr):
+    """They again, one of the first lanes for each."""
+    return edge(tl.arange(0, J)[None, :], off, V, within, VEC)
+
+
+@triton.jit
+def lane_edges(
+    y, base, off, V, yn, within, R: tl.constexpr, J: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
+    UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Their logits, −∞ elsewhere."""
+    if SHIFT:
+        place, mask = lane_edge_places(off, V, within, J, VEC)
+        return tl.load(y + at_places(base, off, place, yn, UNIT), mask=mask, other=float("-inf")).to(ACC)
+    else:
+        return tl.full([R, J], float("-inf"), ACC)
 
 
 @triton.jit
@@ -164,8 +196,8 @@ def view_block(
 ):  # fmt: skip
     """A block of a view of every row, as it is where few entries move."""
     if DENSE:
-        src, mask = sources_block(sources, off, k, V, within, J, E, VEC)
-        return tl.load(y + offsets(base + off, src, sn, UNIT), mask=mask, other=0.0 if OTHER is None else OTHER).to(ACC)
+        src, mask = sources_block(sources, off, k, V, within, J, E, VEC, SHIFT)
+        return tl.load(y + offsets(base + off, src, sn, UNIT), mask=mask, other=OTHER).to(ACC)
     else:
         return load_block(y, base, off, k, V, sn, within, OTHER, J, E, VEC, SHIFT, UNIT, ACC)
 
@@ -194,61 +226,87 @@ def moved_entries(positions, i, M, within, KM: tl.constexpr):
 
 
 @triton.jit
-def lowest(ACC: tl.constexpr):
-    """The least finite number: a largest logit to start from, of which none has to ask whether it is −∞."""
-    if ACC == tl.float64:  # noqa: SIM300
-        return tl.full([], -1.7976931348623157e308, ACC)
-    else:
-        return tl.full([], -3.4028234663852886e38, ACC)
+def started(v, ACC: tl.constexpr):
+    """A lane's largest logit and sum of exponentials of its first entry."""
+    top = tl.maximum(v, lowest(ACC))
+    return top, power(v - top)
 
 
 @triton.jit
 def softened(v, top, total):
-    """A lane's largest logit and sum of exponentials after one more vector."""
+    """The same after one more vector."""
     higher = tl.maximum(top, tl.max(v, 2))
-    return higher, total * tl.exp(top - higher) + tl.sum(tl.exp(v - higher[:, :, None]), 2)
+    return higher, total * power(top - higher) + tl.sum(power(v - higher[:, :, None]), 2)
 
 
 @triton.jit
 def joined(top, total):
     """Those of the row from those of its lanes."""
     highest = tl.max(top, 1)
-    return highest, tl.sum(total * tl.exp(top - highest[:, None]), 1)
+    return highest, tl.sum(total * power(top - highest[:, None]), 1)
 
 
 @triton.jit
 def statistics(
-    y, yg, base, off, V, sn, within, ORDER: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
-    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    y, yg, base, off, sources, V, sn, within, ORDER: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
+    J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Per view, every row's largest logit and its sum of exponentials of the differences to it.
 
     All views are read side by side, as the second pass reads them.
     """
-    tops = ()
-    totals = ()
-    for g in tl.static_range(ORDER):
-        tops = tops + (tl.zeros([R, J], ACC) + lowest(ACC),)
-        totals = totals + (tl.zeros([R, J], ACC),)
-    for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
-        higher = ()
-        sums = ()
-        for g in tl.static_range(ORDER):
-            v = load_block(
-                y + g * (yg * VEC), base, off, k, V, sn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC,
-            )  # fmt: skip
-            top, total = softened(v, tops[g], totals[g])
-            higher = higher + (top,)
-            sums = sums + (total,)
-        tops = higher
-        totals = sums
     highest = ()
     sums = ()
-    for g in tl.static_range(ORDER):
-        top, total = joined(tops[g], totals[g])
-        highest = highest + (top,)
-        sums = sums + (total,)
+    if WHOLE:
+        for g in tl.static_range(ORDER):
+            at = sources + g * V if DENSE else None
+            whole_v = view_block(
+                y + g * (yg * VEC), base, off, at, 0, V, sn, within, float("-inf"), DENSE, J, E, VEC, SHIFT, UNIT, ACC,
+            )  # fmt: skip
+            largest = tl.maximum(tl.max(tl.max(whole_v, 2), 1), lowest(ACC))
+            unit, shift, factor = scale_of(largest)
+            e = relative(whole_v, unit[:, None, None], shift[:, None, None])
+            highest = highest + (largest,)
+            sums = sums + (tl.sum(tl.sum(e, 2), 1) * factor,)
+    else:
+        tops = ()
+        totals = ()
+        for g in tl.static_range(ORDER):
+            edge = lane_edges(y + g * (yg * VEC), base, off, V, sn, within, R, J, VEC, SHIFT, UNIT, ACC)
+            top, total = started(edge, ACC)
+            tops = tops + (top,)
+            totals = totals + (total,)
+        for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
+            read = ()
+            for g in tl.static_range(ORDER):
+                v = load_block(
+                    y + g * (yg * VEC), base, off, k, V, sn, within, float("-inf"), J, E, VEC, SHIFT, UNIT,
+                    y.dtype.element_ty,
+                )  # fmt: skip
+                read = read + (v,)
+            higher = ()
+            more = ()
+            for g in tl.static_range(ORDER):
+                top, total = softened(read[g].to(ACC), tops[g], totals[g])
+                higher = higher + (top,)
+                more = more + (total,)
+            tops = higher
+            totals = more
+        for g in tl.static_range(ORDER):
+            top, total = joined(tops[g], totals[g])
+            highest = highest + (top,)
+            sums = sums + (total,)
     return highest, sums
+
+
+@triton.jit
+def block_count(V, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, WHOLE: tl.constexpr):
+    """How many blocks a row has."""
+    if WHOLE:
+        return 1
+    else:
+        return tl.cdiv(V + (VEC - 1 if SHIFT else 0), J * E)
 
 
 def plan_rows(
@@ -262,6 +320,7 @@ def plan_rows(
     others: Sequence[Known],
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
+    passes: int = 2,
 ) -> Plan | None:
     """Plan a kernel over rows of logits, or None if the tensors must be copied first.
 
@@ -269,6 +328,7 @@ def plan_rows(
         names: one letter per tensor of ``moving``, (…, V); its strides are the scalars ``<letter>g``, ``<letter>a`` …
         fixed_names: likewise for ``fixed``, which have one entry a row.
         others: the pointers behind them: those of ``described``, say.
+        passes: over long rows. With one, few threads that read much each: nothing is to stay in the cache.
     """
     loops = permuted_loops(-1, moving, fixed, None)
     if loops is None:
@@ -279,16 +339,21 @@ def plan_rows(
     itemsize = first.dtype.itemsize
     unit = all(s[4] == 1 for s in loops.moving) or v == 1
     vec, shift = _vectors([o for o, _ in moving if o is not None], loops.moving, v) if unit else (1, False)
-    if shift and any(_end(o) % vec for o, _ in moving if o is not None):
-        sizes = loops.a, loops.b, loops.x
-        shared = (size > 1 and step < vec for row in loops.moving for size, step in zip(sizes, row[1:4], strict=True))
-        vec, shift = (1, False) if any(shared) else (vec, 2)  # rows that share memory end where it ends, too
     e = 16 // itemsize
     order, listed = views.order, listed_count(views, table)
     threads = MOST_THREADS
-    if order * v * itemsize <= THREADS[-1][0] * 2:
+    if passes == 1 or order * v * itemsize <= THREADS[-1][0] * 2:
         threads = next((count for most, count in THREADS if v * itemsize <= most), THREADS[-1][1])
-    j = min(next_power_of_two(ceil_div(v, e)), threads)
+    if passes == 1:
+        threads = max(THREADS[0][1], threads // 2)
+    j = next_power_of_two(ceil_div(v, e))
+    wide = 2 if first.dtype == torch.float64 else 1  # registers of a value
+    full = j <= threads or 5 * v >= 4 * j * e
+    once = not shift and full and order * j * e * wide <= KEPT * threads
+    if once:  # in few threads, which have less to exchange
+        threads = max(64, min(threads, next_power_of_two(order * j * e * wide * 2 // KEPT)))
+    else:
+        j = min(j, threads)
     r = max(1, min(next_power_of_two(rows), threads // j))
     scaled = [(s[0] // vec, *(k if shift else k // vec for k in s[1:4]), s[4]) for s in loops.moving]
     values: dict[str, int | float] = {
@@ -318,16 +383,13 @@ def plan_rows(
             "VEC": vec,
             "SHIFT": shift,
             "UNIT": unit,
+            "WHOLE": once,
+            **({"NEAR": next_power_of_two(min(AGAIN, ceil_div(v, j * e)))} if "NEAR" in kernel.arg_names else {}),
             "KM": min(LISTED, next_power_of_two(listed)),
             "ACC": accumulator(first.dtype),
         },
         max(1, min(r * j, threads) // launch.LANES),  # and no other launch is tried: sums follow the block
     )
-
-
-def _end(o: Operand) -> int:
-    """How many entries behind the first one the memory of a tensor ends."""
-    return 1 + sum((size - 1) * step for size, step in zip(o.shape, o.stride, strict=True))
 
 
 def _vectors(operands: Sequence[Operand], strides: Sequence[Sequence[int]], v: int) -> tuple[int, int]:

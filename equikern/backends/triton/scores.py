@@ -19,21 +19,28 @@ from ..base import Maybe
 from . import permuted, selection
 from .compat import jit_kernel
 from .device import expm1, log1p
+from .exponentials import exponent, lowest, natural, raised
 from .launch import Plan, ceil_div, make_plan, next_power_of_two, run, strides
 from .layout import Known, Operand, known, operand
 from .rows import (
     LISTED,
     at_places,
+    block_count,
     dense,
     described,
+    edge,
     edges,
+    inside,
+    lane_edges,
     listed_sources,
     load_block,
-    lowest,
     moved_entries,
+    offsets,
     plan_rows,
     program_rows,
     row_start,
+    softened,
+    started,
     store_block,
     vector_start,
     view_at,
@@ -49,68 +56,118 @@ __all__ = ["plan", "score", "score_select", "select_plan"]
 PROGRAMS = 128
 
 
+# Where exponentials are 0 in any dtype: a distance to the largest logit counts as no more, so that 0 · −∞ is 0.
+FAR = tl.constexpr(-1100.0)
+
+
 @triton.jit
-def moved_by(drop, rest):
-    """What a higher top adds to the moment of those below; finite below −10,000, too, where exp(drop) is 0."""
-    return tl.where(rest == -1.0, 0.0, tl.maximum(drop, -10000.0) * (1.0 + rest))
+def with_nan(a, b):
+    """The larger of two, NaN where one is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def lane_entries(
+    y, base, off, lane, i, V, yn, within, N: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr,
+    SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What one lane of each row read in N blocks from the i-th on."""
+    k = (i + tl.arange(0, N))[None, :, None] * (J * E)
+    if VEC > 1:
+        first = k + lane[:, None, None] * VEC
+        c = first + tl.arange(0, E)[None, None, :]
+    else:
+        c = k + lane[:, None, None] + tl.arange(0, E)[None, None, :] * J
+        first = c
+    mask = inside(first, off, V, within, VEC, SHIFT)
+    return tl.load(y + offsets(base, c, yn, UNIT), mask=mask, other=float("-inf")).to(ACC)
+
+
+@triton.jit
+def beside(v, highest, ACC: tl.constexpr):
+    """Of entries: how many are a row's largest logit, Σ exp of the others' distances from it, the largest of them."""
+    d = v - highest[:, None, None]
+    found = d == 0.0
+    others = tl.where(found, 0.0, tl.exp(d))
+    second = tl.where(found, lowest(ACC), v)
+    return tl.sum(found.to(ACC), 2), tl.sum(others, 2), tl.max(second, 2)
 
 
 @triton.jit
 def row_losses(
     y, base, off, V, yn, within, OP: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
-    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, NEAR: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """Per lane the largest logit m, Σ exp(v − m) without m itself, in which a small rest would be lost, and what the
-    kind asks for: Σ (v − m) exp(v − m) or the second.
+    """The loss of each row, from each lane's largest logit m, Σ exp(v − m) and, of the entropy, Σ (v − m) exp(v − m).
+
+    A score that does not saturate needs the row's sum without its largest logit itself, beside which a small rest would
+    be lost. So the lane that has it is read again, NEAR of its vectors at a time: from it comes the second, too.
     """
-    least = lowest(ACC)
-    top = tl.zeros([R, J], ACC) + (float("-inf") if OP == "max" else least)
-    rest = tl.zeros([R, J], ACC) - (0.0 if OP == "max" else 1.0)  # −1: no logit above −∞ so far
-    third = tl.zeros([R, J], ACC)
-    if OP == "margin":
-        third += least
-    for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
-        v = load_block(y, base, off, k, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
-        if OP == "max":
-            top = tl.maximum(top, tl.max(v, 2))
-            rest += tl.sum((v != v).to(ACC), 2)
-        else:
-            if OP == "margin":
-                # The second of the lane's first two and of the vector's: equal largest ones count twice.
-                best = tl.max(v, 2)
-                twice = tl.sum((v == best[:, :, None]).to(tl.int32), 2) > 1
-                after = tl.max(tl.where(v == best[:, :, None], least, v), 2)
-                third = tl.maximum(tl.maximum(third, tl.minimum(top, best)), tl.where(twice, best, after))
-            higher = tl.maximum(top, tl.max(v, 2))
-            drop = top - higher
-            d = v - higher[:, :, None]
-            e = tl.exp(d)
-            if OP == "entropy":
-                # −∞ adds nothing: 0 · −∞ would be NaN.
-                terms = tl.where(e == 0.0, 0.0, d * e)
-                third = tl.exp(drop) * (third + moved_by(drop, rest)) + tl.sum(terms, 2)
-            here = tl.sum((d == 0.0).to(ACC), 2) - (drop < 0.0).to(ACC)  # beside m, which is not counted
-            kept = tl.where(drop < 0.0, (1.0 + rest) * tl.exp(drop), rest)
-            rest = kept + (here + tl.sum(tl.where(d == 0.0, 0.0, e), 2))
-            top = higher
-    highest = tl.max(top, 1)
-    if OP == "max":  # tl.max leaves NaN out
-        return tl.where(tl.sum(rest, 1) > 0.0, float("nan"), -highest)
-    else:
-        drop = top - highest[:, None]
-        first = drop == 0.0
-        lanes = tl.sum(first.to(ACC), 1)
-        others = tl.sum(tl.where(first, rest, (1.0 + rest) * tl.exp(drop)), 1) + (lanes - 1.0)
-        others = tl.where(others == -1.0, float("nan"), others)  # no logit above −∞: no distribution
-        result = log1p(others)  # −log of the largest probability
+    if OP == "max":
+        largest = lane_edges(y, base, off, V, yn, within, R, J, VEC, SHIFT, UNIT, ACC)
+        for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
+            v = load_block(y, base, off, k, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
+            largest = with_nan(largest, tl.reduce(v, 2, with_nan))
+        return -tl.reduce(largest, 1, with_nan)
+    moment = tl.zeros([R], ACC)
+    if WHOLE:
+        row = load_block(y, base, off, 0, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
+        highest = tl.maximum(tl.max(tl.max(row, 2), 1), lowest(ACC))
+        count, others, second = beside(row, highest, ACC)
+        equal = tl.sum(count, 1)
+        rest = tl.sum(others, 1)
+        runner_up = tl.max(second, 1)
         if OP == "entropy":
-            moment = tl.sum(tl.exp(drop) * (third + moved_by(drop, rest)), 1)
-            result -= moment / (1.0 + others)
-        elif OP == "margin":
-            second = tl.where(lanes > 1.0, highest, tl.max(tl.where(first, third, top), 1))
-            gap = second - highest  # p_2nd / p_1st in logarithm, of which both ends keep their digits
-            result -= tl.where(gap < -1.0, log1p(-tl.exp(gap)), tl.log(-expm1(gap)))
-        return result
+            d = tl.maximum(exponent(row - highest[:, None, None]), FAR)
+            moment = tl.sum(tl.sum(d * raised(d), 2), 1)
+    else:
+        top, total = started(lane_edges(y, base, off, V, yn, within, R, J, VEC, SHIFT, UNIT, ACC), ACC)
+        moments = tl.zeros([R, J], ACC)
+        for k in range(0, V + (VEC - 1 if SHIFT else 0), J * E):
+            v = load_block(y, base, off, k, V, yn, within, float("-inf"), J, E, VEC, SHIFT, UNIT, ACC)
+            if OP == "entropy":
+                higher = tl.maximum(top, tl.max(v, 2))
+                drop = tl.maximum(exponent(top - higher), FAR)
+                left = raised(drop)
+                t = tl.maximum(exponent(v - higher[:, :, None]), FAR)
+                e = raised(t)
+                moments = left * (moments + drop * total) + tl.sum(t * e, 2)
+                total = left * total + tl.sum(e, 2)
+                top = higher
+            else:
+                top, total = softened(v, top, total)
+        highest, lane = tl.max(top, 1, return_indices=True)
+        chosen = tl.arange(0, J)[None, :] == lane[:, None]
+        from_top = top - highest[:, None]
+        joining = tl.exp(from_top)
+        rest = tl.sum(tl.where(chosen, 0.0, total * joining), 1)
+        runner_up = tl.max(tl.where(chosen, lowest(ACC), top), 1)
+        if OP == "entropy":
+            moment = tl.sum(joining * (moments + tl.maximum(exponent(from_top), FAR) * total), 1)
+        equal = tl.zeros([R], ACC)
+        for i in range(0, block_count(V, J, E, VEC, SHIFT, False), NEAR):
+            near = lane_entries(y, base, off, lane, i, V, yn, within, NEAR, J, E, VEC, SHIFT, UNIT, ACC)
+            near_count, near_others, near_second = beside(near, highest, ACC)
+            equal += tl.sum(near_count, 1)
+            rest += tl.sum(near_others, 1)
+            runner_up = tl.maximum(runner_up, tl.max(near_second, 1))
+        if SHIFT:
+            place, at_edge = edge(lane[:, None], off, V, within, VEC)
+            alone = tl.load(y + at_places(base, off, place, yn, UNIT), mask=at_edge, other=float("-inf")).to(ACC)
+            edge_count, edge_others, edge_second = beside(alone[:, :, None], highest, ACC)
+            equal += tl.sum(edge_count, 1)
+            rest += tl.sum(edge_others, 1)
+            runner_up = tl.maximum(runner_up, tl.max(edge_second, 1))
+    rest += equal - 1.0
+    rest = tl.where(rest == -1.0, float("nan"), rest)  # no logit above −∞: no distribution
+    result = log1p(rest)  # −log of the largest probability
+    if OP == "entropy":
+        result -= natural(moment) / (1.0 + rest)
+    elif OP == "margin":
+        gap = tl.where(equal > 1.0, 0.0, runner_up - highest)  # p_2nd / p_1st in logarithm: both ends keep their digits
+        result -= tl.where(gap < -1.0, log1p(-tl.exp(gap)), tl.log(-expm1(gap)))
+    return result
 
 
 @jit_kernel
@@ -118,12 +175,12 @@ def score_rows(
     y, out, rows: tl.int64, nb: tl.int64, nx: tl.int64, V: tl.int32,
     ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64,
     OP: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
-    UNIT: tl.constexpr, ACC: tl.constexpr,
+    UNIT: tl.constexpr, WHOLE: tl.constexpr, NEAR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The loss of each row."""
     a, b, x, within = program_rows(rows, nb, nx, R)
     base, off = row_start(a, b, x, ya, yb, yx, VEC, SHIFT)
-    result = row_losses(y, base, off, V, yn, within, OP, R, J, E, VEC, SHIFT, UNIT, ACC)
+    result = row_losses(y, base, off, V, yn, within, OP, R, J, E, VEC, SHIFT, UNIT, WHOLE, NEAR, ACC)
     tl.store(out + a * oa + b * ob + x * ox, result, mask=within)
 
 
@@ -134,6 +191,7 @@ def score_select_rows(
     oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     OP: tl.constexpr, MINIMUM: tl.constexpr, ORDER: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
     J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
+    WHOLE: tl.constexpr, NEAR: tl.constexpr,
     OUT_VEC: tl.constexpr, OUT_SHIFT: tl.constexpr, OUT_UNIT: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Score every view of a row, then move the best one's bits into the result, the listed entries last."""
@@ -142,7 +200,7 @@ def score_select_rows(
     best = tl.zeros([R], ACC) + float("nan")
     for g in range(ORDER):
         base, off = vector_start(g * yg + a * ya + b * yb + x * yx, VEC, SHIFT)
-        loss = row_losses(y, base, off, V, yn, within, OP, R, J, E, VEC, SHIFT, UNIT, ACC)
+        loss = row_losses(y, base, off, V, yn, within, OP, R, J, E, VEC, SHIFT, UNIT, WHOLE, NEAR, ACC)
         better = loss < best if MINIMUM else loss > best
         better = better | ((best != best) & (loss == loss))
         winner = tl.where(better, g, winner)
@@ -178,7 +236,7 @@ def score_select_rows(
 def plan(kind: str, logits: Operand, out: Operand) -> Plan | None:
     """The launch of ``score``, or None if the logits must be copied first."""
     moving, fixed = [(logits, False)], [(out, False)]
-    return plan_rows(score_rows, still(1), None, "y", moving, "o", fixed, (), {}, {"OP": kind})
+    return plan_rows(score_rows, still(1), None, "y", moving, "o", fixed, (), {}, {"OP": kind}, passes=1)
 
 
 @lru_cache(maxsize=1024)

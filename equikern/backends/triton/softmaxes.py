@@ -15,10 +15,12 @@ from torch import Tensor
 from ...views import Views
 from ..base import Maybe
 from .compat import jit_kernel
+from .exponentials import relative, scale_of
 from .launch import Plan, on_copies, run
 from .layout import Known, Operand, contiguous_views, known, operand
 from .rows import (
     at_places,
+    block_count,
     counted,
     described,
     edges,
@@ -32,6 +34,7 @@ from .rows import (
     sources_block,
     statistics,
     store_block,
+    unmoved,
     view_at,
     view_block,
 )
@@ -41,29 +44,35 @@ __all__ = ["backward_plan", "mean_plan", "softmax_mean", "softmax_mean_backward"
 
 
 @triton.jit
-def chance(v, top, factor, LOG: tl.constexpr):
-    """A logit's probability, its factor being 1/Σ, or the logarithm of it, its factor being log Σ."""
+def with_view(total, v, unit, shift, factor, LOG: tl.constexpr):
+    """The sum of the views with one more: its probability, or its logit less the largest one."""
     if LOG:
-        return (v - top) - factor
+        return total + (v - shift)
     else:
-        return tl.exp(v - top) * factor
+        return tl.fma(relative(v, unit, shift), factor, total)
 
 
 @triton.jit
 def mean_at(
-    y, yg, base, off, yn, tops, factors, place, sources, stride, listed, mask, ORDER: tl.constexpr, LOG: tl.constexpr,
-    VEC: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    y, yg, base, off, yn, units, shifts, factors, level, place, sources, stride, listed, mask, ORDER: tl.constexpr,
+    LOG: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The result at some positions."""
+    total = tl.zeros_like(mask.to(ACC))
     for g in tl.static_range(ORDER):
         at = sources + g * stride if sources is not None else None
         v = view_at(y + g * (yg * VEC), base, off, yn, listed_sources(at, place, listed), mask, UNIT, ACC)
-        p = chance(v, tops[g][:, None], factors[g][:, None], LOG)
-        if g == 0:
-            total = p
-        else:
-            total += p
-    return total * tl.full([], 1.0 / ORDER, ACC)
+        total = with_view(total, v, units[g][:, None], shifts[g][:, None], factors[g][:, None], LOG)
+    return finished(total, level[:, None], ORDER, LOG)
+
+
+@triton.jit
+def finished(total, level, ORDER: tl.constexpr, LOG: tl.constexpr):
+    """The mean from the sum: factors of probabilities have the |G| in them, logarithms their log Σ still to lose."""
+    if LOG:
+        return total * tl.full([], 1.0 / ORDER, total.dtype) - level
+    else:
+        return total
 
 
 @jit_kernel
@@ -72,7 +81,8 @@ def softmax_mean_rows(
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
     oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64, lg: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
     ORDER: tl.constexpr, LOG: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
-    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
+    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, KM: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Read every row of every view once for its sum, and once more, backwards, for the result.
 
@@ -81,32 +91,45 @@ def softmax_mean_rows(
     a, b, x, within = program_rows(rows, nb, nx, R)
     base, off = row_start(a, b, x, ya, yb, yx, VEC, SHIFT)
     put, _ = row_start(a, b, x, oa, ob, ox, VEC, SHIFT)
-    tops, totals = statistics(y, yg, base, off, V, yn, within, ORDER, R, J, E, VEC, SHIFT, UNIT, ACC)
+    tops, totals = statistics(
+        y, yg, base, off, sources, V, yn, within, ORDER, DENSE, R, J, E, VEC, SHIFT, UNIT, WHOLE, ACC,
+    )  # fmt: skip
+    units = ()
+    shifts = ()
     factors = ()
+    logs = ()
+    level = tl.zeros([R], ACC)
     for g in tl.static_range(ORDER):
+        unit, shift, factor = scale_of(tops[g])
         log = tl.log(totals[g])
-        tl.store(lse + g * lg + a * la + b * lb + x * lx, tops[g] + log, mask=within)
-        factors = factors + (log if LOG else 1.0 / totals[g],)
-    blocks = tl.cdiv(V + (VEC - 1 if SHIFT else 0), J * E)
+        units = units + (unit,)
+        shifts = shifts + (tops[g] if LOG else shift,)
+        factors = factors + (factor / (totals[g] * ORDER),)
+        logs = logs + (log,)
+        level += log * tl.full([], 1.0 / ORDER, ACC)
+    blocks = block_count(V, J, E, VEC, SHIFT, WHOLE)
     for i in range(blocks):
         k = (blocks - 1 - i) * (J * E)
+        mean = tl.zeros([R, J, E], ACC)
         for g in tl.static_range(ORDER):
             at = sources + g * V if DENSE else None
             v = view_block(
-                y + g * (yg * VEC), base, off, at, k, V, yn, within, None, DENSE, J, E, VEC, SHIFT, UNIT, ACC,
+                y + g * (yg * VEC), base, off, at, k, V, yn, within, float("-inf") if WHOLE else 0.0, DENSE, J, E,
+                VEC, SHIFT, UNIT, ACC,
             )  # fmt: skip
-            p = chance(v, tops[g][:, None, None], factors[g][:, None, None], LOG)
-            if g == 0:
-                total = p
-            else:
-                total += p
-        total = total * tl.full([], 1.0 / ORDER, ACC)
-        store_block(out, put, off, k, V, on, within, total, J, E, VEC, SHIFT, UNIT)
+            mean = with_view(
+                mean, v, units[g][:, None, None], shifts[g][:, None, None], factors[g][:, None, None], LOG,
+            )  # fmt: skip
+        mean = finished(mean, level[:, None, None], ORDER, LOG)
+        store_block(out, put, off, k, V, on, within, mean, J, E, VEC, SHIFT, UNIT)
+    for g in tl.static_range(ORDER):
+        tl.store(lse + g * lg + a * la + b * lb + x * lx, tops[g] + logs[g], mask=within)
     if SHIFT:
         edge, at_edge = edges(off, V, within, VEC)
         table = sources + edge if DENSE else None
         result = mean_at(
-            y, yg, base, off, yn, tops, factors, edge, table, V, edge < V, at_edge, ORDER, LOG, VEC, UNIT, ACC,
+            y, yg, base, off, yn, units, shifts, factors, level, edge, table, V, edge < V, at_edge, ORDER, LOG, VEC,
+            UNIT, ACC,
         )  # fmt: skip
         tl.store(out + at_places(put, off, edge, on, UNIT), result.to(out.dtype.element_ty), mask=at_edge)
     if positions is not None:
@@ -114,20 +137,33 @@ def softmax_mean_rows(
         for i in range(0, M, KM):
             some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
             again = mean_at(
-                y, yg, base, off, yn, tops, factors, moved, sources + some, M, listed, wanted, ORDER, LOG, VEC, UNIT,
-                ACC,
+                y, yg, base, off, yn, units, shifts, factors, level, moved, sources + some, M, listed, wanted, ORDER,
+                LOG, VEC, UNIT, ACC,
             )  # fmt: skip
             tl.store(out + at_places(put, off, moved, on, UNIT), again.to(out.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
-def slope(v, norm, spread, total, LOG: tl.constexpr, ORDER: tl.constexpr):
-    """∂L/∂logit, spread being ∂L/∂ its (log-)probability and total its row's sum of ∂L (of p · ∂L)."""
-    p = tl.exp(v - norm)
+def slope(e, spread, factor, total, LOG: tl.constexpr, ORDER: tl.constexpr):
+    """∂L/∂logit of a probability e · factor, spread being ∂L/∂ its (log-)probability.
+
+    total is its row's Σ p · ∂L; of the logarithm factor · Σ ∂L.
+    """
     if LOG:
-        return (spread - p * total) * tl.full([], 1.0 / ORDER, v.dtype)
+        return tl.fma(-e, total, spread) * tl.full([], 1.0 / ORDER, e.dtype)
     else:
-        return p * (spread - total) * tl.full([], 1.0 / ORDER, v.dtype)
+        return (e * (factor * tl.full([], 1.0 / ORDER, e.dtype))) * (spread - total)
+
+
+@triton.jit
+def products_at(
+    y, grad, base, come, off, yn, dn, unit, shift, place, sources, listed, mask, UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Σ p · ∂L over some positions of a view, but for the row's factor."""
+    d = view_at(grad, come, off, dn, place, mask, UNIT, ACC)
+    v = view_at(y, base, off, yn, listed_sources(sources, place, listed), mask, UNIT, ACC)
+    return tl.sum(tl.where(mask, relative(v, unit[:, None], shift[:, None]) * d, 0.0), 1)
 
 
 @jit_kernel
@@ -139,7 +175,8 @@ def softmax_mean_backward_rows(
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     lg: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
     ORDER: tl.constexpr, LOG: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
-    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
+    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, KM: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Sum p · ∂L (∂L alone for the logarithm), then write every view's gradient where the view was read.
 
@@ -150,11 +187,16 @@ def softmax_mean_backward_rows(
     come, _ = row_start(a, b, x, da, db, dx, VEC, SHIFT)
     put, _ = row_start(a, b, x, oa, ob, ox, VEC, SHIFT)
     sums = ()
-    norms = ()
+    units = ()
+    shifts = ()
+    factors = ()
     for g in tl.static_range(ORDER):
         sums = sums + (tl.zeros([R, J], ACC),)
-        norms = norms + (tl.load(lse + g * lg + a * la + b * lb + x * lx, mask=within, other=0),)
-    blocks = tl.cdiv(V + (VEC - 1 if SHIFT else 0), J * E)
+        unit, shift, factor = scale_of(tl.load(lse + g * lg + a * la + b * lb + x * lx, mask=within, other=0))
+        units = units + (unit,)
+        shifts = shifts + (shift,)
+        factors = factors + (factor,)
+    blocks = block_count(V, J, E, VEC, SHIFT, WHOLE)
     for i in range(blocks):
         k = i * (J * E)
         d = load_block(grad, come, off, k, V, dn, within, 0.0, J, E, VEC, SHIFT, UNIT, ACC)
@@ -169,44 +211,64 @@ def softmax_mean_backward_rows(
                     y + g * (yg * VEC), base, off, at, k, V, yn, within, float("-inf"), DENSE, J, E, VEC, SHIFT, UNIT,
                     ACC,
                 )  # fmt: skip
-                term = tl.exp(v - norms[g][:, None, None]) * d
+                term = relative(v, units[g][:, None, None], shifts[g][:, None, None]) * d
             added = added + (sums[g] + tl.sum(term, 2),)
         sums = added
     totals = ()
     for g in tl.static_range(ORDER):
         total = tl.sum(sums[g], 1)
+        view = y + g * (yg * VEC)
+        if SHIFT:
+            edge, at_edge = edges(off, V, within, VEC)
+            if LOG:
+                total += tl.sum(view_at(grad, come, off, dn, edge, at_edge, UNIT, ACC), 1)
+            else:
+                counts = unmoved(skip, edge, at_edge)
+                table = sources + g * V + edge if DENSE else None
+                total += products_at(
+                    view, grad, base, come, off, yn, dn, units[g], shifts[g], edge, table, counts, counts, UNIT, ACC,
+                )  # fmt: skip
         if positions is not None and not LOG:
             for i in range(0, M, KM):
                 some, listed, wanted, moved = moved_entries(positions, i, M, within, KM)
-                spread = view_at(grad, come, off, dn, moved, wanted, UNIT, ACC)
-                listed_src = tl.load(sources + g * M + some, mask=listed, other=0)
-                moved_v = view_at(y + g * (yg * VEC), base, off, yn, listed_src, wanted, UNIT, ACC)
-                total += tl.sum(tl.where(wanted, tl.exp(moved_v - norms[g][:, None]) * spread, 0.0), 1)
-        totals = totals + (total,)
+                total += products_at(
+                    view, grad, base, come, off, yn, dn, units[g], shifts[g], moved, sources + g * M + some, listed,
+                    wanted, UNIT, ACC,
+                )  # fmt: skip
+        totals = totals + (total * factors[g],)
     for i in range(blocks):
         k = (blocks - 1 - i) * (J * E)
-        d = load_block(grad, come, off, k, V, dn, within, None, J, E, VEC, SHIFT, UNIT, ACC)
+        d = load_block(grad, come, off, k, V, dn, within, 0.0, J, E, VEC, SHIFT, UNIT, ACC)
         for g in tl.static_range(ORDER):
             view = y + g * (yg * VEC)
             into = out + g * (og * VEC)
-            norm = norms[g][:, None, None]
+            row_unit = units[g][:, None, None]
+            row_shift = shifts[g][:, None, None]
+            row_factor = factors[g][:, None, None]
             row_total = totals[g][:, None, None]
             if DENSE:
-                src, mask = sources_block(sources + g * V, off, k, V, within, J, E, VEC)
-                v = tl.load(view + offsets(base + off, src, yn, UNIT), mask=mask, other=0).to(ACC)
-                w = slope(v, norm, d, row_total, LOG, ORDER).to(out.dtype.element_ty)
-                tl.store(into + offsets(put + off, src, on, UNIT), w, mask=mask)
+                src, mask = sources_block(sources + g * V, off, k, V, within, J, E, VEC, SHIFT)
+                v = tl.load(view + offsets(base + off, src, yn, UNIT), mask=mask, other=float("-inf")).to(ACC)
+                w = slope(relative(v, row_unit, row_shift), d, row_factor, row_total, LOG, ORDER)
+                tl.store(into + offsets(put + off, src, on, UNIT), w.to(out.dtype.element_ty), mask=mask)
             else:
-                v = load_block(view, base, off, k, V, yn, within, None, J, E, VEC, SHIFT, UNIT, ACC)
-                w = slope(v, norm, d, row_total, LOG, ORDER)
+                v = load_block(
+                    view, base, off, k, V, yn, within, float("-inf") if WHOLE else 0.0, J, E, VEC, SHIFT, UNIT, ACC,
+                )  # fmt: skip
+                w = slope(relative(v, row_unit, row_shift), d, row_factor, row_total, LOG, ORDER)
                 store_block(into, put, off, k, V, on, within, w, J, E, VEC, SHIFT, UNIT)
-    if SHIFT and not DENSE:
+    if SHIFT:
         edge, at_edge = edges(off, V, within, VEC)
         edge_d = view_at(grad, come, off, dn, edge, at_edge, UNIT, ACC)
         for g in tl.static_range(ORDER):
-            edge_v = view_at(y + g * (yg * VEC), base, off, yn, edge, at_edge, UNIT, ACC)
-            edge_w = slope(edge_v, norms[g][:, None], edge_d, totals[g][:, None], LOG, ORDER).to(out.dtype.element_ty)
-            tl.store(out + g * (og * VEC) + at_places(put, off, edge, on, UNIT), edge_w, mask=at_edge)
+            edge_src = listed_sources(sources + g * V + edge if DENSE else None, edge, at_edge)
+            edge_v = view_at(y + g * (yg * VEC), base, off, yn, edge_src, at_edge, UNIT, ACC)
+            edge_w = slope(
+                relative(edge_v, units[g][:, None], shifts[g][:, None]), edge_d, factors[g][:, None],
+                totals[g][:, None], LOG, ORDER,
+            )  # fmt: skip
+            edge_put = at_places(put, off, edge_src, on, UNIT)
+            tl.store(out + g * (og * VEC) + edge_put, edge_w.to(out.dtype.element_ty), mask=at_edge)
     if positions is not None:
         tl.debug_barrier()
         for i in range(0, M, KM):
@@ -215,10 +277,12 @@ def softmax_mean_backward_rows(
             for g in tl.static_range(ORDER):
                 moved_src = tl.load(sources + g * M + some, mask=listed, other=0)
                 moved_v = view_at(y + g * (yg * VEC), base, off, yn, moved_src, wanted, UNIT, ACC)
-                moved_w = slope(moved_v, norms[g][:, None], moved_d, totals[g][:, None], LOG, ORDER).to(
-                    out.dtype.element_ty
-                )
-                tl.store(out + g * (og * VEC) + at_places(put, off, moved_src, on, UNIT), moved_w, mask=wanted)
+                moved_w = slope(
+                    relative(moved_v, units[g][:, None], shifts[g][:, None]), moved_d, factors[g][:, None],
+                    totals[g][:, None], LOG, ORDER,
+                )  # fmt: skip
+                moved_put = at_places(put, off, moved_src, on, UNIT)
+                tl.store(out + g * (og * VEC) + moved_put, moved_w.to(out.dtype.element_ty), mask=wanted)
 
 
 @lru_cache(maxsize=1024)
