@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -52,8 +53,13 @@ FLAT = 256  # values per program where each is addressed on its own: two a threa
 # about half the warps. Beyond, one value a thread: compiled for sm_90 that raises the occupancy of dot_points from 31 %
 # to 50 % for 16 views of 7×7 planes, and from 19 % to 38 % for the cube's 48.
 FEW_VIEWS = 8
+# Of single points a thread takes as many as keep so many registers, in which the loads of all views wait, or so many.
+WAITING = 32
+MOST_POINTS = 8
+THREADS = 128  # of a program that does
 
-LARGE = 2**31  # row numbers from here on are 64 bits wide
+LARGE = 2**31  # offsets from here on are 64 bits wide
+MOST_ROWS = 2**30  # and row numbers from here on: see ``device.quotient``
 
 _PROGRAMS = 2**31 - 1  # grid axis 0; axes 1 and 2 stop at 65,535
 _VECTOR_BYTES = 16
@@ -189,10 +195,9 @@ def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, in
     return min(next_power_of_two(h), max(1, ELEMENTS[itemsize] // columns)), columns
 
 
-def gather_block(rows: int, c: int, itemsize: int, moves: bool) -> tuple[int, int]:
-    """Points and entries per point of one program."""
-    entries = column_block(c, ELEMENTS[itemsize])
-    elements = FLAT if c == 1 and moves else ELEMENTS[itemsize]
+def gather_block(rows: int, c: int, elements: int) -> tuple[int, int]:
+    """Points and entries per point of one program, which takes so many elements."""
+    entries = column_block(c, elements)
     return min(next_power_of_two(rows), max(1, elements // entries)), entries
 
 
@@ -306,16 +311,19 @@ def plan_gather(
     fixed_names: str,
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
-    at_once: bool = False,
+    by_view: bool,
+    streams: int,
     choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel that addresses every point (a, b, d, h, w) on its own and moves its C entries as a vector.
 
-    See ``plan_tiles`` for the arguments; ``at_once``: the values of all views are in registers at the same time.
+    See ``plan_tiles`` for the arguments; ``streams``: how many values of each point are in registers at the same time.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     axes = loops(views)
-    points, entries = gather_block(layout.rows, layout.c, itemsize, axes.moves)
+    single = layout.c == 1 and axes.moves
+    each = max(1, min(MOST_POINTS, WAITING // (streams * max(1, itemsize // 4))))  # points of a thread
+    points, entries = gather_block(layout.rows, layout.c, THREADS * each if single else ELEMENTS[itemsize])
     points = times_two(points, choice.block, next_power_of_two(layout.rows))
     sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
     # Points that follow one another in memory need no division for their offset.
@@ -334,6 +342,9 @@ def plan_gather(
         for s, step in zip(layout.moving, steps, strict=True)
     ]
     row_blocks, column_blocks = ceil_div(layout.rows, points), ceil_div(layout.c, entries)
+    divided = sizes if by_view else inside
+    padded = layout.b + points // math.prod(inside) + 1  # the items that a program's last rows may name
+    reach = max(_reach((padded, *(sizes if k else inside), layout.c), s[2:]) for k, s in enumerate(layout.moving))
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
         "column_blocks": column_blocks,
@@ -345,6 +356,8 @@ def plan_gather(
         "m0": sizes[0],
         "m1": sizes[1],
         "m2": sizes[2],
+        "rr": reciprocal(row_blocks),
+        **{f"r{k}": reciprocal(size) for k, size in enumerate(divided)},
         **scalars,
         **strides(names, "gab012s", moving),
         **strides(fixed_names, "gab", layout.fixed),
@@ -364,14 +377,31 @@ def plan_gather(
             "VEC": vec,
             "VEC_R": vec_rows,
             "DENSE": tuple(step is not None for step in steps),
-            "BIG": layout.rows + points >= LARGE,
+            "BIG": layout.rows + points >= MOST_ROWS or reach >= LARGE,
+            "SHARED": not any(s[2] for s in layout.fixed),
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
         times_two(
-            warps(points * entries, vec * vec_rows, views.order + at_once * FEW_VIEWS), choice.warps, 2 * MOST_WARPS
+            max(1, points // (LANES * each)) if single else warps(points * entries, vec * vec_rows, streams),
+            choice.warps,
+            2 * MOST_WARPS,
         ),
-        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, at_once),
+        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view, streams),
     )
+
+
+def reciprocal(d: int) -> int:
+    """What ``device.quotient`` multiplies by in the place of a division by d: 2³¹⁺ᵏ/d rounded up, and k above it.
+
+    2ᵏ is the largest power of two up to d, so the factor has 32 bits; (2n · factor) >> 32 + k is n // d for n < 2³⁰.
+    """
+    shift = d.bit_length() - 1
+    return shift << 32 | ceil_div(1 << (31 + shift), d)
+
+
+def _reach(sizes: Sequence[int], steps: Sequence[int]) -> int:
+    """The largest distance of two elements of a block of such sizes, and of all sums on the way to an offset."""
+    return sum(size * abs(step) for size, step in zip(sizes, steps, strict=True))
 
 
 def view_sizes(sizes: tuple[int, int, int], word: int) -> tuple[int, int, int]:
