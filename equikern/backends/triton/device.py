@@ -11,14 +11,37 @@ import triton.language as tl
 
 
 @triton.jit
+def quotient(n, d, reciprocal):
+    """n // d of n < 2³⁰ by ``launch.reciprocal``: two instructions, not twenty; numbers of 64 bits divide."""
+    if n.dtype == tl.int32:
+        high = tl.umulhi((n * 2).to(tl.uint32), reciprocal.to(tl.uint32))
+        return (high >> (reciprocal >> 32).to(tl.uint32)).to(tl.int32)
+    else:
+        return n // d
+
+
+@triton.jit
 def tile_at(
     tiles, across, nb, H, W, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
+    rt=None, ra=None, rb=None, WIDE: tl.constexpr = True,
 ):  # fmt: skip
-    """This program's number, its tile's first row and column, its item (a, b), and the sides of a plane."""
+    """This program's number, its tile's first row and column, its item (a, b), and the sides of a plane.
+
+    Unless WIDE, numbers within a plane have 32 bits, and the first three sizes come with their reciprocals.
+    """
     pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    return pid, i0, j0, (pid // tiles // nb).to(tl.int64), (pid // tiles % nb).to(tl.int64), H * VEC_H, W * VEC
+    if WIDE:
+        i0 = (pid % tiles // across).to(tl.int64) * TI
+        j0 = (pid % tiles % across).to(tl.int64) * TJ
+        return pid, i0, j0, (pid // tiles // nb).to(tl.int64), (pid // tiles % nb).to(tl.int64), H * VEC_H, W * VEC
+    else:
+        item = quotient(pid, tiles, rt)
+        place = pid - item * tiles
+        row = quotient(place, across, ra)
+        a = quotient(item, nb, rb)
+        b = item - a * nb
+        h, w = H.to(tl.int32) * VEC_H, W.to(tl.int32) * VEC
+        return pid, row * TI, (place - row * across) * TJ, a.to(tl.int64), b.to(tl.int64), h, w
 
 
 @triton.jit
@@ -31,6 +54,8 @@ def tile(
     Reversed rows cost nothing, they are walked backwards. Reversed columns are still addressed forwards, so that
     vector accesses survive: the caller flips the values in registers.
     """
+    sr = sr.to(r0.dtype)
+    sc = sc.to(r0.dtype)
     row = tl.arange(0, R)[:, None]
     col = tl.arange(0, C)[None, :]
     mask = row < tl.minimum(rows - r0, R).to(tl.int32)
@@ -119,16 +144,6 @@ def pick(AXIS: tl.constexpr, v0, v1, v2):
         return v1
     else:
         return v2
-
-
-@triton.jit
-def quotient(n, d, reciprocal):
-    """n // d of n < 2³⁰ by ``launch.reciprocal``: two instructions, not twenty; numbers of 64 bits divide."""
-    if n.dtype == tl.int32:
-        high = tl.umulhi((n * 2).to(tl.uint32), reciprocal.to(tl.uint32))
-        return (high >> (reciprocal >> 32).to(tl.uint32)).to(tl.int32)
-    else:
-        return n // d
 
 
 @triton.jit

@@ -49,16 +49,17 @@ __all__ = ["orbit_dot", "plan"]
 @jit_kernel
 def dot_tiles(
     x, y, out, weights, partial, channels, units: tl.int32, tiles: tl.int32, across: tl.int32, nb: tl.int32,
-    na: tl.int64, H: tl.int64, W: tl.int64,
+    na: tl.int64, H: tl.int64, W: tl.int64, rt: tl.int64, ra: tl.int64, rb: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr,
-    VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr, GP: tl.constexpr,
+    VEC_H: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
+    GP: tl.constexpr,
 ):  # fmt: skip
     """One block of x against every view of y; the block's |G| sums go to their own places in ``partial``."""
-    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     x += a * (xa * VEC) + b * (xb * VEC)
     y += a * (ya * VEC) + b * (yb * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)

@@ -272,19 +272,25 @@ def plan_tiles(
     vec = vector_length(itemsize, divisors) if unit else 1
     across = ceil_div(cols, tj)
     tiles = ceil_div(rows, ti) * across
+    programs = layout.a * layout.b * tiles
+    padded = max(h, w) + 2 * max(ti, tj)  # what tiles at the edge may name in front of and behind a plane
+    reach = max(_reach((padded, padded), s[4:6]) for s in layout.moving)
     values: dict[str, int | float] = {
         "tiles": tiles,
         "across": across,
         "nb": layout.b,
         "H": h // vec if transposes else h,
         "W": w // vec,
+        "rt": reciprocal(tiles),
+        "ra": reciprocal(across),
+        "rb": reciprocal(layout.b),
         **scalars,
         **strides(names, "gabhw", [(*(v // vec for v in (*s[:3], s[4])), s[5]) for s in layout.moving]),
         **strides(fixed_names, "gab", layout.fixed),
     }
     return make_plan(
         kernel,
-        layout.a * layout.b * tiles,
+        programs,
         operands,
         values,
         {
@@ -296,6 +302,7 @@ def plan_tiles(
             "VEC": vec,
             "VEC_H": vec if transposes else 1,
             "UNIT": unit,
+            "WIDE": reach >= LARGE or programs >= MOST_ROWS,
         },
         times_two(warps(ti * tj, vec, views.order), choice.warps, 2 * MOST_WARPS),
         partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view),

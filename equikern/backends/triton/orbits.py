@@ -37,14 +37,16 @@ __all__ = ["orbit", "plan"]
 def orbit_tiles(
     x, out, weights, index, channels, scale: tl.float64,
     tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    rt: tl.int64, ra: tl.int64, rb: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
+    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+    FORMS: tl.constexpr,
 ):  # fmt: skip
     """Load a block once, mirror and transpose it once each, store it where every view keeps it."""
-    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     x += a * (xa * VEC) + b * (xb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)

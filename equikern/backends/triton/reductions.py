@@ -105,16 +105,17 @@ def _mirrored(
 @jit_kernel
 def reduce_tiles(
     y, out, plus, spread, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
-    H: tl.int64, W: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
+    H: tl.int64, W: tl.int64, rt: tl.int64, ra: tl.int64, rb: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr,
     BOTH: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
-    UNIT: tl.constexpr, ACC: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile."""
-    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     if plus is not None:

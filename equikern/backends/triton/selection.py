@@ -54,22 +54,24 @@ def turned_if(flag, v):
 
 @jit_kernel
 def select_tiles(
-    y, out, scores, index, channels, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    y, out, scores, index, channels, tiles: tl.int32, across: tl.int32, nb: tl.int32,
+    H: tl.int64, W: tl.int64, rt: tl.int64, ra: tl.int64, rb: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, MINIMUM: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, TURNS: tl.constexpr, MIRRORS: tl.constexpr,
+    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, TURNS: tl.constexpr,
+    MIRRORS: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result. The view is known at run time only: its code steers addresses, one mirroring, one
     transposition."""
-    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     if scores is not None:
         chosen = best(scores + a * sa + b * sb, sg, True, len(CODES), MINIMUM)
         # Every program of an item finds the same view; the item's first tile says so.
-        tl.store(index + a * ka + b * kb, chosen, mask=pid % tiles == 0)
+        tl.store(index + a * ka + b * kb, chosen.to(tl.int64), mask=(i0 + j0) == 0)
     else:
-        chosen = tl.minimum(tl.maximum(tl.load(index + a * ka + b * kb), 0), len(CODES) - 1)
+        chosen = tl.minimum(tl.maximum(tl.load(index + a * ka + b * kb), 0), len(CODES) - 1).to(tl.int32)
     code = tl.full([], 0, tl.int32)
     for g in tl.static_range(len(CODES)):
         code = tl.where(chosen == g, CODES[g], code)
@@ -82,15 +84,15 @@ def select_tiles(
     if channels is not None:
         shift, minus = channel_of(channels, chosen, b, yb * VEC, COUNT)
         y += shift
-    row = r0 + tl.arange(0, TI)[:, None]
-    row = tl.where((code & 2) != 0, h - 1 - row, row)
-    first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
+    row = tl.arange(0, TI)[:, None]
     col = tl.arange(0, TJ)[None, :]
-    mask = (row >= 0) & (row < h) & (col >= tl.maximum(-first, 0).to(tl.int32))
+    first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
+    mask = (row < tl.minimum(h - r0, TI).to(tl.int32)) & (col >= tl.maximum(-first, 0).to(tl.int32))
     mask = mask & (col < tl.minimum(w - first, TJ).to(tl.int32))
-    step = 1 if UNIT else yw
-    ptrs = y + first * step + (row * (yh * VEC) + col * step)
-    v = tl.load(ptrs, mask=mask, other=0)
+    down = (yh * VEC).to(i0.dtype)
+    step = 1 if UNIT else yw.to(i0.dtype)
+    y += tl.where((code & 2) != 0, h - 1 - r0, r0) * down + first * step
+    v = tl.load(y + (row * tl.where((code & 2) != 0, -down, down) + col * step), mask=mask, other=0)
     if channels is not None:
         v = signed(v, minus)
     if MIRRORS:
