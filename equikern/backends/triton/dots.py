@@ -163,7 +163,7 @@ def plan(views: Views, x: Operand, y: Operand, out: Known, weights: Known, dots:
     scalars = {"na": layout.a, "units": 0}
     if use_tiles(layout, views):
         constants["FORMS"] = forms(views)
-        found = plan_tiles(dot_tiles, layout, views, operands, "xyo", "w", scalars, constants, False)
+        found = plan_tiles(dot_tiles, layout, views, operands, "xyo", "w", scalars, constants, False, True)
     else:
         found = plan_gather(
             dot_points,

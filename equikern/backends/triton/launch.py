@@ -246,6 +246,7 @@ def plan_tiles(
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
     by_view: bool,
+    double: bool = False,
     choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel over tiles of planes.
@@ -255,6 +256,7 @@ def plan_tiles(
         names: one letter per tensor of ``layout.moving``; its strides are the scalars ``<letter>g``, ``<letter>a`` …
         fixed_names: likewise for ``layout.fixed``, whose strides are never scaled.
         by_view: tiles cut the views (rows and columns swapped where they are transposed), not the input.
+        double: a thread keeps twice as much of each value: in float64, or of two tensors.
         choice: other than the rule's block and warps, for tuning.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
@@ -273,6 +275,8 @@ def plan_tiles(
     across = ceil_div(cols, tj)
     tiles = ceil_div(rows, ti) * across
     programs = layout.a * layout.b * tiles
+    # Of a thread: two vectors, or as many single values as fill one, but no more than eight.
+    each = min(2 * _VECTOR_BYTES // itemsize, vec * min(8, _VECTOR_BYTES // itemsize)) // (2 if double else 1)
     padded = max(h, w) + 2 * max(ti, tj)  # what tiles at the edge may name in front of and behind a plane
     reach = max(_reach((padded, padded), s[4:6]) for s in layout.moving)
     values: dict[str, int | float] = {
@@ -304,8 +308,8 @@ def plan_tiles(
             "UNIT": unit,
             "WIDE": reach >= LARGE or programs >= MOST_ROWS,
         },
-        times_two(warps(ti * tj, vec, views.order), choice.warps, 2 * MOST_WARPS),
-        partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view),
+        times_two(warps(ti * tj, each, views.order), choice.warps, 2 * MOST_WARPS),
+        partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view, double),
     )
 
 
