@@ -45,7 +45,8 @@ LONG = permutation([[*range(1101)], [1100, 2, 1, *range(3, 1100), 0]])
 CASES: dict[str, tuple[Action, tuple[int, ...], torch.dtype, bool]] = {
     "whole tiles": (grid("d4"), (3, 64, 64), BF16, False),
     "parts of tiles": (grid("d4"), (2, 40, 40), FP32, False),
-    "odd tiles": (grid("c4"), (1, 2, 37, 37), FP16, False),
+    "odd tiles": (grid("c4"), (1, 2, 47, 47), FP16, False),
+    "odd planes": (grid("d4"), (2, 37, 37), BF16, False),
     "rectangles": (grid("flips"), (2, 20, 36), FP64, False),
     "small planes": (grid("d4"), (2, 3, 7, 7), FP32, False),
     "channels last": (grid("c4"), (2, 16, 18, 18), BF16, True),

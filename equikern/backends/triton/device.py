@@ -15,7 +15,7 @@ def quotient(n, d, reciprocal):
     """n // d of n < 2³⁰ by ``launch.reciprocal``: two instructions, not twenty; numbers of 64 bits divide."""
     if n.dtype == tl.int32:
         high = tl.umulhi((n * 2).to(tl.uint32), reciprocal.to(tl.uint32))
-        return (high >> (reciprocal >> 32).to(tl.uint32)).to(tl.int32)
+        return (high >> ((reciprocal >> 32).to(tl.uint32) & 31)).to(tl.int32)
     else:
         return n // d
 

@@ -48,6 +48,7 @@ SIDE = {1: 64, 2: 32, 4: 32, 8: 32}  # of the square tiles that transposing view
 MOST_WARPS = 8
 LANES = 64 if torch.version.hip else 32  # threads of a warp; CDNA's wavefronts are twice as wide
 SMALL_PLANE = 256  # up to here a tile is mostly padding, and a plane fits in a few cache lines
+ODD_PLANE = 2048  # up to here tiles pad planes whose rows are no vectors by half, and a few programs read one whole
 FLAT = 256  # values per program where each is addressed on its own: two a thread
 # Up to here the order of the group changes no launch: views are taken one after another, and registers leave room for
 # about half the warps. Beyond, one value a thread: compiled for sm_90 that raises the occupancy of dot_points from 31 %
@@ -56,7 +57,7 @@ FEW_VIEWS = 8
 # Of single points a thread takes as many as keep so many registers, in which the loads of all views wait, or so many.
 WAITING = 32
 MOST_POINTS = 8
-THREADS = 128  # of a program that does
+THREADS = 128  # of a program that does, twice as many beyond small planes: then it reads most of one
 
 LARGE = 2**31  # offsets from here on are 64 bits wide
 MOST_ROWS = 2**30  # and row numbers from here on: see ``device.quotient``
@@ -230,9 +231,12 @@ def use_tiles(layout: Layout, views: Views) -> bool:
     axes = loops(views)
     if not axes.moves or layout.c != 1 or not axes.planar or layout.h * layout.w <= SMALL_PLANE:
         return False
-    if any(code & 1 for code in axes.codes):
+    if layout.w % 4 == 0 and layout.h % 4 == 0:
         return True
     # Without transposed views neighbours stay neighbours: rows that are no multiple of a vector gain from flat runs.
+    # With them columns are read that the first-level cache must hold until their other entries are asked for.
+    if any(code & 1 for code in axes.codes):
+        return layout.h * layout.w > ODD_PLANE
     return layout.w % 4 == 0
 
 
@@ -334,7 +338,8 @@ def plan_gather(
     axes = loops(views)
     single = layout.c == 1 and axes.moves
     each = max(1, min(MOST_POINTS, WAITING // (streams * max(1, itemsize // 4))))  # points of a thread
-    points, entries = gather_block(layout.rows, layout.c, THREADS * each if single else ELEMENTS[itemsize])
+    threads = THREADS if layout.h * layout.w <= SMALL_PLANE else 2 * THREADS
+    points, entries = gather_block(layout.rows, layout.c, threads * each if single else ELEMENTS[itemsize])
     points = times_two(points, choice.block, next_power_of_two(layout.rows))
     sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
     # Points that follow one another in memory need no division for their offset.
@@ -405,9 +410,10 @@ def reciprocal(d: int) -> int:
     """What ``device.quotient`` multiplies by in the place of a division by d: 2³¹⁺ᵏ/d rounded up, and k above it.
 
     2ᵏ is the largest power of two up to d, so the factor has 32 bits; (2n · factor) >> 32 + k is n // d for n < 2³⁰.
+    The upper half is k + 32, as Triton's interpreter misreads numbers from 2³¹ to 2³².
     """
     shift = d.bit_length() - 1
-    return shift << 32 | ceil_div(1 << (31 + shift), d)
+    return (shift + 32) << 32 | ceil_div(1 << (31 + shift), d)
 
 
 def _reach(sizes: Sequence[int], steps: Sequence[int]) -> int:
