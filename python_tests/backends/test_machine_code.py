@@ -51,6 +51,7 @@ CASES: dict[str, tuple[Action, tuple[int, ...], torch.dtype, bool]] = {
     "small planes": (grid("d4"), (2, 3, 7, 7), FP32, False),
     "channels last": (grid("c4"), (2, 16, 18, 18), BF16, True),
     "volumes": (grid("flips3d", dims=3), (2, 4, 6, 10), FP32, False),
+    "turned volumes": (grid("rot3d"), (1, 15, 15, 15), FP32, False),
     "vectors": (field(grid("c4"), "vector"), (2, 4, 20, 20), FP32, False),
     "mixed": (field(grid("c4"), matrix(SHEARED)), (2, 2, 9, 9), FP32, False),
     "few moved": (SOME, (3, 60), BF16, False),

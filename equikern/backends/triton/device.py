@@ -178,6 +178,23 @@ def unravel(r, m0, m1, m2, DIMS: tl.constexpr, r0=None, r1=None, r2=None):
 
 
 @triton.jit
+def unravel_cubes(r, m0, m1, m2, r0, r1, r2):
+    """``unravel`` of volumes that are counted cube after cube of 8×8×8 points, and which points lie inside.
+
+    The reciprocals are of how many cubes lie along a side.
+    """
+    cube = r >> 9
+    k0, k1, k2 = (m0 + 7) >> 3, (m1 + 7) >> 3, (m2 + 7) >> 3
+    q = quotient(cube, k2, r2)
+    p2 = (cube - q * k2) * 8 + (r & 7)
+    cube = quotient(q, k1, r1)
+    p1 = (q - cube * k1) * 8 + (r >> 3 & 7)
+    b = quotient(cube, k0, r0)
+    p0 = (cube - b * k0) * 8 + (r >> 6 & 7)
+    return b, p0, p1, p2, (p0 < m0) & (p1 < m1) & (p2 < m2)
+
+
+@triton.jit
 def axis_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD: tl.constexpr, K: tl.constexpr, INVERSE: tl.constexpr):
     """Output axis K's part of ``map_offset``."""
     size = pick((WORD >> (3 * K)) & 3, n0, n1, n2)

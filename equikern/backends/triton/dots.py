@@ -26,6 +26,7 @@ from .device import (
     tile,
     tile_at,
     unravel,
+    unravel_cubes,
 )
 from .launch import (
     FEW_VIEWS,
@@ -101,6 +102,7 @@ def dot_points(
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr, CB: tl.constexpr,
     VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, SHARED: tl.constexpr,
+    CUBES: tl.constexpr,
     PARTS: tl.constexpr, ACC: tl.constexpr, GP: tl.constexpr,
 ):  # fmt: skip
     """As ``orbit_points``: vectors follow x's order, single entries that of the views."""
@@ -117,7 +119,12 @@ def dot_points(
         v = tl.load(x + (offset + c), mask=mask, other=0).to(ACC)
     else:
         m0, m1, m2 = narrow(m0, m1, m2, BIG)
-        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+        if CUBES:
+            b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+            within = within & inside
+            mask = mask & inside
+        else:
+            b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
     views = tl.arange(0, GP)[None, :]
     totals = tl.zeros([P * PARTS, GP], ACC)
     for g in tl.static_range(len(WORDS)):

@@ -57,6 +57,7 @@ FEW_VIEWS = 8
 # Of single points a thread takes as many as keep so many registers, in which the loads of all views wait, or so many.
 WAITING = 32
 MOST_POINTS = 8
+CUBE = 8  # the side of cubes in which volumes are walked through: see ``device.unravel_cubes``
 THREADS = 128  # of a program that does, twice as many beyond small planes: then it reads most of one
 
 LARGE = 2**31  # offsets from here on are 64 bits wide
@@ -337,34 +338,40 @@ def plan_gather(
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     axes = loops(views)
     single = layout.c == 1 and axes.moves
-    each = max(1, min(MOST_POINTS, WAITING // (streams * max(1, itemsize // 4))))  # points of a thread
-    threads = THREADS if layout.h * layout.w <= SMALL_PLANE else 2 * THREADS
-    points, entries = gather_block(layout.rows, layout.c, threads * each if single else ELEMENTS[itemsize])
-    points = times_two(points, choice.block, next_power_of_two(layout.rows))
-    sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
-    # Points that follow one another in memory need no division for their offset.
     inside = (layout.d, layout.h, layout.w)
-    steps = tuple(_step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
+    each = max(1, min(MOST_POINTS, WAITING // (streams * max(1, itemsize // 4))))  # points of a thread
+    sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
+    # Cube after cube, points that lie together in a view do so in all of them, whichever axis is the last in memory.
+    cubes = single and "CUBES" in kernel.arg_names and _gains_from_cubes(axes.words, sizes)
+    divided = tuple(ceil_div(size, CUBE) for size in sizes) if cubes else sizes if by_view else inside
+    rows = layout.b * math.prod(divided) * CUBE**3 if cubes else layout.rows
+    threads = THREADS if layout.h * layout.w <= SMALL_PLANE else 2 * THREADS
+    if cubes:  # a whole one, by no more threads than registers allow
+        each = max(each, 2)
+        threads = CUBE**3 // each
+    points, entries = gather_block(rows, layout.c, threads * each if single else ELEMENTS[itemsize])
+    points = times_two(points, choice.block, next_power_of_two(rows))
+    # Points that follow one another in memory need no division for their offset.
+    steps = tuple(None if cubes else _step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
     if layout.c > 1:
         vec = vector_length(itemsize, [layout.c, *(v for s in layout.moving for v in s[:6])])
         vec_rows = 1
     else:
         vec = 1
         # Views that move nothing are runs. Others are gathered, best by neighbouring threads value by value.
-        divisors = [layout.rows, *(v for s in layout.moving for v in s[:2])]
+        divisors = [rows, *(v for s in layout.moving for v in s[:2])]
         vec_rows = 1 if axes.moves or None in steps else vector_length(itemsize, divisors)
     moving = [
         (*(v // (vec * vec_rows if k < 2 else vec) for k, v in enumerate(s[:6])), (step or 0) // vec)
         for s, step in zip(layout.moving, steps, strict=True)
     ]
-    row_blocks, column_blocks = ceil_div(layout.rows, points), ceil_div(layout.c, entries)
-    divided = sizes if by_view else inside
+    row_blocks, column_blocks = ceil_div(rows, points), ceil_div(layout.c, entries)
     padded = layout.b + points // math.prod(inside) + 1  # the items that a program's last rows may name
     reach = max(_reach((padded, *(sizes if k else inside), layout.c), s[2:]) for k, s in enumerate(layout.moving))
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
         "column_blocks": column_blocks,
-        "R": layout.rows // vec_rows,
+        "R": rows // vec_rows,
         "C": layout.c // vec,
         "n0": layout.d,
         "n1": layout.h,
@@ -393,7 +400,8 @@ def plan_gather(
             "VEC": vec,
             "VEC_R": vec_rows,
             "DENSE": tuple(step is not None for step in steps),
-            "BIG": layout.rows + points >= MOST_ROWS or reach >= LARGE,
+            "BIG": rows + points >= MOST_ROWS or reach >= LARGE,
+            "CUBES": cubes,
             "SHARED": not any(s[2] for s in layout.fixed),
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
@@ -404,6 +412,12 @@ def plan_gather(
         ),
         partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view, streams),
     )
+
+
+def _gains_from_cubes(words: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether views give a volume another last axis, and cubes neither pad it much nor hold it whole."""
+    points, padded = math.prod(sizes), math.prod(ceil_div(size, CUBE) * CUBE for size in sizes)
+    return any(word >> 6 & 3 != 2 for word in words) and points > 2 * CUBE**3 and padded <= 1.25 * points
 
 
 def reciprocal(d: int) -> int:

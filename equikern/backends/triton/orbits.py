@@ -25,6 +25,7 @@ from .device import (
     tile,
     tile_at,
     unravel,
+    unravel_cubes,
 )
 from .launch import Plan, accumulator, forms, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, known, normalize, operand
@@ -81,7 +82,7 @@ def orbit_points(
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr,
     CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
-    SHARED: tl.constexpr, ACC: tl.constexpr,
+    SHARED: tl.constexpr, CUBES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Vectors of C entries are read once and put where every view has them; single entries are fetched view by view,
     since their stores are the scattered side and would be the slower one."""
@@ -98,7 +99,12 @@ def orbit_points(
         v = tl.load(x + (offset + c), mask=mask, other=0)
     else:
         m0, m1, m2 = narrow(m0, m1, m2, BIG)
-        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+        if CUBES:
+            b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+            within = within & inside
+            mask = mask & inside
+        else:
+            b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
         put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob, o0, o1, o2, os, 136, DIMS, DENSE[1], False, CB)
     if index is not None:
         chosen = of_items(index + a * ka, b, kb, within, SHARED)

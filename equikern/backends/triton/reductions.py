@@ -30,6 +30,7 @@ from .device import (
     tile,
     tile_at,
     unravel,
+    unravel_cubes,
     view_tile,
 )
 from .launch import FEW_VIEWS, Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
@@ -225,13 +226,19 @@ def reduce_points(
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr,
     BOTH: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
-    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, SHARED: tl.constexpr, ACC: tl.constexpr,
+    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, SHARED: tl.constexpr,
+    CUBES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce P points of the result, each of CB entries, in the order of ``reduce_tiles``: to the same bits."""
     _pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    if CUBES:
+        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+        within = within & inside
+        mask = mask & inside
+    else:
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
     if weights is not None:
         weights += a * wa
     a *= VEC * VEC_R

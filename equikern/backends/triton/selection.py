@@ -14,7 +14,7 @@ from torch import Tensor
 from ...views import Views, still
 from ..base import Maybe
 from .compat import jit_kernel
-from .device import channel_of, narrow, of_items, point_offset, points_at, signed, tile, tile_at, unravel
+from .device import channel_of, narrow, of_items, point_offset, points_at, signed, tile, tile_at, unravel, unravel_cubes
 from .launch import Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
@@ -150,13 +150,18 @@ def select_points(
     sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, MINIMUM: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr,
     CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
-    SHARED: tl.constexpr,
+    SHARED: tl.constexpr, CUBES: tl.constexpr,
 ):  # fmt: skip
     """P points of the result, each read from the view its item chose; one view for all of them where it is shared."""
     pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    if CUBES:
+        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+        within = within & inside
+        mask = mask & inside
+    else:
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
     if SHARED:
         items, there, first = 0, True, pid == a * row_blocks * column_blocks
     else:
