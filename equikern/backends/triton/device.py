@@ -11,14 +11,37 @@ import triton.language as tl
 
 
 @triton.jit
+def quotient(n, d, reciprocal):
+    """n // d of n < 2³⁰ by ``launch.reciprocal``: two instructions, not twenty; numbers of 64 bits divide."""
+    if n.dtype == tl.int32:
+        high = tl.umulhi((n * 2).to(tl.uint32), reciprocal.to(tl.uint32))
+        return (high >> ((reciprocal >> 32).to(tl.uint32) & 31)).to(tl.int32)
+    else:
+        return n // d
+
+
+@triton.jit
 def tile_at(
     tiles, across, nb, H, W, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
+    rt=None, ra=None, rb=None, WIDE: tl.constexpr = True,
 ):  # fmt: skip
-    """This program's number, its tile's first row and column, its item (a, b), and the sides of a plane."""
+    """This program's number, its tile's first row and column, its item (a, b), and the sides of a plane.
+
+    Unless WIDE, numbers within a plane have 32 bits, and the first three sizes come with their reciprocals.
+    """
     pid = tl.program_id(0)
-    i0 = (pid % tiles // across).to(tl.int64) * TI
-    j0 = (pid % tiles % across).to(tl.int64) * TJ
-    return pid, i0, j0, (pid // tiles // nb).to(tl.int64), (pid // tiles % nb).to(tl.int64), H * VEC_H, W * VEC
+    if WIDE:
+        i0 = (pid % tiles // across).to(tl.int64) * TI
+        j0 = (pid % tiles % across).to(tl.int64) * TJ
+        return pid, i0, j0, (pid // tiles // nb).to(tl.int64), (pid // tiles % nb).to(tl.int64), H * VEC_H, W * VEC
+    else:
+        item = quotient(pid, tiles, rt)
+        place = pid - item * tiles
+        row = quotient(place, across, ra)
+        a = quotient(item, nb, rb)
+        b = item - a * nb
+        h, w = H.to(tl.int32) * VEC_H, W.to(tl.int32) * VEC
+        return pid, row * TI, (place - row * across) * TJ, a.to(tl.int64), b.to(tl.int64), h, w
 
 
 @triton.jit
@@ -31,6 +54,8 @@ def tile(
     Reversed rows cost nothing, they are walked backwards. Reversed columns are still addressed forwards, so that
     vector accesses survive: the caller flips the values in registers.
     """
+    sr = sr.to(r0.dtype)
+    sc = sc.to(r0.dtype)
     row = tl.arange(0, R)[:, None]
     col = tl.arange(0, C)[None, :]
     mask = row < tl.minimum(rows - r0, R).to(tl.int32)
@@ -122,11 +147,24 @@ def pick(AXIS: tl.constexpr, v0, v1, v2):
 
 
 @triton.jit
-def unravel(r, m0, m1, m2, DIMS: tl.constexpr):
-    """Split a row number into (item, p0, p1, p2), points of an m0×m1×m2 grid; with DIMS = 2 m0 is 1, with 0 all are."""
+def unravel(r, m0, m1, m2, DIMS: tl.constexpr, r0=None, r1=None, r2=None):
+    """Split a row number into (item, p0, p1, p2), points of an m0×m1×m2 grid; with DIMS = 2 m0 is 1, with 0 all are.
+
+    With the sizes' reciprocals it divides by them.
+    """
     zero = r * 0
     if DIMS == 0:
         return r, zero, zero, zero
+    elif r2 is not None:
+        q = quotient(r, m2, r2)
+        b = quotient(q, m1, r1)
+        p2 = r - q * m2
+        p1 = q - b * m1
+        if DIMS == 2:
+            return b, zero, p1, p2
+        else:
+            q = quotient(b, m0, r0)
+            return q, b - q * m0, p1, p2
     elif DIMS == 2:
         p2 = r % m2
         q = r // m2
@@ -137,6 +175,23 @@ def unravel(r, m0, m1, m2, DIMS: tl.constexpr):
         p1 = q % m1
         q = q // m1
         return q // m0, q % m0, p1, p2
+
+
+@triton.jit
+def unravel_cubes(r, m0, m1, m2, r0, r1, r2):
+    """``unravel`` of volumes that are counted cube after cube of 8×8×8 points, and which points lie inside.
+
+    The reciprocals are of how many cubes lie along a side.
+    """
+    cube = r >> 9
+    k0, k1, k2 = (m0 + 7) >> 3, (m1 + 7) >> 3, (m2 + 7) >> 3
+    q = quotient(cube, k2, r2)
+    p2 = (cube - q * k2) * 8 + (r & 7)
+    cube = quotient(q, k1, r1)
+    p1 = (q - cube * k1) * 8 + (r >> 3 & 7)
+    b = quotient(cube, k0, r0)
+    p0 = (cube - b * k0) * 8 + (r >> 6 & 7)
+    return b, p0, p1, p2, (p0 < m0) & (p1 < m1) & (p2 < m2)
 
 
 @triton.jit
@@ -344,24 +399,39 @@ def most_frequent(ordered):
 
 @triton.jit
 def points_at(
-    row_blocks, column_blocks, R, C, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr,
+    row_blocks, column_blocks, rr, R, C, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr,
     BIG: tl.constexpr,
 ):  # fmt: skip
-    """This program's P row numbers as a column, in 64 bits only where they need them, its CB entries of every vector
-    as a row, the rows that there are, and the mask; vectors of one entry have one block."""
+    """This program's number, its step of A, its P row numbers as a column, in 64 bits only where they or offsets need
+    them, its CB entries of every vector as a row, the rows that there are, and the mask; vectors of one entry have one
+    block."""
     pid = tl.program_id(0)
-    block = pid // column_blocks % row_blocks
-    rows = R * VEC_R
-    if BIG:
-        block = block.to(tl.int64)
-    else:
-        rows = rows.to(tl.int32)
-    r = (block * P + tl.arange(0, P))[:, None]
-    c = tl.arange(0, 1)[None, :]
+    rest, column = pid, 0
     if CB > 1:
-        c = (pid % column_blocks).to(tl.int64) * CB + tl.arange(0, CB)[None, :]
-    within = r < rows
-    return pid, r, c, within, within & (c < C * VEC)
+        rest = pid // column_blocks
+        column = pid - rest * column_blocks
+    if BIG:
+        a = rest // row_blocks
+        block = (rest - a * row_blocks).to(tl.int64)
+    else:
+        a = quotient(rest, row_blocks, rr)
+        block = rest - a * row_blocks
+    r = (block * P + tl.arange(0, P))[:, None]
+    within = r < R.to(r.dtype) * VEC_R
+    if CB > 1:
+        c = column.to(r.dtype) * CB + tl.arange(0, CB)[None, :]
+        return pid, a.to(tl.int64), r, c, within, within & (c < C.to(c.dtype) * VEC)
+    else:
+        return pid, a.to(tl.int64), r, tl.arange(0, 1)[None, :], within, within
+
+
+@triton.jit
+def of_items(ptr, b, step, within, SHARED: tl.constexpr):
+    """What the rows' items have of weights and the like, or the single one that all items of a step of A share."""
+    if SHARED:
+        return tl.load(ptr)
+    else:
+        return tl.load(ptr + b * step, mask=within, other=0)
 
 
 @triton.jit
@@ -378,7 +448,12 @@ def point_offset(
     r, b, p0, p1, p2, n0, n1, n2, sb, s0, s1, s2, step, WORD: tl.constexpr, DIMS: tl.constexpr,
     DENSE: tl.constexpr, INVERSE: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """``map_offset`` within item b; rows at a constant distance need no division, single entries no product either."""
+    """``map_offset`` within item b; rows at a constant distance need no division, single entries no product either.
+
+    The offset is as wide as the row numbers.
+    """
+    sb, step = sb.to(r.dtype), step.to(r.dtype)
+    s0, s1, s2 = s0.to(r.dtype), s1.to(r.dtype), s2.to(r.dtype)
     if DENSE and WORD == 136:  # the identity: each of three axes reads itself
         if CB == 1:
             return r

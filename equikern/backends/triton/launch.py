@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -47,13 +48,20 @@ SIDE = {1: 64, 2: 32, 4: 32, 8: 32}  # of the square tiles that transposing view
 MOST_WARPS = 8
 LANES = 64 if torch.version.hip else 32  # threads of a warp; CDNA's wavefronts are twice as wide
 SMALL_PLANE = 256  # up to here a tile is mostly padding, and a plane fits in a few cache lines
+ODD_PLANE = 2048  # up to here tiles pad planes whose rows are no vectors by half, and a few programs read one whole
 FLAT = 256  # values per program where each is addressed on its own: two a thread
 # Up to here the order of the group changes no launch: views are taken one after another, and registers leave room for
 # about half the warps. Beyond, one value a thread: compiled for sm_90 that raises the occupancy of dot_points from 31 %
 # to 50 % for 16 views of 7×7 planes, and from 19 % to 38 % for the cube's 48.
 FEW_VIEWS = 8
+# Of single points a thread takes as many as keep so many registers, in which the loads of all views wait, or so many.
+WAITING = 32
+MOST_POINTS = 8
+CUBE = 8  # the side of cubes in which volumes are walked through: see ``device.unravel_cubes``
+THREADS = 128  # of a program that does, twice as many beyond small planes: then it reads most of one
 
-LARGE = 2**31  # row numbers from here on are 64 bits wide
+LARGE = 2**31  # offsets from here on are 64 bits wide
+MOST_ROWS = 2**30  # and row numbers from here on: see ``device.quotient``
 
 _PROGRAMS = 2**31 - 1  # grid axis 0; axes 1 and 2 stop at 65,535
 _VECTOR_BYTES = 16
@@ -189,10 +197,9 @@ def tile_block(h: int, w: int, itemsize: int, transposes: bool) -> tuple[int, in
     return min(next_power_of_two(h), max(1, ELEMENTS[itemsize] // columns)), columns
 
 
-def gather_block(rows: int, c: int, itemsize: int, moves: bool) -> tuple[int, int]:
-    """Points and entries per point of one program."""
-    entries = column_block(c, ELEMENTS[itemsize])
-    elements = FLAT if c == 1 and moves else ELEMENTS[itemsize]
+def gather_block(rows: int, c: int, elements: int) -> tuple[int, int]:
+    """Points and entries per point of one program, which takes so many elements."""
+    entries = column_block(c, elements)
     return min(next_power_of_two(rows), max(1, elements // entries)), entries
 
 
@@ -225,9 +232,12 @@ def use_tiles(layout: Layout, views: Views) -> bool:
     axes = loops(views)
     if not axes.moves or layout.c != 1 or not axes.planar or layout.h * layout.w <= SMALL_PLANE:
         return False
-    if any(code & 1 for code in axes.codes):
+    if layout.w % 4 == 0 and layout.h % 4 == 0:
         return True
     # Without transposed views neighbours stay neighbours: rows that are no multiple of a vector gain from flat runs.
+    # With them columns are read that the first-level cache must hold until their other entries are asked for.
+    if any(code & 1 for code in axes.codes):
+        return layout.h * layout.w > ODD_PLANE
     return layout.w % 4 == 0
 
 
@@ -241,6 +251,7 @@ def plan_tiles(
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
     by_view: bool,
+    double: bool = False,
     choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel over tiles of planes.
@@ -250,6 +261,7 @@ def plan_tiles(
         names: one letter per tensor of ``layout.moving``; its strides are the scalars ``<letter>g``, ``<letter>a`` …
         fixed_names: likewise for ``layout.fixed``, whose strides are never scaled.
         by_view: tiles cut the views (rows and columns swapped where they are transposed), not the input.
+        double: a thread keeps twice as much of each value: in float64, or of two tensors.
         choice: other than the rule's block and warps, for tuning.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
@@ -267,19 +279,27 @@ def plan_tiles(
     vec = vector_length(itemsize, divisors) if unit else 1
     across = ceil_div(cols, tj)
     tiles = ceil_div(rows, ti) * across
+    programs = layout.a * layout.b * tiles
+    # Of a thread: two vectors, or as many single values as fill one, but no more than eight.
+    each = min(2 * _VECTOR_BYTES // itemsize, vec * min(8, _VECTOR_BYTES // itemsize)) // (2 if double else 1)
+    padded = max(h, w) + 2 * max(ti, tj)  # what tiles at the edge may name in front of and behind a plane
+    reach = max(_reach((padded, padded), s[4:6]) for s in layout.moving)
     values: dict[str, int | float] = {
         "tiles": tiles,
         "across": across,
         "nb": layout.b,
         "H": h // vec if transposes else h,
         "W": w // vec,
+        "rt": reciprocal(tiles),
+        "ra": reciprocal(across),
+        "rb": reciprocal(layout.b),
         **scalars,
         **strides(names, "gabhw", [(*(v // vec for v in (*s[:3], s[4])), s[5]) for s in layout.moving]),
         **strides(fixed_names, "gab", layout.fixed),
     }
     return make_plan(
         kernel,
-        layout.a * layout.b * tiles,
+        programs,
         operands,
         values,
         {
@@ -291,9 +311,10 @@ def plan_tiles(
             "VEC": vec,
             "VEC_H": vec if transposes else 1,
             "UNIT": unit,
+            "WIDE": reach >= LARGE or programs >= MOST_ROWS,
         },
-        times_two(warps(ti * tj, vec, views.order), choice.warps, 2 * MOST_WARPS),
-        partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view),
+        times_two(warps(ti * tj, each, views.order), choice.warps, 2 * MOST_WARPS),
+        partial(plan_tiles, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view, double),
     )
 
 
@@ -306,38 +327,51 @@ def plan_gather(
     fixed_names: str,
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
-    at_once: bool = False,
+    by_view: bool,
+    streams: int,
     choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel that addresses every point (a, b, d, h, w) on its own and moves its C entries as a vector.
 
-    See ``plan_tiles`` for the arguments; ``at_once``: the values of all views are in registers at the same time.
+    See ``plan_tiles`` for the arguments; ``streams``: how many values of each point are in registers at the same time.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     axes = loops(views)
-    points, entries = gather_block(layout.rows, layout.c, itemsize, axes.moves)
-    points = times_two(points, choice.block, next_power_of_two(layout.rows))
-    sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
-    # Points that follow one another in memory need no division for their offset.
+    single = layout.c == 1 and axes.moves
     inside = (layout.d, layout.h, layout.w)
-    steps = tuple(_step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
+    each = max(1, min(MOST_POINTS, WAITING // (streams * max(1, itemsize // 4))))  # points of a thread
+    sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
+    # Cube after cube, points that lie together in a view do so in all of them, whichever axis is the last in memory.
+    cubes = single and "CUBES" in kernel.arg_names and _gains_from_cubes(axes.words, sizes)
+    divided = tuple(ceil_div(size, CUBE) for size in sizes) if cubes else sizes if by_view else inside
+    rows = layout.b * math.prod(divided) * CUBE**3 if cubes else layout.rows
+    threads = THREADS if layout.h * layout.w <= SMALL_PLANE else 2 * THREADS
+    if cubes:  # a whole one, by no more threads than registers allow
+        each = max(each, 2)
+        threads = CUBE**3 // each
+    points, entries = gather_block(rows, layout.c, threads * each if single else ELEMENTS[itemsize])
+    points = times_two(points, choice.block, next_power_of_two(rows))
+    # Points that follow one another in memory need no division for their offset.
+    steps = tuple(None if cubes else _step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
     if layout.c > 1:
         vec = vector_length(itemsize, [layout.c, *(v for s in layout.moving for v in s[:6])])
         vec_rows = 1
     else:
         vec = 1
         # Views that move nothing are runs. Others are gathered, best by neighbouring threads value by value.
-        divisors = [layout.rows, *(v for s in layout.moving for v in s[:2])]
+        divisors = [rows, *(v for s in layout.moving for v in s[:2])]
         vec_rows = 1 if axes.moves or None in steps else vector_length(itemsize, divisors)
     moving = [
         (*(v // (vec * vec_rows if k < 2 else vec) for k, v in enumerate(s[:6])), (step or 0) // vec)
         for s, step in zip(layout.moving, steps, strict=True)
     ]
-    row_blocks, column_blocks = ceil_div(layout.rows, points), ceil_div(layout.c, entries)
+    row_blocks, column_blocks = ceil_div(rows, points), ceil_div(layout.c, entries)
+    padded = layout.b + points // math.prod(inside) + 1  # the items that a program's last rows may name
+    reach = max(_reach((padded, *(sizes if k else inside), layout.c), s[2:]) for k, s in enumerate(layout.moving))
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
         "column_blocks": column_blocks,
-        "R": layout.rows // vec_rows,
+        "R": rows // vec_rows,
         "C": layout.c // vec,
         "n0": layout.d,
         "n1": layout.h,
@@ -345,6 +379,8 @@ def plan_gather(
         "m0": sizes[0],
         "m1": sizes[1],
         "m2": sizes[2],
+        "rr": reciprocal(row_blocks),
+        **{f"r{k}": reciprocal(size) for k, size in enumerate(divided)},
         **scalars,
         **strides(names, "gab012s", moving),
         **strides(fixed_names, "gab", layout.fixed),
@@ -364,14 +400,39 @@ def plan_gather(
             "VEC": vec,
             "VEC_R": vec_rows,
             "DENSE": tuple(step is not None for step in steps),
-            "BIG": layout.rows + points >= LARGE,
+            "BIG": rows + points >= MOST_ROWS or reach >= LARGE,
+            "CUBES": cubes,
+            "SHARED": not any(s[2] for s in layout.fixed),
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
         times_two(
-            warps(points * entries, vec * vec_rows, views.order + at_once * FEW_VIEWS), choice.warps, 2 * MOST_WARPS
+            max(1, points // (LANES * each)) if single else warps(points * entries, vec * vec_rows, streams),
+            choice.warps,
+            2 * MOST_WARPS,
         ),
-        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, at_once),
+        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view, streams),
     )
+
+
+def _gains_from_cubes(words: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether views give a volume another last axis, and cubes neither pad it much nor hold it whole."""
+    points, padded = math.prod(sizes), math.prod(ceil_div(size, CUBE) * CUBE for size in sizes)
+    return any(word >> 6 & 3 != 2 for word in words) and points > 2 * CUBE**3 and padded <= 1.25 * points
+
+
+def reciprocal(d: int) -> int:
+    """What ``device.quotient`` multiplies by in the place of a division by d: 2³¹⁺ᵏ/d rounded up, and k above it.
+
+    2ᵏ is the largest power of two up to d, so the factor has 32 bits; (2n · factor) >> 32 + k is n // d for n < 2³⁰.
+    The upper half is k + 32, as Triton's interpreter misreads numbers from 2³¹ to 2³².
+    """
+    shift = d.bit_length() - 1
+    return (shift + 32) << 32 | ceil_div(1 << (31 + shift), d)
+
+
+def _reach(sizes: Sequence[int], steps: Sequence[int]) -> int:
+    """The largest distance of two elements of a block of such sizes, and of all sums on the way to an offset."""
+    return sum(size * abs(step) for size, step in zip(sizes, steps, strict=True))
 
 
 def view_sizes(sizes: tuple[int, int, int], word: int) -> tuple[int, int, int]:

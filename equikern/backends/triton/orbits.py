@@ -17,6 +17,7 @@ from .device import (
     channel_of,
     form,
     narrow,
+    of_items,
     placed_tile,
     point_offset,
     points_at,
@@ -24,6 +25,7 @@ from .device import (
     tile,
     tile_at,
     unravel,
+    unravel_cubes,
 )
 from .launch import Plan, accumulator, forms, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, known, normalize, operand
@@ -36,14 +38,16 @@ __all__ = ["orbit", "plan"]
 def orbit_tiles(
     x, out, weights, index, channels, scale: tl.float64,
     tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    rt: tl.int64, ra: tl.int64, rb: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xh: tl.int64, xw: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, FORMS: tl.constexpr,
+    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+    FORMS: tl.constexpr,
 ):  # fmt: skip
     """Load a block once, mirror and transpose it once each, store it where every view keeps it."""
-    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     x += a * (xa * VEC) + b * (xb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
@@ -72,32 +76,38 @@ def orbit_tiles(
 def orbit_points(
     x, out, weights, index, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64,
     C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    rr: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64, xs: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr,
-    CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
+    CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
+    SHARED: tl.constexpr, CUBES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Vectors of C entries are read once and put where every view has them; single entries are fetched view by view,
     since their stores are the scattered side and would be the slower one."""
-    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
-    a = (pid // column_blocks // row_blocks).to(tl.int64)
+    _pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     x += a * (xa * (VEC * VEC_R))
     out += a * (oa * (VEC * VEC_R))
     if CB > 1:
-        b, q0, q1, q2 = unravel(r, n0, n1, n2, DIMS)
+        b, q0, q1, q2 = unravel(r, n0, n1, n2, DIMS, r0, r1, r2)
         offset = point_offset(
             r, b, q0, q1, q2, n0, n1, n2, xb * VEC, x0 * VEC, x1 * VEC, x2 * VEC, xs * VEC, 136, DIMS, DENSE[0],
             False, CB,
         )  # fmt: skip
-        v = tl.load(x + offset + c, mask=mask, other=0)
+        v = tl.load(x + (offset + c), mask=mask, other=0)
     else:
         m0, m1, m2 = narrow(m0, m1, m2, BIG)
-        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
+        if CUBES:
+            b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+            within = within & inside
+            mask = mask & inside
+        else:
+            b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
         put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob, o0, o1, o2, os, 136, DIMS, DENSE[1], False, CB)
     if index is not None:
-        chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
+        chosen = of_items(index + a * ka, b, kb, within, SHARED)
     for g in tl.static_range(len(WORDS)):
         if CB > 1:
             put = point_offset(
@@ -109,18 +119,18 @@ def orbit_points(
             if channels is not None:
                 step, minus = channel_of(channels, g, b, xb, COUNT)
                 offset += step
-            v = tl.load(x + offset + c, mask=mask, other=0)
+            v = tl.load(x + (offset + c), mask=mask, other=0)
         value = v
         if channels is not None:
             value = signed(v, minus)
         if not EXACT:
             factor = tl.full([], scale, ACC)
             if weights is not None:
-                factor = factor * tl.load(weights + g * wg + a * wa + b * wb, mask=within, other=0)
+                factor = factor * of_items(weights + g * wg + a * wa, b, wb, within, SHARED)
             value = (value.to(ACC) * factor).to(out.dtype.element_ty)
         if index is not None:
             value = tl.where(chosen == g, value, tl.zeros_like(value))
-        tl.store(out + g * (og * (VEC * VEC_R)) + put + c, value, mask=mask)
+        tl.store(out + g * (og * (VEC * VEC_R)) + (put + c), value, mask=mask)
 
 
 @lru_cache(maxsize=1024)
@@ -135,7 +145,9 @@ def plan(views: Views, scale: float, x: Operand, out: Operand, weights: Known, i
     if use_tiles(layout, views):
         constants["FORMS"] = forms(views)
         return plan_tiles(orbit_tiles, layout, views, operands, "xo", "wk", scalars, constants, False)
-    return plan_gather(orbit_points, layout, views, operands, "xo", "wk", scalars, constants)
+    return plan_gather(
+        orbit_points, layout, views, operands, "xo", "wk", scalars, constants, layout.c == 1, views.order
+    )
 
 
 def orbit(x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe) -> None:

@@ -21,6 +21,7 @@ from .device import (
     combine,
     finish,
     narrow,
+    of_items,
     outcome,
     point_offset,
     points_at,
@@ -29,9 +30,10 @@ from .device import (
     tile,
     tile_at,
     unravel,
+    unravel_cubes,
     view_tile,
 )
-from .launch import Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .launch import FEW_VIEWS, Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .symmetrize import symmetrize
 from .tables import CHANNELS, channels
@@ -105,16 +107,17 @@ def _mirrored(
 @jit_kernel
 def reduce_tiles(
     y, out, plus, spread, weights, channels, scale: tl.float64, tiles: tl.int32, across: tl.int32, nb: tl.int32,
-    H: tl.int64, W: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
+    H: tl.int64, W: tl.int64, rt: tl.int64, ra: tl.int64, rb: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     pa: tl.int64, pb: tl.int64, ph: tl.int64, pw: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr,
     BOTH: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, VEC: tl.constexpr, VEC_H: tl.constexpr,
-    UNIT: tl.constexpr, ACC: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = S + flip(M) + transpose(T + flip(B)): at most two mirrorings and one transposition a tile."""
-    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     if plus is not None:
@@ -154,9 +157,9 @@ def reduce_tiles(
 
 @triton.jit
 def _class_at_points(
-    y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    y, plus, weights, channels, mask, within, c, yg, wg, wb, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
     pb, p0, p1, p2, ps, WORDS: tl.constexpr, COUNT: tl.constexpr, MEMBERS: tl.constexpr, DIMS: tl.constexpr,
-    DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
+    DENSE: tl.constexpr, SHARED: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce the views of one class."""
     for k in tl.static_range(len(MEMBERS)):
@@ -166,7 +169,7 @@ def _class_at_points(
         if channels is not None:
             step, minus = channel_of(channels, MEMBERS[k], b, yb, COUNT)
             offset += step
-        v = tl.load(y + MEMBERS[k] * yg + offset, mask=mask, other=0).to(ACC)
+        v = tl.load(y + MEMBERS[k] * yg + (offset + c), mask=mask, other=0).to(ACC)
         if plus is not None:
             offset = point_offset(
                 r, b, q0, q1, q2, n0, n1, n2, pb, p0, p1, p2, ps, WORDS[MEMBERS[k]], DIMS, DENSE[2], False, CB,
@@ -174,12 +177,12 @@ def _class_at_points(
             if channels is not None:
                 step, minus = channel_of(channels, MEMBERS[k], b, pb, COUNT)
                 offset += step
-            v += tl.load(plus + offset, mask=mask, other=0).to(ACC)
+            v += tl.load(plus + (offset + c), mask=mask, other=0).to(ACC)
         if channels is not None:
             v = signed(v, minus)
         v = prepare(v, OP)
         if weights is not None:
-            v = v * tl.load(weights + MEMBERS[k] * wg, mask=within, other=0)
+            v = v * of_items(weights + MEMBERS[k] * wg, b, wb, within, SHARED)
         if k == 0:
             s, m = alone(v, OP)
         else:
@@ -190,20 +193,21 @@ def _class_at_points(
 
 @triton.jit
 def _pair_at_points(
-    y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+    y, plus, weights, channels, mask, within, c, yg, wg, wb, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
     pb, p0, p1, p2, ps, WORDS: tl.constexpr, COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr,
-    DIMS: tl.constexpr, DENSE: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr, ACC: tl.constexpr,
+    DIMS: tl.constexpr, DENSE: tl.constexpr, SHARED: tl.constexpr, CB: tl.constexpr, OP: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Two classes, joined as ``_mirrored`` joins them."""
     if len(FLIPPED) > 0:
         t, n = _class_at_points(
-            y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-            pb, p0, p1, p2, ps, WORDS, COUNT, FLIPPED, DIMS, DENSE, CB, OP, ACC,
+            y, plus, weights, channels, mask, within, c, yg, wg, wb, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            pb, p0, p1, p2, ps, WORDS, COUNT, FLIPPED, DIMS, DENSE, SHARED, CB, OP, ACC,
         )  # fmt: skip
     if len(PLAIN) > 0:
         s, m = _class_at_points(
-            y, plus, weights, channels, mask, within, yg, wg, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
-            pb, p0, p1, p2, ps, WORDS, COUNT, PLAIN, DIMS, DENSE, CB, OP, ACC,
+            y, plus, weights, channels, mask, within, c, yg, wg, wb, r, b, q0, q1, q2, n0, n1, n2, yb, y0, y1, y2, ys,
+            pb, p0, p1, p2, ps, WORDS, COUNT, PLAIN, DIMS, DENSE, SHARED, CB, OP, ACC,
         )  # fmt: skip
         if len(FLIPPED) > 0:
             s, m = combine(s, m, len(PLAIN), t, n, len(FLIPPED), OP)
@@ -216,36 +220,43 @@ def _pair_at_points(
 def reduce_points(
     y, out, plus, spread, weights, channels, scale: tl.float64, row_blocks: tl.int32, column_blocks: tl.int32,
     R: tl.int64, C: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    rr: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     pa: tl.int64, pb: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64, ps: tl.int64,
     wg: tl.int64, wa: tl.int64, wb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, STRAIGHT: tl.constexpr, MIRRORED: tl.constexpr, TURNED: tl.constexpr,
     BOTH: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr,
-    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, ACC: tl.constexpr,
+    VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr, SHARED: tl.constexpr,
+    CUBES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Reduce P points of the result, each of CB entries, in the order of ``reduce_tiles``: to the same bits."""
-    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
-    a = (pid // column_blocks // row_blocks).to(tl.int64) * (VEC * VEC_R)
+    _pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
+    if CUBES:
+        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+        within = within & inside
+        mask = mask & inside
+    else:
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    if weights is not None:
+        weights += a * wa
+    a *= VEC * VEC_R
     y += a * ya
     if plus is not None:
-        plus += a * pa + c
-    if weights is not None:
-        weights += (pid // column_blocks // row_blocks) * wa + b * wb
+        plus += a * pa
     if len(STRAIGHT) + len(MIRRORED) > 0:
         s, m = _pair_at_points(
-            y + c, plus, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
+            y, plus, weights, channels, mask, within, c, yg * (VEC * VEC_R), wg, wb, r, b, q0, q1, q2, n0, n1, n2,
             yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, WORDS,
-            COUNT, STRAIGHT, MIRRORED, DIMS, DENSE, CB, OP, ACC,
+            COUNT, STRAIGHT, MIRRORED, DIMS, DENSE, SHARED, CB, OP, ACC,
         )  # fmt: skip
     if len(TURNED) + len(BOTH) > 0:
         t, n = _pair_at_points(
-            y + c, plus, weights, channels, mask, within, yg * (VEC * VEC_R), wg, r, b, q0, q1, q2, n0, n1, n2,
+            y, plus, weights, channels, mask, within, c, yg * (VEC * VEC_R), wg, wb, r, b, q0, q1, q2, n0, n1, n2,
             yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, WORDS,
-            COUNT, TURNED, BOTH, DIMS, DENSE, CB, OP, ACC,
+            COUNT, TURNED, BOTH, DIMS, DENSE, SHARED, CB, OP, ACC,
         )  # fmt: skip
         if len(STRAIGHT) + len(MIRRORED) > 0:
             s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
@@ -256,14 +267,14 @@ def reduce_points(
         r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1],
         False, CB,
     )  # fmt: skip
-    tl.store(out + a * oa + offset + c, outcome(s, m, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + a * oa + (offset + c), outcome(s, m, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
     if spread is not None:
         offset = point_offset(
             r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2],
             False, CB,
         )  # fmt: skip
         second = finish(m, scale, len(WORDS), "std")
-        tl.store(spread + a * pa + offset + c, second.to(spread.dtype.element_ty), mask=mask)
+        tl.store(spread + a * pa + (offset + c), second.to(spread.dtype.element_ty), mask=mask)
 
 
 def _classes(views: Views) -> dict[str, tuple[int, ...]]:
@@ -296,8 +307,10 @@ def plan(
     operands = (y, out, plus, spread, weights, CHANNELS if views.size else None)
     scalars, at_once = {"scale": scale}, REDUCTIONS[op].combine in ("median", "vote")
     if use_tiles(layout, views) and not at_once:
-        return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", scalars, constants, True)
-    return plan_gather(reduce_points, layout, views, operands, "yop", "w", scalars, constants, at_once)
+        spreads = op in ("std", "mean_std")
+        return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", scalars, constants, True, spreads)
+    streams = views.order + at_once * FEW_VIEWS
+    return plan_gather(reduce_points, layout, views, operands, "yop", "w", scalars, constants, True, streams)
 
 
 def reduce(

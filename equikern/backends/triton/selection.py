@@ -14,7 +14,7 @@ from torch import Tensor
 from ...views import Views, still
 from ..base import Maybe
 from .compat import jit_kernel
-from .device import channel_of, narrow, point_offset, points_at, signed, tile, tile_at, unravel
+from .device import channel_of, narrow, of_items, point_offset, points_at, signed, tile, tile_at, unravel, unravel_cubes
 from .launch import Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
@@ -26,7 +26,7 @@ __all__ = ["index_alone", "plan", "select"]
 def best(scores, step, mask, COUNT: tl.constexpr, MINIMUM: tl.constexpr):
     """Index of the best score: NaN never wins, all NaN gives 0, ties the lowest index."""
     least = tl.load(scores, mask=mask, other=0)
-    winner = tl.zeros_like(least).to(tl.int64)
+    winner = tl.zeros_like(least).to(tl.int32)
     for g in tl.static_range(1, COUNT):
         score = tl.load(scores + g * step, mask=mask, other=0)
         better = score < least if MINIMUM else score > least
@@ -54,22 +54,24 @@ def turned_if(flag, v):
 
 @jit_kernel
 def select_tiles(
-    y, out, scores, index, channels, tiles: tl.int32, across: tl.int32, nb: tl.int32, H: tl.int64, W: tl.int64,
+    y, out, scores, index, channels, tiles: tl.int32, across: tl.int32, nb: tl.int32,
+    H: tl.int64, W: tl.int64, rt: tl.int64, ra: tl.int64, rb: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yh: tl.int64, yw: tl.int64,
     oa: tl.int64, ob: tl.int64, oh: tl.int64, ow: tl.int64,
     sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     CODES: tl.constexpr, COUNT: tl.constexpr, MINIMUM: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr,
-    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, TURNS: tl.constexpr, MIRRORS: tl.constexpr,
+    VEC: tl.constexpr, VEC_H: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, TURNS: tl.constexpr,
+    MIRRORS: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result. The view is known at run time only: its code steers addresses, one mirroring, one
     transposition."""
-    pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H)
+    _pid, i0, j0, a, b, h, w = tile_at(tiles, across, nb, H, W, TI, TJ, VEC, VEC_H, rt, ra, rb, WIDE)
     if scores is not None:
         chosen = best(scores + a * sa + b * sb, sg, True, len(CODES), MINIMUM)
         # Every program of an item finds the same view; the item's first tile says so.
-        tl.store(index + a * ka + b * kb, chosen, mask=pid % tiles == 0)
+        tl.store(index + a * ka + b * kb, chosen.to(tl.int64), mask=(i0 + j0) == 0)
     else:
-        chosen = tl.minimum(tl.maximum(tl.load(index + a * ka + b * kb), 0), len(CODES) - 1)
+        chosen = tl.minimum(tl.maximum(tl.load(index + a * ka + b * kb), 0), len(CODES) - 1).to(tl.int32)
     code = tl.full([], 0, tl.int32)
     for g in tl.static_range(len(CODES)):
         code = tl.where(chosen == g, CODES[g], code)
@@ -82,15 +84,15 @@ def select_tiles(
     if channels is not None:
         shift, minus = channel_of(channels, chosen, b, yb * VEC, COUNT)
         y += shift
-    row = r0 + tl.arange(0, TI)[:, None]
-    row = tl.where((code & 2) != 0, h - 1 - row, row)
-    first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
+    row = tl.arange(0, TI)[:, None]
     col = tl.arange(0, TJ)[None, :]
-    mask = (row >= 0) & (row < h) & (col >= tl.maximum(-first, 0).to(tl.int32))
+    first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
+    mask = (row < tl.minimum(h - r0, TI).to(tl.int32)) & (col >= tl.maximum(-first, 0).to(tl.int32))
     mask = mask & (col < tl.minimum(w - first, TJ).to(tl.int32))
-    step = 1 if UNIT else yw
-    ptrs = y + first * step + (row * (yh * VEC) + col * step)
-    v = tl.load(ptrs, mask=mask, other=0)
+    down = (yh * VEC).to(i0.dtype)
+    step = 1 if UNIT else yw.to(i0.dtype)
+    y += tl.where((code & 2) != 0, h - 1 - r0, r0) * down + first * step
+    v = tl.load(y + (row * tl.where((code & 2) != 0, -down, down) + col * step), mask=mask, other=0)
     if channels is not None:
         v = signed(v, minus)
     if MIRRORS:
@@ -106,49 +108,90 @@ def select_tiles(
     tl.store(ptrs, v, mask=mask)
 
 
+@triton.jit
+def walked(p, word, n0, n1, n2, s0, s1, s2, K: tl.constexpr, DIMS: tl.constexpr):
+    """Output axis K's part of ``chosen_offset``: the start, and p steps of the input's axis, forwards or backwards."""
+    axis = word >> (3 * K) & 3
+    size = tl.where(axis == 1, n1, n2)
+    step = tl.where(axis == 1, s1, s2)
+    if DIMS == 3:
+        size = tl.where(axis == 0, n0, size)
+        step = tl.where(axis == 0, s0, step)
+    backwards = (word & (4 << (3 * K))) != 0
+    return p * tl.where(backwards, -step, step) + tl.where(backwards, (size - 1) * step, 0)
+
+
+@triton.jit
+def chosen_offset(
+    chosen, r, b, p0, p1, p2, n0, n1, n2, sb, s0, s1, s2, WORDS: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """``map_offset`` within item b for a view whose number is known at run time only."""
+    s0, s1, s2 = s0.to(r.dtype), s1.to(r.dtype), s2.to(r.dtype)
+    offset = b * sb.to(r.dtype)
+    if DIMS == 0:
+        return offset
+    else:
+        word = chosen * 0 + WORDS[0]
+        for g in tl.static_range(1, len(WORDS)):
+            word = tl.where(chosen == g, WORDS[g], word)
+        if DIMS == 3:
+            offset += walked(p0, word, n0, n1, n2, s0, s1, s2, 0, DIMS)
+        offset += walked(p1, word, n0, n1, n2, s0, s1, s2, 1, DIMS)
+        return offset + walked(p2, word, n0, n1, n2, s0, s1, s2, 2, DIMS)
+
+
 @jit_kernel
 def select_points(
     y, out, scores, index, channels, row_blocks: tl.int32, column_blocks: tl.int32, R: tl.int64, C: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    rr: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64, ys: tl.int64,
     oa: tl.int64, ob: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64, os: tl.int64,
     sg: tl.int64, sa: tl.int64, sb: tl.int64, kg: tl.int64, ka: tl.int64, kb: tl.int64,
     WORDS: tl.constexpr, COUNT: tl.constexpr, MINIMUM: tl.constexpr, DIMS: tl.constexpr, P: tl.constexpr,
     CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr, DENSE: tl.constexpr, BIG: tl.constexpr,
+    SHARED: tl.constexpr, CUBES: tl.constexpr,
 ):  # fmt: skip
-    """P points of the result, each read from the view its item chose."""
-    pid, r, c, within, mask = points_at(row_blocks, column_blocks, R, C, P, CB, VEC, VEC_R, BIG)
-    a = (pid // column_blocks // row_blocks).to(tl.int64)
+    """P points of the result, each read from the view its item chose; one view for all of them where it is shared."""
+    pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS)
-    if scores is not None:
-        chosen = best(scores + a * sa + b * sb, sg, within, len(WORDS), MINIMUM)
-        # An item's first point writes; its other points found the same.
-        first = within & (q0 + q1 + q2 + pid % column_blocks == 0)
-        tl.store(index + a * ka + b * kb, chosen, mask=first)
+    if CUBES:
+        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+        within = within & inside
+        mask = mask & inside
     else:
-        chosen = tl.load(index + a * ka + b * kb, mask=within, other=0)
-        chosen = tl.minimum(tl.maximum(chosen, 0), len(WORDS) - 1)
-    offset = tl.zeros_like(chosen)
-    for g in tl.static_range(len(WORDS)):
-        at = point_offset(
-            r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, ys * VEC, WORDS[g], DIMS,
-            DENSE[0], False, CB,
+        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    if SHARED:
+        items, there, first = 0, True, pid == a * row_blocks * column_blocks
+    else:
+        # An item's first point writes; its other points found the same.
+        column = pid % column_blocks if CB > 1 else 0
+        items, there, first = b, within, within & (q0 + q1 + q2 + column == 0)
+    if scores is not None:
+        chosen = best(scores + a * sa + items * sb, sg, there, len(WORDS), MINIMUM)
+        tl.store(index + a * ka + items * kb, chosen.to(tl.int64), mask=first)
+    else:
+        chosen = of_items(index + a * ka, b, kb, within, SHARED)
+        chosen = tl.minimum(tl.maximum(chosen, 0), len(WORDS) - 1).to(tl.int32)
+    if DENSE[0] and DIMS == 0:
+        offset = r * (ys * VEC).to(r.dtype)
+    else:
+        offset = chosen_offset(
+            chosen, r, b, q0, q1, q2, n0, n1, n2, yb * VEC, y0 * VEC, y1 * VEC, y2 * VEC, WORDS, DIMS,
         )  # fmt: skip
-        offset = tl.where(chosen == g, at, offset)
-    offset += chosen * (yg * (VEC * VEC_R))
+    y += a * (ya * (VEC * VEC_R)) + chosen * (yg * (VEC * VEC_R))
     if channels is not None:
         shift, minus = channel_of(channels, chosen, b, yb * VEC, COUNT)
-        offset += shift
-    v = tl.load(y + a * (ya * (VEC * VEC_R)) + offset + c, mask=mask, other=0)
+        y += shift
+    v = tl.load(y + (offset + c), mask=mask, other=0)
     if channels is not None:
         v = signed(v, minus)
     put = point_offset(
         r, b, q0, q1, q2, n0, n1, n2, ob * VEC, o0 * VEC, o1 * VEC, o2 * VEC, os * VEC, 136, DIMS, DENSE[1],
         False, CB,
     )  # fmt: skip
-    tl.store(out + a * (oa * (VEC * VEC_R)) + put + c, v, mask=mask)
+    tl.store(out + a * (oa * (VEC * VEC_R)) + (put + c), v, mask=mask)
 
 
 @lru_cache(maxsize=1024)
@@ -163,7 +206,7 @@ def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Known, i
         codes = loops(views).codes
         kinds = {"TURNS": any(c & 1 for c in codes), "MIRRORS": any(c & 4 for c in codes)}
         return plan_tiles(select_tiles, layout, views, operands, "yo", "sk", {}, {**constants, **kinds}, True)
-    return plan_gather(select_points, layout, views, operands, "yo", "sk", {}, constants)
+    return plan_gather(select_points, layout, views, operands, "yo", "sk", {}, constants, True, 1)
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool) -> None:

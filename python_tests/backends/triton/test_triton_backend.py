@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +12,8 @@ from equikern.backends.triton import Triton
 from equikern.backends.triton.layout import Operand, loops, normalize
 from equikern.views import of
 from helpers import fresh
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -76,7 +80,7 @@ def test_more_leading_dims_than_loops_are_refused() -> None:
 def test_rows_that_are_whole_vectors_are_moved_as_such() -> None:
     from equikern.backends.triton.reductions import plan
 
-    for width, vector in ((32, 4), (34, 2), (37, 1)):
+    for width, vector in ((32, 4), (66, 2), (37, 1)):
         found = plan(
             of("hw hW" if width % 4 == 0 else "hw wh"),
             "sum",
@@ -104,3 +108,75 @@ def test_wide_batches_stay_on_the_first_grid_axis() -> None:
     assert found.grid == (100_000,)
     with pytest.raises(ValueError, match="split the batch"):
         plan(of("hw wh"), 1.0, dense(2**31, 32, 32), dense(2, 2**31, 32, 32), None, None)
+
+
+@needs_triton
+@given(st.integers(1, 2**30 - 1), st.integers(0, 2**30 - 1))
+@example(1, 2**30 - 1)
+@example(2**30 - 1, 2**30 - 2)
+@example(2**29 + 1, 2**30 - 1)
+def test_a_reciprocal_divides(d: int, n: int) -> None:
+    from equikern.backends.triton.launch import reciprocal
+
+    def quotient(n: int) -> int:
+        """As ``device.quotient``, whose words are not signed and have 32 bits."""
+        return (2 * n * (reciprocal(d) % 2**32) >> 32) >> ((reciprocal(d) >> 32) % 32)
+
+    assert 0 <= reciprocal(d) < 2**63
+    assert not 2**31 <= reciprocal(d) < 2**32
+    for k in (n, n // d * d, max(n // d * d - 1, 0)):
+        assert quotient(k) == k // d
+
+
+def gapped(steps: Sequence[int], *shape: int) -> Operand:
+    """Memory with gaps: each stride is so many times what the dims behind it need."""
+    strides, size = [0] * len(shape), 1
+    for k in reversed(range(len(shape))):
+        strides[k] = size * steps[k]
+        size = max(strides[k] * shape[k], size)
+    return Operand(shape, tuple(strides), torch.bfloat16, False)
+
+
+SIDES = st.sampled_from([1, 3, 16, 37, 64, 225, 4096, 40_000, 2**20])
+STEPS = st.sampled_from([0, 1, 1, 1, 2, 5, 4096, 2**20])
+
+
+@needs_triton
+@given(st.sampled_from(["hw hW", "hw wh"]), st.tuples(SIDES, SIDES, SIDES, SIDES), st.tuples(*[STEPS] * 5))
+@example("hw wh", (1, 1, 40_000, 40_000), (1, 1, 1, 1, 1))  # a plane of 1.6e9 elements
+@example("hw wh", (1, 1, 46_340, 46_340), (1, 1, 1, 1, 1))  # the largest square below 2³¹, without room for a tile
+@example("hw wh", (1, 1, 64, 64), (1, 1, 1, 2**20, 1))
+@example("hw wh", (1, 40_000, 7, 7), (1, 1, 2**20, 1, 1))
+@example("hw hW", (1, 1, 3, 2**20), (1, 1, 1, 1, 4096))
+def test_offsets_have_32_bits_only_where_they_fit(
+    maps: str, sides: tuple[int, int, int, int], steps: tuple[int, int, int, int, int]
+) -> None:
+    from equikern.backends.triton import orbits, reductions, selection
+
+    views, (n, c, h, w) = of(maps), sides
+    if maps == "hw wh":
+        w = h
+    x, y = gapped(steps[1:], n, c, h, w), gapped(steps, 2, n, c, h, w)
+    index = Operand((n,), (1,), torch.int64, True)
+    for moving, fixed, plan in (
+        ([(x, False), (y, True)], [], lambda: orbits.plan(views, 1.0, x, y, None, None)),
+        ([(y, True), (x, False)], [], lambda: reductions.plan(views, "sum", 1.0, y, x, None, None, None)),
+        ([(y, True), (x, False)], [(index, False)], lambda: selection.plan(views, True, y, x, None, index)),
+    ):
+        layout = normalize(views, moving, fixed)
+        found = None
+        with suppress(ValueError):  # too many programs
+            found = plan()
+        if found is None or layout is None:
+            continue
+        # Offsets are counted from a plane's first element, or from that of a step of the outermost loop.
+        tiles = "TI" in found.constants
+        sizes = (1 if tiles else layout.b, layout.d, layout.h, layout.w, layout.c)
+        spans = [sum((size - 1) * step for size, step in zip(sizes, s[2:], strict=True)) for s in layout.moving]
+        if not found.constants["WIDE" if tiles else "BIG"]:
+            assert max(spans) < 2**31
+            assert max(found.grid[0], layout.rows if not tiles else 0) < 2**30
+        elif found.grid[0] < 2**29:
+            # Room for tiles that hang over, and for the rows behind the last one.
+            room = [sum((size + 2048) * step for size, step in zip(sizes, s[2:], strict=True)) for s in layout.moving]
+            assert max(room) >= 2**31 or layout.rows >= 2**29

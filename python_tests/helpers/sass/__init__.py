@@ -44,7 +44,7 @@ _FAMILIES: list[tuple[str, Callable[[str, list[str]], Step], str]] = [
     ("LDC ULDC", moves.constants_loaded, "64 U8 S8 U16 S16"),
     ("S2R S2UR", moves.special, ""),
     ("CS2R", moves.zeros, ""),
-    ("SGXT", moves.extended, "U32"),
+    ("SGXT USGXT", moves.extended, "U32"),
     ("P2R UP2UR", moves.predicates_gathered, ""),
     ("R2P", moves.predicates_scattered, ""),
     ("VOTEU", moves.voted, "ANY"),
