@@ -343,6 +343,58 @@ def most_frequent(ordered):
 
 
 @triton.jit
+def total(values):
+    """Their sum."""
+    s = values[0]
+    for k in tl.static_range(1, len(values)):
+        s = s + values[k]
+    return s
+
+
+@triton.jit
+def shares(values, grad, spread, OP: tl.constexpr):
+    """What each of the values gets of the gradient of what they reduce to, and of their spread's for a pair."""
+    found = ()
+    if OP == "max" or OP == "min":
+        best = values[0]
+        for k in tl.static_range(1, len(values)):
+            if OP == "max":
+                best = tl.maximum(best, values[k], propagate_nan=tl.PropagateNan.ALL)
+            else:
+                best = tl.minimum(best, values[k], propagate_nan=tl.PropagateNan.ALL)
+        ties = tl.zeros_like(best)
+        for k in tl.static_range(len(values)):
+            ties += (values[k] == best).to(best.dtype)
+        share = grad / ties  # of NaN, which no value equals, 0 times what is not finite: NaN
+        for k in tl.static_range(len(values)):
+            found = found + ((values[k] == best).to(best.dtype) * share,)
+    else:
+        part = tl.full([], 1.0 / len(values), grad.dtype)
+        # Around one of them first: where views nearly agree, no digit of their differences is lost to their mean.
+        around = (tl.zeros_like(grad),)
+        for k in tl.static_range(1, len(values)):
+            around = around + (values[k] - values[0],)
+        mean = total(around) * part
+        values = ()
+        for k in tl.static_range(len(around)):
+            values = values + (around[k] - mean,)
+        square = values[0] * values[0]
+        for k in tl.static_range(1, len(values)):
+            square += values[k] * values[k]
+        of_std = grad
+        if OP == "mean_std":
+            of_std = spread
+        square = square * len(values)
+        factor = tl.where(square <= 0, 0.0, of_std / root(square))
+        for k in tl.static_range(len(values)):
+            v = values[k] * factor
+            if OP == "mean_std":
+                v = v + grad * part
+            found = found + (v,)
+    return found
+
+
+@triton.jit
 def points_at(
     row_blocks, column_blocks, R, C, P: tl.constexpr, CB: tl.constexpr, VEC: tl.constexpr, VEC_R: tl.constexpr,
     BIG: tl.constexpr,
