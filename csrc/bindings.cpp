@@ -79,6 +79,22 @@ void orbit_dot(uintptr_t x, const Ints& shape, const Ints& x_strides, uintptr_t 
   b.run(kernels().orbit_dot);
 }
 
+// The gradient of reduce in y from those of its results; views only move entries.
+void reduce_backward(uintptr_t grad, const Ints& grad_strides, uintptr_t spread, const Ints& spread_strides, uintptr_t y,
+                     const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, const Views& views, int dtype,
+                     int op, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views, dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, true);
+  b.add(b.p.other, grad, grad_strides, false);
+  if (spread) b.add(b.p.spread, spread, spread_strides, false);
+  b.p.op = op;
+  b.out_of_views = true;
+  b.finish(0);
+  b.run(kernels().reduce_backward);
+}
+
 void select(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, uintptr_t index,
             const Views& views, int dtype, uintptr_t scores, bool scores_double, bool minimum, int keep, int threads) {
   Builder b(sample_of(shape), views, dtype, threads);
@@ -203,6 +219,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("orbit", &orbit);
   m.def("reduce", &reduce);
   m.def("orbit_dot", &orbit_dot);
+  m.def("reduce_backward", &reduce_backward);
   m.def("select", &equikern::select);
   m.def("tokens", &equikern::tokens);
   m.def("softmax_mean", &equikern::softmax_mean);

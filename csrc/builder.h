@@ -81,6 +81,7 @@ struct Builder {
   Ints strides[5];            // of each side's other dims
   int count = 0;
   std::string own_codes;      // seen from a transposed source
+  bool out_of_views = false;  // whether the output is where the views are
 
   Builder(const Ints& sample, const Views& v, int dtype, int threads) {
     p.dtype = Dtype(dtype);
@@ -225,6 +226,7 @@ struct Builder {
     std::swap(p.H, p.W);
     std::swap(p.in.row, p.in.col);
     if (p.added < p.views) std::swap(p.plus.row, p.plus.col);
+    if (out_of_views) std::swap(p.out.row, p.out.col);
   }
 
   template <class Kernel>

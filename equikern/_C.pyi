@@ -85,6 +85,22 @@ def orbit_dot(
     threads: int,
     /,
 ) -> None: ...
+def reduce_backward(
+    grad: int,
+    grad_strides: Sizes,
+    spread: int,
+    spread_strides: Sizes,
+    y: int,
+    shape: Sizes,
+    y_strides: Sizes,
+    out: int,
+    out_strides: Sizes,
+    views: Views,
+    dtype: int,
+    op: int,
+    threads: int,
+    /,
+) -> None: ...
 def select(
     y: int,
     shape: Sizes,

@@ -1,6 +1,6 @@
 """Every reduction over the views of an element, described once: what it needs, how values join, and its gradient.
 
-The kernels know reductions by name: C++ exports its numbers (``_C.OPS``), Triton's are in ``device.py``. The C++ and
+The kernels know reductions by name: C++ exports its numbers (``_C.OPS``), Triton's are in ``arithmetic.py``. The C++ and
 the Triton kernels stream: views are prepared and combined one after another, but for those that look at all values at
 once (``ordered``).
 """
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "best_view", "of_std", "plain"]
+__all__ = ["LOGODD_EPS", "REDUCTIONS", "Reduction", "best_view", "of_std", "plain", "plain_gradient"]
 
 LOGODD_EPS = 1e-6
 
@@ -53,6 +53,11 @@ class Reduction:
     def streams(self) -> bool:
         """Whether parts of the views can be merged as they come, in any number of parts."""
         return self.combine in ("sum", "mean", "max", "min")
+
+    @property
+    def fused(self) -> bool:
+        """Whether the gradient is one kernel's: it finds the result again from the values, and what each gets."""
+        return self.combine in ("max", "min", "moments")
 
 
 def _logit(v: Tensor) -> Tensor:
@@ -151,6 +156,29 @@ def plain(op: str, v: Tensor) -> tuple[Tensor, ...]:
     v = v if reduction.prepare is None else reduction.prepare(v)
     joined = _COMBINED[reduction.combine](v)
     return (joined if reduction.finish is None else reduction.finish(joined),)
+
+
+def plain_gradient(op: str, v: Tensor, grad: Tensor, grad_spread: Tensor | None = None) -> Tensor:
+    """The gradient of ``plain`` in v from that of its result, and of the second one of a pair.
+
+    Example:
+        >>> plain_gradient("max", torch.tensor([[1.0], [5.0], [5.0], [2.0]]), torch.tensor([6.0])).T.tolist()
+        [[0.0, 3.0, 3.0, 0.0]]
+    """
+    reduction, order = REDUCTIONS[op], v.shape[0]
+
+    def spread(t: Tensor) -> Tensor:
+        return t
+
+    def total(t: Tensor, scale: float) -> Tensor:
+        return t.sum(0) * scale
+
+    if grad_spread is not None:
+        return grad / order + of_std(v, v, grad_spread, spread, total)
+    if reduction.shares is not None:
+        return reduction.shares(v) * grad
+    assert reduction.gradient is not None
+    return reduction.gradient(v, plain(op, v)[0], grad, spread, total)
 
 
 def best_view(scores: Tensor, minimum: bool) -> Tensor:

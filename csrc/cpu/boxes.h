@@ -201,5 +201,31 @@ inline void stage_planes(const Planes<E>& planes, const Box& out, E* stage, bool
   if (minus) negate<E>(p, stage, step[planes.turn.along], step[planes.turn.down], planes.region);
 }
 
+// A view of a box to its place, plane by plane; `fetches` where the box is not in the cache yet.
+template <class T, bool kExact>
+inline void put_planes(const Planes<Bits<T>>& planes, const Place<Bits<T>>& place, bool streaming, bool fetches, int g, int64_t n,
+                       int64_t chosen) {
+  typedef Bits<T> E;
+  if (fetches) planes.fetch(0);
+  const bool claims = fetches && !streaming && place.col == planes.p.V;
+  Source<E> from = planes.from;
+  Place<E> to = place;
+  planes.for_each(sizeof(E), [&](int64_t k, const Region& r) {
+    if (fetches) planes.fetch(k + kPlanesAhead);
+    if (claims && k + kPlanesAhead < planes.region.planes)
+      fetch_rows<1>(place.at_region(r) + (k + kPlanesAhead) * place.plane, place.row, r.rows(), r.pixels() * planes.p.V);
+    from.data = planes.from.data + k * planes.from.plane;
+    to.data = place.data + k * place.plane;
+    const bool scatters = kExact && planes.turn.code & kTranspose && !streaming && planes.p.V == 1 && place.rows_fit(planes.p);
+    if (scatters && !(planes.p.index && chosen != g) && !negates(planes.p, n, g)) {
+      // Rows that are a power of two apart share cache sets: they are put together in L1 and written whole.
+      const Band<E> band = dense_band<E>(planes.p, r, scratch<E>(0, elements_of(planes.p, r)));
+      copy_views<E>(const_cast<E*>(band.data), band.plane, band.row, from, planes.p, planes.view, r);
+      return put<E>(planes.p, to, band, r, false);
+    }
+    put_view<T, kExact>(planes.p, to, from, planes.view, r, streaming, g, n, chosen);
+  });
+}
+
 }  // namespace EQK_ISA
 }  // namespace equikern

@@ -16,6 +16,8 @@ void reduce_of_matrices(const Problem& p);
 void dot_of_matrices(const Problem& p);
 void select_of_matrices(const Problem& p);
 
+void reduce_backward(const Problem& p);
+
 void softmax_mean(const RowProblem& p);
 void softmax_mean_backward(const RowProblem& p);
 void score(const RowProblem& p);

@@ -57,8 +57,8 @@ struct Problem {
   int dims = 0;                    // outer dims, the last one running fastest
   int64_t size[kMaxDims] = {};
   Side in, out;
-  Side other;                      // y of orbit_dot, the gradient of softmax_mean
-  Side plus, spread;               // what is added to every view of a sum; the second output of mean_std
+  Side other;                      // y of orbit_dot, the gradient of softmax_mean and of reductions
+  Side plus, spread;               // what is added to every view of a sum; the second output of mean_std, or its gradient
   // Weights, scores and indices hold one number for `planes_per_*` consecutive planes.
   const void* weights = nullptr;   // float or double, (views, weight_columns)
   int64_t weight_columns = 1, planes_per_weight = 1;
@@ -111,6 +111,7 @@ struct Kernels {
   void (*orbit)(const Problem&);
   void (*reduce)(const Problem&);
   void (*orbit_dot)(const Problem&);
+  void (*reduce_backward)(const Problem&);
   void (*select)(const Problem&);
   bool (*tokens)(const Problem&, int64_t* outside);  // false and an id that is not in 0 … vocabulary − 1, if any
   void (*softmax_mean)(const RowProblem&);

@@ -2,6 +2,7 @@
 // reversal, transposition, and conversion between an element type and what it accumulates in.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -54,6 +55,21 @@ EQK_INLINE To same_bits(From v) {
   To to;
   std::memcpy(&to, &v, sizeof to);
   return to;
+}
+
+// Square roots; a vector of the registers' width in one instruction.
+template <class V>
+EQK_INLINE V root_lanes(V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64 && sizeof v[0] == 4) return same_bits<V>(_mm512_sqrt_ps(same_bits<__m512>(v)));
+  if constexpr (sizeof v == 64 && sizeof v[0] == 8) return same_bits<V>(_mm512_sqrt_pd(same_bits<__m512d>(v)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32 && sizeof v[0] == 4) return same_bits<V>(_mm256_sqrt_ps(same_bits<__m256>(v)));
+  if constexpr (sizeof v == 32 && sizeof v[0] == 8) return same_bits<V>(_mm256_sqrt_pd(same_bits<__m256d>(v)));
+#endif
+  for (size_t k = 0; k < sizeof v / sizeof v[0]; ++k) v[k] = std::sqrt(v[k]);
+  return v;
 }
 
 template <class S, int L, size_t... I>

@@ -65,6 +65,15 @@ class Backend(ABC):
         """``out[g] = weights[g] · map_g(x)`` and ``dots[g, …] = ⟨map_g(x), y[g]⟩``, whose sums repeat bit by bit."""
 
     @abstractmethod
+    def reduce_backward(
+        self, grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Maybe, op: str
+    ) -> None:
+        """The gradient of ``reduce`` in y, of views that only move entries.
+
+        spread is the gradient of the second result of "mean_std".
+        """
+
+    @abstractmethod
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:

@@ -107,6 +107,14 @@ class Cpu(Backend):
             torch.get_num_threads(),
         )  # fmt: skip
 
+    def reduce_backward(
+        self, grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Maybe, op: str
+    ) -> None:
+        _C.reduce_backward(
+            *_strides(grad), *_strides(spread), y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(),
+            _views(views, table), _FLOATS[y.dtype], _OPS[op], torch.get_num_threads(),
+        )  # fmt: skip
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:

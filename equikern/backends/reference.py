@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..reductions import best_view, plain
+from ..reductions import best_view, plain, plain_gradient
 from ..views import Views, accumulator, of, transposed
 from .base import Backend, Maybe
 
@@ -95,6 +95,16 @@ class Reference(Backend):
             out.copy_(v if weights is None else v * _broadcast(weights, v.dim()))
         product = v * y
         dots.copy_(product.flatten(dots.dim()).sum(-1) if product.dim() > dots.dim() else product)
+
+    def reduce_backward(
+        self, grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Maybe, op: str
+    ) -> None:
+        """See ``Backend.reduce_backward``: what each value gets of the gradient goes back to where it came from."""
+        wide = accumulator(y)
+        v = _mapped(y.to(wide), views, table)
+        if v.numel():
+            shares = plain_gradient(op, v, grad.to(wide), None if spread is None else spread.to(wide))
+            out.copy_(_mapped(shares, of(transposed(views.code)), table))
 
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import kernels
+from ..reductions import REDUCTIONS
 from ..views import Views, accumulator, of
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
@@ -257,6 +258,28 @@ dot = register(
     "dot(Tensor x, Tensor y, str views, Tensor? table, int weight_dims) -> Tensor",
     _dot,
     lambda x, y, code, table, weight_dims: _dots_empty(y, weight_dims),
+)
+
+
+def _reduce_backward(
+    grad: Tensor, spread: Tensor | None, y: Tensor, code: str, table: Tensor | None, op: str
+) -> Tensor:
+    views = checked(code, table, y)
+    if views.signed or views.kind.ids:
+        raise ValueError(f"views: expected ones that only move numbers, got {code[:80]!r}; see ops.reduce for others")
+    if op not in REDUCTIONS or not REDUCTIONS[op].fused:
+        raise ValueError(f"op: expected one whose gradient is one kernel's, got {op!r}")
+    if (spread is not None) != (REDUCTIONS[op].results == 2):
+        raise ValueError(f"spread: expected a second gradient for 'mean_std' alone, op is {op!r}")
+    out = _orbit_dot_empty(y)
+    kernels(y).reduce_backward(grad, spread, y, out, views, table, op)
+    return out
+
+
+reduce_backward = register(
+    "reduce_backward(Tensor grad, Tensor? spread, Tensor y, str views, Tensor? table, str op) -> Tensor",
+    _reduce_backward,
+    lambda grad, spread, y, code, table, op: _orbit_dot_empty(y),
 )
 
 

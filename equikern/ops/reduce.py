@@ -129,10 +129,12 @@ class _Reduce(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved_y, saved_result = ctx.saved_tensors
         placed, op = ctx.call
-        wide = accumulator(saved_y)
-        grad = autograd.laid_out(grad, library.channels_dim(saved_y, 1))
-        y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
         reduction = REDUCTIONS[op]
+        grad = autograd.laid_out(grad, library.channels_dim(saved_y, 1))
+        if reduction.fused and not torch.is_grad_enabled():  # else somebody wants the second derivative
+            return library.reduce_backward(grad, None, saved_y, *placed, op), None, None
+        wide = accumulator(saved_y)
+        y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
         if reduction.shares is not None:
             grad_y = _of_shares(reduction.shares, y.detach(), grad, placed)
         else:
@@ -170,10 +172,13 @@ class _MeanStd(Function):
     @staticmethod
     def backward(ctx: Any, grad_mean: Tensor, grad_std: Tensor) -> tuple[Tensor | None, ...]:
         (saved,) = ctx.saved_tensors
-        wide = accumulator(saved)
-        y = saved.to(wide)
         placed, channels_last = ctx.call
         grad_mean = autograd.laid_out(grad_mean, channels_last)
+        if not torch.is_grad_enabled():
+            grad_std = autograd.laid_out(grad_std, channels_last)
+            return library.reduce_backward(grad_mean, grad_std, saved, *placed, "mean_std"), None
+        wide = accumulator(saved)
+        y = saved.to(wide)
         grad_y = autograd.orbit_by(grad_mean.to(wide), autograd.adjoint(placed), 1.0 / y.shape[0])
         grad_y = grad_y + of_std(y, y, grad_std.to(wide), *_there_and_back(placed))
         return grad_y.to(saved.dtype), None

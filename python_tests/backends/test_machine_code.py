@@ -184,6 +184,25 @@ def test_symmetrize(triton: Backend, name: str) -> None:
         assert torch.equal(views.kind.apply(out, views, None, g), out)
 
 
+# Every case whose views only move entries, every reduction of two of them, and channels that are permuted.
+SHARED = {name: case for name, case in CASES.items() if not case[0].views.signed}
+SHARED["regular fields"] = (field(grid("c4"), "regular"), (2, 8, 20, 20), FP32, False)
+FUSED = ["max", "min", "std", "mean_std"]
+SHARES = {(name, FUSED[k % 4]) for k, name in enumerate(SHARED)}
+SHARES |= {(name, op) for name in ("parts of tiles", "small planes") for op in FUSED}
+
+
+@each(("name", "op"), sorted(SHARES))
+def test_gradients_of_reductions(triton: Backend, name: str, op: str) -> None:
+    action, shape, dtype, last = SHARED[name]
+    maps, y, grad = action.inverse_maps, made((action.order, *shape), dtype, last), made(shape, dtype, last)
+    y[:, -1] = y[:1, -1]  # views that agree
+    y[0, 0, ..., 0], y[0, 0, ..., 1] = float("nan"), float("inf")
+    spread = made(shape, dtype, last) if op == "mean_std" else None
+    table = maps.table(y)
+    compared(triton, lambda k, o: k.reduce_backward(grad, spread, y, o, maps.views, table, op), [y], TOLERANCE[dtype])
+
+
 @each("name", CASES)
 def test_dots(triton: Backend, name: str) -> None:
     action, shape, dtype, last = CASES[name]
@@ -289,8 +308,8 @@ def test_no_kernel_is_left_out(triton: Backend, monkeypatch: pytest.MonkeyPatch)
     """The tests above launch every kernel of Triton's."""
     reached: set[str] = set()
     monkeypatch.setattr(f"{__name__}.COLLECTED", [reached])
-    tests: list[Callable[..., None]] = [test_views, test_reductions, test_symmetrize, test_dots, test_selections]
-    for test in (*tests, test_token_ids, test_softmax, test_scores, test_losses):
+    tests: list[Callable[..., None]] = [test_views, test_reductions, test_symmetrize, test_gradients_of_reductions]
+    for test in (*tests, test_dots, test_selections, test_token_ids, test_softmax, test_scores, test_losses):
         test(triton=triton)
     folder = Path(equikern.__file__).parent / "backends" / "triton"
     kernels = {

@@ -100,10 +100,12 @@ def gradients(
     if not result.requires_grad:
         return
     incoming = drawn_tensor(draw, "the incoming gradient", tuple(result.shape), torch.float64, "positive")
+    once = torch.autograd.grad(result, ours, incoming, retain_graph=True)  # which may be another kernel's
     found = torch.autograd.grad(result, ours, incoming, create_graph=True)
     right = torch.autograd.grad(truth, theirs, incoming, create_graph=True)
-    for k, (a, b) in enumerate(zip(found, right, strict=True)):
+    for k, (a, c, b) in enumerate(zip(found, once, right, strict=True)):
         near(f"{what}: gradient {k}", a, b, b.detach().abs().max() + 1 if b.numel() else None, 1e3)
+        near(f"{what}: gradient {k}, once", c, b, b.detach().abs().max() + 1 if b.numel() else None, 1e3)
     again = [(t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in found]
     truths = [(t * torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in right]
     if not any(t.requires_grad for t in truths):
@@ -264,6 +266,8 @@ def a_reduction(draw: st.DrawFn) -> None:
             return
         scale = scale / edge
     result = orbit_reduce(y, s.action, op)
+    if op in ("max", "min"):
+        shares_of_extrema(draw, s, op, y)
     if op == "mean_std":
         near("mean", result[0], v.mean(0), scale)
         near("std of a pair", result[1], definitions.REDUCTIONS["std"](v), spread_scale(v, dtype))
@@ -281,6 +285,16 @@ def a_reduction(draw: st.DrawFn) -> None:
         gradients(
             draw, op, lambda y: orbit_reduce(y, s.action, op), lambda y: exact(s.definition.undone(y)), (t,), steep
         )
+
+
+def shares_of_extrema(draw: st.DrawFn, s: Situation, op: Any, y: Tensor) -> None:
+    """The gradient is the same, bit by bit, whether or not it will be differentiated again: ties, NaN and all."""
+    leaf = y.detach().requires_grad_()
+    result = orbit_reduce(leaf, s.action, op)
+    incoming = drawn_tensor(draw, "the incoming gradient", tuple(result.shape), y.dtype)
+    (once,) = torch.autograd.grad(result, leaf, incoming, retain_graph=True)
+    (again,) = torch.autograd.grad(result, leaf, incoming, create_graph=True)
+    equal(f"{op}: gradient", once, again.detach(), False)
 
 
 def spread_scale(v: Tensor, dtype: torch.dtype) -> Tensor:

@@ -48,6 +48,8 @@ _MOVED = {
     **dict.fromkeys(("orbit", "scaled", "adjoint", "permute", "ids"), (1, 1)),
     **dict.fromkeys(("plus", "mean_std"), (1, 2)),
     **dict.fromkeys(("dot", "orbit_dot", "products", "backward"), (2, 1)),
+    **dict.fromkeys(("of_max", "of_min", "of_std"), (2, 1)),
+    "of_mean_std": (2, 2),
     **dict.fromkeys(("select", "take", "choose", "chosen", "symmetrize"), (0, 2)),
     "loss": (2, 0),
     "score": (1, 0),

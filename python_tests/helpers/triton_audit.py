@@ -94,6 +94,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _shares(views: Views, y: Operand, x: Operand, op: str) -> Plan | None:
+    from equikern.backends.triton import shares
+
+    return shares.plan.__wrapped__(views, op, x, x if op == "mean_std" else None, y, y)
+
+
 def build(case: str) -> Plan:
     """The plan of a case such as ``"mean d4 bf16 224x224 cl"``: kernel, group, dtype, size, channels-last."""
     kind, group, kernel_dtype, size, *rest = case.split(" ")
@@ -125,6 +131,10 @@ def build(case: str) -> Plan:
         "dot": lambda: _dot(views, x, y),
         "select": lambda: _select(views, y, x, True),
         "take": lambda: _select(views, y, x, False),
+        "of_max": lambda: _shares(views, y, x, "max"),
+        "of_min": lambda: _shares(views, y, x, "min"),
+        "of_std": lambda: _shares(views, y, x, "std"),
+        "of_mean_std": lambda: _shares(views, y, x, "mean_std"),
     }[kind]()
     assert found is not None, f"{case}: would be copied first"
     return found
@@ -178,6 +188,16 @@ OTHERS = [
     "select c4 fp64 37x37",
     "select d4 fp16 7x7",
     "mean octants fp32 8x16x16",
+    "of_max d4 bf16 224x224",
+    "of_max d4 fp32 224x224",
+    "of_max d4 bf16 224x224 cl",
+    "of_min c4 fp16 37x37",
+    "of_max d4 fp32 7x7",
+    "of_max still bf16 8x8",
+    "of_std d4 fp32 224x224",
+    "of_std octants fp64 8x16x16",
+    "of_mean_std d4 bf16 224x224",
+    "of_mean_std cube fp32 8x8x8",
 ]
 
 CASES = ALIGNED + OTHERS + VOCABULARY

@@ -106,6 +106,13 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
         "mean_plus_out": [(y, x, *back, out()), (cl, x, *back, laid_out(out(), "sliced"))],
         "mean_std": [(y, *back), (flat, *plain)],
         "mean_std_out": [(y, *back, out(), out())],
+        "reduce_backward": [
+            (x, None, y, *back, "max"),
+            (laid_out(x, "sliced"), None, cl, *back, "std"),
+            (x, laid_out(x, "channels_last"), cl, *back, "mean_std"),
+            (flat[0], None, flat, *plain, "min"),
+            (logits[0], None, logits, *of(swaps.inverse_maps, logits), "max"),
+        ],
         "orbit_dot": [(x, y, *maps, weights), (x, cl, *maps, weights)],
         "dot": [(x, y, *maps, 1), (x, y, *maps, 3)],
         "select": [

@@ -267,7 +267,8 @@ CALLS: dict[str, Call] = {
     "select_out": lambda x, y, code, table: OPERATORS.select_out(y, torch.zeros(2), code, table, True, x.clone()),
     "take": lambda x, y, code, table: OPERATORS.take(y, torch.tensor(1), code, table),
 }
-ROWS: dict[str, Call] = {
+ROWS: dict[str, Call] = {  # and those of views that only move entries
+    "reduce_backward": lambda x, y, code, table: OPERATORS.reduce_backward(x, None, y, code, table, "max"),
     "softmax_mean": lambda x, y, code, table: OPERATORS.softmax_mean(y, code, table, "probs"),
     "softmax_mean_out": lambda x, y, code, table: OPERATORS.softmax_mean_out(y, code, table, "probs", x.clone()),
     "softmax_mean_backward": lambda x, y, code, table: OPERATORS.softmax_mean_backward(

@@ -97,6 +97,12 @@ class Triton(Backend):
         else:
             dots.zero_()
 
+    def reduce_backward(
+        self, grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Maybe, op: str
+    ) -> None:
+        if y.numel():
+            _of_kind(views.kind.triton, "reduce_backward")(grad, spread, y, out, views, table, op)
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:

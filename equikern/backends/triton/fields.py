@@ -13,10 +13,10 @@ from torch import Tensor
 from ...views import Views
 from ..base import Maybe
 from . import dots as products
-from . import matrices, orbits, reductions, selection
+from . import matrices, orbits, reductions, selection, shares
 from .layout import T
 
-__all__ = ["orbit", "orbit_dot", "reduce", "select"]
+__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select"]
 
 
 def _item_shape(t: Tensor, dims: int, group: bool) -> tuple[int, ...]:
@@ -99,6 +99,14 @@ def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, tabl
     factors = _each(weights, lead, True)
     module.orbit_dot(_items(x, dims, False), _items(y, dims, True), to, each, views, table, factors)
     dots.copy_(each.view((*dots.shape, -1)).sum(-1))
+    _put(out, to)
+
+
+def reduce_backward(grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Tensor, op: str) -> None:
+    """See ``Backend.reduce_backward``."""
+    dims = views.dims
+    to, second = _memory(out, dims, True), None if spread is None else _items(spread, dims, False)
+    shares.reduce_backward(_items(grad, dims, False), second, _items(y, dims, True), to, views, table, op)
     _put(out, to)
 
 

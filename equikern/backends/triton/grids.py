@@ -1,4 +1,4 @@
-"""Views of a grid, and views that move nothing: all four operators."""
+"""Views of a grid, and views that move nothing: all of the operators."""
 
 from __future__ import annotations
 
@@ -6,5 +6,6 @@ from .dots import orbit_dot
 from .orbits import orbit
 from .reductions import reduce
 from .selection import select
+from .shares import reduce_backward
 
-__all__ = ["orbit", "orbit_dot", "reduce", "select"]
+__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select"]

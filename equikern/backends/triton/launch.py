@@ -329,11 +329,16 @@ def plan_gather(
     constants: Mapping[str, Any],
     by_view: bool,
     streams: int,
+    inputs: int = 1,
     choice: Choice = RULE,
 ) -> Plan:
     """Plan a kernel that addresses every point (a, b, d, h, w) on its own and moves its C entries as a vector.
 
-    See ``plan_tiles`` for the arguments; ``streams``: how many values of each point are in registers at the same time.
+    See ``plan_tiles`` for the arguments.
+
+    Args:
+        streams: how many values of each point are in registers at the same time.
+        inputs: so many of the moving tensors have the input's sizes, the others those of a view.
     """
     itemsize = max(o.dtype.itemsize for o in operands[: len(names)] if o is not None)
     axes = loops(views)
@@ -352,7 +357,8 @@ def plan_gather(
     points, entries = gather_block(rows, layout.c, threads * each if single else ELEMENTS[itemsize])
     points = times_two(points, choice.block, next_power_of_two(rows))
     # Points that follow one another in memory need no division for their offset.
-    steps = tuple(None if cubes else _step(layout, s, sizes if k else inside) for k, s in enumerate(layout.moving))
+    each_sizes = [inside if k < inputs else sizes for k in range(len(layout.moving))]
+    steps = tuple(None if cubes else _step(layout, s, n) for s, n in zip(layout.moving, each_sizes, strict=True))
     if layout.c > 1:
         vec = vector_length(itemsize, [layout.c, *(v for s in layout.moving for v in s[:6])])
         vec_rows = 1
@@ -367,7 +373,7 @@ def plan_gather(
     ]
     row_blocks, column_blocks = ceil_div(rows, points), ceil_div(layout.c, entries)
     padded = layout.b + points // math.prod(inside) + 1  # the items that a program's last rows may name
-    reach = max(_reach((padded, *(sizes if k else inside), layout.c), s[2:]) for k, s in enumerate(layout.moving))
+    reach = max(_reach((padded, *n, layout.c), s[2:]) for s, n in zip(layout.moving, each_sizes, strict=True))
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
         "column_blocks": column_blocks,
@@ -410,7 +416,20 @@ def plan_gather(
             choice.warps,
             2 * MOST_WARPS,
         ),
-        partial(plan_gather, kernel, layout, views, operands, names, fixed_names, scalars, constants, by_view, streams),
+        partial(
+            plan_gather,
+            kernel,
+            layout,
+            views,
+            operands,
+            names,
+            fixed_names,
+            scalars,
+            constants,
+            by_view,
+            streams,
+            inputs,
+        ),
     )
 
 

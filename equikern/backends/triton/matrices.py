@@ -19,8 +19,9 @@ from ...views import Views
 from ...views.grid import numbers
 from ..base import Maybe
 from . import launch
+from .arithmetic import alone, combine, finish, outcome, prepare
 from .compat import jit_kernel
-from .device import alone, combine, finish, map_offset, outcome, prepare, unravel
+from .device import map_offset, unravel
 from .launch import (
     Plan,
     accumulator,

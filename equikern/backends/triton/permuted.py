@@ -1,15 +1,16 @@
-"""The operators on permutations of one dim: ``orbit``, ``reduce``, ``orbit_dot`` and ``select`` by a table of sources.
+"""The operators on permutations of one dim, by a table of sources.
 
-A vocabulary's permutation moves a few dozen of 50,000 entries. Then ``orbit``, ``reduce`` and ``select`` are two
-launches: the kernel for views that move nothing, and one over the moved entries alone, which writes those again. A
-single kernel would have to go row by row and look every entry up. The first of the two sees the rows as one run, so it
-moves 16 bytes at a time also where a row is 50,257 entries long, and it touches the same bytes as a plain mean; the
-second reads and writes a 32-byte sector for each moved entry, 3 % more for 100 of 50,000. Where most entries move, the
-same kernels gather all of them. ``orbit_dot`` always does: its sums cannot be written again.
+A vocabulary's permutation moves a few dozen of 50,000 entries. Then all but ``orbit_dot`` are two launches: the kernel
+for views that move nothing, and one over the moved entries alone, which writes those again. A single kernel would have
+to go row by row and look every entry up. The first of the two sees the rows as one run, so it moves 16 bytes at a time
+also where a row is 50,257 entries long, and it touches the same bytes as a plain mean; the second reads and writes a
+32-byte sector for each moved entry, 3 % more for 100 of 50,000. Where most entries move, the same kernels gather all of
+them. ``orbit_dot`` always does: its sums cannot be written again.
 
 Profilers see the kernels under names such as ``equikern_reduce_permuted_sum_bf16``.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+# mypy: disable-error-code="assignment"
 
 from functools import lru_cache
 
@@ -21,14 +22,16 @@ from torch import Tensor
 from ...views import Views, still
 from ..base import Maybe
 from . import orbits, reductions, selection
+from . import shares as still_shares
+from .arithmetic import alone, combine, finish, outcome, prepare, shares
 from .compat import jit_kernel
-from .device import alone, combine, finish, outcome, prepare, signed
+from .device import signed
 from .launch import accumulator, next_power_of_two, on_copies, run, run_dots
 from .layout import Known, Operand, as_words, contiguous_views, known, operand
 from .tables import lists, whole
 from .tiles import TilePlan, plan_permuted
 
-__all__ = ["orbit", "orbit_dot", "reduce", "select"]
+__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select"]
 
 
 @triton.jit
@@ -237,6 +240,42 @@ def select_permuted(
     tl.store(out + put, signed_bits(v, minus, SIGN), mask=mask)
 
 
+@jit_kernel
+def reduce_backward_permuted(
+    y, out, grad, spread, positions, sources,
+    nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
+    og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
+    ga: tl.int64, gb: tl.int64, gx: tl.int64, gn: tl.int64,
+    sa: tl.int64, sb: tl.int64, sx: tl.int64, sn: tl.int64,
+    ORDER: tl.constexpr, OP: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr, PN: tl.constexpr,
+    PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What the values at some positions of the result get of its gradient, put where they were."""
+    a, b, k, place, r, listed, within, row = tile_position(
+        positions, nblocks, xblocks, nb, M, X, INNER, PN, PX, VEC,
+    )  # fmt: skip
+    mask = listed & within
+    y += a * (ya * VEC) + b * (yb * VEC)
+    out += a * (oa * VEC) + b * (ob * VEC)
+    values = ()
+    for g in tl.static_range(ORDER):
+        src, _minus = source(sources, g * row, k, listed, False)
+        v = tl.load(y + g * (yg * VEC) + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0)
+        values = values + (v.to(ACC),)  # noqa: RUF005  (kernels join tuples, they do not unpack them)
+    at = grad + a * (ga * VEC) + b * (gb * VEC) + entry(place, r, gn, gx, INNER, UNIT, VEC)
+    first = tl.load(at, mask=mask, other=0).to(ACC)
+    second = first
+    if spread is not None:
+        at = spread + a * (sa * VEC) + b * (sb * VEC) + entry(place, r, sn, sx, INNER, UNIT, VEC)
+        second = tl.load(at, mask=mask, other=0).to(ACC)
+    found = shares(values, first, second, OP)
+    for g in tl.static_range(ORDER):
+        src, _minus = source(sources, g * row, k, listed, False)
+        put = out + g * (og * VEC) + entry(src, r, on, ox, INNER, UNIT, VEC)
+        tl.store(put, found[g].to(out.dtype.element_ty), mask=mask)
+
+
 _PLAIN_SIGN = {False: "none", True: "float"}
 
 
@@ -292,6 +331,16 @@ def select_plan(views: Views, table: Operand, sign: str, y: Operand, out: Operan
     constants = {"SIGN": sign, "MINIMUM": True, "ACC": tl.float32}
     moving, fixed = [(y, True), (out, False)], [(index, False)]
     return plan_permuted(select_permuted, views, table, (y, out, index), "yo", moving, "k", fixed, {}, constants)
+
+
+@lru_cache(maxsize=1024)
+def reduce_backward_plan(
+    views: Views, table: Operand, op: str, grad: Operand, spread: Known, y: Operand, out: Operand
+) -> TilePlan | None:
+    """The gathering launch of ``reduce_backward``, or None if the tensors must be copied first."""
+    constants = {"OP": op, "ACC": accumulator(y.dtype)}
+    moving, operands = [(y, True), (out, True), (grad, False), (spread or grad, False)], (y, out, grad, spread)
+    return plan_permuted(reduce_backward_permuted, views, table, operands, "yogs", moving, "", [], {}, constants)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -364,6 +413,19 @@ def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, tabl
     if plan is not None:
         return run_dots(*plan, dots, (None, whole(views, table)), x, y, out, weights)
     on_copies(lambda to: orbit_dot(x.contiguous(), contiguous_views(y), to, dots, views, table, weights), out)
+
+
+def reduce_backward(grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Tensor, op: str) -> None:
+    """See ``Backend.reduce_backward``: listed entries come from listed ones, and are put there."""
+    if not _dense(views, table):
+        still_shares.reduce_backward(grad, spread, y, out, still(views.order), None, op)
+        if table.shape[1] == 0:
+            return
+    plan = reduce_backward_plan(views, operand(table), op, operand(grad), known(spread), operand(y), operand(out))
+    if plan is not None:
+        return run(plan.launch, y, out, grad, spread, *lists(views, table))
+    grad, spread, y = grad.contiguous(), None if spread is None else spread.contiguous(), contiguous_views(y)
+    on_copies(lambda to: reduce_backward(grad, spread, y, to, views, table, op), out)
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:

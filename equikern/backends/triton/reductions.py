@@ -14,18 +14,14 @@ from torch import Tensor
 from ...reductions import REDUCTIONS
 from ...views import Views
 from ..base import Maybe
+from .arithmetic import alone, combine, finish, outcome, prepare
 from .compat import jit_kernel
 from .device import (
-    alone,
     channel_of,
-    combine,
-    finish,
     narrow,
     of_items,
-    outcome,
     point_offset,
     points_at,
-    prepare,
     signed,
     tile,
     tile_at,

@@ -17,8 +17,8 @@ from torch import Tensor
 from ...views import Views, accumulator, still
 from ..base import Maybe
 from . import permuted, selection
+from .arithmetic import expm1, log1p
 from .compat import jit_kernel
-from .device import expm1, log1p
 from .exponentials import exponent, lowest, natural, raised
 from .launch import Plan, ceil_div, make_plan, next_power_of_two, run, strides
 from .layout import Known, Operand, known, operand
