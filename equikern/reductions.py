@@ -1,8 +1,8 @@
 """Every reduction over the views of an element, described once: what it needs, how values join, and its gradient.
 
-The kernels know reductions by name: C++ exports its numbers (``_C.OPS``), Triton's are in ``arithmetic.py``. The C++ and
-the Triton kernels stream: views are prepared and combined one after another, but for those that look at all values at
-once (``ordered``).
+The kernels know reductions by name: C++ exports its numbers (``_C.OPS``), Triton's are in ``arithmetic.py``. The C++
+and the Triton kernels stream: views are prepared and combined one after another, but for those that look at all values
+at once (``ordered``).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_views(triton: Backend, name: str) -> None:
 
 
 # Every case of one operation, and every operation of two cases.
-OPS = ["sum", "weighted_mean", "plus", "max", "median", "mean_std", "logodd"]
+OPS = ["sum", "weighted_mean", "plus", "max", "median", "mean_std", "logodd", "hmean", "log1p"]
 REDUCED = {(name, OPS[k % len(OPS)]) for k, name in enumerate(CASES)} | {(name, "sum") for name in CASES}
 REDUCED |= {(name, op) for name in ("parts of tiles", "small planes") for op in OPS}
 
@@ -135,7 +135,7 @@ def test_reductions(triton: Backend, name: str, op: str) -> None:
     action, shape, dtype, last = CASES[name]
     maps, order = action.inverse_maps, action.order
     y, x = made((order, *shape), dtype, last), made(shape, dtype, last)
-    if op == "logodd":
+    if op in ("logodd", "hmean", "log1p"):
         y = y.sigmoid()
     table = maps.table(y)
     weights = torch.rand(order, shape[0], dtype=accumulator(x)) + 0.1 if op == "weighted_mean" else None

@@ -344,7 +344,8 @@ def plan_gather(
     axes = loops(views)
     single = layout.c == 1 and axes.moves
     inside = (layout.d, layout.h, layout.w)
-    each = max(1, min(MOST_POINTS, WAITING // (streams * max(1, itemsize // 4))))  # points of a thread
+    waiting = WAITING // (streams * max(1, itemsize // 4))
+    each = max(1, min(MOST_POINTS, next_power_of_two(waiting + 1) // 2))  # points of a thread
     sizes = view_sizes((layout.d, layout.h, layout.w), axes.words[0])
     # Cube after cube, points that lie together in a view do so in all of them, whichever axis is the last in memory.
     cubes = single and "CUBES" in kernel.arg_names and _gains_from_cubes(axes.words, sizes)

@@ -116,9 +116,11 @@ class Plan(ctypes.Structure):
         ("scale", ctypes.c_double),
         *(
             (name, ctypes.c_int32)
-            for name in "n_lead n_views planes_per_block staged_start run_bytes shared_bytes".split()
+            for name in (
+                "n_lead n_views planes_per_block staged_start run_bytes shared_bytes row_bytes plane_bytes".split()
+            )
         ),
-        *((name, Divider) for name in ("by_plane", "by_out_W")),
+        *((name, Divider) for name in ("by_plane", "by_out_W", "by_row")),
     ]
 
 
@@ -162,10 +164,13 @@ def test_plans_of_any_size(cuda_blocks: Blocks, operator: str, data: st.DataObje
         assert count * plan.blocks_per_column >= plan.planes_per_column > count * (plan.blocks_per_column - 1)
         assert plan.blocks == columns * plan.blocks_per_column
         # Room for all planes wherever they start within 16 bytes, in front of what is staged behind them.
-        assert plan.run_bytes >= count * area * dtype.itemsize + 15
+        assert plan.row_bytes >= plan.W * dtype.itemsize
+        assert plan.plane_bytes == plan.H * plan.row_bytes
+        assert plan.run_bytes >= count * plan.plane_bytes + 15
         staged = views.order if operator == "sum" else 1
         assert plan.staged_start + staged * plan.run_bytes <= launched.shared
-        for divider, by in ((plan.by_plane, area), (plan.by_out_W, plan.out_W)):
+        vectors = max(1, plan.W * dtype.itemsize // 16)
+        for divider, by in ((plan.by_plane, area), (plan.by_out_W, plan.out_W), (plan.by_row, vectors)):
             for n in data.draw(st.lists(st.integers(0, count * area // by), min_size=1)):
                 for near in (n * by - 1, n * by, n * by + by - 1):
                     assert near < 0 or divider.quotient(near) == near // by

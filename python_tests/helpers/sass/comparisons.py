@@ -94,3 +94,20 @@ def set_halves(name: str, ops: list[str]) -> Step:
             out(b, mask, f)
 
     return step
+
+
+def set_where_division_needs_care(name: str, ops: list[str]) -> Step:
+    """FCHK: where the steps that follow, Newton's, would leave float32 for an operand or on the way to the quotient.
+
+    Where exactly it draws the line is not documented; both ways of dividing round to nearest.
+    """
+    out, a, c = put(ops[0]), real(ops[1]), real(ops[2])
+
+    def step(b: Block, mask: Lanes) -> None:
+        x, y = (np.broadcast_to(np.abs(np.asarray(t(b), np.float64)), (b.lanes,)) for t in (a, c))
+        with np.errstate(all="ignore"):
+            good = (x > 2.0**-100) & (x < 2.0**126) & (y > 2.0**-125) & (y < 2.0**125)
+            good &= (x / y > 2.0**-100) & (x / y < 2.0**125)
+        out(b, mask, ~good)
+
+    return step

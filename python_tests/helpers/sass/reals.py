@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _towards(value: Lanes, how: str, to: type) -> Lanes:
-    """A float64 (or a whole number) as a narrower float, rounded up for RP and down for RM."""
+    """A float64 (or a whole number) as a narrower float, rounded up for RP, down for RM and towards 0 for RZ."""
     with np.errstate(over="ignore", invalid="ignore"):
         near = value.astype(to)
         back = near.astype(np.float64)
@@ -36,11 +36,13 @@ def _towards(value: Lanes, how: str, to: type) -> Lanes:
             return np.where(back < exact, np.nextafter(near, to(np.inf)), near).astype(to)
         if how == "RM":
             return np.where(back > exact, np.nextafter(near, to(-np.inf)), near).astype(to)
+        if how == "RZ":
+            return np.where(np.abs(back) > np.abs(exact), np.nextafter(near, to(0)), near).astype(to)
         return near
 
 
 def _rounding(name: str) -> str:
-    return next((p for p in name.split(".") if p in ("RP", "RM")), "")
+    return next((p for p in name.split(".") if p in ("RP", "RM", "RZ")), "")
 
 
 def computed(name: str, ops: list[str]) -> Step:
