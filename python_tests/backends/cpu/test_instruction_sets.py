@@ -56,6 +56,13 @@ for _ in range(int(sys.argv[2])):
         cpu.reduce(y, ours, *maps, op, 1.0, w, None, None)
         reference.reduce(y, theirs, *maps, op, 1.0, w, None, None)
         compare(op, ours, theirs, tolerance)
+    tied = (y * 4).round() / 4 if random.random() < 0.5 else y
+    grad, spread = values(shape, dtype, random.choice(kinds)), values(shape, dtype, random.choice(kinds))
+    for op in ("max", "min", "std", "mean_std"):
+        ours, theirs = (torch.full((views, *shape), float("nan"), dtype=dtype) for _ in range(2))
+        for backend, into in ((cpu, ours), (reference, theirs)):
+            backend.reduce_backward(grad, spread if op == "mean_std" else None, tied, into, *maps, op)
+        compare(f"gradient of {op}", ours, theirs, tolerance if op in ("max", "min") else 50 * tolerance)
     ours, theirs = (torch.full((views, *shape), float("nan"), dtype=dtype) for _ in range(2))
     dots, exact = torch.empty(views, shape[0], dtype=wide), torch.empty(views, shape[0], dtype=torch.float64)
     cpu.orbit_dot(x, y, ours, dots, *maps, weights)
