@@ -209,7 +209,7 @@ def read_issue() -> dict[str, Table]:
 
 
 def issues_more(fresh: Mapping[str, Table], written: Mapping[str, Table]) -> list[str]:
-    """The cases that issue or move through shared memory a twentieth more than is written, or of which nothing is."""
+    """The cases that issue, or ask the L1 cache for, a twentieth more than is written, or of which nothing is."""
     found = []
     for compiler, table in fresh.items():
         for case, record in table.items():
@@ -217,7 +217,7 @@ def issues_more(fresh: Mapping[str, Table], written: Mapping[str, Table]) -> lis
             if compiler in written and before is None:
                 found.append(f"{compiler}: {case}: not in the table")
             elif before is not None:
-                for ratio in ("issue/memory", "shared/memory"):
+                for ratio in ("issue/memory", "L1/memory"):
                     if record[ratio] > 1.05 * before[ratio] + 0.005:
                         found.append(f"{compiler}: {case}: {ratio} {before[ratio]} → {record[ratio]}")
     return found
@@ -225,7 +225,7 @@ def issues_more(fresh: Mapping[str, Table], written: Mapping[str, Table]) -> lis
 
 def write_issue(fresh: Mapping[str, Table]) -> None:
     """Put fresh tables in the place of those by the same compiler, and say the same in Markdown."""
-    from helpers.budget import COPY, ISSUE, SHARED, markdown
+    from helpers.budget import COPY, ISSUE, L1, markdown
 
     merged = {**read_issue(), **fresh}
     merged = {compiler: merged[compiler] for compiler in sorted(merged)}
@@ -237,9 +237,9 @@ def write_issue(fresh: Mapping[str, Table]) -> None:
         "measurement. The time that an H200 needs to issue a kernel's warp instructions",
         f"({ISSUE / 1e9:.0f} G/s) over the time that it needs to move the bytes that the operator must move",
         f"({COPY / 1e12:.1f} TB/s). Above 1 a kernel is bound by its instructions; the goal is below 0.7. In brackets",
-        f"the time that shared memory needs to serve it ({SHARED / 1e9:.0f} G accesses of a warp a second, more where",
-        "lanes meet in a bank), if that is longer. The calls at the end, on batches that fill a GPU, are those that",
-        "the choice between CUDA C++ and Triton is made of.",
+        f"the time that the L1 cache with shared memory needs to serve it ({L1 / 1e9:.0f} G lines of 128 bytes or",
+        "words of all banks a second), if that is longer. The calls at the end, on batches that fill a GPU, are those",
+        "that the choice between CUDA C++ and Triton is made of.",
         "",
         *markdown(merged),
     ]

@@ -163,11 +163,11 @@ void plan_corner(Plan& p) {
   p.by_box_W = divider(p.box_W);
 }
 
-// Bytes from one staged row to the next. Rows that are whole vectors lie an odd number of 16 bytes apart, so that a
-// column meets at most four times in a bank; others follow each other as they do in memory.
+// Bytes from one staged row to the next: as in memory; but where columns are read and written again, rows of whole
+// vectors lie an odd number of 16 bytes apart, so that a column meets at most four times in a bank.
 int64_t staged_row(const Plan& p) {
   const int64_t row = p.W * p.element_size;
-  return p.vectors && row % 32 == 0 ? row + 16 : row;
+  return p.invariant && p.vectors && row % 32 == 0 ? row + 16 : row;
 }
 
 // How many runs of one block are staged, and the bytes in front of them and behind.

@@ -59,7 +59,7 @@ struct Plan {
   int32_t shared_bytes;             // runs
   int32_t row_bytes, plane_bytes;   // runs: from one staged row, and plane, to the next
   FastDivider by_plane, by_out_W;   // runs
-  FastDivider by_row;               // runs, where there are bytes between the rows: vectors of a row
+  FastDivider by_row;               // runs, invariant: vectors of a row
   int32_t box_H, box_W;             // runs, invariant: the box of the corner
   FastDivider by_box, by_box_W;     // runs, invariant
   int8_t order[kMaxLead + 2];       // strided: dims from the innermost; n_lead is H, n_lead + 1 is W

@@ -174,8 +174,8 @@ EQK_HD int bytes_between(const Plan& p, int vector) {
 
 // Copies runs to shared memory. A warp takes a run, or where there are few of them a part of one: so it finds once where
 // that is, and neighbouring lanes copy neighbouring vectors. The elements before the first and behind the last vector,
-// fewer than kLanes each, are copied one by one.
-template <class E>
+// fewer than kLanes each, are copied one by one. Only with kGaps there may be bytes between staged rows.
+template <class E, bool kGaps = false>
 EQK_HD void stage_runs(const Plan& p, const E* x, int runs, int elements, int thread, unsigned char* shared) {
   constexpr int kWarps = kThreads / kWarp;
   const int parts = runs < kWarps ? kWarps / runs : 1, lane = thread % kWarp;
@@ -187,7 +187,8 @@ EQK_HD void stage_runs(const Plan& p, const E* x, int runs, int elements, int th
     head = head < elements ? head : elements;
     const int vectors = (elements - head) / kLanes<E>, tail = head + vectors * kLanes<E>;
     for (int v = part * kWarp + lane; v < vectors; v += parts * kWarp)
-      copy_vector(run + head + v * kLanes<E>, to + head + v * kLanes<E> + bytes_between<E>(p, v) / int(sizeof(E)));
+      copy_vector(run + head + v * kLanes<E>,
+                  to + head + v * kLanes<E> + (kGaps ? bytes_between<E>(p, v) / int(sizeof(E)) : 0));
     const int single = lane < head ? lane : tail + lane - head;
     if (part == 0 && kLanes<E> > 1 && single < elements) to[single] = run[single];
   }

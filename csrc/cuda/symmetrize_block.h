@@ -30,7 +30,7 @@ struct SymmetrizeRuns {
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
     StagedView* views = reinterpret_cast<StagedView*>(shared);
     if constexpr (kPhase == 0) {
-      stage_runs(p, x, 1, planes.elements, thread, shared);
+      stage_runs<T, true>(p, x, 1, planes.elements, thread, shared);
       if (thread < kOrder) views[thread] = staged_view<T>(p, thread, 0);
     } else if constexpr (kPhase == 1) {
       StagedView known[kOrder];

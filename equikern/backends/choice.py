@@ -2,7 +2,8 @@
 
 Filled from counts of machine code (bench/results/static/issue.md), not from measurements: no GPU has been at hand. A
 kernel is predicted to take as long as the bytes that it must move, as the issue of its instructions or as its accesses
-to shared memory, whatever is the longest. CUDA C++ is chosen where that is less than Triton's by a twentieth or more.
+to the L1 cache and shared memory, whatever is the longest. CUDA C++ is chosen where that is less than Triton's by a
+twentieth or more.
 ``python_tests/backends/cuda/test_choice.py`` derives every entry anew from the counts.
 
 The CUDA C++ kernels for tiles are never chosen for large planes; there they run when ``use_backend("cuda")`` asks. They

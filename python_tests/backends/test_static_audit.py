@@ -56,14 +56,14 @@ def test_no_kernel_issues_more_instructions(script: ModuleType, cuda_blocks: Blo
 
 
 def test_more_instructions_are_seen(script: ModuleType) -> None:
-    def of(issue: float, shared: float) -> dict[str, float]:
-        return {"issue/memory": issue, "shared/memory": shared}
+    def of(issue: float, served: float) -> dict[str, float]:
+        return {"issue/memory": issue, "L1/memory": served}
 
     written = {"nvcc": {"sum": of(1.0, 0.2)}}
     assert script.issues_more({"nvcc": {"sum": of(1.04, 0.2)}}, written) == []
     assert script.issues_more({"nvcc": {"sum": of(1.2, 0.4)}}, written) == [
         "nvcc: sum: issue/memory 1.0 → 1.2",
-        "nvcc: sum: shared/memory 0.2 → 0.4",
+        "nvcc: sum: L1/memory 0.2 → 0.4",
     ]
     assert script.issues_more({"nvcc": {"new": of(1.0, 0.0)}}, written) == ["nvcc: new: not in the table"]
     assert script.issues_more({"another": {"sum": of(9.0, 9.0)}}, written) == []

@@ -5,8 +5,8 @@ call of every class of ``backends/choice.py`` on Triton's kernels and on CUDA's;
 
 A byte is useful that the operator must move: each input read once, each output written once. A multiprocessor issues
 four warp instructions a clock, so a kernel whose ratio is above 1 is bound by its instructions, not by memory. The
-ratio predicts, it is no measurement: what waits for what, only a GPU tells. Likewise for shared memory, of which a
-multiprocessor reads or writes 128 bytes a clock where no lanes meet in a bank.
+ratio predicts, it is no measurement: what waits for what, only a GPU tells. Likewise for the L1 cache with shared
+memory: it serves one line of 128 bytes a clock, or a word of every bank.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 __all__ = ["BITS", "COPY", "ISSUE", "REALS", "budgets", "calls", "markdown"]
 
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
-SHARED = 241.6e9  # reads or writes of shared memory a second there: 132 × 1.83 GHz
+L1 = 241.6e9  # accesses a second of its L1 caches and shared memories: 132 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
 WARPS = 32  # of neighbouring blocks that are executed in the place of all
 
@@ -66,12 +66,12 @@ def budget(instructions: float, wavefronts: float, moved: int) -> Budget:
     return {
         "instructions per byte": round(instructions / moved, 4),
         "issue/memory": round(instructions / moved * COPY / ISSUE, 3),
-        "shared/memory": round(wavefronts / moved * COPY / SHARED, 3),
+        "L1/memory": round(wavefronts / moved * COPY / L1, 3),
     }
 
 
 def sampled(launch: Launch, memory: Memory, blocks: int) -> tuple[float, float]:
-    """The warp instructions of a launch, and its reads and writes of shared memory.
+    """The warp instructions of a launch, and what the L1 cache and shared memory serve it.
 
     Of blocks in its middle, or of all where there are few.
     """
@@ -243,8 +243,8 @@ def markdown(tables: Mapping[str, Mapping[str, Budget]]) -> Iterable[str]:
 def _cell(found: Budget | None) -> str:
     if found is None:
         return ""
-    issue, shared = found["issue/memory"], found["shared/memory"]
-    return f"{issue:.2f}" if shared <= issue else f"{issue:.2f} ({shared:.2f})"
+    issue, served = found["issue/memory"], found["L1/memory"]
+    return f"{issue:.2f}" if served <= issue else f"{issue:.2f} ({served:.2f})"
 
 
 def main() -> None:

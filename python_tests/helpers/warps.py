@@ -20,7 +20,7 @@ from helpers.sass import Step, UnknownInstructionError, semantics
 from helpers.sass.operands import Lanes, is_predicate, pointer, predicate, register, split
 from numpy.typing import NDArray
 
-__all__ = ["Counts", "FaultError", "Launch", "Memory", "parameters", "wavefronts"]
+__all__ = ["Counts", "FaultError", "Launch", "Memory", "lines_touched", "parameters", "wavefronts"]
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -41,7 +41,9 @@ class Counts:
     by_name: dict[str, int] = field(default_factory=dict)
     loaded: int = 0  # bytes that lanes asked global memory for
     stored: int = 0
-    wavefronts: int = 0  # of shared memory: a bank gives one word at a time, so lanes that meet in one wait
+    # What the L1 cache, of which shared memory is a part, serves one after the other: words of a bank of shared memory
+    # that lanes ask for, and lines of 128 bytes of global memory that a warp's access touches.
+    wavefronts: int = 0
     blocks: int = 0
 
 
@@ -188,10 +190,12 @@ class Block:
         elif base in ("STG", "ST"):
             value = self._bytes(i.ops[1], size)[mask]
             counts.stored += value.size
+            counts.wavefronts += lines_touched(np.flatnonzero(mask), at)
             self.memory.store(at, value, self.number)
         else:
             value = self.memory.load(at, size, self.number)
             counts.loaded += value.size
+            counts.wavefronts += lines_touched(np.flatnonzero(mask), at)
             if base == "LDGSTS":
                 self._store_shared(pointer(i.ops[0])(self)[mask], value, mask, counts)
             else:
@@ -439,6 +443,17 @@ def wavefronts(lanes: NDArray[np.int64], at: NDArray[np.int64], size: int, toget
     meeting = np.unique((asked >> 32) << 5 | asked & 31, return_counts=True)
     which, most = meeting[0] >> 5, meeting[1]
     return int(np.maximum.reduceat(most, np.flatnonzero(np.diff(which, prepend=-1))).sum())
+
+
+def lines_touched(lanes: NDArray[np.int64], at: NDArray[np.int64]) -> int:
+    """How many lines of the cache the warps' lanes ask for, each warp for its own; accesses lie within one.
+
+    Example:
+        >>> lanes = np.arange(64)
+        >>> [lines_touched(lanes, step * lanes) for step in (0, 4, 16, 128)]
+        [2, 2, 8, 64]
+    """
+    return int(np.unique((lanes // 32) << 50 | at // 128).size)
 
 
 def parameters(values: Iterable[tuple[str, int | float]]) -> bytes:

@@ -69,14 +69,14 @@ def test_the_table_has_every_class() -> None:
 @each("key", choice.TABLE)
 def test_every_entry_follows_from_the_counts(key: tuple[str, int, str, str]) -> None:
     """CUDA C++ where it is predicted to be faster by a twentieth: a call takes as long as memory, the issue of its
-    instructions or its shared memory, whatever is the longest."""
+    instructions or the L1 cache, whatever is the longest."""
     written = json.loads((STATIC / "issue.json").read_text())
     names = [name for name, (entry, _, _) in budget.calls().items() if entry == key]
     assert names, "no call is of this class"
 
     def predicted(compiler: str) -> float:
         (table,) = (found for name, found in written.items() if name.startswith(compiler))
-        return sum(max(1.0, table[name]["issue/memory"], table[name]["shared/memory"]) for name in names)
+        return sum(max(1.0, table[name]["issue/memory"], table[name]["L1/memory"]) for name in names)
 
     faster = predicted("nvcc") < 0.95 * predicted("triton")
     assert choice.TABLE[key] == ("cuda" if faster else "triton"), names
