@@ -416,9 +416,10 @@ def plan(
     constants = {"SMOOTH": smoothing > 0, **({} if space == "logits" else {"LOG": space == "log_probs"})}
     tables = described(views, table)
     others = [scale, *tables, TABLE if tables[1] else None, SKIP if tables[0] else None]
-    kernel = cross_entropy_mean_rows if space == "logits" else cross_entropy_views_rows
+    # Of mixtures every view's share is kept beside its logit.
+    kernel, live = (cross_entropy_mean_rows, 1) if space == "logits" else (cross_entropy_views_rows, 3)
     scalars = {"ignore": ignore_index, "smoothing": smoothing}
-    return plan_rows(kernel, views, table, "yo", moving, "tl", fixed, others, scalars, constants)
+    return plan_rows(kernel, views, table, "yo", moving, "tl", fixed, others, scalars, constants, live=live)
 
 
 def cross_entropy(

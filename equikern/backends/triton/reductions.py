@@ -303,7 +303,7 @@ def plan(
     operands = (y, out, plus, spread, weights, CHANNELS if views.size else None)
     scalars, at_once = {"scale": scale}, REDUCTIONS[op].combine in ("median", "vote")
     if use_tiles(layout, views) and not at_once:
-        spreads = op in ("std", "mean_std")
+        spreads = op in ("std", "mean_std") or plus is not None
         return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", scalars, constants, True, spreads)
     streams = views.order + at_once * FEW_VIEWS
     return plan_gather(reduce_points, layout, views, operands, "yop", "w", scalars, constants, True, streams)

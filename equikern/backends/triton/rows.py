@@ -39,6 +39,7 @@ MOST_THREADS = 1024  # where the views of a row are so long that few rows at a t
 SHIFTED = 1024  # entries: shorter rows that are no multiple of a vector are moved entry by entry
 LISTED = 64  # moved entries at a time
 AGAIN = 16  # vectors of a lane at a time that are read again
+LIVE = 32  # registers of a thread, of the 64 that each of 1,024 has, for the entries that it has read
 KEPT = 64  # registers of a thread that hold the logits of its rows
 
 
@@ -321,6 +322,7 @@ def plan_rows(
     scalars: Mapping[str, int | float],
     constants: Mapping[str, Any],
     passes: int = 2,
+    live: int = 1,
 ) -> Plan | None:
     """Plan a kernel over rows of logits, or None if the tensors must be copied first.
 
@@ -329,6 +331,7 @@ def plan_rows(
         fixed_names: likewise for ``fixed``, which have one entry a row.
         others: the pointers behind them: those of ``described``, say.
         passes: over long rows. With one, few threads that read much each: nothing is to stay in the cache.
+        live: how many numbers a thread keeps of each entry that it has read.
     """
     loops = permuted_loops(-1, moving, fixed, None)
     if loops is None:
@@ -341,13 +344,14 @@ def plan_rows(
     vec, shift = _vectors([o for o, _ in moving if o is not None], loops.moving, v) if unit else (1, False)
     e = 16 // itemsize
     order, listed = views.order, listed_count(views, table)
+    wide = 2 if first.dtype == torch.float64 else 1  # registers of a value
     threads = MOST_THREADS
-    if passes == 1 or order * v * itemsize <= THREADS[-1][0] * 2:
+    crowded = order * e * wide * live > LIVE
+    if passes == 1 or crowded or order * v * itemsize <= THREADS[-1][0] * 2:
         threads = next((count for most, count in THREADS if v * itemsize <= most), THREADS[-1][1])
     if passes == 1:
         threads = max(THREADS[0][1], threads // 2)
     j = next_power_of_two(ceil_div(v, e))
-    wide = 2 if first.dtype == torch.float64 else 1  # registers of a value
     full = j <= threads or 5 * v >= 4 * j * e
     once = not shift and full and order * j * e * wide <= KEPT * threads
     if once:  # in few threads, which have less to exchange
