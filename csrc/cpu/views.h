@@ -147,7 +147,8 @@ template <class E>
 inline void copy_views(E* to, int64_t to_plane, int64_t to_row, const Source<E>& from, const Problem& p, const View<E>& view, const Region& r) {
   const unsigned code = view.code;
   if (view.permutes && !view.stays(p, r)) return copy_moved(to, to_plane, to_row, from, p, view.moves, r);
-  if (view.small && to_row == r.pixels()) return view.small->copy(to, to_plane, from.data, from.plane, r.planes);
+  const bool whole = r.rows() * r.pixels() == p.H * p.W;  // as the copies of small planes take them
+  if (view.small && whole && to_row == r.pixels()) return view.small->copy(to, to_plane, from.data, from.plane, r.planes);
   Source<E> plane = from;
   // Rows that follow each other in both places are one row: in the same order, or all of the plane backwards.
   const int64_t length = r.pixels() * p.V, all = r.rows() * length;

@@ -15,7 +15,7 @@ import equikern
 import numpy as np
 import pytest
 import torch
-from equikern import field, grid, matrix, permutation, tokens
+from equikern import cyclic_group, field, grid, matrix, permutation, tokens, trivial
 from equikern.actions import Action
 from equikern.backends.base import Backend
 from equikern.backends.reference import Reference
@@ -203,6 +203,17 @@ def test_gradients_of_reductions(triton: Backend, name: str, op: str) -> None:
     compared(triton, lambda k, o: k.reduce_backward(grad, spread, y, o, maps.views, table, op), [y], TOLERANCE[dtype])
 
 
+@each("op", FUSED)
+def test_one_view_that_is_not_finite(triton: Backend, op: str) -> None:
+    """Its deviation is NaN, and so is what it gets of the gradient."""
+    views, y, grad = trivial(cyclic_group(1)).views, made((1, 3, 40), FP32), made((3, 40), FP32)
+    y[0, 1, 3], y[0, 2, 5] = float("nan"), float("inf")
+    spread = made((3, 40), FP32) if op == "mean_std" else None
+    compared(triton, lambda k, o: k.reduce_backward(grad, spread, y, o, views, None, op), [y], TOLERANCE[FP32])
+    if op != "mean_std":
+        compared(triton, lambda k, o: k.reduce(y, o, views, None, op, 1.0, None, None, None), [grad], TOLERANCE[FP32])
+
+
 @each("name", CASES)
 def test_dots(triton: Backend, name: str) -> None:
     action, shape, dtype, last = CASES[name]
@@ -267,6 +278,7 @@ KINDS = ["entropy", "max_prob", "margin", "max"]
 def test_scores(triton: Backend, name: str, kind: str) -> None:
     action, shape, dtype = ROWS[name]
     y, maps = made((action.order, *shape), dtype), action.inverse_maps
+    y[0, 0, ..., -1], y[0, 0, ..., shape[-1] // 2] = 9.0, float("nan")  # which a lane meets that has not the largest
     out = torch.empty(y.shape[:-1], dtype=accumulator(y))
     compared(triton, lambda k, o: k.score(y, o, kind), [out], TOLERANCE[FP64 if dtype == FP64 else FP32])
     if action.views.size > 100:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from equikern import cyclic_group, field, grid, orbit_reduce, permutation, trivial
+from equikern import GridAction, cyclic_group, field, grid, orbit_reduce, permutation, trivial
 from equikern.actions import Action
 from equikern.reductions import REDUCTIONS
 from helpers.calls import results
@@ -24,6 +24,8 @@ CASES: dict[str, tuple[Action, tuple[int, ...]]] = {
     "a large plane": (grid("c4"), (1, 1, 270, 270)),
     "small planes": (grid("d4"), (40, 7, 7)),
     "rectangles": (grid("flips"), (2, 3, 20, 36)),
+    # Planes of one row, more views than a band of it holds, one plane more than whole chunks.
+    "many views of a row": (GridAction(cyclic_group(16), ["hw", "hW"] * 8), (33, 1, 40)),
     "volumes": (grid("oct", dims=3), (2, 2, 6, 6, 6)),
     "large volumes": (grid("rot3d", dims=3), (1, 1, 24, 24, 24)),
     "nothing moves": (trivial(cyclic_group(3)), (5, 6)),

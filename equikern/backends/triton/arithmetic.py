@@ -70,7 +70,7 @@ def alone(v, OP: tl.constexpr):
     elif OP == "vote":
         return (v,), v
     else:
-        return v, tl.zeros_like(v)
+        return v, v - v  # the squared deviation of one: NaN where there is none
 
 
 @triton.jit
@@ -197,8 +197,8 @@ def shares(values, grad, spread, OP: tl.constexpr):
     else:
         part = tl.full([], 1.0 / len(values), grad.dtype)
         # Around one of them first: where views nearly agree, no digit of their differences is lost to their mean.
-        around = (tl.zeros_like(grad),)
-        for k in tl.static_range(1, len(values)):
+        around = ()
+        for k in tl.static_range(len(values)):
             around = around + (values[k] - values[0],)
         mean = total(around) * part
         values = ()

@@ -247,11 +247,12 @@ def cross_entropy_mean_rows(
                 )  # fmt: skip
                 moved_e = relative(moved_z, row_unit[:, None], row_shift[:, None])
                 moved_d = tl.fma(moved_e, p_factor[:, None], -every[:, None])
-                moved_d = tl.where(moved == t[:, None], moved_d - once, moved_d)
+                # The target's is written below, by other threads.
+                others = wanted & ((moved != t[:, None]) | (good == 0)[:, None])
                 moved_d = tl.where(good[:, None], moved_d, otherwise[:, None]).to(grad.dtype.element_ty)
                 for g in tl.static_range(ORDER):
                     moved_src = tl.load(sources + g * M + some, mask=listed, other=0)
-                    tl.store(grad + g * (og * VEC) + at_places(put, off, moved_src, on, UNIT), moved_d, mask=wanted)
+                    tl.store(grad + g * (og * VEC) + at_places(put, off, moved_src, on, UNIT), moved_d, mask=others)
         t_d = tl.fma(relative(z_t, row_unit, row_shift), p_factor, -every) - once
         for g in tl.static_range(ORDER):
             t_src = listed_sources(whole + g * V + t[:, None] if whole is not None else None, t[:, None], each)

@@ -407,7 +407,7 @@ def plan_gather(
             "VEC": vec,
             "VEC_R": vec_rows,
             "DENSE": tuple(step is not None for step in steps),
-            "BIG": rows + points >= MOST_ROWS or reach >= LARGE,
+            "BIG": rows + points >= MOST_ROWS or layout.a * row_blocks >= MOST_ROWS or reach >= LARGE,
             "CUBES": cubes,
             "SHARED": not any(s[2] for s in layout.fixed),
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),

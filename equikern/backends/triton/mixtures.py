@@ -228,10 +228,11 @@ def mixture_gradients(
             )  # fmt: skip
             moved_slopes = mixture_slopes(moved_chances, weights, every, factor, ORDER, 2, ACC)
             for g in tl.static_range(ORDER):
-                moved_d = moved_slopes[g] - tl.where(moved == t[:, None], once * shares[g][:, None], 0.0)
-                moved_d = tl.where(good[:, None], moved_d, otherwise[:, None])
+                moved_d = tl.where(good[:, None], moved_slopes[g], otherwise[:, None])
                 moved_at = at_places(put, off, moved_read[g], on, UNIT)
-                tl.store(grad + g * (og * VEC) + moved_at, moved_d.to(grad.dtype.element_ty), mask=wanted)
+                # The target's is written below, by other threads.
+                others = wanted & ((moved != t[:, None]) | (good == 0)[:, None])
+                tl.store(grad + g * (og * VEC) + moved_at, moved_d.to(grad.dtype.element_ty), mask=others)
     t_chances = ()
     for g in tl.static_range(ORDER):
         t_v = view_at(y + g * (yg * VEC), base, off, yn, read[g][:, None], good[:, None], UNIT, ACC)

@@ -130,7 +130,8 @@ def row_losses(
                 higher = tl.maximum(top, tl.max(v, 2))
                 drop = tl.maximum(exponent(top - higher), FAR)
                 left = raised(drop)
-                t = tl.maximum(exponent(v - higher[:, :, None]), FAR)
+                # NaN stays: no other lane may see it again.
+                t = tl.maximum(exponent(v - higher[:, :, None]), FAR, propagate_nan=tl.PropagateNan.ALL)
                 e = raised(t)
                 moments = left * (moments + drop * total) + tl.sum(t * e, 2)
                 total = left * total + tl.sum(e, 2)

@@ -24,9 +24,9 @@ __all__ = ["choose", "environment", "problem", "same_launch", "seconds"]
 _BLOCKS = ("TI", "TJ", "P", "CB", "PN", "PX")  # what a choice changes, directly or by the shape within one bucket
 _SIZES = ("nb", "H", "W", "R", "C", "n0", "n1", "n2", "M", "X", "count")
 _TUNED = {
-    **dict.fromkeys(("orbits", "reductions", "selection"), ("plan",)),
+    **dict.fromkeys(("orbits", "reductions", "selection", "shares", "symmetrize"), ("plan",)),
     "ids": ("plan", "select_plan"),
-    "permuted": ("orbit_plan", "reduce_plan", "select_plan"),
+    "permuted": ("orbit_plan", "reduce_plan", "select_plan", "reduce_backward_plan"),
 }
 
 Tensors = tuple[Maybe, ...]
