@@ -135,6 +135,7 @@ def test_no_spills_no_atomics() -> None:
 @pytest.mark.audit
 @needs_triton
 def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
+    """And each vector once: a thread has one or two."""
     from helpers.triton_audit import ALIGNED
 
     views = {"d4": 8, "c4": 4, "flips": 4, "still": 8}
@@ -149,7 +150,8 @@ def test_aligned_shapes_move_16_bytes_at_a_time() -> None:
             "select": (1, 1),
         }.get(kind)
         if case in ALIGNED and expected is not None:
-            assert (record["loads"].get("128"), record["stores"].get("128")) == expected, record
+            found = record["loads"].get("128"), record["stores"].get("128")
+            assert found in (expected, (2 * expected[0], 2 * expected[1])), record
             if kind in ("mean", "orbit"):
                 assert (list(record["loads"]), list(record["stores"])) == (["128"], ["128"]), record
 
@@ -164,7 +166,6 @@ def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
         "loss-logits": (4, 2),
         "loss-probs": (4, 2),
         "loss-logs": (4, 2),
-        "score-entropy": (1, 0),
     }
     found = hopper()
     for kind, counts in expected.items():
@@ -172,19 +173,23 @@ def test_rows_of_logits_move_16_bytes_at_a_time_wherever_they_start() -> None:
             record = found[f"{kind} few2 bf16 {size}"]
             assert (record["loads"].get("128", 0), record["stores"].get("128", 0)) == counts, record
     for size in (49152, 50257, 151936):
-        # The chosen view is moved by a loop that the compiler unrolls: one load for each store, and one that scores.
+        # A row is read once, and one lane of it again, by the same load or by another.
+        record = found[f"score-entropy few2 bf16 {size}"]
+        assert record["loads"]["128"] in (1, 2), record
+        assert "128" not in record["stores"], record
+        # The chosen view is moved by a loop that the compiler unrolls: one load for each store, and those that score.
         record = found[f"scored-entropy few2 bf16 {size}"]
-        assert record["loads"]["128"] == record["stores"]["128"] + 1, record
+        assert record["loads"]["128"] - record["stores"]["128"] in (1, 2), record
 
 
 @pytest.mark.audit
 @needs_triton
 def test_mean_needs_two_mirrorings_and_one_transposition() -> None:
     record = hopper()["mean d4 bf16 224x224"]
-    assert record["warps"] == 4
+    assert record["warps"] == 2  # of two vectors a thread
     assert record["barriers"] <= 3
-    assert record["shuffles"] <= 32
-    assert record["registers"] <= 40
+    assert record["shuffles"] <= 2 * 32
+    assert record["registers"] <= 48
 
 
 @pytest.mark.audit
@@ -192,5 +197,5 @@ def test_mean_needs_two_mirrorings_and_one_transposition() -> None:
 def test_orbit_mirrors_and_transposes_once() -> None:
     for dtype in ("bf16", "fp32"):
         record = hopper()[f"orbit d4 {dtype} 224x224"]
-        assert record["barriers"] <= 5
-        assert record["registers"] <= 40
+        assert record["barriers"] <= 7  # of two vectors a thread
+        assert record["registers"] <= 48
