@@ -1,4 +1,4 @@
-"""The kernels' machine code for Hopper, executed on the CPU: what it computes, where it reads and writes, its barriers.
+"""Triton's kernels as machine code for Hopper, executed on the CPU: what it computes, reads and writes, its barriers.
 
 Every access is checked against the bounds of its tensor, every byte of shared memory against warps that have not met at
 a barrier, every byte of a tensor against other blocks: see ``helpers/warps.py``. Results are the reference's.
@@ -12,19 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import equikern
-import numpy as np
 import pytest
 import torch
 from equikern import cyclic_group, field, grid, matrix, permutation, tokens, trivial
 from equikern.actions import Action
 from equikern.backends.base import Backend
 from equikern.backends.reference import Reference
-from equikern.views import accumulator, of
-from helpers.cuda_blocks import Blocks
-from helpers.emulated import MachineCode, cuda_codes, on_machine_code
+from equikern.views import accumulator
+from helpers.emulated import TOLERANCE, blank, made, on_machine_code
 from helpers.looped import each
 from helpers.machine_code import cuobjdump
-from helpers.warps import FaultError, Launch, Memory, lines_touched, parameters, wavefronts
 from torch import Tensor
 
 pytestmark = [
@@ -34,8 +31,7 @@ pytestmark = [
 ]
 
 reference = Reference()
-BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-TOLERANCE = {BF16: 2e-2, FP16: 4e-3, FP32: 2e-5, FP64: 1e-11}
+BF16, FP16, FP32, FP64 = TOLERANCE
 TURN = [[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [1.0, 0.0]], [[-1.0, 0.0], [0.0, -1.0]], [[0.0, 1.0], [-1.0, 0.0]]]
 SHEARED = [TURN[0], [[0.0, -2.0], [0.5, 0.0]], TURN[2], [[0.0, 2.0], [-0.5, 0.0]]]  # no signs, but factors
 SOME = permutation([[*range(60)], [3, 1, 2, 0, *range(4, 59), 59]])  # of which most stay
@@ -78,17 +74,6 @@ def triton() -> Backend:
     from equikern.backends.triton import Triton
 
     return Triton()
-
-
-def made(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
-    t = torch.randn(shape, dtype=torch.float64).to(dtype)
-    return t.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else t
-
-
-def blank(like: Tensor) -> Tensor:
-    """As the other in shape and strides, all to be written."""
-    new = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-    return new.fill_(float("nan")) if like.is_floating_point() else new.fill_(77)
 
 
 def compared(triton: Backend, call: Callable[..., None], outputs: list[Tensor], tolerance: float) -> None:
@@ -332,237 +317,3 @@ def test_no_kernel_is_left_out(triton: Backend, monkeypatch: pytest.MonkeyPatch)
     }
     assert kernels
     assert kernels - reached == set()
-
-
-# CUDA C++
-
-MAPS = {"c4": "hw Wh HW wH", "d4": "hw Wh HW wH hW wh Hw WH", "flips": "hw hW Hw HW"}
-# Whole tiles and parts, runs of odd and of small planes, rectangles.
-SHAPES = [(1, 64, 64), (2, 40, 40), (1, 37, 37), (5, 7, 7), (1, 70, 34)]
-CALLS = [
-    ("flips" if shape[-1] != shape[-2] else ("c4", "d4")[(k + n) % 2], shape, dtype)
-    for k, shape in enumerate(SHAPES)
-    for n, dtype in enumerate(TOLERANCE)
-]
-
-
-@pytest.fixture
-def blocks(cuda_blocks: Blocks) -> MachineCode:
-    codes = cuda_codes()
-    if isinstance(codes, str):
-        pytest.skip(codes)
-    return MachineCode(cuda_blocks.library, codes)
-
-
-def agree(blocks: MachineCode, found: list[Tensor], expected: list[Tensor], ran: int, tolerance: float = 0.0) -> None:
-    assert ran > 0, "no kernel"
-    if blocks.only_planned is not None:
-        return
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance)
-
-
-@each(("group", "shape", "dtype"), CALLS)
-def test_cuda_sums(blocks: MachineCode, group: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    maps, views = MAPS[group], of(MAPS[group])
-    y, x = made((views.order, *shape), dtype), made(shape, dtype)
-    # Small planes of one column are left to Triton: there all share their weights.
-    weights = torch.rand(views.order, *shape[: shape[-1] > 7], dtype=accumulator(x))
-    wide = FP64 if dtype == FP64 else FP32
-    a, b = blank(y), blank(y)
-    reference.orbit(x, a, views, None, 0.3, weights, None)
-    agree(blocks, [b], [a], blocks.orbit(x, b, maps, 0.3, weights), TOLERANCE[dtype])
-    for given, op in ((None, "sum"), (weights, "weighted_mean")):
-        c, d = blank(x), blank(x)
-        reference.reduce(y, c, views, None, op, 1.0, given, None, None)
-        agree(blocks, [d], [c], blocks.reduce(y, d, maps, op, 1.0, given), TOLERANCE[dtype])
-    same = x.expand(views.order, *shape)
-    c, d = blank(x), blank(x)
-    reference.reduce(same, c, views, None, "sum", 0.125, None, None, None)
-    agree(blocks, [d], [c], blocks.reduce(same, d, maps, "sum", 0.125), TOLERANCE[dtype])
-    dots, found = (torch.full_like(weights, float("nan")) for _ in range(2))
-    reference.orbit_dot(x, y, a, dots, views, None, weights)
-    ran = blocks.orbit_dot(x, y, b, found, maps, weights)
-    agree(blocks, [b], [a], ran, TOLERANCE[dtype])
-    agree(blocks, [found], [dots], ran, 20 * TOLERANCE[wide] * x.numel() ** 0.5)
-
-
-@each("maps", ["hw hW", "hw HW", "hw wh", "hw WH wh HW", *MAPS.values()])
-@each("dtype", TOLERANCE)
-def test_cuda_symmetrize(blocks: MachineCode, maps: str, dtype: torch.dtype) -> None:
-    """Where the views are a group, bit for bit the same seen by any of them."""
-    views = of(maps)
-    for shape in ((3, 9, 9), (2, 1, 32, 32)):
-        x = made(shape, dtype)
-        c, d = blank(x), blank(x)
-        same = x.expand(views.order, *shape)
-        reference.reduce(same, c, views, None, "sum", 1.0 / views.order, None, None, None)
-        agree(blocks, [d], [c], blocks.reduce(same, d, maps, "sum", 1.0 / views.order), TOLERANCE[dtype])
-        assert all(torch.equal(turned, d) for turned in every_view(d, maps)) or blocks.only_planned is not None
-
-
-MOVED = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.complex128]  # 1 … 16 bytes
-
-
-def every_view(x: Tensor, maps: str) -> Tensor:
-    """The orbit in plain torch, which the reference backend does not take 16 bytes for."""
-    views = of(maps)
-    return torch.stack([views.kind.apply(x, views, None, g) for g in range(views.order)])
-
-
-def best_views(y: Tensor, scores: Tensor, maps: str) -> tuple[Tensor, Tensor]:
-    """The selection, of one score for each view and entry of the first dim, or for each view."""
-    views, index = of(maps), scores.argmin(0)
-    mapped = torch.stack([views.kind.apply(y[g], views, None, g) for g in range(views.order)])
-    chosen = mapped[index, torch.arange(len(index))] if index.dim() else mapped[index]
-    return chosen, index
-
-
-@each("shape", SHAPES)
-@each("dtype", MOVED)
-def test_cuda_moves(blocks: MachineCode, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    maps = MAPS["flips" if shape[-1] != shape[-2] else "d4"]
-    order = of(maps).order
-    y, x = torch.randint(100, (order, *shape)).to(dtype), torch.randint(100, shape).to(dtype)
-    b, d = torch.zeros_like(y), torch.zeros_like(x)
-    agree(blocks, [b], [every_view(x, maps)], blocks.orbit(x, b, maps))
-    scores = torch.rand(order, *shape[: shape[-1] > 7])
-    index = torch.zeros(scores.shape[1:], dtype=torch.int64)
-    agree(blocks, [d, index], [*best_views(y, scores, maps)], blocks.select(y, d, index, maps, scores))
-
-
-@each("dtype", MOVED)
-def test_cuda_moves_pixels_of_channels(blocks: MachineCode, dtype: torch.dtype) -> None:
-    """Channels-last planes: single elements, and whole vectors where there are channels enough."""
-    for channels in (3, 16):
-        x = torch.randint(100, (2, 6, 6, channels)).to(dtype).movedim(-1, -3)
-        b = torch.zeros(4, 2, 6, 6, channels, dtype=dtype).movedim(-1, -3)
-        agree(blocks, [b], [every_view(x, MAPS["c4"])], blocks.orbit(x, b, MAPS["c4"]))
-
-
-@each("dtype", [*MOVED, *TOLERANCE])
-def test_cuda_rows_with_gaps(blocks: MachineCode, dtype: torch.dtype) -> None:
-    """Rows that are no whole vectors, as parts of longer ones: tiles of single elements."""
-    maps, views = MAPS["d4"], of(MAPS["d4"])
-
-    def gapped(*shape: int) -> Tensor:
-        values = torch.randint(1, 5, (*shape[:-1], shape[-1] + 3)).to(dtype)
-        return values[..., 1 : shape[-1] + 1]
-
-    x, y, b, d = gapped(1, 41, 41), gapped(8, 1, 41, 41), gapped(8, 1, 41, 41), gapped(1, 41, 41)
-    agree(blocks, [b], [every_view(x, maps)], blocks.orbit(x, b, maps))
-    scores, index = torch.rand(8, 1), torch.zeros(1, dtype=torch.int64)
-    agree(blocks, [d, index], [*best_views(y, scores, maps)], blocks.select(y, d, index, maps, scores))
-    if dtype in MOVED:
-        return
-    a, c, tolerance, weights = blank(y), blank(x), TOLERANCE[dtype], torch.rand(8, 1, dtype=accumulator(x))
-    reference.orbit(x, a, views, None, 0.3, None, None)
-    agree(blocks, [b], [a], blocks.orbit(x, b, maps, 0.3), tolerance)
-    reference.reduce(y, c, views, None, "sum", 0.125, None, None, None)
-    agree(blocks, [d], [c], blocks.reduce(y, d, maps, "sum", 0.125), tolerance)
-    dots, found = (torch.full_like(weights, float("nan")) for _ in range(2))
-    reference.orbit_dot(x, y, a, dots, views, None, weights)
-    ran = blocks.orbit_dot(x, y, b, found, maps, weights)
-    agree(blocks, [b], [a], ran, tolerance)
-    # Sums of 1,681 products up to 16, in whole numbers: float32 holds them all.
-    agree(blocks, [found], [dots], ran)
-
-
-def test_no_cuda_kernel_is_left_out(blocks: MachineCode) -> None:
-    """The tests above launch every kernel; but elements of 16 bytes are whole vectors, and none moves them singly."""
-    reached: set[str] = set()
-    blocks.only_planned = reached
-    for test in (
-        test_cuda_sums,
-        test_cuda_symmetrize,
-        test_cuda_moves,
-        test_cuda_moves_pixels_of_channels,
-        test_cuda_rows_with_gaps,
-    ):
-        test(blocks=blocks)
-    prefix = "equikern::cuda::run_blocks<equikern::cuda::"
-    singly = {f"{prefix}{name}Tiles<equikern::cuda::Bytes16, false> >" for name in ("Orbit", "Select")}
-    assert blocks.codes.keys() - reached == singly
-
-
-# What executes them
-
-
-def copied(code: str) -> tuple[Tensor, Launch, Memory]:
-    """A launch of one block that copies through shared memory, as some lines of machine code."""
-    out = torch.zeros(64, dtype=torch.int32)
-    x = torch.arange(64, dtype=torch.int32)
-    memory = Memory()
-    for t in (x, out):
-        memory.add(t.data_ptr(), 256, t.view(torch.uint8).numpy())
-    given = parameters([("int64", x.data_ptr()), ("int64", out.data_ptr())])
-    return out, Launch(code, given, 1, 64, 256), memory
-
-
-COPY = [
-    "S2R R0, SR_TID.X ;",
-    "LDC.64 R2, c[0x0][0x210] ;",
-    "LDC.64 R4, c[0x0][0x218] ;",
-    "IMAD.WIDE R2, R0, 0x4, R2 ;",
-    "LDG.E R6, desc[UR4][R2.64] ;",
-    "LEA R7, R0, 0x400, 0x2 ;",
-    "STS [R7], R6 ;",
-    "BAR.SYNC.DEFER_BLOCKING 0x0 ;",
-    "LOP3.LUT R8, R0, 0x3f, RZ, 0x3c, !PT ;",
-    "LEA R9, R8, 0x400, 0x2 ;",
-    "LDS R10, [R9] ;",
-    "IMAD.WIDE R4, R0, 0x4, R4 ;",
-    "STG.E desc[UR4][R4.64], R10 ;",
-    "EXIT ;",
-]
-
-
-def lines(code: list[str]) -> str:
-    return "\n".join(f"        /*{16 * k:04x}*/                   {line}" for k, line in enumerate(code))
-
-
-def test_a_copy_through_shared_memory() -> None:
-    out, launch, memory = copied(lines(COPY))
-    counts = launch.run(memory, [0])
-    assert out.tolist() == [*reversed(range(64))]
-    assert (counts.warp_instructions, counts.loaded, counts.stored) == (2 * len(COPY), 256, 256)
-    # Two warps read and write: four accesses of shared memory, and as many of one line each, or of two where it is cut.
-    assert 4 + 4 <= counts.wavefronts <= 4 + 8
-
-
-def test_lanes_that_meet_in_a_bank_wait() -> None:
-    lanes = np.arange(32)
-    assert [wavefronts(lanes, step * lanes, 4) for step in (0, 4, 8, 12, 16, 128, 132)] == [1, 1, 2, 1, 4, 32, 1]
-    assert [wavefronts(lanes, step * lanes, 2) for step in (2, 4, 130)] == [1, 1, 2]  # two lanes in a word, one each, …
-    assert [wavefronts(lanes, size * lanes, size) for size in (8, 16)] == [2, 4]  # half a warp, a quarter at a time
-    assert wavefronts(np.arange(64), 8 * np.arange(64), 4) == 4  # of two warps
-    assert [wavefronts(lanes[:8], step * lanes[:8], 16, 8) for step in (16, 80, 128)] == [1, 1, 8]  # rows of a matrix
-    assert [lines_touched(lanes, step * lanes) for step in (0, 4, 16, 128)] == [1, 1, 4, 32]
-
-
-@pytest.mark.parametrize(
-    ("line", "instead", "said"),
-    [
-        ("BAR.SYNC.DEFER_BLOCKING 0x0 ;", "NOP;", "nobody wrote|without a barrier"),
-        ("IMAD.WIDE R2, R0, 0x4, R2 ;", "IMAD.WIDE R2, R0, 0x8, R2 ;", "of a tensor of 256 bytes"),
-        ("LEA R9, R8, 0x400, 0x2 ;", "LEA R9, R0, 0x3fe, 0x2 ;", "outside of shared memory"),
-        ("LEA R7, R0, 0x400, 0x2 ;", "LEA R7, R0, 0x400, 0x1 ;", "not aligned"),
-        ("LEA R9, R8, 0x400, 0x2 ;", "LEA R9, R8, 0x500, 0x2 ;", "outside of shared memory"),
-        ("STS [R7], R6 ;", "@!PT STS [R7], R6 ;", "nobody wrote"),
-        ("IMAD.WIDE R4, R0, 0x4, R4 ;", "BRA 0x50 ;", "a write without a barrier"),
-    ],
-)
-def test_faults_are_seen(line: str, instead: str, said: str) -> None:
-    code = [instead if one == line else one for one in COPY]
-    _, launch, memory = copied(lines(code))
-    with pytest.raises(FaultError, match=said):
-        launch.run(memory, [0])
-
-
-def test_blocks_may_not_meet() -> None:
-    """Two blocks that write to the same places, which is a race unless it is the same that they write."""
-    _, launch, memory = copied(lines(COPY))
-    launch.run(memory, [0, 1])
-    _, launch, memory = copied(lines(["S2R R10, SR_CTAID.X ;" if "LDS" in line else line for line in COPY]))
-    with pytest.raises(FaultError, match="block 1 writes what another one writes"):
-        launch.run(memory, [0, 1])

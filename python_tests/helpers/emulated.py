@@ -24,22 +24,39 @@ from helpers.warps import Counts, Launch, Memory, parameters
 from torch import Tensor
 
 __all__ = [
+    "TOLERANCE",
     "Kernel",
     "MachineCode",
+    "blank",
     "compiled",
     "cuda_codes",
     "cuda_launch",
+    "made",
     "memory_of",
     "on_machine_code",
     "triton_parameters",
 ]
 
+# Of results in a dtype, to the reference's.
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 2e-5, torch.float64: 1e-11}
 TARGET = "sm_90"
 CUDA_THREADS = 256  # of a block of the CUDA kernels
 _NUMPY = {"i1": "int8", "i32": "int32", "i64": "int64", "fp32": "float32", "fp64": "float64"}
 
 Kernel = tuple[str, int, list[str]]  # its code, its shared memory, the types of its scalars
 _KERNELS: dict[Any, Kernel] = {}
+
+
+def made(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """Random values."""
+    t = torch.randn(shape, dtype=torch.float64).to(dtype)
+    return t.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else t
+
+
+def blank(like: Tensor) -> Tensor:
+    """As the other in shape and strides, all to be written."""
+    new = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    return new.fill_(float("nan")) if like.is_floating_point() else new.fill_(77)
 
 
 def compiled(kernel: Any, pointers: Any, aligned: Any, constants: Mapping[str, Any], num_warps: int) -> Kernel:
