@@ -276,6 +276,13 @@ def main() -> None:
         ]
         if failed:
             sys.exit("\n".join(["nothing written, these do not compile:", *failed]))
+        lost = sum(
+            len(read(target).get(name, {})) > len(table)
+            for target, tables in fresh.items()
+            for name, table in tables.items()
+        )
+        if options.few and lost:
+            sys.exit(f"nothing written: {lost} tables have more cases than --few compiles; leave it out")
         for target, tables in fresh.items():
             write(target, tables)
             print(RESULTS / f"{target}.md")

@@ -98,7 +98,7 @@ def elements_on(elements: Tensor, device: torch.device) -> Tensor:
     """Elements on x's device; those that were given on the CPU go there without a wait."""
     if elements.device == device:
         return elements
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(elements) is not Tensor:  # traced or fake: nobody knows its numbers
         return elements.to(device)
     return listed(elements.flatten().tolist(), device).view(elements.shape)
 

@@ -73,6 +73,8 @@ def test_lanes_that_meet_in_a_bank_wait() -> None:
         ("LEA R9, R8, 0x400, 0x2 ;", "LEA R9, R8, 0x500, 0x2 ;", "outside of shared memory"),
         ("STS [R7], R6 ;", "@!PT STS [R7], R6 ;", "nobody wrote"),
         ("IMAD.WIDE R4, R0, 0x4, R4 ;", "BRA 0x50 ;", "a write without a barrier"),
+        ("LEA R7, R0, 0x400, 0x2 ;", "MOV R7, 0x400 ;", "lanes that write different values"),
+        ("IMAD.WIDE R4, R0, 0x4, R4 ;", "NOP ;", "lanes of block 0 write different values"),
     ],
 )
 def test_faults_are_seen(line: str, instead: str, said: str) -> None:
@@ -80,6 +82,18 @@ def test_faults_are_seen(line: str, instead: str, said: str) -> None:
     _, launch, memory = copied(lines(code))
     with pytest.raises(FaultError, match=said):
         launch.run(memory, [0])
+
+
+def test_what_is_copied_is_waited_for() -> None:
+    """From global to shared memory past the registers."""
+    past = ["LDGSTS.E [R7], desc[UR4][R2.64] ;" if "STS" in line else line for line in COPY]
+    _, launch, memory = copied(lines(past))
+    with pytest.raises(FaultError, match="without a wait"):
+        launch.run(memory, [0])
+    waits = [*past[:7], "DEPBAR.LE SB0, 0x0 ;", *past[7:]]
+    out, launch, memory = copied(lines(waits))
+    launch.run(memory, [0])
+    assert out.tolist() == [*reversed(range(64))]
 
 
 def test_blocks_may_not_meet() -> None:

@@ -99,6 +99,8 @@ class Memory:
         return found
 
     def store(self, at: NDArray[np.int64], value: NDArray[np.uint8], block: int) -> None:
+        if disagree(at, value):
+            raise FaultError(f"lanes of block {block} write different values to one place")
         for which, start, raw, places in self._places(at, value.shape[1], "store"):
             if raw is None:
                 continue
@@ -138,6 +140,7 @@ class Block:
         # Which warp touched a byte since the last barrier, −2 several or before it, −1 none.
         self.shared_writer = np.full(launch.shared, -1, np.int64)
         self.shared_reader = np.full(launch.shared, -1, np.int64)
+        self.on_the_way = np.full(launch.shared, -1, np.int64)  # which warp copies there and has not waited for it
         self.local: NDArray[np.uint8] | None = None  # what registers had no room for
         self.pc = np.full(n, launch.start, np.int64)
         self.done = np.zeros(n, bool)
@@ -197,7 +200,9 @@ class Block:
             counts.loaded += value.size
             counts.wavefronts += lines_touched(np.flatnonzero(mask), at)
             if base == "LDGSTS":
-                self._store_shared(pointer(i.ops[0])(self)[mask], value, mask, counts)
+                into = pointer(i.ops[0])(self)[mask]
+                self._store_shared(into, value, mask, counts)
+                self.on_the_way[into[:, None] - SHARED + np.arange(size)] = np.flatnonzero(mask)[:, None] // 32
             else:
                 self._into(i.ops[0], mask, value, kinds)
         return True
@@ -217,6 +222,7 @@ class Block:
         places = self._shared_places(at, size, "a read", mask, counts)
         warp, writer = np.flatnonzero(mask)[:, None] // 32, self.shared_writer[places]
         self.require(bool((writer != -1).all()), "a read of shared memory that nobody wrote")
+        self.require(bool((self.on_the_way[places] == -1).all()), "a read of what is being copied, without a wait")
         self.require(
             bool(((writer == warp) | (writer == -2)).all()), "a read without a barrier behind another warp's write"
         )
@@ -235,6 +241,7 @@ class Block:
             bool(((reader == warp) | (reader == -1)).all()), "a write without a barrier behind another warp's read"
         )
         self.require(bool(((writer == warp) | (writer < 0)).all()), "a write without a barrier behind another warp's")
+        self.require(not disagree(at, value), "lanes that write different values to one place of shared memory")
         self.shared[places] = value
         self.shared_writer[places] = warp
 
@@ -340,6 +347,8 @@ class Block:
             self.barrier |= mask
             self.pc[here & ~mask] += 16
         elif base in ("NOP", "DEPBAR", "LDGDEPBAR", "WARPSYNC", "YIELD", "BMOV", "ERRBAR", "MEMBAR"):
+            if base == "DEPBAR":  # waits for the copies of its own warp
+                self.on_the_way[np.isin(self.on_the_way, np.unique(np.flatnonzero(mask) // 32))] = -1
             self.pc[here] += 16
         else:
             return False
@@ -423,6 +432,12 @@ _ACCESS = frozenset("LDG LD LDS STG ST STS LDGSTS LDSM STSM LDL STL".split())
 _CONTROL = frozenset(
     "EXIT BRA JMP CALL RET BSSY BSYNC BREAK BAR NOP DEPBAR LDGDEPBAR WARPSYNC YIELD BMOV ERRBAR MEMBAR".split()
 )
+
+
+def disagree(at: NDArray[np.int64], value: NDArray[np.uint8]) -> bool:
+    """Whether some lanes of one access write different values to one place: which of them stays, nobody knows."""
+    places, first, which = np.unique(at, return_index=True, return_inverse=True)
+    return places.size < at.size and bool((value[first][which] != value).any())
 
 
 def wavefronts(lanes: NDArray[np.int64], at: NDArray[np.int64], size: int, together: int = 0) -> int:

@@ -307,9 +307,9 @@ def test_chunks_stay_below_an_eighth_of_the_logits() -> None:
 def test_chunks_give_every_multiprocessor_work() -> None:
     """At least 4 rows each, as far as the memory goes."""
     assert chunk_rows(2, 2048, 2 * 49_152, "cuda", 132) == 528
-    assert chunk_rows(2, 100_000, 2 * 49_152, "cuda", 132) == 2**29 // (4 * 2 * 49_152)
+    assert chunk_rows(2, 100_000, 2 * 49_152, "cuda", 132) == 2**29 // (4 * 2 * 49_152) // 8 * 8
     assert chunk_rows(8, 2048, 4 * 262_144, "cuda", 132) == 2**29 // (16 * 4 * 262_144)
-    assert chunk_rows(2, 100_000, 2 * 8, "cuda", 132) == 100_000 // 18
+    assert chunk_rows(2, 100_000, 2 * 8, "cuda", 132) == 100_000 // 18 // 8 * 8
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -194,6 +194,18 @@ def unravel_cubes(r, m0, m1, m2, r0, r1, r2):
 
 
 @triton.jit
+def unravel_points(r, within, mask, m0, m1, m2, r0, r1, r2, DIMS: tl.constexpr, CUBES: tl.constexpr):
+    """The item and the point of each row number, counted cube after cube or not, and which rows and entries there are:
+    of cubes some lie outside."""
+    if CUBES:
+        b, p0, p1, p2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
+        return b, p0, p1, p2, within & inside, mask & inside
+    else:
+        b, p0, p1, p2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+        return b, p0, p1, p2, within, mask
+
+
+@triton.jit
 def axis_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD: tl.constexpr, K: tl.constexpr, INVERSE: tl.constexpr):
     """Output axis K's part of ``map_offset``."""
     size = pick((WORD >> (3 * K)) & 3, n0, n1, n2)

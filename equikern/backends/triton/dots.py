@@ -26,7 +26,7 @@ from .device import (
     tile,
     tile_at,
     unravel,
-    unravel_cubes,
+    unravel_points,
 )
 from .launch import (
     FEW_VIEWS,
@@ -119,12 +119,7 @@ def dot_points(
         v = tl.load(x + (offset + c), mask=mask, other=0).to(ACC)
     else:
         m0, m1, m2 = narrow(m0, m1, m2, BIG)
-        if CUBES:
-            b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
-            within = within & inside
-            mask = mask & inside
-        else:
-            b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+        b, q0, q1, q2, within, mask = unravel_points(r, within, mask, m0, m1, m2, r0, r1, r2, DIMS, CUBES)
     views = tl.arange(0, GP)[None, :]
     totals = tl.zeros([P * PARTS, GP], ACC)
     for g in tl.static_range(len(WORDS)):

@@ -25,7 +25,7 @@ from .device import (
     tile,
     tile_at,
     unravel,
-    unravel_cubes,
+    unravel_points,
 )
 from .launch import Plan, accumulator, forms, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, known, normalize, operand
@@ -99,12 +99,7 @@ def orbit_points(
         v = tl.load(x + (offset + c), mask=mask, other=0)
     else:
         m0, m1, m2 = narrow(m0, m1, m2, BIG)
-        if CUBES:
-            b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
-            within = within & inside
-            mask = mask & inside
-        else:
-            b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+        b, q0, q1, q2, within, mask = unravel_points(r, within, mask, m0, m1, m2, r0, r1, r2, DIMS, CUBES)
         put = point_offset(r, b, q0, q1, q2, n0, n1, n2, ob, o0, o1, o2, os, 136, DIMS, DENSE[1], False, CB)
     if index is not None:
         chosen = of_items(index + a * ka, b, kb, within, SHARED)

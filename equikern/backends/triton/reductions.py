@@ -25,8 +25,7 @@ from .device import (
     signed,
     tile,
     tile_at,
-    unravel,
-    unravel_cubes,
+    unravel_points,
     view_tile,
 )
 from .launch import FEW_VIEWS, Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
@@ -230,12 +229,7 @@ def reduce_points(
     _pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    if CUBES:
-        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
-        within = within & inside
-        mask = mask & inside
-    else:
-        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    b, q0, q1, q2, within, mask = unravel_points(r, within, mask, m0, m1, m2, r0, r1, r2, DIMS, CUBES)
     if weights is not None:
         weights += a * wa
     a *= VEC * VEC_R

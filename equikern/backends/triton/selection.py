@@ -14,7 +14,7 @@ from torch import Tensor
 from ...views import Views, still
 from ..base import Maybe
 from .compat import jit_kernel
-from .device import channel_of, narrow, of_items, point_offset, points_at, signed, tile, tile_at, unravel, unravel_cubes
+from .device import channel_of, narrow, of_items, point_offset, points_at, signed, tile, tile_at, unravel_points
 from .launch import Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
@@ -156,12 +156,7 @@ def select_points(
     pid, a, r, c, within, mask = points_at(row_blocks, column_blocks, rr, R, C, P, CB, VEC, VEC_R, BIG)
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    if CUBES:
-        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
-        within = within & inside
-        mask = mask & inside
-    else:
-        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    b, q0, q1, q2, within, mask = unravel_points(r, within, mask, m0, m1, m2, r0, r1, r2, DIMS, CUBES)
     if SHARED:
         items, there, first = 0, True, pid == a * row_blocks * column_blocks
     else:

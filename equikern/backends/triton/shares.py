@@ -19,7 +19,7 @@ from ...views import Views
 from ..base import Maybe
 from .arithmetic import shares
 from .compat import jit_kernel
-from .device import channel_of, narrow, point_offset, points_at, tile, tile_at, unravel, unravel_cubes, view_tile
+from .device import channel_of, narrow, point_offset, points_at, tile, tile_at, unravel_points, view_tile
 from .launch import FEW_VIEWS, Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, contiguous_views, known, normalize, operand
 from .tables import CHANNELS, channels
@@ -117,11 +117,7 @@ def reduce_backward_points(
     a *= VEC * VEC_R
     n0, n1, n2 = narrow(n0, n1, n2, BIG)
     m0, m1, m2 = narrow(m0, m1, m2, BIG)
-    if CUBES:
-        b, q0, q1, q2, inside = unravel_cubes(r, m0, m1, m2, r0, r1, r2)
-        mask = mask & inside
-    else:
-        b, q0, q1, q2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    b, q0, q1, q2, _within, mask = unravel_points(r, _within, mask, m0, m1, m2, r0, r1, r2, DIMS, CUBES)
     values = ()
     for g in tl.static_range(len(WORDS)):
         offset = point_offset(
