@@ -57,7 +57,8 @@ class Reduction:
     @property
     def fused(self) -> bool:
         """Whether the gradient is one kernel's: it finds the result again from the values, and what each gets."""
-        return self.combine in ("max", "min", "moments")
+        plain = self.prepare is None and (self.finish is None or self.combine == "moments")
+        return plain and self.combine in ("max", "min", "moments")
 
 
 def _logit(v: Tensor) -> Tensor:

@@ -271,6 +271,10 @@ def _reduce_backward(
         raise ValueError(f"op: expected one whose gradient is one kernel's, got {op!r}")
     if (spread is not None) != (REDUCTIONS[op].results == 2):
         raise ValueError(f"spread: expected a second gradient for 'mean_std' alone, op is {op!r}")
+    shape = tuple(views.shape(y.shape[1:]))
+    for name, t in (("grad", grad), ("spread", spread)):
+        if t is not None and (tuple(t.shape) != shape or t.dtype != y.dtype):
+            raise ValueError(f"{name}: expected shape {shape} in {y.dtype}, got {tuple(t.shape)} in {t.dtype}")
     out = _orbit_dot_empty(y)
     kernels(y).reduce_backward(grad, spread, y, out, views, table, op)
     return out

@@ -129,3 +129,7 @@ def test_refusals() -> None:
     signs = permutation([[0, 1], [1, 0]], signs=[[1, 1], [-1, -1]]).maps
     with pytest.raises(ValueError, match="views: expected"):
         call(torch.zeros(2), None, torch.zeros(2, 2), signs.code, signs.table(y), "max")
+    with pytest.raises(ValueError, match=r"grad: expected shape \(\d+, \d+\) in torch.float32, got"):
+        call(x[:1, :1], None, y, "hw Hw", None, "max")
+    with pytest.raises(ValueError, match="spread: expected shape"):
+        call(x, x.double(), y, "hw Hw", None, "mean_std")
