@@ -1,7 +1,8 @@
 """Exponentials of differences of logits, in as few instructions as their accuracy allows.
 
-In float32 exp(d) is the hardware's power of two of one rounded product: off by 2⁻²² + |d| · 2⁻²⁴ of itself, and d is
-never positive, so by no more than some 2⁻²² of the largest.
+In float32 exp(d) is the hardware's power of two of one rounded product. The product is off by |d| · 2⁻²⁴ of itself, and
+d is never positive, so beside the largest exponential that is no more than 2⁻²⁵. For the power NVIDIA states two units
+of the last place (those of exp2f), which no GPU here has confirmed.
 Results below 2⁻¹²⁶ are 0, beside a largest of 1; what a score must tell apart below it takes ``tl.exp`` (``scores``).
 Logarithms are those of the device's library; quotients of rows and mixtures are within two units of the last place.
 Float64 has no short forms.
