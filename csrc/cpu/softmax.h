@@ -22,6 +22,8 @@ void softmax_mean_space(const RowProblem& p) {
     for (int g = 0; g < views; ++g) {
       stats[g] = stats_of(y.rows[g], n);
       static_cast<A*>(p.numbers)[g * rows + r] = stats[g].top + stats[g].log_sum;
+      // The views' share goes with the row's factor: thirds of a sum would round once more, and sums larger than 1 coarser.
+      stats[g].inverse = A(double(stats[g].inverse) / views);
     }
     const RowOut<T> out(p, p.out, r, 0, streaming);
     for_blocks(n, [&](int64_t j, int64_t length) {
@@ -32,7 +34,7 @@ void softmax_mean_space(const RowProblem& p) {
           const V d = lift<T, L>(from[g] + i, count, 0) - stats[g].top;
           sum += kProbs ? exp_lanes<A, L>(d) * stats[g].inverse : d - stats[g].log_sum;
         }
-        out.put(j, i, sum * share, count);
+        out.put(j, i, kProbs ? sum : sum * share, count);
       });
       out.end(j, length);
     });
