@@ -10,6 +10,7 @@ from torch import Tensor
 from ..views import EXACT
 from ..views.maps import Acting, Maps, captures
 from . import autograd, checks, library
+from .functions import transformed
 
 __all__ = ["act", "checked_elements", "elements_on", "listed", "unpacked"]
 
@@ -55,7 +56,7 @@ def checked_elements(called: str, elements: object, x: Tensor, action: Acting) -
             f"{called}: expected one for each sample, of shape {shapes} for x {tuple(x.shape)} under {action.name!r}, "
             f"got {tuple(elements.shape)}"
         )
-    if elements.is_cpu and not torch.compiler.is_compiling():
+    if elements.is_cpu and not torch.compiler.is_compiling() and not transformed():  # whose numbers nobody may read
         if elements.numel():
             low, high = (int(n) for n in elements.aminmax())
             if low < 0 or high >= action.order:

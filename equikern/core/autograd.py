@@ -19,11 +19,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
 
-from ..views import of, transposed
+from ..views import of
+from ..views import transposed as transposed_code
 from ..views.maps import Maps, Placed
 from . import library
+from .functions import Differentiable, in_forward_mode, needs_grad
 
 _Grads = tuple[Tensor | None, ...]
 _NONE: Any = (None, None)  # what a Function saved that has nothing to save, which is faster than Nones
@@ -31,24 +32,7 @@ _NONE: Any = (None, None)  # what a Function saved that has nothing to save, whi
 
 def adjoint(placed: Placed) -> Placed:
     """The adjoint maps, which have the same table."""
-    return transposed(placed[0]), placed[1]
-
-
-def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
-    """Whether autograd must see a call with these inputs.
-
-    In forward mode too, although the Functions have no forward derivative: they say so, where the operators below them
-    would drop it silently.
-    """
-    if (t.requires_grad or (other is not None and other.requires_grad)) and torch.is_grad_enabled():
-        # A trace records operators, and takes no Function of Python's.
-        return not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return in_forward_mode()
-
-
-def in_forward_mode() -> bool:
-    """Whether a forward-mode derivative may be under way."""
-    return getattr(forward_ad, "_current_level", -1) >= 0  # torch has no public way to ask
+    return transposed_code(placed[0]), placed[1]
 
 
 def laid_out(grad: Tensor, channels_last: int) -> Tensor:
@@ -59,6 +43,11 @@ def laid_out(grad: Tensor, channels_last: int) -> Tensor:
     if not channels_last or library.channels_dim(grad) == channels_last:
         return grad
     return grad.movedim(channels_last, -1).contiguous().movedim(-1, channels_last)
+
+
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The tangent of a result from those of two arguments, None where one has none."""
+    return b if a is None else a if b is None else a + b
 
 
 def orbit(x: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
@@ -75,7 +64,7 @@ def mean_plus(y: Tensor, plus: Tensor, maps: Maps) -> Tensor:
     """``1/|G| Σ_g map_g(y_g + plus)``: the mean of the views and the symmetrised ``plus`` in one pass."""
     placed = maps.placed(y)
     if needs_grad(y, plus):
-        return cast(Tensor, _MeanPlus.apply(y, plus, placed))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _MeanPlus.call(y, plus, placed))
     return cast(Tensor, library.mean_plus(y, plus, *placed))
 
 
@@ -88,7 +77,7 @@ def weighted_mean(y: Tensor, weights: Tensor, maps: Maps) -> Tensor:
     """``Σ_g w_g · map_g(y_g) / Σ_g w_g``, the division done by the same kernel."""
     placed = maps.placed(y)
     if needs_grad(y, weights):
-        return cast(Tensor, _WeightedMean.apply(y, weights, placed))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _WeightedMean.call(y, weights, placed))
     return cast(Tensor, library.reduce(y, *placed, "weighted_mean", 1.0, weights))
 
 
@@ -128,21 +117,21 @@ def each_by(y: Tensor, axis: int, placed: Placed) -> Tensor:
 def orbit_by(x: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``orbit`` by placed maps, as Functions hold them: (*lead, H, W) → (|G|, *lead, H, W)."""
     if needs_grad(x, weights):
-        return cast(Tensor, _Orbit.apply(x, weights, placed, scale))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Orbit.call(x, weights, placed, scale))
     return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
 
 
 def total_by(y: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``total`` by placed maps: (|G|, *lead, H, W) → (*lead, H, W)."""
     if needs_grad(y, weights):
-        return cast(Tensor, _Total.apply(y, weights, placed, scale))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Total.call(y, weights, placed, scale))
     return cast(Tensor, library.reduce(y, *placed, "sum", scale, weights))
 
 
 def symmetrize_by(x: Tensor, placed: Placed) -> Tensor:
     """``symmetrize`` by placed maps: like x in shape."""
     if needs_grad(x):
-        return cast(Tensor, _Symmetrize.apply(x, placed))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Symmetrize.call(x, placed))
     return _symmetrized(x, placed)
 
 
@@ -154,45 +143,53 @@ def _symmetrized(x: Tensor, placed: Placed) -> Tensor:
 def dots_by(x: Tensor, y: Tensor, placed: Placed, weight_dims: int) -> Tensor:
     """``dots`` by placed maps: x (*lead, H, W), y (|G|, *lead, H, W) → y.shape[:weight_dims], wide."""
     if needs_grad(x, y):
-        return cast(Tensor, _Dots.apply(x, y, placed, weight_dims))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Dots.call(x, y, placed, weight_dims))
     return cast(Tensor, library.dot(x, y, *placed, weight_dims))
 
 
 def orbit_dot_by(x: Tensor, y: Tensor, placed: Placed, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted orbit of x, like y in shape, and the dots of the plain one with y, like weights, in one pass."""
     if needs_grad(x, y) or needs_grad(weights):
-        return cast(tuple[Tensor, Tensor], _OrbitDot.apply(x, y, weights, placed))  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, Tensor], _OrbitDot.call(x, y, weights, placed))
     return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, *placed, weights))
 
 
 def take_by(y: Tensor, index: Tensor, placed: Placed) -> Tensor:
     """``take`` by placed maps: (|G|, *lead, H, W) and an int64 index lead[:k] → (*lead, H, W)."""
     if needs_grad(y):
-        return cast(Tensor, _Take.apply(y, index, placed))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Take.call(y, index, placed))
     return cast(Tensor, library.take(y, index, *placed))
 
 
 def put_by(x: Tensor, index: Tensor, placed: Placed) -> Tensor:
     """``put`` by placed maps: (*lead, H, W) and an int64 index lead[:k] → (|G|, *lead, H, W)."""
     if needs_grad(x):
-        return cast(Tensor, _Put.apply(x, index, placed))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Put.call(x, index, placed))
     return cast(Tensor, library.orbit(x, *placed, 1.0, None, index))
 
 
 def act_by(x: Tensor, elements: Tensor, placed: Placed) -> Tensor:
     """``act`` by placed maps: (*lead, H, W) and int64 elements lead[:k], k ≥ 1 → like x in shape."""
     if needs_grad(x):
-        return cast(Tensor, _Act.apply(x, elements, placed))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Act.call(x, elements, placed))
     return cast(Tensor, library.act(x, elements, *placed))
 
 
-class _Orbit(Function):
+class _Orbit(
+    Differentiable,
+    schema="orbit(Tensor x, Tensor? weights, str views, Tensor? table, float scale) -> Tensor",
+    tuples={2: 2},
+):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor | None, placed: Placed, scale: float) -> Tensor:
+    def forward(x: Tensor, weights: Tensor | None, placed: Placed, scale: float) -> Tensor:
+        return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, weights, placed, scale = inputs
         ctx.call = adjoint(placed), scale, library.channels_dim(x)
         if weights is not None:
-            ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weights)
-        return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
+            ctx.save_for_backward(x if ctx.needs_input_grad[1] or in_forward_mode() else None, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
@@ -205,14 +202,31 @@ class _Orbit(Function):
             grad_w = dots_by(x, grad, adjoint(back), weights.dim()) * scale
         return grad_x, grad_w, None, None
 
-
-class _Total(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor | None, placed: Placed, scale: float) -> Tensor:
+    def jvp(ctx: Any, x_t: Tensor | None, weights_t: Tensor | None, *_: Any) -> Tensor | None:
+        back, scale, _last = ctx.call
+        x, weights = ctx.saved_tensors or _NONE
+        return added(
+            None if x_t is None else orbit_by(x_t, adjoint(back), scale, weights),
+            None if weights_t is None else orbit_by(x, adjoint(back), scale, weights_t),
+        )
+
+
+class _Total(
+    Differentiable,
+    schema="sum(Tensor y, Tensor? weights, str views, Tensor? table, float scale) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(y: Tensor, weights: Tensor | None, placed: Placed, scale: float) -> Tensor:
+        return cast(Tensor, library.reduce(y, *placed, "sum", scale, weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        y, weights, placed, scale = inputs
         ctx.call = adjoint(placed), scale, library.channels_dim(y, 1)
         if weights is not None:
-            ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
-        return cast(Tensor, library.reduce(y, *placed, "sum", scale, weights))
+            ctx.save_for_backward(y if ctx.needs_input_grad[1] or in_forward_mode() else None, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
@@ -230,24 +244,53 @@ class _Total(Function):
                 grad_w = dots_by(grad, y, back, weights.dim()) * scale
         return grad_y, grad_w, None, None
 
-
-class _Symmetrize(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, placed: Placed) -> Tensor:
-        ctx.call = adjoint(placed), library.channels_dim(x)
+    def jvp(ctx: Any, y_t: Tensor | None, weights_t: Tensor | None, *_: Any) -> Tensor | None:
+        back, scale, _last = ctx.call
+        y, weights = ctx.saved_tensors or _NONE
+        return added(
+            None if y_t is None else total_by(y_t, adjoint(back), scale, weights),
+            None if weights_t is None else total_by(y, adjoint(back), scale, weights_t),
+        )
+
+
+class _Symmetrize(
+    Differentiable,
+    schema="symmetrize(Tensor x, str views, Tensor? table) -> Tensor",
+    tuples={1: 2},
+):
+    @staticmethod
+    def forward(x: Tensor, placed: Placed) -> Tensor:
         return _symmetrized(x, placed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, placed = inputs
+        ctx.call = adjoint(placed), library.channels_dim(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
         return symmetrize_by(laid_out(grad, channels_last), back), None
 
-
-class _MeanPlus(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, plus: Tensor, placed: Placed) -> Tensor:
-        ctx.call = adjoint(placed), library.channels_dim(y, 1), library.channels_dim(plus)
+    def jvp(ctx: Any, x_t: Tensor, _: None) -> Tensor:
+        return symmetrize_by(x_t, adjoint(ctx.call[0]))
+
+
+class _MeanPlus(
+    Differentiable,
+    schema="mean_plus(Tensor y, Tensor plus, str views, Tensor? table) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(y: Tensor, plus: Tensor, placed: Placed) -> Tensor:
         return cast(Tensor, library.mean_plus(y, plus, *placed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        y, plus, placed = inputs
+        ctx.call = adjoint(placed), library.channels_dim(y, 1), library.channels_dim(plus)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
@@ -259,13 +302,29 @@ class _MeanPlus(Function):
             grad_plus = symmetrize_by(laid_out(grad, plus_last), back)
         return grad_y, grad_plus, None
 
-
-class _WeightedMean(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, placed: Placed) -> Tensor:
-        ctx.call = adjoint(placed), library.channels_dim(y, 1)
-        ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, weights)
+    def jvp(ctx: Any, y_t: Tensor | None, plus_t: Tensor | None, _: None) -> Tensor | None:
+        placed = adjoint(ctx.call[0])
+        return added(
+            None if y_t is None else total_by(y_t, placed, 1.0 / y_t.shape[0]),
+            None if plus_t is None else symmetrize_by(plus_t, placed),
+        )
+
+
+class _WeightedMean(
+    Differentiable,
+    schema="weighted_mean(Tensor y, Tensor weights, str views, Tensor? table) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(y: Tensor, weights: Tensor, placed: Placed) -> Tensor:
         return cast(Tensor, library.reduce(y, *placed, "weighted_mean", 1.0, weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        y, weights, placed = inputs
+        ctx.call = adjoint(placed), library.channels_dim(y, 1)
+        ctx.save_for_backward(y if ctx.needs_input_grad[1] or in_forward_mode() else None, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
@@ -283,29 +342,61 @@ class _WeightedMean(Function):
             grad_shares = dots_by(grad, y, back, weights.dim())
         return grad_y, (grad_shares - (grad_shares * shares).sum(0)) / whole, None
 
-
-class _Dots(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, placed: Placed, weight_dims: int) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.placed = placed
+    def jvp(ctx: Any, y_t: Tensor | None, weights_t: Tensor | None, _: None) -> Tensor | None:
+        placed = adjoint(ctx.call[0])
+        y, weights = ctx.saved_tensors
+        whole = weights.sum(0)
+        by_weights = None
+        if weights_t is not None:  # the shares' own tangent, which adds up to 0
+            by_weights = total_by(y, placed, 1.0, (weights_t - weights / whole * weights_t.sum(0)) / whole)
+        return added(None if y_t is None else total_by(y_t, placed, 1.0, weights / whole), by_weights)
+
+
+class _Dots(
+    Differentiable,
+    schema="dots(Tensor x, Tensor y, str views, Tensor? table, int weight_dims) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, placed: Placed, weight_dims: int) -> Tensor:
         return cast(Tensor, library.dot(x, y, *placed, weight_dims))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, y, *ctx.call = inputs
+        ctx.save_for_backward(x, y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         x, y = ctx.saved_tensors
+        placed, _ = ctx.call
         grad = grad.contiguous()
-        grad_x = total_by(y, adjoint(ctx.placed), 1.0, grad) if ctx.needs_input_grad[0] else None
-        grad_y = orbit_by(x, ctx.placed, 1.0, grad) if ctx.needs_input_grad[1] else None
+        grad_x = total_by(y, adjoint(placed), 1.0, grad) if ctx.needs_input_grad[0] else None
+        grad_y = orbit_by(x, placed, 1.0, grad) if ctx.needs_input_grad[1] else None
         return grad_x, grad_y, None, None
 
-
-class _OrbitDot(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, y, weights)
-        ctx.placed = placed
+    def jvp(ctx: Any, x_t: Tensor | None, y_t: Tensor | None, *_: Any) -> Tensor | None:
+        x, y = ctx.saved_tensors
+        return added(
+            None if x_t is None else dots_by(x_t, y, *ctx.call), None if y_t is None else dots_by(x, y_t, *ctx.call)
+        )
+
+
+class _OrbitDot(
+    Differentiable,
+    schema="orbit_dot(Tensor x, Tensor y, Tensor weights, str views, Tensor? table) -> (Tensor, Tensor)",
+    tuples={3: 2},
+):
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, weights: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], library.orbit_dot(x, y, *placed, weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        x, y, weights, ctx.placed = inputs
+        ctx.save_for_backward(x, y, weights)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, grad_dots: Tensor) -> _Grads:
@@ -321,13 +412,38 @@ class _OrbitDot(Function):
             grad_w = dots_by(x, grad_out, placed, weights.dim())
         return grad_x, grad_y, grad_w, None
 
-
-class _Take(Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, index: Tensor, placed: Placed) -> Tensor:
+    def jvp(
+        ctx: Any, x_t: Tensor | None, y_t: Tensor | None, weights_t: Tensor | None, _: None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        x, y, weights = ctx.saved_tensors
+        placed, dims = ctx.placed, weights.dim()
+        moved = added(
+            None if x_t is None else orbit_by(x_t, placed, 1.0, weights),
+            None if weights_t is None else orbit_by(x, placed, 1.0, weights_t),
+        )
+        products = added(
+            None if x_t is None else dots_by(x_t, y, placed, dims),
+            None if y_t is None else dots_by(x, y_t, placed, dims),
+        )
+        zeros = torch.zeros_like
+        return zeros(y) if moved is None else moved, zeros(weights) if products is None else products
+
+
+class _Take(
+    Differentiable,
+    schema="take(Tensor y, Tensor index, str views, Tensor? table) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(y: Tensor, index: Tensor, placed: Placed) -> Tensor:
+        return cast(Tensor, library.take(y, index, *placed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        y, index, placed = inputs
         ctx.save_for_backward(index)
         ctx.call = adjoint(placed), library.channels_dim(y, 1)
-        return cast(Tensor, library.take(y, index, *placed))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
@@ -335,29 +451,57 @@ class _Take(Function):
         (index,) = ctx.saved_tensors
         return put_by(laid_out(grad, channels_last), index, back), None, None
 
-
-class _Put(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, placed: Placed) -> Tensor:
+    def jvp(ctx: Any, y_t: Tensor, *_: Any) -> Tensor:
+        return take_by(y_t, ctx.saved_tensors[0], adjoint(ctx.call[0]))
+
+
+class _Put(
+    Differentiable,
+    schema="put(Tensor x, Tensor index, str views, Tensor? table) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, placed: Placed) -> Tensor:
+        return cast(Tensor, library.orbit(x, *placed, 1.0, None, index))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        _, index, placed = inputs
         ctx.save_for_backward(index)
         ctx.back = adjoint(placed)
-        return cast(Tensor, library.orbit(x, *placed, 1.0, None, index))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         (index,) = ctx.saved_tensors
         return take_by(grad, index, ctx.back), None, None
 
-
-class _Act(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, elements: Tensor, placed: Placed) -> Tensor:
+    def jvp(ctx: Any, x_t: Tensor, *_: Any) -> Tensor:
+        return put_by(x_t, ctx.saved_tensors[0], adjoint(ctx.back))
+
+
+class _Act(
+    Differentiable,
+    schema="act(Tensor x, Tensor elements, str views, Tensor? table) -> Tensor",
+    tuples={2: 2},
+):
+    @staticmethod
+    def forward(x: Tensor, elements: Tensor, placed: Placed) -> Tensor:
+        return cast(Tensor, library.act(x, elements, *placed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, elements, placed = inputs
         ctx.save_for_backward(elements)
         ctx.call = adjoint(placed), library.channels_dim(x)
-        return cast(Tensor, library.act(x, elements, *placed))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> _Grads:
         back, channels_last = ctx.call
         (elements,) = ctx.saved_tensors
         return act_by(laid_out(grad, channels_last), elements, back), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor, *_: Any) -> Tensor:
+        return act_by(x_t, ctx.saved_tensors[0], adjoint(ctx.call[0]))

@@ -14,7 +14,7 @@ from ..views.grid import sides_named
 from ..views.maps import Acting, Maps
 from ..views.permutation import Permutation
 from ..views.tokens import IDS
-from . import autograd
+from . import functions
 
 INTEGERS = EXACT - FLOATS
 A = TypeVar("A", bound=Acting)
@@ -289,7 +289,11 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
                     f"{name}: an output given by the caller takes no gradient, but a tensor of the call requires grad; "
                     "call under torch.no_grad() or leave out the argument"
                 )
-    if autograd.in_forward_mode() and any(t is not None and _is_dual(t) for t in (out, like, *inputs)):
+    if functions.transformed():
+        raise ValueError(
+            f"{name}: an output given by the caller takes part in no transform of torch.func; leave out the argument"
+        )
+    if functions.in_forward_mode() and any(t is not None and _is_dual(t) for t in (out, like, *inputs)):
         raise ValueError(
             f"{name}: an output given by the caller takes no derivative; expected plain tensors, "
             "got one with a tangent of forward mode"

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backends import kernels
 from ..reductions import REDUCTIONS
 from ..views import Views, accumulator, of
+from .batching import Rule, batched
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 
@@ -94,13 +95,26 @@ def nothing(*_: Any) -> None:
     return None
 
 
-def register(schema: str, call: Any, fake: Any) -> Any:
-    """Define an operator from its schema, with what it runs on every device and what it says on fake tensors."""
+def register(
+    schema: str, call: Any, fake: Any, starts: Sequence[int | None] = (), results: Sequence[int] = (), **counts: Any
+) -> Any:
+    """Define an operator from its schema, with what it runs on every device and what it says on fake tensors.
+
+    starts, results, counts: see ``batching.batched``; without them ``torch.vmap`` takes no such operator.
+    """
     library.define(schema)  # type: ignore[no-untyped-call]
     name = schema.partition("(")[0]
     library.impl(name, call, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"equikern::{name}", fake, lib=library)
-    return getattr(torch.ops.equikern, name).default
+    operator = getattr(torch.ops.equikern, name).default
+    if starts:
+        register_batching(operator, batched(operator, starts, results, **counts))
+    return operator
+
+
+def register_batching(operator: Any, rule: Rule) -> None:
+    """What ``torch.vmap`` does of an operator."""
+    torch.library.register_vmap(operator.name(), rule, lib=library)
 
 
 def _orbit(
@@ -121,6 +135,9 @@ orbit = register(
     "orbit(Tensor x, str views, Tensor? table, float scale, Tensor? weights, Tensor? index) -> Tensor",
     _orbit,
     lambda x, code, table, scale, weights, index: _orbit_empty(x, of(code)),
+    (0, None, None, None, 1, 0),
+    (1,),
+    small=(4, 5),
 )
 orbit_out = register("orbit_out(Tensor x, str views, Tensor? table, Tensor(a!) out) -> ()", _orbit_out, nothing)
 
@@ -150,6 +167,9 @@ act = register(
     "act(Tensor x, Tensor elements, str views, Tensor? table) -> Tensor",
     _act,
     lambda x, elements, code, table: _act_empty(x, of(code)),
+    (0, 0),
+    (0,),
+    small=(1,),
 )
 act_out = register(
     "act_out(Tensor x, Tensor elements, str views, Tensor? table, Tensor(a!) out) -> ()", _act_out, nothing
@@ -174,6 +194,9 @@ reduce = register(
     "reduce(Tensor y, str views, Tensor? table, str op, float scale, Tensor? weights) -> Tensor",
     _reduce,
     lambda y, code, table, op, scale, weights: view_empty(y, of(code)),
+    (1, None, None, None, None, 1),
+    (0,),
+    small=(5,),
 )
 reduce_out = register(
     "reduce_out(Tensor y, str views, Tensor? table, str op, float scale, Tensor? weights, Tensor(a!) out) -> ()",
@@ -198,6 +221,8 @@ mean_plus = register(
     "mean_plus(Tensor y, Tensor plus, str views, Tensor? table) -> Tensor",
     _mean_plus,
     lambda y, plus, code, table: view_empty(y, of(code)),
+    (1, 0),
+    (0,),
 )
 mean_plus_out = register(
     "mean_plus_out(Tensor y, Tensor plus, str views, Tensor? table, Tensor(a!) out) -> ()", _mean_plus_out, nothing
@@ -221,6 +246,8 @@ mean_std = register(
     "mean_std(Tensor y, str views, Tensor? table) -> (Tensor, Tensor)",
     _mean_std,
     lambda y, code, table: (view_empty(y, of(code)), view_empty(y, of(code))),
+    (1,),
+    (0, 0),
 )
 mean_std_out = register(
     "mean_std_out(Tensor y, str views, Tensor? table, Tensor(a!) mean, Tensor(b!) std) -> ()", _mean_std_out, nothing
@@ -253,11 +280,17 @@ orbit_dot = register(
     "orbit_dot(Tensor x, Tensor y, str views, Tensor? table, Tensor weights) -> (Tensor, Tensor)",
     _orbit_dot,
     lambda x, y, code, table, weights: (_orbit_dot_empty(y), _dots_empty(y, weights.dim())),
+    (0, 1, None, None, 1),
+    (1, 1),
+    small=(4,),
 )
 dot = register(
     "dot(Tensor x, Tensor y, str views, Tensor? table, int weight_dims) -> Tensor",
     _dot,
     lambda x, y, code, table, weight_dims: _dots_empty(y, weight_dims),
+    (0, 1),
+    (1,),
+    more_dims=(4,),
 )
 
 
@@ -284,6 +317,8 @@ reduce_backward = register(
     "reduce_backward(Tensor grad, Tensor? spread, Tensor y, str views, Tensor? table, str op) -> Tensor",
     _reduce_backward,
     lambda grad, spread, y, code, table, op: _orbit_dot_empty(y),
+    (0, 0, 1),
+    (1,),
 )
 
 
@@ -316,6 +351,9 @@ select = register(
     "select(Tensor y, Tensor scores, str views, Tensor? table, bool minimum) -> (Tensor, Tensor)",
     _select,
     lambda y, scores, code, table, minimum: (view_empty(y, of(code)), _index_empty(scores)),
+    (1, 1),
+    (0, 0),
+    small=(1,),
 )
 select_out = register(
     "select_out(Tensor y, Tensor scores, str views, Tensor? table, bool minimum, Tensor(a!) out) -> Tensor",
@@ -326,4 +364,7 @@ take = register(
     "take(Tensor y, Tensor index, str views, Tensor? table) -> Tensor",
     _take,
     lambda y, index, code, table: view_empty(y, of(code)),
+    (1, 0),
+    (0,),
+    small=(1,),
 )

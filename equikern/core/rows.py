@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..backends import kernels
 from ..views import accumulator, of
-from .library import checked, memory, nothing, register, view_empty, written
+from .batching import batched
+from .library import checked, memory, nothing, register, register_batching, view_empty, written
 
 
 def _lse_empty(y: Tensor) -> Tensor:
@@ -35,6 +38,8 @@ softmax_mean = register(
     "softmax_mean(Tensor y, str views, Tensor? table, str space) -> (Tensor, Tensor)",
     _softmax_mean,
     lambda y, code, table, space: (memory(y, y.shape[1:]), _lse_empty(y)),
+    (1,),
+    (0, 1),
 )
 softmax_mean_out = register(
     "softmax_mean_out(Tensor y, str views, Tensor? table, str space, Tensor(a!) out) -> ()", _softmax_mean_out, nothing
@@ -43,6 +48,8 @@ softmax_mean_backward = register(
     "softmax_mean_backward(Tensor grad, Tensor y, Tensor lse, str views, Tensor? table, str space) -> Tensor",
     _softmax_mean_backward,
     lambda grad, y, lse, code, table, space: memory(y, y.shape),
+    (0, 1, 1),
+    (1,),
 )
 
 
@@ -52,7 +59,9 @@ def _score(logits: Tensor, kind: str) -> Tensor:
     return out
 
 
-score = register("score(Tensor logits, str kind) -> Tensor", _score, lambda logits, kind: _lse_empty(logits))
+score = register(
+    "score(Tensor logits, str kind) -> Tensor", _score, lambda logits, kind: _lse_empty(logits), (0,), (0,)
+)
 
 
 def _index_empty(y: Tensor) -> Tensor:
@@ -77,6 +86,8 @@ score_select = register(
     "score_select(Tensor y, str kind, str views, Tensor? table, bool minimum) -> (Tensor, Tensor)",
     _score_select,
     lambda y, kind, code, table, minimum: (view_empty(y, of(code)), _index_empty(y)),
+    (1,),
+    (0, 0),
 )
 score_select_out = register(
     "score_select_out(Tensor y, str kind, str views, Tensor? table, bool minimum, Tensor(a!) out) -> Tensor",
@@ -112,3 +123,20 @@ cross_entropy = register(
     _cross_entropy,
     lambda y, target, code, table, space, ignore_index, smoothing, scale, gradient: _cross_entropy_empty(y, gradient),
 )
+
+
+def _batched_cross_entropy(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    """The batch is one more leading dim; a scale for each sample is multiplied behind the kernel, which takes one."""
+    scale, gradient = arguments[-2:]
+    each = in_dims[-2] is not None
+    call = (*arguments[:-2], None if each else scale, gradient)
+    dims = (*in_dims[:-2], None, None)
+    (loss, grad), _ = batched(cross_entropy, (1, 0), (0, 1), small=(1,))(info, dims, *call)
+    if not gradient:
+        return (loss, grad), (0, None)
+    if each:
+        grad = (grad * scale.view(1, -1, *(1,) * (grad.dim() - 2))).to(grad.dtype)
+    return (loss, grad), (0, 1)
+
+
+register_batching(cross_entropy, _batched_cross_entropy)

@@ -7,11 +7,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..actions import Action
 from ..core import autograd, checks
 from ..core import rows as kernels
+from ..core.functions import Differentiable, functional, needs_grad
 from ..scalars import index, share
 from ..views import accumulator
 from ..views.maps import Placed
@@ -80,11 +80,8 @@ def orbit_cross_entropy(
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
     options = checked(space, ignore_index, reduction, label_smoothing)
     placed = back.placed(rows)
-    if autograd.needs_grad(rows):
-        return cast(
-            Tensor,
-            _CrossEntropy.apply(rows, target, placed, options, reduction),  # type: ignore[no-untyped-call]
-        )
+    if needs_grad(rows):
+        return cast(Tensor, _CrossEntropy.call(rows, target, placed, options, reduction))
     loss, _ = kernels.cross_entropy(rows, target, *placed, *options, None, False)
     return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
 
@@ -138,27 +135,34 @@ def in_torch(y: Tensor, target: Tensor, placed: Placed, options: tuple[str, int,
     return reduced(loss, reduction, counted(loss.dtype, target, ignore_index, reduction))
 
 
-class _CrossEntropy(Function):
+class _CrossEntropy(
+    Differentiable,
+    schema="cross_entropy(Tensor y, Tensor target, str views, Tensor? table, str space, "
+    "int ignore_index, float smoothing, str reduction) -> (Tensor, Tensor)",
+    tuples={2: 2, 3: 3},
+):
+    hidden = 1
+
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        target: Tensor,
-        placed: Placed,
-        options: tuple[str, int, float],
-        reduction: str,
-    ) -> Tensor:
+        y: Tensor, target: Tensor, placed: Placed, options: tuple[str, int, float], reduction: str
+    ) -> tuple[Tensor, Tensor]:
         scale = counted(accumulator(y), target, options[1], reduction)
         loss, gradient = kernels.cross_entropy(y, target, *placed, *options, scale, True)
-        ctx.call = placed, options, reduction
+        return reduced(loss, reduction, scale), gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        y, target, *ctx.call = inputs
+        _, gradient = output
+        ctx.mark_non_differentiable(gradient)
         # Saved as autograd saves, so that checkpoints and offloading know of it. The first backward gives it away and
         # may scale it in place before; a second one makes it anew.
         ctx.save_for_backward(y, target, gradient)
         ctx.given = False
-        return reduced(loss, reduction, scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         y, target, gradient = ctx.saved_tensors
         placed, options, reduction = ctx.call
         nothing = (None,) * 4
@@ -169,7 +173,7 @@ class _CrossEntropy(Function):
 
             return (*softmax.gradients(call, (y,), (True,), grad), *nothing)
         factor = grad.unsqueeze(-1) if reduction == "none" else grad
-        if torch.compiler.is_compiling():
+        if functional(gradient):
             return ((gradient * factor).to(y.dtype), *nothing)
         if ctx.given:
             scale = counted(grad.dtype, target, options[1], reduction)
@@ -179,3 +183,8 @@ class _CrossEntropy(Function):
         if not is_one(grad):
             gradient.mul_(factor)
         return (gradient, *nothing)
+
+    @staticmethod
+    def jvp(ctx: Any, y_t: Tensor, *_: Any) -> Tensor:
+        y, target, _gradient = ctx.saved_tensors
+        return softmax.tangent(lambda t: in_torch(t, target, *ctx.call), (y,), (y_t,))

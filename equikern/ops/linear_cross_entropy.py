@@ -6,11 +6,12 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..actions import Action
 from ..backends import kernels
-from ..core import autograd, checks, library
+from ..core import checks, library
+from ..core.batching import one_by_one
+from ..core.functions import Differentiable, functional, needs_grad, transformed
 from ..views import accumulator
 from ..views.maps import Maps, Placed
 from . import softmax
@@ -77,13 +78,12 @@ def linear_orbit_cross_entropy(
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
     options = checked(space, ignore_index, reduction, label_smoothing)
     placed = back.placed(hidden)
-    if autograd.needs_grad(hidden, weight) or (bias is not None and autograd.needs_grad(bias)):
-        return cast(
-            Tensor,
-            _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                hidden, weight, bias, target, placed, options, reduction
-            ),
-        )
+    if needs_grad(hidden, weight) or (bias is not None and needs_grad(bias)):
+        # Transforms take derivatives of derivatives, which no gradient made here would serve.
+        early = reduction != "none" and not transformed()
+        asked = tuple(early and t is not None and t.requires_grad for t in (hidden, weight, bias))
+        arguments = (hidden, weight, bias, target, placed, options, reduction, asked)
+        return cast(Tensor, _LinearCrossEntropy.call(*arguments))
     call = (hidden, weight, bias, target, *placed, *options, None, False, False, False)
     loss = _linear_cross_entropy(*call)[0]
     return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
@@ -226,12 +226,20 @@ _linear_cross_entropy = library.register(
     _forward,
     lambda hidden, weight, bias, target, *call: _empty(hidden, weight, target, *call[-3:]),
 )
+library.register_batching(_linear_cross_entropy, one_by_one(_linear_cross_entropy))
 
 
-class _LinearCrossEntropy(Function):
+class _LinearCrossEntropy(
+    Differentiable,
+    schema="linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str views, Tensor? table, "
+    "str space, int ignore_index, float smoothing, str reduction, bool hidden_gradient, bool weight_gradient, "
+    "bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    tuples={4: 2, 5: 3, 7: 3},
+):
+    hidden = 3
+
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -239,32 +247,40 @@ class _LinearCrossEntropy(Function):
         placed: Placed,
         options: tuple[str, int, float],
         reduction: str,
-    ) -> Tensor:
+        early: tuple[bool, ...],
+    ) -> tuple[Tensor, ...]:
         scale = counted(accumulator(hidden), target, options[1], reduction)
-        asked = tuple(ctx.needs_input_grad[:3]) if reduction != "none" else (False, False, False)
-        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, *placed, *options, scale, *asked)
-        ctx.call = placed, options, reduction
-        ctx.save_for_backward(hidden, weight, bias, target, *gradients)  # as in orbit_cross_entropy
-        ctx.given = False
-        return reduced(loss, reduction, scale)
+        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, *placed, *options, scale, *early)
+        return reduced(loss, reduction, scale), *gradients
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        hidden, weight, bias, target, *ctx.call = inputs
+        gradients = output[1:]
+        ctx.mark_non_differentiable(*gradients)
+        ctx.save_for_backward(hidden, weight, bias, target, *gradients)  # as in orbit_cross_entropy
+        ctx.given = False
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, *gradients = ctx.saved_tensors
-        placed, options, reduction = ctx.call
+        placed, options, reduction, early = ctx.call
         asked = tuple(ctx.needs_input_grad[:3])
-        nothing = (None,) * 4
+        nothing = (None,) * 5
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
             def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-                logits = torch.nn.functional.linear(h, w, b)
-                return in_torch(logits, target, placed, options, reduction)
+                return _in_torch(h, w, b, target, placed, options, reduction)
 
             return (*softmax.gradients(call, (hidden, weight, bias), asked, grad), *nothing)
         if reduction == "none":
             again = (hidden, weight, bias, target, *placed, *options, grad.contiguous(), *asked)
             gradients = _linear_cross_entropy(*again)[1:]
-        elif torch.compiler.is_compiling():
+        elif any(wanted and not made for wanted, made in zip(asked, early, strict=True)):
+            scale = counted(grad.dtype, target, options[1], reduction)
+            again = (hidden, weight, bias, target, *placed, *options, grad if scale is None else grad * scale, *asked)
+            gradients = _linear_cross_entropy(*again)[1:]
+        elif functional(grad):
             gradients = [(g * grad).to(g.dtype) for g in gradients]
         else:
             if ctx.given:
@@ -277,3 +293,26 @@ class _LinearCrossEntropy(Function):
                 for g in gradients:
                     g.mul_(grad)
         return (*(g if wanted else None for g, wanted in zip(gradients, asked, strict=True)), *nothing)
+
+    @staticmethod
+    def jvp(ctx: Any, hidden_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: Any) -> Tensor:
+        hidden, weight, bias, target, *_gradients = ctx.saved_tensors
+        placed, options, reduction, _early = ctx.call
+
+        def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            return _in_torch(h, w, b, target, placed, options, reduction)
+
+        return softmax.tangent(call, (hidden, weight, bias), (hidden_t, weight_t, bias_t))
+
+
+def _in_torch(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    placed: Placed,
+    options: tuple[str, int, float],
+    reduction: str,
+) -> Tensor:
+    """The same loss, with all the logits, from parts that differentiate to every order."""
+    return in_torch(torch.nn.functional.linear(hidden, weight, bias), target, placed, options, reduction)

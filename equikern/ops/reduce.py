@@ -7,10 +7,10 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..actions import Action
 from ..core import autograd, checks, library
+from ..core.functions import Differentiable, needs_grad, transposed
 from ..reductions import REDUCTIONS, Spread, Total, of_std
 from ..views import FLOATS, accumulator, of, still
 from ..views.maps import Maps, Placed
@@ -78,7 +78,7 @@ def orbit_reduce(
         return _into(y, back, op, out)
     if op == "sum":
         return autograd.total(y, back)
-    if autograd.needs_grad(y) and not reduction.integers:
+    if needs_grad(y) and not reduction.integers:
         if back.views.signed:
             return _of_changed(y, back, op)
         return _differentiable(y, back, op)
@@ -89,8 +89,8 @@ def orbit_reduce(
 
 def _differentiable(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor]:
     if op == "mean_std":
-        return cast(tuple[Tensor, Tensor], _MeanStd.apply(y, back.placed(y)))  # type: ignore[no-untyped-call]
-    return cast(Tensor, _Reduce.apply(y, back.placed(y), op))  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, Tensor], _MeanStd.call(y, back.placed(y)))
+    return cast(Tensor, _Reduce.call(y, back.placed(y), op))
 
 
 def _of_changed(y: Tensor, back: Maps, op: str) -> Tensor | tuple[Tensor, Tensor]:
@@ -117,13 +117,19 @@ def _into(y: Tensor, back: Maps, op: str, out: Tensor | tuple[Tensor, Tensor]) -
     return out
 
 
-class _Reduce(Function):
+class _Reduce(
+    Differentiable,
+    schema="reduce(Tensor y, str views, Tensor? table, str op) -> Tensor",
+    tuples={1: 2},
+):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, placed: Placed, op: str) -> Tensor:
-        result = cast(Tensor, library.reduce(y, *placed, op, 1.0, None))
-        ctx.save_for_backward(y, result)
-        ctx.call = placed, op
-        return result
+    def forward(y: Tensor, placed: Placed, op: str) -> Tensor:
+        return cast(Tensor, library.reduce(y, *placed, op, 1.0, None))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        y, *ctx.call = inputs
+        ctx.save_for_backward(y, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -133,14 +139,24 @@ class _Reduce(Function):
         grad = autograd.laid_out(grad, library.channels_dim(saved_y, 1))
         if reduction.fused and not torch.is_grad_enabled():  # else somebody wants the second derivative
             return library.reduce_backward(grad, None, saved_y, *placed, op), None, None
-        wide = accumulator(saved_y)
-        y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
-        if reduction.shares is not None:
-            grad_y = _of_shares(reduction.shares, y.detach(), grad, placed)
-        else:
-            assert reduction.gradient is not None
-            grad_y = reduction.gradient(y, result, grad, *_there_and_back(placed))
-        return grad_y.to(saved_y.dtype), None, None
+        return _gradient(saved_y, saved_result, grad, placed, op), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, y_t: Tensor, *_: Any) -> Tensor:
+        y, result = ctx.saved_tensors
+        return transposed(lambda v: _gradient(y, result, v, *ctx.call), result, y_t)
+
+
+def _gradient(saved_y: Tensor, saved_result: Tensor, grad: Tensor, placed: Placed, op: str) -> Tensor:
+    """The gradient from parts that differentiate again."""
+    reduction, wide = REDUCTIONS[op], accumulator(saved_y)
+    y, result, grad = saved_y.to(wide), saved_result.to(wide), grad.to(wide)
+    if reduction.shares is not None:
+        grad_y = _of_shares(reduction.shares, y.detach(), grad, placed)
+    else:
+        assert reduction.gradient is not None
+        grad_y = reduction.gradient(y, result, grad, *_there_and_back(placed))
+    return grad_y.to(saved_y.dtype)
 
 
 def _there_and_back(placed: Placed) -> tuple[Spread, Total]:
@@ -161,13 +177,20 @@ def _of_shares(shares: Callable[[Tensor], Tensor], y: Tensor, grad: Tensor, plac
     return autograd.act_by(parts, elements, autograd.adjoint(placed)) if moves else parts
 
 
-class _MeanStd(Function):
+class _MeanStd(
+    Differentiable,
+    schema="mean_std(Tensor y, str views, Tensor? table) -> (Tensor, Tensor)",
+    tuples={1: 2},
+):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:
-        mean, std = library.mean_std(y, *placed)
+    def forward(y: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], library.mean_std(y, *placed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        y, placed = inputs
         ctx.save_for_backward(y)
         ctx.call = placed, library.channels_dim(y, 1)
-        return cast(Tensor, mean), cast(Tensor, std)
 
     @staticmethod
     def backward(ctx: Any, grad_mean: Tensor, grad_std: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,3 +205,13 @@ class _MeanStd(Function):
         grad_y = autograd.orbit_by(grad_mean.to(wide), autograd.adjoint(placed), 1.0 / y.shape[0])
         grad_y = grad_y + of_std(y, y, grad_std.to(wide), *_there_and_back(placed))
         return grad_y.to(saved.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, y_t: Tensor, _: None) -> tuple[Tensor, Tensor]:
+        (y,), (placed, _last) = ctx.saved_tensors, ctx.call
+        mean = autograd.total_by(y_t, placed, 1.0 / y.shape[0])
+        wide = y.to(accumulator(y))
+        std = transposed(
+            lambda v: of_std(wide, wide, v, *_there_and_back(placed)), mean.to(wide.dtype), y_t.to(wide.dtype)
+        )
+        return mean, std.to(mean.dtype)

@@ -6,10 +6,10 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from ..core import autograd, checks
+from ..core import checks
 from ..core import rows as kernels
+from ..core.functions import Differentiable, needs_grad
 from ..views import accumulator
 
 __all__ = ["orbit_score"]
@@ -64,38 +64,53 @@ def orbit_score(logits: Tensor, kind: Kind, *, dim: int = -1) -> Tensor:
     """
     rows = checks.rows("logits", logits, dim)
     checks.choice("kind", kind, KINDS)
-    if autograd.needs_grad(rows):
-        return cast(Tensor, _Score.apply(rows, kind))  # type: ignore[no-untyped-call]
+    if needs_grad(rows):
+        return cast(Tensor, _Score.call(rows, kind))
     return cast(Tensor, kernels.score(rows, kind))
 
 
-class _Score(Function):
+class _Score(
+    Differentiable,
+    schema="score(Tensor logits, str kind) -> Tensor",
+    tuples={},
+):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, kind: str) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.kind = kind
+    def forward(logits: Tensor, kind: str) -> Tensor:
         return cast(Tensor, kernels.score(logits, kind))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        logits, ctx.kind = inputs
+        ctx.save_for_backward(logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
-        if ctx.kind == "max":
-            best = logits.argmax(-1, keepdim=True)
-            slope = torch.zeros_like(logits, dtype=grad.dtype).scatter_(-1, best, -1.0)
-            return (grad.unsqueeze(-1) * slope).to(logits.dtype), None
-        wide = logits.to(accumulator(logits))
-        log_p = wide.log_softmax(-1)
-        p = log_p.exp()
-        if ctx.kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)
-            terms = (p * log_p).masked_fill(p == 0, 0.0)
-            slope = p * terms.sum(-1, keepdim=True) - terms
-        else:  # ∂(−log p_i)/∂y_v = p_v − δ_iv, of i itself −Σ of the others
-            first = wide.argmax(-1, keepdim=True)
-            others = p.scatter(-1, first, 0.0)
-            slope = others.scatter_add(-1, first, -others.sum(-1, keepdim=True))
-            if ctx.kind == "margin" and wide.shape[-1] > 1:  # and −log(1 − exp(y_j − y_i))
-                below = wide.scatter(-1, first, -torch.inf)
-                after = below.argmax(-1, keepdim=True)
-                pull = 1 / torch.expm1(wide.gather(-1, first) - below.gather(-1, after))
-                slope = slope.scatter_add(-1, first, -pull).scatter_add(-1, after, pull)
-        return (grad.unsqueeze(-1) * slope).to(logits.dtype), None
+        return (grad.unsqueeze(-1) * _slope(logits, ctx.kind)).to(logits.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, logits_t: Tensor, _: None) -> Tensor:
+        (logits,) = ctx.saved_tensors
+        return (logits_t * _slope(logits, ctx.kind)).sum(-1)
+
+
+def _slope(logits: Tensor, kind: str) -> Tensor:
+    """∂ score/∂ logits, in the accumulator's dtype."""
+    wide = logits.to(accumulator(logits))
+    if kind == "max":
+        return -torch.zeros_like(wide).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    log_p = wide.log_softmax(-1)
+    p = log_p.exp()
+    if kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)
+        terms = (p * log_p).masked_fill(p == 0, 0.0)
+        return p * terms.sum(-1, keepdim=True) - terms
+    # ∂(−log p_i)/∂y_v = p_v − δ_iv, of i itself −Σ of the others
+    first = wide.argmax(-1, keepdim=True)
+    others = p.scatter(-1, first, 0.0)
+    slope = others.scatter_add(-1, first, -others.sum(-1, keepdim=True))
+    if kind == "margin" and wide.shape[-1] > 1:  # and −log(1 − exp(y_j − y_i))
+        below = wide.scatter(-1, first, -torch.inf)
+        after = below.argmax(-1, keepdim=True)
+        pull = 1 / torch.expm1(wide.gather(-1, first) - below.gather(-1, after))
+        slope = slope.scatter_add(-1, first, -pull).scatter_add(-1, after, pull)
+    return slope

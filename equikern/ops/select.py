@@ -6,11 +6,11 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..actions import Action
 from ..core import autograd, checks, library
 from ..core import rows as kernels
+from ..core.functions import Differentiable, needs_grad
 from ..views import EXACT, of
 from ..views.maps import Placed
 from .score import KINDS, Kind
@@ -91,14 +91,15 @@ def orbit_select(
             index = kernels.score_select_out(y, scores, *placed, minimum, result)
         else:
             index = library.select_out(y, scores, *placed, minimum, result)
-    elif gradient is not None and autograd.needs_grad(y):
-        result, index = _Select.apply(y, scores, placed, minimum, gradient)  # type: ignore[no-untyped-call]
+    elif gradient is not None and needs_grad(y):
+        given = (None, scores) if isinstance(scores, str) else (scores, "")
+        result, index = _Select.call(y, *given, placed, minimum, gradient)
     else:
         result, index = _select(y.detach() if y.requires_grad else y, scores, placed, minimum)
     return (result, index) if return_index else result
 
 
-def _select(y: Tensor, scores: Tensor | Kind, placed: Placed, minimum: bool) -> tuple[Tensor, Tensor]:
+def _select(y: Tensor, scores: Tensor | str, placed: Placed, minimum: bool) -> tuple[Tensor, Tensor]:
     if isinstance(scores, str):
         return cast(tuple[Tensor, Tensor], kernels.score_select(y, scores, *placed, minimum))
     return cast(tuple[Tensor, Tensor], library.select(y, scores, *placed, minimum))
@@ -109,16 +110,25 @@ def _score_dtype(scores: Tensor) -> torch.dtype:
     return torch.float64 if isinstance(scores, Tensor) and scores.dtype == torch.float64 else torch.float32
 
 
-class _Select(Function):
+class _Select(
+    Differentiable,
+    schema="select(Tensor y, Tensor? scores, str kind, str views, Tensor? table, bool minimum, str gradient) "
+    "-> (Tensor, Tensor)",
+    tuples={3: 2},
+):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, scores: Tensor | Kind, placed: Placed, minimum: bool, gradient: str
+        y: Tensor, scores: Tensor | None, kind: str, placed: Placed, minimum: bool, gradient: str
     ) -> tuple[Tensor, Tensor]:
-        result, index = _select(y, scores, placed, minimum)
+        return _select(y, kind if scores is None else scores, placed, minimum)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        y, _, _, placed, _, gradient = inputs
+        _, index = output
         ctx.mark_non_differentiable(index)
         ctx.save_for_backward(index)
         ctx.call = autograd.adjoint(placed), gradient, library.channels_dim(y, 1)
-        return result, index
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -132,4 +142,13 @@ class _Select(Function):
             grad_y = autograd.put_by(grad, first, back)
         else:
             grad_y = autograd.put_by(grad, index, back)
-        return grad_y, None, None, None, None
+        return grad_y, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, y_t: Tensor, *_: Any) -> tuple[Tensor, None]:
+        (index,), (back, gradient, _last) = ctx.saved_tensors, ctx.call
+        placed = autograd.adjoint(back)
+        if gradient == "mean":
+            return autograd.total_by(y_t, placed, 1.0 / y_t.shape[0]), None
+        chosen = torch.zeros((), dtype=torch.int64, device=y_t.device) if gradient == "identity" else index
+        return autograd.take_by(y_t, chosen, placed), None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..actions import Action
 from ..core import autograd, checks
 from ..core import rows as kernels
+from ..core.functions import Differentiable, needs_grad, transformed
 from ..views import accumulator
 from ..views.maps import Placed
 
@@ -25,8 +25,8 @@ def mean(y: object, action: Action, space: str, out: Tensor | None) -> Tensor:
         out = checks.output("out", out, tuple(cast(Tensor, y).shape[1:]), rows)
         kernels.softmax_mean_out(rows, *placed, space, out.movedim(dim, -1))
         return out
-    if autograd.needs_grad(rows):
-        result = _SoftmaxMean.apply(rows, placed, space)  # type: ignore[no-untyped-call]
+    if needs_grad(rows):
+        result = _SoftmaxMean.call(rows, placed, space)
     else:
         result, _ = kernels.softmax_mean(rows, *placed, space)
     return cast(Tensor, result if dim == -1 else result.movedim(-1, dim))
@@ -44,6 +44,15 @@ def gradients(
     call: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], wanted: tuple[bool, ...], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``call(*inputs)`` in those wanted, such that they can be differentiated again."""
+    if transformed():  # which has levels of its own, and where torch.autograd.grad is none of them
+        places = [i for i, (t, asked) in enumerate(zip(inputs, wanted, strict=True)) if t is not None and asked]
+
+        def of_wanted(*some: Tensor) -> Tensor:
+            return call(*(some[places.index(i)] if i in places else t for i, t in enumerate(inputs)))
+
+        back: Any = torch.func.vjp(of_wanted, *(inputs[i] for i in places))[1]
+        slopes = dict(zip(places, back(grad), strict=True))
+        return tuple(slopes.get(i) for i in range(len(inputs)))
     with torch.enable_grad():
         # An alias of each, so that what else depends on the inputs stays out of it.
         aliases = [t.view_as(t) if t is not None and asked else t for t, asked in zip(inputs, wanted, strict=True)]
@@ -52,16 +61,37 @@ def gradients(
     return tuple(next(found) if t is not None and asked else None for t, asked in zip(inputs, wanted, strict=True))
 
 
-class _SoftmaxMean(Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, placed: Placed, space: str) -> Tensor:
-        out, lse = kernels.softmax_mean(y, *placed, space)
-        ctx.save_for_backward(y, lse)
-        ctx.call = placed, space
-        return cast(Tensor, out)
+def tangent(call: Callable[..., Tensor], inputs: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> Tensor:
+    """The tangent of ``call(*inputs)``: its gradient, transposed, since torch nests no forward modes."""
+    places = [i for i, t in enumerate(tangents) if t is not None]
+
+    def of_moving(*some: Tensor) -> Tensor:
+        return call(*(some[places.index(i)] if i in places else t for i, t in enumerate(inputs)))
+
+    result, back = cast(Any, torch.func.vjp(of_moving, *(inputs[i] for i in places)))
+    forth: Any = torch.func.vjp(back, torch.zeros_like(result))[1]
+    return cast(Tensor, forth(tuple(tangents[i] for i in places))[0])
+
+
+class _SoftmaxMean(
+    Differentiable,
+    schema="softmax_mean(Tensor y, str views, Tensor? table, str space) -> (Tensor, Tensor)",
+    tuples={1: 2},
+):
+    hidden = 1
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(y: Tensor, placed: Placed, space: str) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], kernels.softmax_mean(y, *placed, space))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        y, *ctx.call = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(y, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         y, lse = ctx.saved_tensors
         placed, space = ctx.call
         if torch.is_grad_enabled():  # somebody wants the second derivative
@@ -71,3 +101,9 @@ class _SoftmaxMean(Function):
 
             return (*gradients(call, (y,), (True,), grad), None, None)
         return kernels.softmax_mean_backward(grad, y, lse, *placed, space), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, y_t: Tensor, *_: Any) -> Tensor:
+        y, _lse = ctx.saved_tensors
+        placed, space = ctx.call
+        return tangent(lambda t: mean_in_torch(t, placed, space).to(t.dtype), (y,), (y_t,))

@@ -142,18 +142,26 @@ ACT = Call("act", lambda a, x: orbit_act(x, torch.arange(len(x)) % a.order, a), 
 
 
 @each("call", [*TRUE, ACT])
-def test_forward_mode_is_refused_not_silently_zero(call: Call) -> None:
-    case = CASES["c4"]
-    tensors = [t.detach() for t in arguments(call, case, (2,), 3)]
-    with torch.autograd.forward_ad.dual_level():
-        duals = [torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0])), *tensors[1:]]
-        # Torch's own words where a Function has no forward derivative: nothing of ours is left undone behind them, and
-        # the operators below would drop the tangent without a word.
-        with pytest.raises(NotImplementedError, match="jvp function"):
-            call.run(case.action, *duals)
+def test_forward_mode(call: Call) -> None:
+    given = arguments(call, CASES["c4"], (2,), 3)
+    assert gradcheck(
+        lambda *t: call.run(CASES["c4"].action, *t),
+        given,
+        fast_mode=True,
+        check_forward_ad=True,
+        check_backward_ad=False,
+    )
 
 
-def test_forward_mode_into_given_memory_is_refused_too() -> None:
+@each("name", BLOCKS)
+def test_forward_mode_of_building_blocks(name: str) -> None:
+    call, takes = BLOCKS[name]
+    shapes = {"x": (2, 2, 2), "y": (8, 2, 2, 2), "w": (8, 2)}
+    leaves = [random_values(shapes[t], torch.float64, i, "positive").requires_grad_() for i, t in enumerate(takes)]
+    assert gradcheck(call, leaves, fast_mode=True, check_forward_ad=True, check_backward_ad=False)
+
+
+def test_forward_mode_into_given_memory_is_refused() -> None:
     y = torch.rand(4, 2, 3, 3)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(y, torch.ones_like(y))

@@ -141,6 +141,45 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             for bias in (None, random_values((41,), torch.float32, 8))
         ]
         + [(hidden, weight, None, target, *words[1], "probs", -100, 0.1, torch.ones(2), False, True, False)],
+        **traced_samples(),
+    }
+
+
+def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
+    """The same for those that have their derivatives with them."""
+
+    def leaf(*shape: int, seed: int, kind: Any = "signed") -> Tensor:
+        return random_values(shape, torch.float64, seed, kind).requires_grad_()
+
+    maps, back, words = (D4.maps.code, None), (D4.inverse_maps.code, None), CASES["cycle3"].action.inverse_maps
+    x, y, weights = leaf(2, 4, 4, seed=11), leaf(8, 2, 4, 4, seed=12), leaf(8, 2, seed=13, kind="positive")
+    logits, hidden, layer = leaf(3, 2, 41, seed=14), leaf(3, 2, 7, seed=15), leaf(41, 7, seed=16)
+    index, target, permuted = torch.tensor([5, 0]), torch.tensor([40, -100]), of(words, logits)
+    loss = (target, *permuted, "probs", -100, 0.1)
+    return {
+        "traced_orbit": [(x, None, *maps, 0.5), (x, weights, *maps, 1.0)],
+        "traced_sum": [(y, None, *back, 0.5), (y, weights, *back, 1.0)],
+        "traced_symmetrize": [(x, *maps)],
+        "traced_mean_plus": [(y, x, *back)],
+        "traced_weighted_mean": [(y, weights, *back)],
+        "traced_dots": [(x, y, *maps, 2)],
+        "traced_orbit_dot": [(x, y, weights, *maps)],
+        "traced_take": [(y, index, *back)],
+        "traced_put": [(x, index, *maps)],
+        "traced_act": [(x, index, *maps)],
+        "traced_reduce": [(y, *back, op) for op in ("max", "std", "median")],
+        "traced_mean_std": [(y, *back)],
+        "traced_score": [(logits, kind) for kind in KINDS],
+        "traced_select": [
+            (y, weights.detach(), "", *back, True, "mean"),
+            (logits, None, "entropy", *permuted, True, "selected"),
+        ],
+        "traced_softmax_mean": [(logits, *permuted, "probs")],
+        "traced_cross_entropy": [(logits, *loss, reduction) for reduction in ("mean", "none")],
+        "traced_linear_cross_entropy": [
+            (hidden, layer, None, *loss, "mean", True, True, False),
+            (hidden, layer, None, *loss, "sum", False, False, False),
+        ],
     }
 
 
