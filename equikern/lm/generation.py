@@ -142,6 +142,14 @@ class Generates(Pretrained, GenerationMixin):
         rows = batch_size * self._count
         return prepare(generation_config, model_kwargs, generation_mode, rows, max_cache_length)
 
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        """The model's, where they are rows: those of pictures have another first dim."""
+        prepare = getattr(self.model, "_prepare_position_ids_for_generation", None)
+        position = None if prepare is None else prepare(inputs_tensor, model_kwargs)
+        if prepare is not None and (position is None or position.dim() == 2):
+            return position
+        return _THEIRS._prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs)
+
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """By what the model takes."""
         if hasattr(self.model, "_validate_model_kwargs"):

@@ -74,6 +74,21 @@ KINDS: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"],
     },
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_head": 8, "d_inner": 48},
+    "reformer": {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "attention_head_size": 8,
+        "feed_forward_size": 48,
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "axial_pos_embds": False,
+        "max_position_embeddings": 64,
+        "is_decoder": True,
+        "lsh_attn_chunk_length": 4,
+        "local_attn_chunk_length": 4,
+        "hash_seed": 0,
+    },
     "rwkv": {**_SMALL, "attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64},
 }
 
