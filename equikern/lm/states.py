@@ -32,17 +32,26 @@ def found(model: Any, output: Any, asked: bool, given: bool) -> dict[str, Cache]
     none keeps its state in its layers, as RecurrentGemma does, where nobody can reorder it.
     """
     states = {name: value for name in NAMES if (value := getattr(output, name, None)) is not None}
-    other = {name: value for name, value in states.items() if not isinstance(value, Cache)}
-    if (other and asked) or (given and not states):
-        where = "in its layers"
-        if other:
-            name, value = next(iter(other.items()))
-            where = f"as {name}, a {type(value).__name__}, which is no transformers.Cache"
-        raise ValueError(
-            f"use_cache: {type(model).__name__} keeps its state {where}, so that it cannot be kept for every view; "
-            "pass use_cache=False, by which the model reads the whole sentence for every word"
-        )
-    return {name: value for name, value in states.items() if name not in other}
+    if given and not states:
+        raise _unkept(model, "in its layers")
+    if asked:
+        check(model, output)
+    return {name: value for name, value in states.items() if isinstance(value, Cache)}
+
+
+def check(model: Any, output: Any, instead: str = "pass use_cache=False") -> None:
+    """An error where a model's state is another than a ``Cache``."""
+    for name in NAMES:
+        value = getattr(output, name, None)
+        if value is not None and not isinstance(value, Cache):
+            raise _unkept(model, f"as {name}, {type(value).__name__}, which is no transformers.Cache", instead)
+
+
+def _unkept(model: Any, where: str, instead: str = "pass use_cache=False") -> ValueError:
+    return ValueError(
+        f"use_cache: {type(model).__name__} keeps its state {where}, so that it cannot be kept for every view; "
+        f"{instead}, by which the model reads the whole sentence for every word"
+    )
 
 
 def reordered(model: Any, cache: Any, rows: Tensor) -> Any:

@@ -89,6 +89,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 4,
         "hash_seed": 0,
     },
+    "xlstm": {
+        "hidden_size": 128,
+        "embedding_dim": 128,
+        "num_heads": 4,
+        "num_hidden_layers": 2,
+        "num_blocks": 2,
+        "qk_dim_factor": 1.0,
+        "chunk_size": 16,
+    },
     "rwkv": {**_SMALL, "attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64},
 }
 

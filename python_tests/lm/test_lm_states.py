@@ -3,7 +3,7 @@
 import pytest
 import torch
 from equikern import cyclic_group, tokens
-from equikern.lm import EquiLM, ProductEquiLM, WordLists
+from equikern.lm import EquiLM, EquiZeroLM, ProductEquiLM, WordLists
 from equikern.lm.states import reordered
 from helpers.lm_models import KINDS, TRIPLES, V, left_padded, of_kind, sentences, slow_mean, tiny, words
 from transformers import Cache, CompileConfig, DynamicCache
@@ -21,8 +21,9 @@ def slow(lm, ids, mask=None):
 
 
 REFUSED = {
-    "rwkv": "as state, a list, which is no",
-    "reformer": "as past_buckets_states, a ReformerDynamicCache, which is no",
+    "rwkv": "as state, list, which is no",
+    "reformer": "as past_buckets_states, ReformerDynamicCache, which is no",
+    "xlstm": "as cache_params, xLSTMCache, which is no",
     "recurrent_gemma": "in its layers, so that",
 }
 
@@ -89,6 +90,31 @@ def test_an_action_that_moves_nothing_changes_nothing(kind):
     for options in ({}, {"use_cache": False, "num_beams": 3}, {"attention_mask": mask}):
         given = {"max_new_tokens": STEPS, "do_sample": False, **options, **more}
         assert lm.generate(ids, **given).tolist() == model.generate(ids, **given).tolist()
+
+
+def test_equizero_goes_on_from_no_other_states_either():
+    """RWKV's own generate goes wrong with more than one row, and the views are several."""
+
+    class Numbers:
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(map(str, ids))
+
+    ids = sentences(2, 5)
+    lm = EquiZeroLM(of_kind("rwkv"), words(2), lambda texts: [0.0] * len(texts), Numbers(), beam_length=5)
+    with pytest.raises(ValueError, match=r"RwkvForCausalLM keeps its state .*generation_config\.use_cache = False"):
+        lm.generate(ids, max_new_tokens=STEPS)
+    lm.generation_config.use_cache = False
+    got = lm.generate(ids, max_new_tokens=STEPS)
+    views, sums = [], []
+    for g in range(2):
+        view = lm.action.act(g, ids)
+        for _ in range(STEPS):
+            view = torch.cat((view, lm.model(view).logits[:, -1].argmax(-1, keepdim=True)), 1)
+        log_p = lm.model(view).logits[:, 4:-1].log_softmax(-1).gather(-1, view[:, 5:].unsqueeze(-1))
+        views.append(lm.action.act(g, view))
+        sums.append(log_p.sum((1, 2)))
+    best = torch.stack(sums).argmax(0)
+    assert got.tolist() == [views[int(g)][b].tolist() for b, g in enumerate(best)]
 
 
 def test_a_model_that_kept_nothing_is_not_shown_the_last_word_alone():
