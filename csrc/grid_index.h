@@ -31,4 +31,17 @@ EQK_HD Point target_point(unsigned code, long long row, long long col, long long
   return code & kTranspose ? Point{col, row} : Point{row, col};
 }
 
+// A view as a linear map from its own pixels to a position in the source: origin + i * down + j * right.
+struct LinearView {
+  int origin, down, right;
+};
+
+EQK_HD LinearView linear_view(unsigned code, int rows, int cols, int pitch) {
+  auto at = [&](int i, int j) {
+    const Point p = source_point(code, i, j, rows, cols);
+    return static_cast<int>(p.row) * pitch + static_cast<int>(p.col);
+  };
+  return {at(0, 0), at(1, 0) - at(0, 0), at(0, 1) - at(0, 0)};
+}
+
 }  // namespace equikern

@@ -92,6 +92,35 @@ struct DotTiles {
   }
 };
 
+// Some pixels of the views of a thread: neighbouring threads take neighbouring ones, so that they read and write whole
+// segments of memory, whatever the planes' size. Their places are found once for all views.
+template <class E>
+struct Pixels {
+  static constexpr int kCount = 4;
+  int plane[kCount], i[kCount], j[kCount];  // bytes before its plane, and where in that; the first's where there is none
+  bool there[kCount];
+
+  // From number n on.
+  EQK_HD Pixels(const Plan& p, int n, int elements) {
+    const int size = static_cast<int>(p.H * p.W), across = static_cast<int>(p.out_W);
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+    for (int e = 0; e < kCount; ++e) {
+      const int m = n + e * kThreads, number = static_cast<int>(divide(m, p.by_plane)), rest = m - number * size;
+      there[e] = m < elements;
+      i[e] = static_cast<int>(divide(rest, p.by_out_W));
+      j[e] = rest - i[e] * across;
+      plane[e] = there[e] ? number * p.plane_bytes : 0;
+      if (!there[e]) i[e] = j[e] = 0;
+    }
+  }
+
+  EQK_HD E at(const unsigned char* staged, const LinearView& view, int e) const {
+    return *reinterpret_cast<const E*>(staged + (plane[e] + view.origin + i[e] * view.down + j[e] * view.right));
+  }
+};
+
 template <class T>
 struct DotRuns {
   using A = Accumulator<T>;
@@ -103,27 +132,24 @@ struct DotRuns {
     const Planes planes = planes_of(p, block);
     const int64_t offset = planes.first * p.H * p.W;
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
-    StagedView* views = reinterpret_cast<StagedView*>(shared);
-    A* factors = reinterpret_cast<A*>(views + p.n_views);
+    A* factors = reinterpret_cast<A*>(shared);
     A* sums = reinterpret_cast<A*>(shared + p.staged_start + p.run_bytes);
     if constexpr (kPhase == 0) {
       stage_runs(p, x, 1, planes.elements, thread, shared);
-      if (thread < p.n_views) {
-        views[thread] = staged_view<T>(p, thread, staged_run(p, x, 0));
-        factors[thread] = p.weights ? weight_of<A>(p, thread, planes.first) : A(1);
-      }
+      if (thread < p.n_views) factors[thread] = p.weights ? weight_of<A>(p, thread, planes.first) : A(1);
     } else if constexpr (kPhase == 1) {
+      const unsigned char* staged = shared + staged_run(p, x, 0);
       for (int g = 0; g < p.n_views; ++g) sums[g * kThreads + thread] = 0;
       for (int n = thread; n < planes.elements; n += Pixels<T>::kCount * kThreads) {
         const Pixels<T> pixels(p, n, planes.elements);
         const T* y = reinterpret_cast<const T*>(p.y.data) + offset + n;
         T* out = reinterpret_cast<T*>(p.out.data) + offset + n;
         for (int g = 0; g < p.n_views; ++g, y += p.y.view, out += p.out.view) {
-          const StagedView view = views[g];
+          const LinearView view = p.views[g];
           const A factor = factors[g];
           A values[Pixels<T>::kCount], dot = 0;
           for (int e = 0; e < Pixels<T>::kCount; ++e) {
-            values[e] = widen(pixels.at(shared, view, e));
+            values[e] = widen(pixels.at(staged, view, e));
             if (pixels.there[e]) dot += values[e] * widen(y[e * kThreads]);
           }
           for (int e = 0; e < Pixels<T>::kCount; ++e)

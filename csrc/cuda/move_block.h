@@ -2,7 +2,7 @@
 // and select.cu, and run thread after thread on the CPU by the tests.
 #pragma once
 
-#include "staging.h"
+#include "places.h"
 
 namespace equikern {
 namespace cuda {
@@ -12,7 +12,7 @@ template <class E>
 struct Copy {
   using Element = E;
   using Factor = int;
-  static constexpr bool kSelects = false;
+  static constexpr bool kSelects = false, kScales = false;
   static EQK_HD Factor factor(const Plan&, int, int64_t) { return 1; }
   static EQK_HD E apply(E value, Factor) { return value; }
 };
@@ -26,7 +26,7 @@ template <class T>
 struct Scale {
   using Element = T;
   using Factor = Accumulator<T>;
-  static constexpr bool kSelects = false;
+  static constexpr bool kSelects = false, kScales = true;
   static EQK_HD Factor factor(const Plan& p, int g, int64_t plane) {
     const Factor scale = static_cast<Factor>(p.scale);
     return p.weights ? scale * weight_of<Factor>(p, g, plane) : scale;
@@ -73,14 +73,22 @@ EQK_HD Range views_to_write(const Plan& p, int chosen) {
   return Map::kSelects ? Range{chosen, chosen + 1} : Range{0, p.n_views};
 }
 
-// Whether an orbit with an index leaves this view zero.
+// The one view that an orbit with an index does not leave zero.
+struct Kept {
+  bool one;
+  int64_t view;
+  EQK_HD bool blanks(int g) const { return one && view != g; }
+};
+
 template <class Map>
-EQK_HD bool stays_zero(const Plan& p, int g, int64_t plane) {
-  return !Map::kSelects && p.index && p.index[quotient(plane, p.planes_per_index)] != g;
+EQK_HD Kept kept_view(const Plan& p, int64_t plane) {
+  if (Map::kSelects || !p.index) return {false, 0};
+  return {true, p.index[quotient(plane, p.planes_per_index)]};
 }
 
 struct MoveState {
   int chosen = 0;
+  Planes planes{};  // runs
 };
 
 // Square tiles. Read once with coalesced rows, written to every view with coalesced rows.
@@ -136,10 +144,11 @@ struct MoveTiles {
 
   static EQK_HD void store(const Plan& p, const Tile<kSide>& t, int64_t offset, int thread, const E* staged, int chosen) {
     const Range views = views_to_write<Map>(p, chosen);
+    const Kept kept = kept_view<Map>(p, t.plane);
     for (int g = views.begin; g < views.end; ++g) {
       const Shown s = shown(p, t, p.code[g]);
       const auto factor = Map::factor(p, g, t.plane);
-      const bool blank = stays_zero<Map>(p, g, t.plane);
+      const bool blank = kept.blanks(g);
       E* corner = reinterpret_cast<E*>(p.out.data) + offset + g * p.out.view + s.row * p.out.row + s.col;
       for (int step = thread; step < kSteps; step += kThreads) {
         const int i = step / (kSide / kStep), j = step % (kSide / kStep) * kStep;
@@ -158,32 +167,42 @@ struct MoveTiles {
 template <class Map>
 struct MoveRuns {
   using E = typename Map::Element;
+  using Factor = typename Map::Factor;
   using State = MoveState;
   static constexpr int kPhases = 2;
 
   template <int kPhase>
   static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State& state) {
-    const Planes planes = planes_of(p, block);
-    if (kPhase == 0 && Map::kSelects) state.chosen = chosen_view(p, planes.first, thread == 0);
+    if (kPhase == 0) {
+      state.planes = planes_of(p, block);
+      if (Map::kSelects) state.chosen = chosen_view(p, state.planes.first, thread == 0);
+    }
+    const Planes planes = state.planes;
     const int64_t offset = planes.first * p.H * p.W;
-    StagedView* views = reinterpret_cast<StagedView*>(shared);
+    const E* x = reinterpret_cast<const E*>(p.x.data) + state.chosen * p.x.view + offset;
+    Factor* factors = reinterpret_cast<Factor*>(shared);
     if constexpr (kPhase == 0) {
-      const E* x = reinterpret_cast<const E*>(p.x.data) + state.chosen * p.x.view + offset;
       stage_runs(p, x, 1, planes.elements, thread, shared);
-      if (thread < p.n_views) views[thread] = staged_view<E>(p, thread, staged_run(p, x, 0));
+      if (Map::kScales && thread < p.n_views) factors[thread] = Map::factor(p, thread, planes.first);
     } else {
       const Range range = views_to_write<Map>(p, state.chosen);
-      for (int n = thread; n < planes.elements; n += Pixels<E>::kCount * kThreads) {
-        const Pixels<E> pixels(p, n, planes.elements);
-        E* out = reinterpret_cast<E*>(p.out.data) + range.begin * p.out.view + offset + n;
+      const int staged = staged_run(p, x, 0);
+      const Kept kept = kept_view<Map>(p, planes.first);
+      for (int n = thread; n < Places<E>::most(planes.elements); n += kThreads) {
+        Places<E> places;
+        E* out = reinterpret_cast<E*>(p.out.data) + range.begin * p.out.view + offset;
         for (int g = range.begin; g < range.end; ++g, out += p.out.view) {
-          const StagedView view = views[g];
-          const auto factor = Map::factor(p, g, planes.first);
-          const bool blank = stays_zero<Map>(p, g, planes.first);
-          E values[Pixels<E>::kCount];
-          for (int e = 0; e < Pixels<E>::kCount; ++e) values[e] = Map::apply(pixels.at(shared, view, e), factor);
-          for (int e = 0; e < Pixels<E>::kCount; ++e)
-            if (pixels.there[e]) out[e * kThreads] = blank ? zero<E>() : values[e];
+          if (places.shift != misalignment(out)) places.find(p, n, misalignment(out), planes.elements);
+          E values[Places<E>::kCount];
+          if (kept.blanks(g)) {
+            for (int k = 0; k < Places<E>::kCount; ++k) values[k] = zero<E>();
+            places.write(values, planes.elements, out);
+          } else {
+            places.read(shared, staged, p.views[g], values);
+            const Factor factor = Map::kScales ? factors[g] : Factor(1);
+            for (int k = 0; k < Places<E>::kCount; ++k) values[k] = Map::apply(values[k], factor);
+            places.write(values, planes.elements, out);
+          }
         }
       }
     }

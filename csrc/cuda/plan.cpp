@@ -10,20 +10,14 @@ namespace equikern {
 namespace cuda {
 namespace {
 
-constexpr int64_t kRunBytes = 32 * 1024;     // staged by a block of runs, where planes are smaller: what it does once is little
+constexpr int64_t kRunBytes = 47 * 1024;     // staged by a block of runs, where planes are smaller: what it does once is little
 constexpr int64_t kSharedLimit = 48 * 1024;  // what every GPU gives a block without asking
 constexpr int64_t kSmallPlane = 4 * 1024;    // smaller planes leave a tile partly empty
 constexpr int64_t kLeastRun = 1024;          // shorter runs leave most of a block's threads idle
 constexpr int64_t kEnoughBlocks = 512;       // about four for each multiprocessor of a large GPU
 constexpr int64_t kDotBytes = (kThreads + kDotLanes) * 8;  // BlockSums<double>::kBytesPerView
 
-FastDivider divider(int64_t d) {
-  FastDivider by;
-  by.divisor = static_cast<uint32_t>(d);
-  for (by.shift = 0; (int64_t{1} << by.shift) < d;) ++by.shift;
-  by.multiplier = static_cast<uint32_t>((((uint64_t{1} << by.shift) - d) << 32) / d + 1);
-  return by;
-}
+FastDivider divider(int64_t d) { return {static_cast<uint32_t>(d), static_cast<uint32_t>(UINT32_MAX / d)}; }
 
 // The tensors of a plan, but the result of a call that wants only dots.
 struct Sides {
@@ -176,7 +170,7 @@ struct Staging {
 };
 
 Staging staging(const Plan& p, Operator op) {
-  const int64_t views = (p.n_views * (kViewBytes + kFactorBytes) + 15) / 16 * 16;
+  const int64_t views = p.n_views * kViewBytes;
   if (op == Operator::sum) return {p.x.view ? p.n_views : 1, views, 0};
   return {1, views, op == Operator::dots ? p.n_views * kDotBytes : 0};
 }
@@ -204,7 +198,14 @@ bool plan_runs(Plan& p, Operator op) {
   p.row_bytes = static_cast<int32_t>(row_bytes);
   p.plane_bytes = static_cast<int32_t>(plane_bytes);
   p.by_row = divider(std::max<int64_t>(1, p.W * p.element_size / 16));
+  for (int g = 0; g < p.n_views; ++g) {
+    const int size = p.element_size;
+    const LinearView view = linear_view(p.code[g], static_cast<int>(p.H), static_cast<int>(p.W), p.row_bytes / size);
+    p.views[g] = {view.origin * size, view.down * size, view.right * size};
+  }
   if (p.invariant) plan_corner(p);
+  constexpr int64_t kWarps = kThreads / kWarp;
+  p.by_parts = divider(s.runs < kWarps ? kWarps / s.runs : 1);
   p.by_plane = divider(p.H * p.W);
   p.by_out_W = divider(p.out_W);
   return true;

@@ -4,16 +4,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "grid_index.h"
+
 namespace equikern {
 namespace cuda {
 
 constexpr int kMaxViews = 64, kMaxLead = 8, kThreads = 256, kWarp = 32;
 constexpr int kMaxDotViews = 16;             // each has its place for every thread's sum in shared memory
 constexpr int kDotLanes = 32;                // sums that remain of a view's kThreads before the last addition
-constexpr int kViewBytes = 16, kFactorBytes = 8;  // of a view in front of staged runs: where it is, and its weight
+constexpr int kViewBytes = 16;               // of a view in front of staged runs: its weight, and where its run starts
 
-struct FastDivider {  // n / divisor for n < 2^31 (Granlund and Montgomery)
-  uint32_t divisor = 1, multiplier = 1, shift = 0;
+// n / divisor is the high word of (n + 1) * multiplier, while (n + 1) * divisor is at most 2^32: so for all that shared
+// memory has room for.
+struct FastDivider {
+  uint32_t divisor = 1, multiplier = UINT32_MAX;
 };
 
 enum class Layout {
@@ -59,6 +63,8 @@ struct Plan {
   int32_t shared_bytes;             // runs
   int32_t row_bytes, plane_bytes;   // runs: from one staged row, and plane, to the next
   FastDivider by_plane, by_out_W;   // runs
+  FastDivider by_parts;             // runs: of one, which as many warps stage
+  LinearView views[kMaxViews];      // runs: the views of a staged plane, in bytes
   FastDivider by_row;               // runs, invariant: vectors of a row
   int32_t box_H, box_W;             // runs, invariant: the box of the corner
   FastDivider by_box, by_box_W;     // runs, invariant

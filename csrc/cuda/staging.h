@@ -88,26 +88,16 @@ EQK_HD int64_t quotient(int64_t n, int64_t d) {
   return n / d;
 }
 
-EQK_HD uint32_t divide(uint32_t n, const FastDivider& by) {
+// The quotient of n - 1, for n > 0.
+EQK_HD uint32_t divide_before(uint32_t n, const FastDivider& by) {
 #if defined(__CUDA_ARCH__)
-  return (__umulhi(n, by.multiplier) + n) >> by.shift;
+  return __umulhi(n, by.multiplier);
 #else
-  return static_cast<uint32_t>(((static_cast<uint64_t>(n) * by.multiplier) >> 32) + n) >> by.shift;
+  return static_cast<uint32_t>(uint64_t{n} * by.multiplier >> 32);
 #endif
 }
 
-// A view as a linear map from its own pixels to a position in the source: origin + i * down + j * right.
-struct LinearView {
-  int origin, down, right;
-};
-
-EQK_HD LinearView linear_view(unsigned code, int rows, int cols, int pitch) {
-  auto at = [&](int i, int j) {
-    const Point p = source_point(code, i, j, rows, cols);
-    return static_cast<int>(p.row) * pitch + static_cast<int>(p.col);
-  };
-  return {at(0, 0), at(1, 0) - at(0, 0), at(0, 1) - at(0, 0)};
-}
+EQK_HD uint32_t divide(uint32_t n, const FastDivider& by) { return divide_before(n + 1, by); }
 
 struct Offsets {
   int64_t x, out, y;
@@ -177,18 +167,17 @@ EQK_HD int bytes_between(const Plan& p, int vector) {
 // fewer than kLanes each, are copied one by one. Only with kGaps there may be bytes between staged rows.
 template <class E, bool kGaps = false>
 EQK_HD void stage_runs(const Plan& p, const E* x, int runs, int elements, int thread, unsigned char* shared) {
-  constexpr int kWarps = kThreads / kWarp;
-  const int parts = runs < kWarps ? kWarps / runs : 1, lane = thread % kWarp;
-  for (int unit = thread / kWarp; unit < runs * parts; unit += kWarps) {
-    const int number = unit / parts, part = unit - number * parts;
+  const int parts = p.by_parts.divisor, lane = thread % kWarp;
+  for (int unit = thread / kWarp; unit < runs * parts; unit += kThreads / kWarp) {
+    const int number = static_cast<int>(divide(unit, p.by_parts)), part = unit - number * parts;
     const E* run = x + number * p.x.view;
     E* to = reinterpret_cast<E*>(shared + staged_run(p, run, number));
     int head = (kLanes<E> - misalignment(run)) % kLanes<E>;
     head = head < elements ? head : elements;
     const int vectors = (elements - head) / kLanes<E>, tail = head + vectors * kLanes<E>;
-    for (int v = part * kWarp + lane; v < vectors; v += parts * kWarp)
-      copy_vector(run + head + v * kLanes<E>,
-                  to + head + v * kLanes<E> + (kGaps ? bytes_between<E>(p, v) / int(sizeof(E)) : 0));
+    const E* from = run + head + (part * kWarp + lane) * kLanes<E>;
+    for (int v = part * kWarp + lane; v < vectors; v += parts * kWarp, from += parts * kWarp * kLanes<E>)
+      copy_vector(from, to + head + v * kLanes<E> + (kGaps ? bytes_between<E>(p, v) / int(sizeof(E)) : 0));
     const int single = lane < head ? lane : tail + lane - head;
     if (part == 0 && kLanes<E> > 1 && single < elements) to[single] = run[single];
   }
@@ -215,48 +204,6 @@ EQK_HD void unstage_run(const Plan& p, const unsigned char* from, E* out, int mi
   const int single = thread < head ? thread : tail + thread - head;
   if (kLanes<E> > 1 && single < elements) out[single] = staged[single];
 }
-
-// A view of staged planes as a linear map to bytes of shared memory; a fourth number, so that one load takes it.
-struct alignas(16) StagedView {
-  int origin, down, right, unused;
-};
-static_assert(sizeof(StagedView) == kViewBytes, "as the plan has room for");
-
-template <class E>
-EQK_HD StagedView staged_view(const Plan& p, int g, int base) {
-  const int H = static_cast<int>(p.H), W = static_cast<int>(p.W), size = sizeof(E);
-  const LinearView view = linear_view(p.code[g], H, W, p.row_bytes / size);
-  return {base + view.origin * size, view.down * size, view.right * size, 0};
-}
-
-// Some pixels of the views of a thread: neighbouring threads take neighbouring ones, so that they read and write whole
-// segments of memory, whatever the planes' size. Their places are found once for all views.
-template <class E>
-struct Pixels {
-  static constexpr int kCount = 4;
-  int plane[kCount], i[kCount], j[kCount];  // bytes before its plane, and where in that; the first's where there is none
-  bool there[kCount];
-
-  // From number n on.
-  EQK_HD Pixels(const Plan& p, int n, int elements) {
-    const int size = static_cast<int>(p.H * p.W), across = static_cast<int>(p.out_W);
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
-    for (int e = 0; e < kCount; ++e) {
-      const int m = n + e * kThreads, number = static_cast<int>(divide(m, p.by_plane)), rest = m - number * size;
-      there[e] = m < elements;
-      i[e] = static_cast<int>(divide(rest, p.by_out_W));
-      j[e] = rest - i[e] * across;
-      plane[e] = there[e] ? number * p.plane_bytes : 0;
-      if (!there[e]) i[e] = j[e] = 0;
-    }
-  }
-
-  EQK_HD E at(const unsigned char* shared, const StagedView& view, int e) const {
-    return *reinterpret_cast<const E*>(shared + (plane[e] + view.origin + i[e] * view.down + j[e] * view.right));
-  }
-};
 
 // The square tiles of a plane of any size.
 template <int kSide>

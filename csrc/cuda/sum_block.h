@@ -1,7 +1,7 @@
 // What one thread of a sum over the views does between barriers: mean, weighted sum, weighted mean, symmetrize.
 #pragma once
 
-#include "staging.h"
+#include "places.h"
 
 namespace equikern {
 namespace cuda {
@@ -16,35 +16,44 @@ EQK_HD A final_factor(const Plan& p, int64_t plane) {
 template <class T>
 struct SumRuns {
   using A = Accumulator<T>;
-  struct State {};
+  struct State {
+    Planes planes;
+  };
+  struct alignas(2 * sizeof(A)) Term {  // of the sum: a view's weight, and where its run is staged
+    A factor;
+    int staged;
+  };
+  static_assert(sizeof(Term) <= kViewBytes, "as the plan has room for");
   static constexpr int kPhases = 2;
 
   template <int kPhase>
-  static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State&) {
-    const Planes planes = planes_of(p, block);
+  static EQK_HD void phase(const Plan& p, int64_t block, int thread, unsigned char* shared, State& state) {
+    if (kPhase == 0) state.planes = planes_of(p, block);
+    const Planes planes = state.planes;
     const int64_t offset = planes.first * p.H * p.W;
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
     T* out = reinterpret_cast<T*>(p.out.data) + offset;
-    StagedView* views = reinterpret_cast<StagedView*>(shared);
-    A* factors = reinterpret_cast<A*>(views + p.n_views);
+    Term* terms = reinterpret_cast<Term*>(shared);
     if constexpr (kPhase == 0) {
       stage_runs(p, x, p.x.view ? p.n_views : 1, planes.elements, thread, shared);
-      if (thread < p.n_views) {
-        views[thread] = staged_view<T>(p, thread, staged_run(p, x + thread * p.x.view, p.x.view ? thread : 0));
-        factors[thread] = p.weights ? weight_of<A>(p, thread, planes.first) : A(1);
-      }
+      if (thread < p.n_views)
+        terms[thread] = {p.weights ? weight_of<A>(p, thread, planes.first) : A(1),
+                         staged_run(p, x + thread * p.x.view, p.x.view ? thread : 0)};
     } else {
+      using Vector = Places<T>;
       const A last = final_factor<A>(p, planes.first);
-      for (int n = thread; n < planes.elements; n += Pixels<T>::kCount * kThreads) {
-        const Pixels<T> pixels(p, n, planes.elements);
-        A sums[Pixels<T>::kCount] = {};
+      for (int n = thread; n < Vector::most(planes.elements); n += kThreads) {
+        Vector places;
+        places.find(p, n, misalignment(out), planes.elements);
+        A sums[Vector::kCount] = {};
+        T values[Vector::kCount];
         for (int g = 0; g < p.n_views; ++g) {
-          const StagedView view = views[g];
-          const A factor = factors[g];
-          for (int e = 0; e < Pixels<T>::kCount; ++e) sums[e] += factor * widen(pixels.at(shared, view, e));
+          const Term term = terms[g];
+          places.read(shared, term.staged, p.views[g], values);
+          for (int k = 0; k < Vector::kCount; ++k) sums[k] += term.factor * widen(values[k]);
         }
-        for (int e = 0; e < Pixels<T>::kCount; ++e)
-          if (pixels.there[e]) narrow(sums[e] * last, out[n + e * kThreads]);
+        for (int k = 0; k < Vector::kCount; ++k) narrow(sums[k] * last, values[k]);
+        places.write(values, planes.elements, out);
       }
     }
   }

@@ -28,13 +28,9 @@ struct SymmetrizeRuns {
     const Planes planes = planes_of(p, block);
     const int64_t offset = planes.first * p.H * p.W;
     const T* x = reinterpret_cast<const T*>(p.x.data) + offset;
-    StagedView* views = reinterpret_cast<StagedView*>(shared);
     if constexpr (kPhase == 0) {
       stage_runs<T, true>(p, x, 1, planes.elements, thread, shared);
-      if (thread < kOrder) views[thread] = staged_view<T>(p, thread, 0);
     } else if constexpr (kPhase == 1) {
-      StagedView known[kOrder];
-      for (int g = 0; g < kOrder; ++g) known[g] = views[g];
       const int first = staged_run(p, x, 0), box = p.box_H * p.box_W;
       const int count = planes.count * box;
       for (int n = thread; n < count; n += kThreads) {
@@ -43,7 +39,7 @@ struct SymmetrizeRuns {
         if (!stands(p, i, j)) continue;
         const int plane = first + number * p.plane_bytes;
         const int own = plane + i * p.row_bytes + j * kSize;
-        join(known, shared, plane, i, j, p.corner == Corner::asked ? own : 0, A(p.scale));
+        join(p.views, shared, plane, i, j, p.corner == Corner::asked ? own : 0, A(p.scale));
       }
     } else {
       unstage_run(p, shared + staged_run(p, x, 0), reinterpret_cast<T*>(p.out.data) + offset, misalignment(x),
@@ -67,7 +63,7 @@ struct SymmetrizeRuns {
   }
 
   // The places that the group joins with (i, j), none of which may be before `least`.
-  static EQK_HD void join(const StagedView (&views)[kOrder], unsigned char* shared, int plane, int i, int j, int least,
+  static EQK_HD void join(const LinearView (&views)[kMaxViews], unsigned char* shared, int plane, int i, int j, int least,
                           A scale) {
     int place[kOrder];
     bool first = true;

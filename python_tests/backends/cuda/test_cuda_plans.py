@@ -97,10 +97,14 @@ class Side(ctypes.Structure):
 
 
 class Divider(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("divisor", "multiplier", "shift")]
+    _fields_ = [(name, ctypes.c_uint32) for name in ("divisor", "multiplier")]
 
     def quotient(self, n: int) -> int:
-        return (((n * self.multiplier >> 32) + n) & 0xFFFFFFFF) >> int(self.shift)
+        return (n + 1) * int(self.multiplier) >> 32
+
+
+class View(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in ("origin", "down", "right")]
 
 
 class Plan(ctypes.Structure):
@@ -120,7 +124,9 @@ class Plan(ctypes.Structure):
                 "n_lead n_views planes_per_block staged_start run_bytes shared_bytes row_bytes plane_bytes".split()
             )
         ),
-        *((name, Divider) for name in ("by_plane", "by_out_W", "by_row")),
+        *((name, Divider) for name in ("by_plane", "by_out_W", "by_parts")),
+        ("views", View * 64),
+        ("by_row", Divider),
     ]
 
 
@@ -170,7 +176,10 @@ def test_plans_of_any_size(cuda_blocks: Blocks, operator: str, data: st.DataObje
         staged = views.order if operator == "sum" else 1
         assert plan.staged_start + staged * plan.run_bytes <= launched.shared
         vectors = max(1, plan.W * dtype.itemsize // 16)
-        for divider, by in ((plan.by_plane, area), (plan.by_out_W, plan.out_W), (plan.by_row, vectors)):
+        parts = max(1, 8 // staged)
+        dividers = (plan.by_plane, area), (plan.by_out_W, plan.out_W), (plan.by_row, vectors), (plan.by_parts, parts)
+        for divider, by in dividers:
+            assert divider.divisor == by
             for n in data.draw(st.lists(st.integers(0, count * area // by), min_size=1)):
                 for near in (n * by - 1, n * by, n * by + by - 1):
                     assert near < 0 or divider.quotient(near) == near // by
