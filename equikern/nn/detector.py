@@ -11,7 +11,9 @@ from torch import Tensor
 from ..coordinates import Coordinates
 from ..core import checks
 from ..scalars import share
-from .views import ActionSpec, OrbitModule
+from .inputs import NOT_GIVEN, Given
+from .specs import InputSpec
+from .views import OrbitModule
 
 __all__ = ["EquiDetector"]
 
@@ -31,7 +33,7 @@ class EquiDetector(OrbitModule):
     Args:
         backbone: from images (B, C, H, W) to one dict for each, with "boxes" (n, 4), "scores" (n,) and "labels" (n,),
             as torchvision's detectors in eval mode; what else is in it is left out.
-        inp: how the group acts on the image.
+        inp: how the group acts on the image; of several inputs as in ``EquiTune``.
         out: how it acts on the boxes: ``boxes(inp, …)`` in the backbone's format and units.
         iou: boxes that overlap by more than this intersection over union are one.
         min_score: boxes that a view is less sure of are left out, and those with a score of 0 in any case.
@@ -66,8 +68,8 @@ class EquiDetector(OrbitModule):
 
     def __init__(
         self,
-        backbone: Callable[[Tensor], Sequence[Mapping[str, Tensor]]],
-        inp: ActionSpec,
+        backbone: Callable[..., Sequence[Mapping[str, Tensor]]],
+        inp: InputSpec,
         out: Coordinates,
         iou: float = 0.55,
         min_score: float = 0.0,
@@ -82,14 +84,19 @@ class EquiDetector(OrbitModule):
         self.confidence = confidence
         _fusion()
 
-    def forward(self, x: Tensor) -> list[Detections]:
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> list[Detections]:
         """The fused detections of every image; see the class."""
-        return [self._fused(views, x) for views in self.views(x)]
+        given = self._inputs.given(x, args, kwargs)
+        return [self._fused(views, given.x) for views in self._undone(given)]
 
-    def views(self, x: Tensor) -> list[list[Detections]]:
+    def views(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> list[list[Detections]]:
         """What every view found, with its boxes turned back on x: |G| dicts for each image, in the group's order."""
+        return self._undone(self._inputs.given(x, args, kwargs))
+
+    def _undone(self, given: Given) -> list[list[Detections]]:
+        x = given.x
         found: list[list[Detections]] = [[{}] * self.inp.order for _ in range(len(x))]
-        for elements, outputs, _ in self._forwards(x, self._parts(x)):
+        for elements, outputs, _ in self._forwards(given, self._parts(given)):
             for i, detections in enumerate(outputs):
                 g, b = elements[i // len(x)], i % len(x)
                 undone = self.out.undo(g, detections["boxes"], (x.shape[-2], x.shape[-1]))
@@ -97,13 +104,12 @@ class EquiDetector(OrbitModule):
         return found
 
     def _split(
-        self, outputs: Any, beside: Tensor | None, elements: list[int], x: Tensor
+        self, outputs: Any, beside: Tensor | None, elements: list[int], given: Given
     ) -> tuple[list[Detections], Tensor | None]:
-        if not isinstance(outputs, Sequence) or len(outputs) != len(elements) * len(x):
+        count = len(elements) * given.batch
+        if not isinstance(outputs, Sequence) or len(outputs) != count:
             got = f"{len(outputs)} of them" if isinstance(outputs, Sequence) else type(outputs).__name__
-            raise ValueError(
-                f"backbone: expected a list of {len(elements) * len(x)} dicts, one for each view and image, got {got}"
-            )
+            raise ValueError(f"backbone: expected a list of {count} dicts, one for each view and image, got {got}")
         return [_checked(detections) for detections in outputs], None
 
     def _fused(self, views: list[Detections], x: Tensor) -> Detections:
@@ -131,7 +137,7 @@ class EquiDetector(OrbitModule):
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         settings = f"iou={self.iou}, min_score={self.min_score}, confidence={self.confidence!r}"
-        return f"inp={self.inp!r}, out={self.out!r}, {settings}"
+        return f"{super().extra_repr()}, {settings}"
 
 
 def _fusion() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,15 +67,15 @@ class Tap:
             features = pooled(output)
             self._calls[-1].append(features.clone() if features is output else features)
 
-    def run(self, model: Callable[[Tensor], Any], views: Tensor) -> tuple[Any, Any]:
+    def run(self, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """The model's output, and the submodule's pooled features, or the output again."""
         if self.name is None:
-            output = model(views)
+            output = model(*args, **kwargs)
             return output, output
         heard: list[Any] = []
         self._calls.append(heard)
         try:
-            output = model(views)
+            output = model(*args, **kwargs)
         finally:
             self._calls.pop()
         if len(heard) != 1:

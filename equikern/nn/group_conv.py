@@ -13,8 +13,8 @@ from ..core import checks
 from ..ops import orbit
 from ..views.grid import sides_of
 from .regular import init
+from .specs import ActionSpec, action_of
 from .tables import ActionTables
-from .views import ActionSpec, action_of
 
 __all__ = ["GroupConv2d"]
 
