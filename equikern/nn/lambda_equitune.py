@@ -13,7 +13,7 @@ from ..actions import Action
 from ..core import checks
 from ..ops import orbit_weighted_mean
 from ..scalars import index, kind_of
-from .features import Tap, pooled, shares, weighed
+from .features import POOLS, Pool, Tap, shares, size_read, weighed
 from .inputs import NOT_GIVEN
 from .merging import Gathered, Merge, Output, Weighted
 from .specs import InputSpec, OutputSpec
@@ -54,8 +54,11 @@ class LambdaEquiTune(OrbitModule):
             ``weight_network(F)``.
         features: what it reads. The name of a submodule of the backbone, whose output is taken; a callable from what
             the backbone is given, views (N, …), to features; or None, for the backbone's output (the first, if it has
-            several). Of a feature map (N, F, H, W) the mean over the image is taken, of a sequence (N, T, F) that over
-            the positions.
+            several).
+        pool: where these features are: ``"first"`` in maps (N, F, H, W); ``"last"`` in sequences (N, T, F) and in
+            channels-last maps (N, H, W, F), as Swin's; ``"auto"``: where they are as many as weight_net's first linear
+            map reads in one of these places alone, there, otherwise first in maps and last in sequences. The mean over
+            the image or the positions is taken. With None weight_net reads everything as it is, (N, …).
         frozen: take them from a copy of the backbone as it is now, which stays as it is: one more forward for each
             view, and λ does not change when the backbone is tuned. With False they are the backbone's own, and
             gradients reach it through λ too.
@@ -91,6 +94,7 @@ class LambdaEquiTune(OrbitModule):
         normalize: Literal["sum", "softmax"] | None = "softmax",
         views_per_forward: int | None = None,
         strict: bool = True,
+        pool: Literal["auto", "first", "last"] | None = "auto",
     ) -> None:
         super().__init__(backbone, inp, out, views_per_forward, strict)
         if not isinstance(weight_net, nn.Module):
@@ -102,6 +106,7 @@ class LambdaEquiTune(OrbitModule):
                 ) from None
             weight_net = weight_network(checks.whole("weight_net", count, 1))
         checks.choice("normalize", normalize, ("sum", "softmax", None))
+        checks.choice("pool", pool, POOLS)
         checks.flag("frozen", frozen)
         if features is not None and not isinstance(features, str) and not callable(features):
             raise TypeError(f"features: expected a submodule's name, a callable or None, got {type(features).__name__}")
@@ -111,7 +116,8 @@ class LambdaEquiTune(OrbitModule):
         self.features = features
         self.normalize = normalize
         self.frozen = _frozen_copy(backbone) if frozen else None
-        self._tap = Tap(None if callable(features) else features)
+        self._pool = Pool(pool, size_read(weight_net))
+        self._tap = Tap(None if callable(features) else features, self._pool)
         self._tap.listen(backbone if self.frozen is None else self.frozen)
 
     def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
@@ -148,11 +154,11 @@ class LambdaEquiTune(OrbitModule):
 
     def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any], count: int) -> tuple[Any, Tensor | None]:
         output, features = self._with_features(args, kwargs)
-        return output, weighed(self.weight_net, pooled(features), count, "views")
+        return output, weighed(self.weight_net, features, count, "views")
 
     def _with_features(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         if callable(self.features):
-            return self.backbone(*args, **kwargs), self.features(*args, **kwargs)
+            return self.backbone(*args, **kwargs), self._pool(self.features(*args, **kwargs))
         if self.frozen is None:
             return self._tap.run(self.backbone, args, kwargs)
         output = self.backbone(*args, **kwargs)
