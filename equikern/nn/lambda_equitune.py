@@ -221,4 +221,11 @@ def _only(model: LambdaEquiTune, learning: str, standing: str) -> list[nn.Parame
 def _frozen_copy(backbone: object) -> nn.Module:
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"frozen: expected a module as the backbone, got {type(backbone).__name__}")
-    return copy.deepcopy(backbone).requires_grad_(False).eval()
+    try:
+        copied = copy.deepcopy(backbone)
+    except AssertionError as error:
+        raise ValueError(
+            "frozen: expected a backbone that is not sharded yet, since FSDP's modules cannot be copied; make the "
+            f"wrapper first, then shard it, as in fully_shard(model): {error}"
+        ) from None
+    return copied.requires_grad_(False).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -335,3 +336,28 @@ def test_features_by_name_inside_of_a_wrapper() -> None:
         torch.testing.assert_close(wrapped.weights(x), expected)
     with pytest.raises(ValueError, match="features: the backbone has no submodule '9'; it has 0, 1, 2"):
         LambdaEquiTune(nn.DataParallel(backbone), "d4", "trivial", net, features="9")
+
+
+def test_frozen_features_are_copied_before_a_model_is_sharded(tmp_path: Path) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+    x, net = images(8, 8), weight_network(6)
+    model = LambdaEquiTune(made(), "d4", "trivial", copy.deepcopy(net), features="0", frozen=True)
+    expected = model(x)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fully_shard(model)
+        found = model(x)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        sharded = made()
+        fully_shard(sharded)
+        torch.testing.assert_close(LambdaEquiTune(sharded, "d4", "trivial", net, features="0")(x), expected)
+        with pytest.raises(ValueError, match="frozen: expected a backbone that is not sharded yet"):
+            LambdaEquiTune(sharded, "d4", "trivial", net, features="0", frozen=True)
+    finally:
+        torch.distributed.destroy_process_group()
