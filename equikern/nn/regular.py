@@ -301,8 +301,9 @@ def _check(z: object, channels: int | None, order: int | None, dims: int) -> Non
     """That z is (…, C, |G|) with these sizes, None standing for any, and ``dims`` more dims behind."""
     if not isinstance(z, Tensor):
         raise TypeError(f"z: expected a torch.Tensor, got {type(z).__name__}")
-    ends = z.shape[: max(z.dim() - dims, 0)][-2:]
-    if len(ends) < 2 or channels not in (None, ends[0]) or order not in (None, ends[1]):
+    fits = z.dim() >= 2 + dims  # sizes are compared one by one: they may be symbols
+    fits = fits and (channels is None or z.shape[-2 - dims] == channels)
+    if not fits or (order is not None and z.shape[-1 - dims] != order):
         shape = f"…, {channels or 'C'}, {order or '|G|'}" + ", H, W" * (dims == 2)
         raise ValueError(f"z: expected regular features ({shape}), got shape {tuple(z.shape)}")
 
