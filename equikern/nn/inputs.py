@@ -14,7 +14,7 @@ from .models import parameters_of
 from .specs import SHARED
 from .tables import ActionTables
 
-__all__ = ["NOT_GIVEN", "Given", "Inputs", "buckets"]
+__all__ = ["NOT_GIVEN", "Given", "Inputs", "buckets", "repeated"]
 
 
 class _NotGiven:
@@ -259,6 +259,18 @@ def _repeated(at: str, value: Any, n: int, batch: int, spec: Any) -> Any:
     raise ValueError(
         f"{at}: expected a first dim that is the batch {batch}, to be repeated for every view, got {what}; "
         f'"{SHARED}" for it in inp passes it on as it is'
+    )
+
+
+def repeated(args: Sequence[Any], kwargs: Mapping[str, Any], n: int, batch: int) -> tuple[list[Any], dict[str, Any]]:
+    """What is given beside x, for n views of a batch."""
+
+    def view(at: str, value: Any, spec: Any) -> Any:
+        return _repeated(at, value, n, batch, spec)
+
+    return (
+        [_walked(f"args[{i}]", value, None, view) for i, value in enumerate(args)],
+        {key: _walked(key, value, None, view) for key, value in kwargs.items()},
     )
 
 
