@@ -154,7 +154,8 @@ class EquiZero(OrbitModule):
             losses = self.loss(part)
             if not isinstance(losses, Tensor):
                 raise TypeError(f"loss: expected it to return a tensor of losses (n, B), got {type(losses).__name__}")
-            if losses.shape != fitted.shape:
+            n, batch = fitted.shape
+            if losses.dim() != 2 or losses.shape[0] != n or losses.shape[1] != batch:
                 raise ValueError(
                     f"loss: expected one number for every view and sample, {fitted.shape}, got {tuple(losses.shape)}"
                 )

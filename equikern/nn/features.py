@@ -176,7 +176,8 @@ def weighed(weight_net: Callable[[Tensor], Tensor], features: Tensor, count: int
     raw = weight_net(features)
     if not isinstance(raw, Tensor):
         raise TypeError(f"weight_net: expected to return a tensor ({count}, 1), got {type(raw).__name__}")
-    if raw.shape not in ((count, 1), (count,)):
+    # One by one: sizes may be symbols, which Dynamo does not find in tuples.
+    if raw.dim() not in (1, 2) or raw.shape[0] != count or (raw.dim() == 2 and raw.shape[1] != 1):
         raise ValueError(
             f"weight_net: expected one number for each of {count} {samples}, ({count}, 1), got {tuple(raw.shape)}"
         )
