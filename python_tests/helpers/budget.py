@@ -37,6 +37,7 @@ __all__ = ["BITS", "COPY", "ISSUE", "REALS", "budgets", "calls", "markdown"]
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
 L1 = 241.6e9  # accesses a second of its L1 caches and shared memories: 132 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
+VALUE = 0.375  # of all real numbers that a kernel reads
 WARPS = 32  # of neighbouring blocks that are executed in the place of all
 
 Budget = dict[str, float]
@@ -81,13 +82,20 @@ def sampled(launch: Launch, memory: Memory, blocks: int) -> tuple[float, float]:
     return counts.warp_instructions / count * blocks, counts.wavefronts / count * blocks
 
 
+def filling(dtype: torch.dtype | None) -> bytes:
+    """What memory repeats: a number that no arithmetic treats in a way of its own, as it does 1 / 0; 0 of integers."""
+    if dtype is None or not dtype.is_floating_point:
+        return b"\0"
+    return torch.tensor([VALUE], dtype=dtype).view(torch.uint8).numpy().tobytes()
+
+
 def of_plan(plan: Any, moved: int) -> Budget:
-    """The budget of a planned launch of a Triton kernel, on memory that reads as zeros."""
+    """The budget of a planned launch of a Triton kernel, on memory whose numbers are all ``VALUE``."""
     code, shared, types = compiled(plan.kernel, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
     memory, addresses = Memory(), list[int | None]()
     for k, (aligned, dtype) in enumerate(zip(plan.aligned, plan.pointers, strict=True)):
         start = (k + 1) << 44
-        memory.add(start, 1 << 43, None)
+        memory.add(start, 1 << 43, None, filling(dtype))
         addresses.append(None if dtype is None else start + (1 << 42) + (0 if aligned else dtype.itemsize))
     given = triton_parameters(addresses, types, plan.scalars)
     launch = Launch(code, given, plan.grid[0], 32 * plan.num_warps, shared)
