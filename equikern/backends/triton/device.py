@@ -123,7 +123,11 @@ def placed_tile(
 
 @triton.jit
 def arrangements(x, FORMS: tl.constexpr, UNIT: tl.constexpr):
-    """A block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three."""
+    """A block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three.
+
+    The last reverses rows before the transposition: whole rows pass through shared memory in wide accesses, where
+    bytes that are mirrored behind it pass one by one.
+    """
     flipped = x
     turned = x
     both = x
@@ -132,7 +136,11 @@ def arrangements(x, FORMS: tl.constexpr, UNIT: tl.constexpr):
     if FORMS & 6:
         turned = tl.trans(x)
     if FORMS & 4:
-        both = mirrored(turned, UNIT)
+        both = turned
+        if UNIT > 1:
+            row = tl.arange(0, x.shape[0])[:, None]
+            row = row // UNIT * UNIT + (UNIT - 1 - row % UNIT)
+            both = tl.trans(tl.gather(x, tl.broadcast_to(row, x.shape), 0))
     return x, flipped, turned, both
 
 
