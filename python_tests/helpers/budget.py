@@ -37,6 +37,7 @@ __all__ = ["BITS", "COPY", "ISSUE", "REALS", "budgets", "calls", "markdown"]
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
 L1 = 241.6e9  # accesses a second of its L1 caches and shared memories: 132 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
+VALUES = 0.375, 0.5, 0.625  # that real numbers in memory have in turn
 WARPS = 32  # of neighbouring blocks that are executed in the place of all
 
 Budget = dict[str, float]
@@ -81,41 +82,51 @@ def sampled(launch: Launch, memory: Memory, blocks: int) -> tuple[float, float]:
     return counts.warp_instructions / count * blocks, counts.wavefronts / count * blocks
 
 
-def of_plan(plan: Any, moved: int) -> Budget:
-    """The budget of a planned launch of a Triton kernel, on memory that reads as zeros."""
+def filling(dtype: torch.dtype | None) -> bytes:
+    """What memory repeats: numbers that no arithmetic treats in a way of its own, as it does 1 / 0; 0 of integers."""
+    if dtype is None or not dtype.is_floating_point:
+        return b"\0"
+    return torch.tensor(VALUES, dtype=dtype).view(torch.uint8).numpy().tobytes()
+
+
+def of_plan(*plans: Any, moved: int) -> Budget:
+    """The budget of planned launches of Triton kernels, on memory of ``VALUES``."""
+    parts = [executed(plan) for plan in plans]
+    return budget(sum(issued for issued, _ in parts), sum(met for _, met in parts), moved)
+
+
+def executed(plan: Any) -> tuple[float, float]:
+    """What ``sampled`` counts of a planned launch."""
     code, shared, types = compiled(plan.kernel, plan.pointers, plan.aligned, plan.constants, plan.num_warps)
     memory, addresses = Memory(), list[int | None]()
     for k, (aligned, dtype) in enumerate(zip(plan.aligned, plan.pointers, strict=True)):
         start = (k + 1) << 44
-        memory.add(start, 1 << 43, None)
+        memory.add(start, 1 << 43, None, filling(dtype))
         addresses.append(None if dtype is None else start + (1 << 42) + (0 if aligned else dtype.itemsize))
     given = triton_parameters(addresses, types, plan.scalars)
     launch = Launch(code, given, plan.grid[0], 32 * plan.num_warps, shared)
-    return budget(*sampled(launch, memory, plan.grid[0]), moved)
+    return sampled(launch, memory, plan.grid[0])
 
 
 def of_case(case: str) -> Budget:
     """The budget of a case of ``triton_audit``."""
-    from equikern.backends.triton.tables import listed_count
     from helpers import triton_audit
-    from helpers.vocabulary_audit import ROWS, VOCABULARY, maps_of
+    from helpers.vocabulary_audit import IDS, ROWS, VOCABULARY, build_before
 
     kind, group, name, size, *_ = case.split(" ")
-    itemsize = triton_audit.DTYPES[name].itemsize
+    itemsize, plans = triton_audit.DTYPES[name].itemsize, list[Any]([triton_audit.build(case)])
     if case in VOCABULARY:
         order, rows, entries = int(group[-1]), math.prod(ROWS), int(size)
+        plans.insert(0, build_before(kind, group, triton_audit.DTYPES[name], entries))
         if kind in ("ids", "chosen"):
-            entries, itemsize = 1, 8
+            rows, entries, itemsize = math.prod(IDS), 1, 8
         elif kind.startswith("scored"):
             rows *= 2
-        elif re.match("permute|gather|choose", kind):
-            # Where few entries move, this launch moves them alone; the others are a copy or a mean before it.
-            entries = listed_count(*maps_of(group, entries)) or entries
         elements = rows * entries
     else:
         order = {"d4": 8, "c4": 4, "flips": 4, "octants": 8, "cube": 24, "still": 8}[group]
         elements = 4 * 64 * math.prod(map(int, size.split("x")))
-    return of_plan(triton_audit.build(case), useful(kind, order, elements, itemsize))
+    return of_plan(*filter(None, plans), moved=useful(kind, order, elements, itemsize))
 
 
 # A call of every class of the choice between CUDA C++ and Triton
@@ -186,7 +197,7 @@ def _described(name: str) -> tuple[str, str, Tensor, Tensor, int]:
 def of_triton_call(name: str) -> Budget:
     """What Triton's kernel issues for a call."""
     operator, maps, image, views, moved = _described(name)
-    return of_plan(triton_plan(operator, maps, image, views), moved)
+    return of_plan(triton_plan(operator, maps, image, views), moved=moved)
 
 
 def of_cuda_call(library: Path, name: str) -> Budget:

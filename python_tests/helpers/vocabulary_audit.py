@@ -10,9 +10,10 @@ import torch
 from equikern import permutation
 from equikern.backends.triton.launch import Plan
 from equikern.backends.triton.layout import Operand, operand
-from equikern.views import Views, of
+from equikern.views import Views, of, still
 
 ROWS = (4, 16)
+IDS = (64, 1024)  # rows of single token ids
 
 
 @lru_cache(maxsize=8)
@@ -58,9 +59,9 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
         "gather": lambda: permuted.reduce_plan.__wrapped__(*maps, option or "sum", 0.5, y, x, None, None, None),
         "products": lambda: permuted.dot_plan.__wrapped__(*maps, x, y, y, dense((order,), wide), dense((order,), wide)),
         "choose": lambda: permuted.select_plan.__wrapped__(*maps, "none", y, x, target),
-        "ids": lambda: ids.plan.__wrapped__(words, target, dense((order, *ROWS), torch.int64)),
+        "ids": lambda: ids.plan.__wrapped__(words, dense(IDS, torch.int64), dense((order, *IDS), torch.int64)),
         "chosen": lambda: ids.select_plan.__wrapped__(
-            words, dense((order, *ROWS), torch.int64), target, dense(ROWS[:1], torch.int64)
+            words, dense((order, *IDS), torch.int64), dense(IDS, torch.int64), dense(IDS[:1], torch.int64)
         ),
         "softmax": lambda: softmaxes.mean_plan.__wrapped__(*maps, space, y, x, views),
         "backward": lambda: softmaxes.backward_plan.__wrapped__(*maps, space, y, x, y, views),
@@ -74,6 +75,26 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
     assert found is not None, f"{kind}: would be copied first"
     plan: Plan = getattr(found, "launch", found)  # of dot products with the number of their parts
     return plan
+
+
+def build_before(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan | None:
+    """The launch in front of it, as if no view moved anything, where it moves the listed entries alone."""
+    from equikern.backends.triton import orbits, reductions, selection
+    from equikern.backends.triton.tables import listed_count
+
+    maps, order = maps_of(group, size), int(group[-1])
+    kind, _, option = kind.partition("-")
+    if kind not in ("permute", "gather", "choose") or not listed_count(*maps):
+        return None
+    x, y, views = dense((*ROWS, size), dtype), dense((order, *ROWS, size), dtype), still(order)
+    plans: dict[str, Callable[[], Plan | None]] = {
+        "permute": lambda: orbits.plan.__wrapped__(views, 1.0, x, y, None, None),
+        "gather": lambda: reductions.plan.__wrapped__(views, option or "sum", 0.5, y, x, None, None, None),
+        "choose": lambda: selection.plan.__wrapped__(views, True, y, x, None, dense(ROWS, torch.int64)),
+    }
+    found = plans[kind]()
+    assert found is not None, f"{kind}: would be copied first"
+    return found
 
 
 KERNELS = "softmax-probs backward-probs loss-logits loss-probs loss-logs score-entropy scored-entropy".split()

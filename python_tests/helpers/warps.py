@@ -56,12 +56,14 @@ class Memory:
     def __init__(self) -> None:
         self.starts: list[int] = []
         self.regions: list[tuple[int, int, NDArray[np.uint8] | None]] = []
+        self.fillings: dict[int, NDArray[np.uint8]] = {}
         self.writers: dict[int, NDArray[np.int32]] = {}
         self.readers: dict[int, NDArray[np.int32]] = {}
 
-    def add(self, start: int, size: int, data: NDArray[np.uint8] | None) -> None:
-        """Bytes at an address; without data they read as zeros, and nothing is kept of them."""
+    def add(self, start: int, size: int, data: NDArray[np.uint8] | None, filling: bytes = b"\0") -> None:
+        """Bytes at an address; without data they read as repeats of the filling, and nothing is kept of them."""
         if size and start not in self.starts:
+            self.fillings[start] = np.frombuffer(filling, np.uint8)
             self.regions.append((start, size, data))
             self.regions.sort(key=lambda region: region[:2])
             self.starts = [region[0] for region in self.regions]
@@ -88,6 +90,8 @@ class Memory:
         found = np.zeros((at.size, size), np.uint8)
         for which, start, raw, places in self._places(at, size, "load"):
             if raw is None:
+                filling = self.fillings[start]
+                found[which] = filling[places % filling.size]
                 continue
             found[which] = raw[places]
             writer = self.writers.get(start)

@@ -22,8 +22,8 @@ def prepare(v, OP: tl.constexpr):
         return tl.log(v / (1.0 - v))  # two units of the quotient's last place are none of a probability's
     elif OP == "log1p":
         return log1p(v)
-    elif OP == "std" or OP == "mean_std":  # a mean far from zero would round the spread away
-        return v.to(tl.float64)
+    elif OP == "std" or OP == "mean_std":  # a mean far from zero would round the spread away: see ``combine``
+        return v.to(tl.float32 if v.dtype.primitive_bitwidth < 32 else tl.float64)
     else:
         return v
 
@@ -65,45 +65,83 @@ def root(v):
 @triton.jit
 def alone(v, OP: tl.constexpr):
     """The partial result of a single view, see ``combine``."""
-    if OP == "median":
-        return (v,), v != v
-    elif OP == "vote":
+    if OP == "median" or OP == "vote":
         return (v,), v
+    elif (OP == "std" or OP == "mean_std") and v.dtype == tl.float32:
+        d = v.to(tl.float64)
+        return v, d * d
     else:
         return v, v - v  # the squared deviation of one: NaN where there is none
 
 
 @triton.jit
-def inserted(ordered, v):
-    """Values in rising order with one more among them."""
+def in_order(values):
+    """Values in rising order, by Batcher's odd-even merges; what nobody asks for of it the compiler leaves out."""
+    for p in tl.static_range(len(values) - 1, 0, -1):
+        if p & (p - 1) == 0:
+            values = compared(values, p, 0, p)
+            for q in tl.static_range(len(values) - 1, p, -1):
+                if q & (q - 1) == 0:
+                    values = compared(values, p, p, q - p)
+    return values
+
+
+@triton.jit
+def compared(values, P: tl.constexpr, BIT: tl.constexpr, APART: tl.constexpr):
+    """Values so far apart in rising order, each pair whose first has the bit P set, or not."""
     found = ()
-    for k in tl.static_range(len(ordered)):
-        found = found + (tl.minimum(ordered[k], v),)
-        v = tl.maximum(ordered[k], v)
-    return found + (v,)
+    for k in tl.static_range(len(values)):
+        if (k & P) == BIT and k + APART < len(values):
+            found = found + (smaller(values[k], values[k + APART]),)
+        elif k >= APART and ((k - APART) & P) == BIT:
+            found = found + (larger(values[k - APART], values[k]),)
+        else:
+            found = found + (values[k],)
+    return found
+
+
+@triton.jit
+def smaller(a, b):
+    """Of two values in order; with NaN, either. In float64 a choice takes less than a minimum, which asks for NaN."""
+    if a.dtype == tl.float64:
+        return tl.where(a < b, a, b)
+    else:
+        return tl.minimum(a, b)
+
+
+@triton.jit
+def larger(a, b):
+    """The other one."""
+    if a.dtype == tl.float64:
+        return tl.where(a < b, b, a)
+    else:
+        return tl.maximum(a, b)
 
 
 @triton.jit
 def combine(s, m, ns: tl.constexpr, t, n, nt: tl.constexpr, OP: tl.constexpr):
     """Join two partial results over ns and nt views: sums s, t and, for spreads, sums m, n of squared deviations.
 
-    The squared deviations are joined by Chan, Golub and LeVeque's update, which never subtracts large squares. Medians
-    and votes need every value: s and t are tuples in rising order, m and n say where one of them is NaN.
+    The squared deviations are joined by Chan, Golub and LeVeque's update, which never subtracts large squares. Values
+    of two bytes have sums of their squares instead, see ``deviation``: where they are alike, float64 does not round
+    them. Medians and votes need every value: s and t are tuples of them.
     """
     if OP == "median" or OP == "vote":
-        for k in tl.static_range(nt):
-            s = inserted(s, t[k])
-        if OP == "median":
-            m = m | n
+        s = s + t
     elif OP == "max":
         s = tl.maximum(s, t, propagate_nan=tl.PropagateNan.ALL)
         m = s
     elif OP == "min":
         s = tl.minimum(s, t, propagate_nan=tl.PropagateNan.ALL)
         m = s
+    elif (OP == "std" or OP == "mean_std") and s.dtype == tl.float32:
+        m = m + n
+        s = s + t
     elif OP == "std" or OP == "mean_std":
         d = s * nt - t * ns
-        m = m + n + d * d * tl.full([], 1.0 / (ns * nt * (ns + nt)), s.dtype)
+        if nt > 1:
+            m = m + n
+        m = m + d * d * tl.full([], 1.0 / (ns * nt * (ns + nt)), s.dtype)
         s = s + t
     else:
         s = s + t
@@ -134,35 +172,65 @@ def finish(s, scale, COUNT: tl.constexpr, OP: tl.constexpr):
 
 
 @triton.jit
+def deviation(s, m, COUNT: tl.constexpr):
+    """The standard deviation of COUNT views from what they joined to."""
+    if s.dtype == tl.float32:
+        d = s.to(tl.float64)
+        m = (m * COUNT - d * d) * tl.full([], 1.0 / COUNT, tl.float64)
+        return finish(m, 0.0, COUNT, "std").to(tl.float32)
+    else:
+        return finish(m, 0.0, COUNT, "std")
+
+
+@triton.jit
 def outcome(s, m, scale, COUNT: tl.constexpr, OP: tl.constexpr):
     """The (first) result of a reduction from what its COUNT views joined to."""
     if OP == "median":
-        return middle(s, m)
+        return middle(s)
     elif OP == "vote":
         return most_frequent(s)
     elif OP == "std":
-        return finish(m, scale, COUNT, OP)
+        return deviation(s, m, COUNT)
     else:
         return finish(s, scale, COUNT, OP)
 
 
 @triton.jit
-def middle(ordered, nan):
-    """The median of values in rising order."""
+def widened(values):
+    """The same in the 32 bits of a register, where they have fewer."""
+    if values[0].dtype.primitive_bitwidth < 32:
+        found = ()
+        for k in tl.static_range(len(values)):
+            found = found + (values[k].to(tl.float32 if values[k].dtype.is_floating() else tl.int32),)
+        return found
+    else:
+        return values
+
+
+@triton.jit
+def middle(values):
+    """The median of values, NaN where one is."""
+    values = widened(values)
+    ordered = in_order(values)
     v = ordered[len(ordered) // 2]
     if len(ordered) % 2 == 0:
         v = v * 0.5 + ordered[len(ordered) // 2 - 1] * 0.5
+    nan = values[0] != values[0]
+    for k in tl.static_range(1, len(values) - 1, 2):  # two in one comparison
+        nan = nan | ((values[k] != values[k]) | (values[k + 1] != values[k + 1]))
+    nan = nan | (values[len(values) - 1] != values[len(values) - 1])
     return tl.where(nan, float("nan"), v)
 
 
 @triton.jit
-def most_frequent(ordered):
-    """The value that comes most often among values in rising order, the smallest of several."""
+def most_frequent(values):
+    """The value that comes most often, the smallest of several."""
+    ordered = in_order(widened(values))
     best = ordered[0]
-    most = tl.zeros_like(best).to(tl.int32) + 1
+    most = tl.zeros_like(best).to(tl.int32)
     run = most
     for k in tl.static_range(1, len(ordered)):
-        run = tl.where(ordered[k] == ordered[k - 1], run + 1, 1)
+        run = tl.where(ordered[k] == ordered[k - 1], run + 1, 0)
         best = tl.where(run > most, ordered[k], best)
         most = tl.maximum(most, run)
     return best

@@ -44,19 +44,41 @@ def tile_at(
 
 
 @triton.jit
+def backwards(col, C: tl.constexpr, UNIT: tl.constexpr):
+    """Columns 0 … C − 1 with their vectors in reverse."""
+    if UNIT > 1:
+        return (C // UNIT - 1 - col // UNIT) * UNIT + col % UNIT
+    else:
+        return C - 1 - col
+
+
+@triton.jit
+def mirrored(x, UNIT: tl.constexpr):
+    """A block, whose vectors are addressed in reverse, with the entries of each in reverse: no thread needs another."""
+    if UNIT > 1:
+        return tl.reshape(tl.flip(tl.reshape(x, [x.shape[0], x.shape[1] // UNIT, UNIT]), 2), x.shape)
+    else:
+        return x
+
+
+@triton.jit
 def tile(
     ptr, r0, c0, rows, cols, sr, sc, R: tl.constexpr, C: tl.constexpr, FLIP_R: tl.constexpr, FLIP_C: tl.constexpr,
     UNIT: tl.constexpr,
 ):  # fmt: skip
     """Pointers and mask of the R×C block at (r0, c0) of a rows×cols plane after reversing its rows or columns.
 
-    Reversed rows cost nothing, they are walked backwards. Reversed columns are still addressed forwards, so that
-    vector accesses survive: the caller flips the values in registers.
+    Reversed rows cost nothing, they are walked backwards. So are the vectors of reversed columns, each of which is
+    still addressed forwards: the caller reverses what a thread holds, see ``mirrored``.
+
+    UNIT: the entries of a vector, 0 of columns that lie apart.
     """
     sr = sr.to(r0.dtype)
     sc = sc.to(r0.dtype)
     row = tl.arange(0, R)[:, None]
     col = tl.arange(0, C)[None, :]
+    if FLIP_C:
+        col = backwards(col, C, UNIT)
     mask = row < tl.minimum(rows - r0, R).to(tl.int32)
     if FLIP_R:
         ptr += (rows - 1 - r0) * sr
@@ -100,22 +122,25 @@ def placed_tile(
 
 
 @triton.jit
-def arrangements(x, FORMS: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """An R×C block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three.
+def arrangements(x, FORMS: tl.constexpr, UNIT: tl.constexpr):
+    """A block as it is, mirrored, transposed, and both: what ``FORMS`` (bits 0, 1, 2) asks of the last three.
 
     The last reverses rows before the transposition: whole rows pass through shared memory in wide accesses, where
-    mirroring columns again would take a shuffle a value.
+    bytes that are mirrored behind it pass one by one.
     """
     flipped = x
     turned = x
     both = x
     if FORMS & 1:
-        flipped = tl.flip(x, 1)
+        flipped = mirrored(x, UNIT)
     if FORMS & 6:
         turned = tl.trans(x)
     if FORMS & 4:
-        reverse = tl.broadcast_to((R - 1 - tl.arange(0, R))[:, None], [R, C])
-        both = tl.trans(tl.gather(x, reverse, 0))
+        both = turned
+        if UNIT > 1:
+            row = tl.arange(0, x.shape[0])[:, None]
+            row = row // UNIT * UNIT + (UNIT - 1 - row % UNIT)
+            both = tl.trans(tl.gather(x, tl.broadcast_to(row, x.shape), 0))
     return x, flipped, turned, both
 
 

@@ -64,7 +64,7 @@ def dot_tiles(
     x += a * (xa * VEC) + b * (xb * VEC)
     y += a * (ya * VEC) + b * (yb * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
-    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS, TI, TJ)
+    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS, UNIT)
     # Sums within rows first, beside one another: then one exchange between the warps serves all views.
     views = tl.arange(0, GP)[None, :]
     totals = tl.zeros([TI, GP], ACC)

@@ -57,6 +57,7 @@ FEW_VIEWS = 8
 # Of single points a thread takes as many as keep so many registers, in which the loads of all views wait, or so many.
 WAITING = 32
 MOST_POINTS = 8
+VECTORS = 4  # of as many views are in registers
 CUBE = 8  # the side of cubes in which volumes are walked through: see ``device.unravel_cubes``
 THREADS = 128  # of a program that does, twice as many beyond small planes: then it reads most of one
 
@@ -269,7 +270,7 @@ def plan_tiles(
     transposes = any(code & 1 for code in codes)
     h, w = layout.h, layout.w
     rows, cols = (w, h) if by_view and transposes else (h, w)
-    ti, tj = tile_block(rows, cols, itemsize, transposes)
+    ti, tj = tile_block(rows, cols, 2 if double and itemsize == 1 else itemsize, transposes)  # of bytes all are kept
     if transposes:  # square tiles
         ti = tj = times_two(ti, choice.block, 2 * SIDE[itemsize])
     else:
@@ -310,7 +311,7 @@ def plan_tiles(
             "TJ": tj,
             "VEC": vec,
             "VEC_H": vec if transposes else 1,
-            "UNIT": unit,
+            "UNIT": vec if unit else 0,
             "WIDE": reach >= LARGE or programs >= MOST_ROWS,
         },
         times_two(warps(ti * tj, each, views.order), choice.warps, 2 * MOST_WARPS),
@@ -355,7 +356,8 @@ def plan_gather(
     if cubes:  # a whole one, by no more threads than registers allow
         each = max(each, 2)
         threads = CUBE**3 // each
-    points, entries = gather_block(rows, layout.c, threads * each if single else ELEMENTS[itemsize])
+    vectors = max(1, VECTORS // streams)  # of a thread
+    points, entries = gather_block(rows, layout.c, threads * each if single else ELEMENTS[itemsize] * vectors)
     points = times_two(points, choice.block, next_power_of_two(rows))
     # Points that follow one another in memory need no division for their offset.
     each_sizes = [inside if k < inputs else sizes for k in range(len(layout.moving))]
@@ -413,7 +415,7 @@ def plan_gather(
             **({"PARTS": max(1, entries // (LANES * vec))} if "PARTS" in kernel.arg_names else {}),
         },
         times_two(
-            max(1, points // (LANES * each)) if single else warps(points * entries, vec * vec_rows, streams),
+            max(1, points // (LANES * each)) if single else warps(points * entries // vectors, vec * vec_rows, streams),
             choice.warps,
             2 * MOST_WARPS,
         ),

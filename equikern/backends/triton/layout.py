@@ -7,7 +7,7 @@ the channels of a channels-last pixel, or a run of entries that no view moves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -107,6 +107,16 @@ class Layout:
     def rows(self) -> int:
         """Points of one step of A."""
         return self.b * self.d * self.h * self.w
+
+    def by_item(self) -> Layout:
+        """The same loops with the steps of B as those of A, which has one."""
+        return replace(
+            self,
+            a=self.b,
+            b=1,
+            moving=tuple((s[0], s[2], 0, *s[3:]) for s in self.moving),
+            fixed=tuple((s[0], s[2], 0) for s in self.fixed),
+        )
 
 
 def merge(dims: list[tuple[int, tuple[int, ...]]]) -> list[tuple[int, tuple[int, ...]]]:

@@ -51,7 +51,7 @@ def orbit_tiles(
     x += a * (xa * VEC) + b * (xb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
     ptrs, mask = tile(x, i0, j0, h, w, xh * VEC, xw, TI, TJ, False, False, UNIT)
-    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS, TI, TJ)
+    plain, flipped, turned, both = arrangements(tl.load(ptrs, mask=mask, other=0), FORMS, UNIT)
     if index is not None:
         chosen = tl.load(index + a * ka + b * kb)
     for g in tl.static_range(len(CODES)):

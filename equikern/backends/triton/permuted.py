@@ -23,7 +23,7 @@ from ...views import Views, still
 from ..base import Maybe
 from . import orbits, reductions, selection
 from . import shares as still_shares
-from .arithmetic import alone, combine, finish, outcome, prepare, shares
+from .arithmetic import alone, combine, deviation, outcome, prepare, shares
 from .compat import jit_kernel
 from .device import signed
 from .launch import accumulator, next_power_of_two, on_copies, run, run_dots
@@ -176,7 +176,7 @@ def reduce_permuted(
     tl.store(out + put, outcome(s, m, scale, ORDER, OP).to(out.dtype.element_ty), mask=mask)
     if spread is not None:
         put = a * (pa * VEC) + b * (pb * VEC) + entry(place, r, pn, px, INNER, UNIT, VEC)
-        tl.store(spread + put, finish(m, scale, ORDER, "std").to(spread.dtype.element_ty), mask=mask)
+        tl.store(spread + put, deviation(s, m, ORDER).to(spread.dtype.element_ty), mask=mask)
 
 
 @jit_kernel

@@ -3,6 +3,7 @@
 Profilers see the kernels under names such as ``equikern_reduce_tiles_sum_bf16``.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
+# mypy: disable-error-code="assignment"
 
 from functools import lru_cache
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from ...reductions import REDUCTIONS
 from ...views import Views
 from ..base import Maybe
-from .arithmetic import alone, combine, finish, outcome, prepare
+from .arithmetic import alone, combine, deviation, outcome, prepare
 from .compat import jit_kernel
 from .device import (
     channel_of,
+    mirrored,
     narrow,
     of_items,
     point_offset,
@@ -71,6 +73,22 @@ def _class_of_views(
 
 
 @triton.jit
+def _arranged(s, m, HOW: tl.constexpr, UNIT: tl.constexpr, OP: tl.constexpr):
+    """Partial results of a block that is mirrored or turned; where all values are kept, each of them."""
+    if OP == "median" or OP == "vote":
+        found = ()
+        for k in tl.static_range(len(s)):
+            found = found + (mirrored(s[k], UNIT) if HOW == "mirror" else tl.trans(s[k]),)  # noqa: RUF005
+        return found, found[0]
+    else:
+        t = mirrored(s, UNIT) if HOW == "mirror" else tl.trans(s)
+        n = t
+        if OP == "std" or OP == "mean_std":
+            n = mirrored(m, UNIT) if HOW == "mirror" else tl.trans(m)
+        return t, n
+
+
+@triton.jit
 def _mirrored(
     y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES: tl.constexpr,
     COUNT: tl.constexpr, PLAIN: tl.constexpr, FLIPPED: tl.constexpr, OP: tl.constexpr, TI: tl.constexpr,
@@ -87,8 +105,7 @@ def _mirrored(
             y, plus, weights, channels, yg, wg, b, yb, pb, i0, j0, h, w, yh, yw, ph, pw, CODES, COUNT, FLIPPED, OP,
             TI, TJ, UNIT, ACC,
         )  # fmt: skip
-        t = tl.flip(t, 1)
-        n = tl.flip(n, 1) if OP == "std" or OP == "mean_std" else t
+        t, n = _arranged(t, n, "mirror", UNIT, OP)
         if len(PLAIN) == 0:
             return t, n
         else:
@@ -129,8 +146,7 @@ def reduce_tiles(
             y, plus, weights, channels, yg * VEC, wg, b, yb * VEC, pb * VEC, i0, j0, h, w, yh * VEC, yw, ph * VEC, pw,
             CODES, COUNT, TURNED, BOTH, OP, TI, TJ, UNIT, ACC,
         )  # fmt: skip
-        t = tl.trans(t)
-        n = tl.trans(n) if OP == "std" or OP == "mean_std" else t
+        t, n = _arranged(t, n, "turn", UNIT, OP)
         if len(STRAIGHT) + len(MIRRORED) > 0:
             s, m = combine(s, m, len(STRAIGHT) + len(MIRRORED), t, n, len(TURNED) + len(BOTH), OP)
         else:
@@ -147,7 +163,7 @@ def reduce_tiles(
     if spread is not None:
         spread += a * (pa * VEC) + b * (pb * VEC)
         ptrs, mask = tile(spread, i0, j0, rows, cols, ph * VEC, pw, TI, TJ, False, False, UNIT)
-        tl.store(ptrs, finish(m, scale, len(CODES), "std").to(spread.dtype.element_ty), mask=mask)
+        tl.store(ptrs, deviation(s, m, len(CODES)).to(spread.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -263,7 +279,7 @@ def reduce_points(
             r, b, q0, q1, q2, n0, n1, n2, pb * VEC, p0 * VEC, p1 * VEC, p2 * VEC, ps * VEC, 136, DIMS, DENSE[2],
             False, CB,
         )  # fmt: skip
-        second = finish(m, scale, len(WORDS), "std")
+        second = deviation(s, m, len(WORDS))
         tl.store(spread + a * pa + (offset + c), second.to(spread.dtype.element_ty), mask=mask)
 
 
@@ -274,8 +290,9 @@ def _classes(views: Views) -> dict[str, tuple[int, ...]]:
 
 
 def wide(op: str, dtype: torch.dtype) -> tl.dtype:
-    """The type that an operation computes in: votes compare the values themselves."""
-    return getattr(tl, str(dtype).removeprefix("torch.")) if op == "vote" else accumulator(dtype)
+    """The type that values are read in: what asks how wide they were, or keeps them all, takes them as they are."""
+    as_they_are = op in ("median", "vote", "std", "mean_std")
+    return getattr(tl, str(dtype).removeprefix("torch.")) if as_they_are else accumulator(dtype)
 
 
 @lru_cache(maxsize=1024)
@@ -296,8 +313,8 @@ def plan(
     constants = {"OP": op, "ACC": wide(op, y.dtype), **_classes(views)}
     operands = (y, out, plus, spread, weights, CHANNELS if views.size else None)
     scalars, at_once = {"scale": scale}, REDUCTIONS[op].combine in ("median", "vote")
-    if use_tiles(layout, views) and not at_once:
-        spreads = op in ("std", "mean_std") or plus is not None
+    if use_tiles(layout, views):
+        spreads = at_once or op in ("std", "mean_std") or plus is not None
         return plan_tiles(reduce_tiles, layout, views, operands, "yop", "w", scalars, constants, True, spreads)
     streams = views.order + at_once * FEW_VIEWS
     return plan_gather(reduce_points, layout, views, operands, "yop", "w", scalars, constants, True, streams)

@@ -14,8 +14,20 @@ from torch import Tensor
 from ...views import Views, still
 from ..base import Maybe
 from .compat import jit_kernel
-from .device import channel_of, narrow, of_items, point_offset, points_at, signed, tile, tile_at, unravel_points
-from .launch import Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
+from .device import (
+    backwards,
+    channel_of,
+    mirrored,
+    narrow,
+    of_items,
+    point_offset,
+    points_at,
+    signed,
+    tile,
+    tile_at,
+    unravel_points,
+)
+from .launch import ELEMENTS, Plan, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, as_words, contiguous_views, known, loops, normalize, operand
 from .tables import CHANNELS, channels
 
@@ -37,10 +49,10 @@ def best(scores, step, mask, COUNT: tl.constexpr, MINIMUM: tl.constexpr):
 
 
 @triton.jit
-def mirrored_if(flag, v):
+def mirrored_if(flag, v, UNIT: tl.constexpr):
     """A tile with its columns reversed where the chosen view asks for it."""
     if flag:
-        v = tl.flip(v, 1)
+        v = mirrored(v, UNIT)
     return v
 
 
@@ -86,6 +98,8 @@ def select_tiles(
         y += shift
     row = tl.arange(0, TI)[:, None]
     col = tl.arange(0, TJ)[None, :]
+    if MIRRORS:
+        col = tl.where((code & 4) != 0, backwards(col, TJ, UNIT), col)
     first = tl.where((code & 4) != 0, w - c0 - TJ, c0)
     mask = (row < tl.minimum(h - r0, TI).to(tl.int32)) & (col >= tl.maximum(-first, 0).to(tl.int32))
     mask = mask & (col < tl.minimum(w - first, TJ).to(tl.int32))
@@ -96,7 +110,7 @@ def select_tiles(
     if channels is not None:
         v = signed(v, minus)
     if MIRRORS:
-        v = mirrored_if((code & 4) != 0, v)
+        v = mirrored_if((code & 4) != 0, v, UNIT)
     rows = h
     cols = w
     if TURNS:
@@ -195,6 +209,9 @@ def plan(views: Views, minimum: bool, y: Operand, out: Operand, scores: Known, i
     layout = normalize(views, [(y, True), (out, False)], [(scores, True), (index, False)])
     if layout is None:
         return None
+    # Programs within one item look for its view once.
+    if layout.a == 1 and not views.size and layout.rows // layout.b * layout.c >= ELEMENTS[y.dtype.itemsize]:
+        layout = layout.by_item()
     operands = (y, out, scores, index, CHANNELS if views.size else None)
     constants = {"MINIMUM": minimum}
     if use_tiles(layout, views):

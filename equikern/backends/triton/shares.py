@@ -19,7 +19,7 @@ from ...views import Views
 from ..base import Maybe
 from .arithmetic import shares
 from .compat import jit_kernel
-from .device import channel_of, narrow, point_offset, points_at, tile, tile_at, unravel_points, view_tile
+from .device import channel_of, mirrored, narrow, point_offset, points_at, tile, tile_at, unravel_points, view_tile
 from .launch import FEW_VIEWS, Plan, accumulator, on_copies, plan_gather, plan_tiles, run, use_tiles
 from .layout import Known, Operand, contiguous_views, known, normalize, operand
 from .tables import CHANNELS, channels
@@ -28,22 +28,13 @@ __all__ = ["plan", "reduce_backward"]
 
 
 @triton.jit
-def backwards(v, AXIS: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr):
-    """A block with the entries of an axis in the other order."""
-    if AXIS == 0:
-        return tl.gather(v, tl.broadcast_to((TI - 1 - tl.arange(0, TI))[:, None], [TI, TJ]), 0)
-    else:
-        return tl.gather(v, tl.broadcast_to((TJ - 1 - tl.arange(0, TJ))[None, :], [TI, TJ]), 1)
-
-
-@triton.jit
-def arranged(v, CODE: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr, BACK: tl.constexpr):
-    """A view's block as the result has it, TI×TJ, or if BACK the other way round; rows pass through shared memory."""
-    if CODE & 1 and not BACK:
+def arranged(v, CODE: tl.constexpr, UNIT: tl.constexpr, BACK: tl.constexpr):
+    """A view's block as the result has it, or if BACK the other way round."""
+    if CODE & 1 and BACK:
         v = tl.trans(v)
     if CODE & 4:
-        v = backwards(v, 1 - (CODE & 1), TI, TJ)
-    if CODE & 1 and BACK:
+        v = mirrored(v, UNIT)
+    if CODE & 1 and not BACK:
         v = tl.trans(v)
     return v
 
@@ -71,7 +62,7 @@ def reduce_backward_tiles(
             at += step
         ptrs, mask = view_tile(at, i0, j0, h, w, yh * VEC, yw, CODES[g], TI, TJ, UNIT)
         v = tl.load(ptrs, mask=mask, other=0)
-        values = values + (arranged(v, CODES[g], TI, TJ, False).to(ACC),)
+        values = values + (arranged(v, CODES[g], UNIT, False).to(ACC),)
     # A turned rectangle's view is W×H; views that mix both kinds are square.
     rows = h
     cols = w
@@ -90,7 +81,7 @@ def reduce_backward_tiles(
         second = tl.load(ptrs, mask=mask, other=0).to(ACC)
     found = shares(values, first, second, OP)
     for g in tl.static_range(len(CODES)):
-        v = arranged(found[g].to(out.dtype.element_ty), CODES[g], TI, TJ, True)
+        v = arranged(found[g].to(out.dtype.element_ty), CODES[g], UNIT, True)
         at = out + g * (og * VEC)
         if channels is not None:
             step, _minus = channel_of(channels, g, b, ob * VEC, COUNT)

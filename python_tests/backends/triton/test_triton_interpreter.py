@@ -242,7 +242,7 @@ else:
         torch.testing.assert_close(out.double(), expected.double(), rtol=2e-5, atol=2e-6)
 
     @pytest.mark.parametrize("op", ["max", "min", "logodd", "log1p", "median", "std", "sum"])
-    @pytest.mark.parametrize("size", [4, 17])
+    @pytest.mark.parametrize("size", [4, 17, 20])
     def test_nan_reaches_the_result(op: str, size: int) -> None:
         y = torch.rand(8, size, size)
         y[5, 2, 1] = float("nan")

@@ -133,10 +133,39 @@ else:
     @pytest.mark.parametrize("order", [1, 2, 3, 4, 8])
     def test_medians_with_nan_and_infinities(order: int) -> None:
         views = of(" ".join(["hw", "Wh", "HW", "wH", "hW", "wh", "Hw", "WH"][:order]))
-        y = torch.tensor([-math.inf, -1.0, 0.0, 2.0, math.inf])[torch.randint(0, 5, (order, 6, 6))]
-        y[0, 2, 1] = math.nan
-        found = compare(lambda b, o: b.reduce(y, o, views, None, "median", 1.0, None, None, None), y[0])
-        assert found.isnan().any()
+        for side in (6, 20):  # points, and tiles that stick out
+            y = torch.tensor([-math.inf, -1.0, 0.0, 2.0, math.inf])[torch.randint(0, 5, (order, side, side))]
+            y[order // 2, 2, 1] = math.nan
+            compare(lambda b, o, y=y: b.reduce(y, o, views, None, "median", 1.0, None, None, None), y[0])
+            y[order - 1, side - 1] = math.nan
+            found = compare(lambda b, o, y=y: b.reduce(y, o, views, None, "median", 1.0, None, None, None), y[0])
+            assert found.isnan().any()
+
+    def test_votes_of_tiles() -> None:
+        for name, shape in (("d4", (20, 20)), ("c4", (2, 36, 36)), ("flips", (9, 40)), ("hflip", (2, 24, 16))):
+            views = grid(name).inverse_maps.views
+            for dtype, count in ((torch.uint8, 3), (torch.int16, 9), (torch.int64, 2)):
+                y = (torch.randint(0, count, (views.order, *shape)) * 100).to(dtype)
+                compare(lambda b, o, y=y, v=views: b.reduce(y, o, v, None, "vote", 1.0, None, None, None), y[0])
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_spreads_of_two_bytes(dtype: torch.dtype) -> None:
+        """As exact where all views nearly agree, and where their squares pass float32."""
+        least, most = (1e-30, 1e30) if dtype == torch.bfloat16 else (1e-6, 6e4)
+        # The interpreter cuts bfloat16 off where a GPU rounds; float16 has no numbers between multiples of 6e-8.
+        close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 6e-8 if dtype == torch.float16 else 1e-33}
+        for order in (1, 2, 3, 5, 7, 8):
+            y = torch.randn(order, 9, 5).to(dtype)
+            y[:, 0] = y[0, 0].clone()
+            y[:, 1] = 1.0 + y[:, 1] * 2 * torch.finfo(dtype).eps
+            y[:, 2], y[:, 3] = y[:, 2] * least, y[:, 3].clamp(-1, 1) * most
+            y[0, 4], y[-1, 5], y[order // 2, 6] = most, math.inf, math.nan
+            mean, std = torch.full_like(y[0], -7), torch.full_like(y[0], -7)
+            kernels.reduce(y, mean, of(" ".join("." * order)), None, "mean_std", 1.0, None, None, std)
+            exact = y.double()
+            assert bool((std[0] == 0).all()), order
+            torch.testing.assert_close(mean.double(), exact.mean(0), **close, equal_nan=True)
+            torch.testing.assert_close(std.double(), exact.std(0, correction=0), **close, equal_nan=True)
 
     def test_channels_last_medians_have_the_same_bits() -> None:
         y, ints = torch.randn(8, 2, 5, 4, 4), torch.randint(0, 3, (8, 2, 5, 4, 4))
