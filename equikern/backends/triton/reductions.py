@@ -317,9 +317,11 @@ def reduce(
     """See ``Backend.reduce``: in float32 (float64 for float64), votes in y's own dtype."""
     if op == "vote":
         y, out = as_words(y, out)
-    one = op == "sum" and weights is None and plus is None and y.stride(0) == 0
-    if one and symmetrize(y[0], out, views, scale):
-        return None
+    if op == "sum" and weights is None:
+        if plus is not None and symmetrize(plus, out, views, scale, y):
+            return None
+        if plus is None and y.stride(0) == 0 and symmetrize(y[0], out, views, scale):
+            return None
     found = plan(views, op, scale, operand(y), operand(out), known(plus), known(spread), known(weights))
     if found is not None:
         return run(found, y, out, plus, spread, weights, channels(views, table))
