@@ -6,8 +6,6 @@ The interpreter is chosen when Triton is imported, so its tests run in a process
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,36 +22,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 
-    # What Triton 3.6 does worse than its successors, as counted on sm_90: barriers and shuffles by which threads put
-    # vectors together. More than this fails, and so does any of it elsewhere.
-    EXCHANGES_3_6 = {
-        "orbit 2 bf16": (11, 1),
-        "orbit 3 bf16": (12, 0),
-        "orbit 4 bf16": (12, 0),
-        "put 2 bf16": (11, 1),
-        "put 3 bf16": (12, 0),
-        "put 4 bf16": (12, 0),
-        "sum 2 bf16": (11, 6),
-        "sum 3 bf16": (17, 0),
-        "sum 4 bf16": (17, 0),
-        "select 2 bf16": (3, 1),
-        "select 3 bf16": (4, 0),
-        "select 4 bf16": (4, 0),
-        "take 3 bf16": (4, 0),
-        "std 3 fp16": (5, 0),
-        "mean_std 2 fp32": (0, 12),
-        "logodd 4 bf16": (5, 0),
-        "each 3 fp32": (29, 48),
-        "median 3 bf16": (5, 0),
-        "log1p 3 fp32": (5, 0),
-    }
-
-    def release(path: str | None) -> str:
-        """The version of Triton in a folder, or of the installed one."""
-        if path is None:
-            return version("triton")
-        return next(Path(path).glob("triton-*.dist-info")).name.split("-")[1]
-
     @pytest.mark.audit
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
@@ -61,16 +29,12 @@ if not INTERPRETED:
         assert len(records) >= len(TARGETS) * (4 if path else 12)
         assert {record["target"] for record in records} == {*TARGETS}
         assert [record for record in records if "error" in record] == []
-        older = release(path).startswith("3.6.")
         for record in records:
-            case, target = record["case"], record["target"]
-            assert target.startswith("gfx") or record["spills"] == record["atomics"] == 0, record
-            kind, size, dtype = case.split(" ")
-            if kind != "dot" and int(size) <= 4 and dtype != "fp64" and not (older and target != "sm_90"):
-                # A thread has whole vectors: it asks its neighbours for nothing.
-                barriers, shuffles = EXCHANGES_3_6.get(case, (0, 0)) if older else (0, 0)
-                assert record["barriers"] <= barriers, record
-                assert record["shuffles"] <= shuffles, record
+            assert record["spills"] == record["atomics"] == 0, record
+            if record["case"].startswith("dot"):  # the sums of all views meet once
+                assert record["barriers"] <= 4, record
+            else:  # a thread has whole vectors: it asks its neighbours for nothing
+                assert record["barriers"] == record["shuffles"] == record["shared"] == 0, record
 
 else:
     from equikern import matrix
