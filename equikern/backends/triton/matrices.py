@@ -6,7 +6,6 @@ tensors (items, channels, *sides), weights and the like given for every item. Pr
 as ``equikern_matrix_orbit_bf16``.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
-# ruff: noqa: RUF005  (kernels join tuples, they do not unpack them)
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,16 +20,18 @@ from ...views import Views
 from ...views.grid import numbers
 from ..base import Maybe
 from . import launch
-from .arithmetic import alone, combine, finish, outcome, prepare
+from .arithmetic import finish, outcome
 from .compat import jit_kernel
-from .device import map_offset, unravel
+from .device import map_offset, narrow, quotient, unravel
 from .launch import (
+    MOST_ROWS,
     Plan,
     accumulator,
     ceil_div,
     make_plan,
     next_power_of_two,
     on_copies,
+    reciprocal,
     run,
     run_dots,
     strides,
@@ -40,61 +41,36 @@ from .layout import Known, Operand, contiguous_views, known, merge, operand
 from .orbits import same_lead
 from .selection import best
 from .tables import part
+from .vectors import added, dotted, entries, joined, only, prepared, scaled, times, write
 
 __all__ = ["orbit", "orbit_dot", "plan_dot", "plan_orbit", "plan_reduce", "plan_select", "reduce", "select"]
 
-VECTORS = 128  # of one program, a thread's each
-LOOPS = 8  # blocks of vectors of one partial dot
+THREADS = 128  # of a program
+ENTRIES = 8  # of a thread's vectors of one view, in words: it loads a matrix once for all of them
+LOOPS = 8  # blocks of vectors of one partial dot, at most
 
 
 @triton.jit
-def entries(ptr, at, step, inside, D: tl.constexpr, ACC: tl.constexpr):
-    """The D entries of vectors, which lie at offsets ``at`` and ``step`` apart.
-
-    Each is a tensor of its own: whatever layout a release of Triton chooses for it, threads have whole vectors, and sum
-    without their neighbours.
-    """
-    v = ()
-    for j in tl.static_range(D):
-        v = v + (tl.load(ptr + at + j * step, mask=inside, other=0).to(ACC),)
-    return v
-
-
-@triton.jit
-def times(mats, g, v):
-    """Matrix g times vectors. g is a number, or one for each vector."""
-    at = mats + g * (len(v) * len(v))
-    found = ()
-    for i in tl.static_range(len(v)):
-        s = tl.load(at + i * len(v)) * v[0]
-        for j in tl.static_range(1, len(v)):
-            s += tl.load(at + (i * len(v) + j)) * v[j]
-        found = found + (s,)
-    return found
-
-
-@triton.jit
-def dotted(v, w):
-    """The products of vectors with others."""
-    s = v[0] * w[0]
-    for j in tl.static_range(1, len(v)):
-        s += v[j] * w[j]
-    return s
-
-
-@triton.jit
-def write(ptr, at, step, v, inside):
-    """Vectors to offsets ``at``, their entries ``step`` apart."""
-    for j in tl.static_range(len(v)):
-        tl.store(ptr + at + j * step, v[j].to(ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def vectors_at(vectors, nb, m0, m1, m2, P: tl.constexpr, DIMS: tl.constexpr):
+def vectors_at(
+    vectors, nb, m0, m1, m2, rn, r0, r1, r2, P: tl.constexpr, DIMS: tl.constexpr, BIG: tl.constexpr,
+):  # fmt: skip
     """This program's vectors, which of them there are, and where each lies in the views."""
-    r = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    f, p0, p1, p2 = unravel(r, m0, m1, m2, DIMS)
-    return r, r < vectors, f // nb, f % nb, p0, p1, p2
+    pid = tl.program_id(0)
+    if BIG:
+        pid = pid.to(tl.int64)
+    r = pid * P + tl.arange(0, P)
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    f, p0, p1, p2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    a, b = split(f, nb, rn)
+    return r, r < vectors, a, b, p0, p1, p2
+
+
+@triton.jit
+def split(r, nb, rn):
+    """Quotient and remainder by ``nb``, with its reciprocal."""
+    nb = nb.to(r.dtype)
+    a = quotient(r, nb, rn)
+    return a, r - a * nb
 
 
 @triton.jit
@@ -114,55 +90,45 @@ def found_at(
 @jit_kernel
 def matrix_orbit(
     x, out, mats, weights, index, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    rn: tl.int64, rp: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xe: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
-    WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BIG: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Every view of P vectors."""
-    r, inside, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, P, DIMS)
+    r, inside, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, rn, r0, r1, r2, P, DIMS, BIG)
+    column, _place = split(r, per, rp)
     put = placed(a, b, p0, p1, p2, oa, ob, o0, o1, o2)
     if index is not None:
-        chosen = tl.load(index + r // per, mask=inside, other=0)
+        chosen = tl.load(index + column, mask=inside, other=0)
     for g in tl.static_range(len(WORDS)):
         if g == 0 or DIMS > 0:
             at = found_at(a, b, p0, p1, p2, n0, n1, n2, xa, xb, x0, x1, x2, WORDS[g], DIMS)
             v = entries(x, at, xe, inside, D, ACC)
-        view = times(mats, g, v)
+        view = scaled(times(mats, g, v), tl.full([], scale, ACC))
         if weights is not None:
-            factor = tl.load(weights + g * columns + r // per, mask=inside, other=0)
-        for i in tl.static_range(D):
-            entry = view[i] * tl.full([], scale, ACC)
-            if weights is not None:
-                entry = entry * factor
-            if index is not None:
-                entry = tl.where(chosen == g, entry, tl.zeros_like(entry))
-            tl.store(out + g * og + put + i * oe, entry.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def joined(states, g: tl.constexpr, v, OP: tl.constexpr):
-    """What each entry's first g views joined to, with the next one's."""
-    found = ()
-    for i in tl.static_range(len(v)):
-        t, n = alone(v[i], OP)
-        if g > 0:
-            t, n = combine(states[i][0], states[i][1], g, t, n, 1, OP)
-        found = found + ((t, n),)
-    return found
+            view = scaled(view, tl.load(weights + g * columns + column, mask=inside, other=0))
+        if index is not None:
+            view = only(view, chosen == g)
+        write(out + g * og, put, oe, view, inside)
 
 
 @jit_kernel
 def matrix_reduce(
     y, out, plus, spread, mats, weights, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64,
-    columns: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    columns: tl.int64, rn: tl.int64, rp: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
+    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
     pg: tl.int64, pa: tl.int64, pb: tl.int64, pe: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64,
-    WORDS: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BIG: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Every view of P vectors, mapped back and joined as they come."""
-    r, inside, a, b, q0, q1, q2 = vectors_at(vectors, nb, m0, m1, m2, P, DIMS)
+    r, inside, a, b, q0, q1, q2 = vectors_at(vectors, nb, m0, m1, m2, rn, r0, r1, r2, P, DIMS, BIG)
+    column, _place = split(r, per, rp)
     states = ()
     for g in tl.static_range(len(WORDS)):
         at = found_at(a, b, q0, q1, q2, n0, n1, n2, ya, yb, y0, y1, y2, WORDS[g], DIMS)
@@ -171,20 +137,11 @@ def matrix_reduce(
             if g == 0 or DIMS > 0:
                 at = found_at(a, b, q0, q1, q2, n0, n1, n2, pa, pb, p0, p1, p2, WORDS[g], DIMS)
                 beside = entries(plus, at, pe, inside, D, ACC)
-            both = ()
-            for j in tl.static_range(D):
-                both = both + (v[j] + beside[j],)
-            v = both
-        view = times(mats, g, v)
+            v = added(v, beside)
+        view = prepared(times(mats, g, v), OP)
         if weights is not None:
-            factor = tl.load(weights + g * columns + r // per, mask=inside, other=0)
-        ready = ()
-        for i in tl.static_range(D):
-            entry = prepare(view[i], OP)
-            if weights is not None:
-                entry = entry * factor
-            ready = ready + (entry,)
-        states = joined(states, g, ready, OP)
+            view = scaled(view, tl.load(weights + g * columns + column, mask=inside, other=0))
+        states = joined(states, g, view, OP)
     put = placed(a, b, q0, q1, q2, oa, ob, o0, o1, o2)
     if spread is not None:
         beside_put = placed(a, b, q0, q1, q2, pa, pb, p0, p1, p2)
@@ -198,27 +155,29 @@ def matrix_reduce(
 
 @jit_kernel
 def matrix_dot(
-    x, y, out, mats, weights, dots, units: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    x, y, out, mats, weights, dots, units: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64, ru: tl.int64,
+    rn: tl.int64,
     xa: tl.int64, xb: tl.int64, xe: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64,
     WORDS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, EACH: tl.constexpr, GP: tl.constexpr,
-    ACC: tl.constexpr,
+    BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One unit of a weight's vectors, STEPS blocks of P; EACH: every vector has a weight, and a dot, of its own."""
-    pid = tl.program_id(0).to(tl.int64)
-    column = pid // units
+    pid = tl.program_id(0)
+    if BIG:
+        pid = pid.to(tl.int64)
+    column, unit = split(pid, units, ru)
     views = tl.arange(0, GP)
     totals = tl.zeros([GP, P], ACC)
     for step in range(STEPS):
-        k = ((pid % units) * STEPS + step) * P + tl.arange(0, P)  # within the column
+        k = (unit * STEPS + step) * P + tl.arange(0, P)  # within the column
         if EACH:
             r = k
             inside = k < columns
         else:
-            r = column * per + k
+            r = column * per.to(k.dtype) + k
             inside = k < per
-        a = r // nb
-        b = r % nb
+        a, b = split(r, nb, rn)
         v = entries(x, a * xa + b * xb, xe, inside, D, ACC)
         for g in tl.static_range(len(WORDS)):
             view = times(mats, g, v)
@@ -232,35 +191,35 @@ def matrix_dot(
             if out is not None:
                 if weights is not None:
                     if EACH:
-                        factor = tl.load(weights + g * columns + k, mask=inside, other=0)
+                        view = scaled(view, tl.load(weights + g * columns + k, mask=inside, other=0))
                     else:
-                        factor = tl.load(weights + g * columns + column)
-                for i in tl.static_range(D):
-                    entry = view[i]
-                    if weights is not None:
-                        entry = entry * factor
-                    put = out + g * og + a * oa + b * ob + i * oe
-                    tl.store(put, entry.to(out.dtype.element_ty), mask=inside)
+                        view = scaled(view, tl.load(weights + g * columns + column))
+                write(out + g * og, a * oa + b * ob, oe, view, inside)
     if not EACH:
-        at = (views * columns + column) * units + pid % units
+        at = (views * columns + column) * units + unit
         tl.store(dots + at, tl.sum(totals, 1), mask=views < len(WORDS))
 
 
 @jit_kernel
 def field_dot(
     x, y, out, mats, weights, partial, units: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    ru: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xe: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
-    WORDS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GP: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GP: tl.constexpr, BIG: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """P points of one item: their dots go to a place of their own in ``partial``."""
-    pid = tl.program_id(0).to(tl.int64)
-    a = pid // units
-    k = pid % units * P + tl.arange(0, P)
+    pid = tl.program_id(0)
+    if BIG:
+        pid = pid.to(tl.int64)
+    a, unit = split(pid, units, ru)
+    k = unit * P + tl.arange(0, P)
     inside = k < per
-    b, p0, p1, p2 = unravel(k, m0, m1, m2, 3)
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    b, p0, p1, p2 = unravel(k, m0, m1, m2, 3, r0, r1, r2)
     beside = placed(a, b, p0, p1, p2, ya, yb, y0, y1, y2)
     put = placed(a, b, p0, p1, p2, oa, ob, o0, o1, o2)
     views = tl.arange(0, GP)
@@ -274,30 +233,29 @@ def field_dot(
         totals = tl.where(views[:, None] == g, products[None, :], totals)
         if out is not None:
             if weights is not None:
-                factor = tl.load(weights + g * columns + a)
-            for i in tl.static_range(D):
-                entry = view[i]
-                if weights is not None:
-                    entry = entry * factor
-                tl.store(out + g * og + put + i * oe, entry.to(out.dtype.element_ty), mask=inside)
-    tl.store(partial + (views * columns + a) * units + pid % units, tl.sum(totals, 1), mask=views < len(WORDS))
+                view = scaled(view, tl.load(weights + g * columns + a))
+            write(out + g * og, put, oe, view, inside)
+    tl.store(partial + (views * columns + a) * units + unit, tl.sum(totals, 1), mask=views < len(WORDS))
 
 
 @jit_kernel
 def matrix_select(
     y, out, mats, scores, index, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    rn: tl.int64, rp: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
-    MINIMUM: tl.constexpr, WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
+    MINIMUM: tl.constexpr, WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BIG: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """P vectors of the view that each chose, times that view's matrix."""
-    r, inside, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, P, DIMS)
+    r, inside, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, rn, r0, r1, r2, P, DIMS, BIG)
+    column, place = split(r, per, rp)
     if scores is not None:
-        chosen = best(scores + r // per, columns, inside, len(WORDS), MINIMUM)
-        tl.store(index + r // per, chosen, mask=inside & (r % per == 0))  # a column's first vector says so
+        chosen = best(scores + column, columns, inside, len(WORDS), MINIMUM)
+        tl.store(index + column, chosen, mask=inside & (place == 0))  # a column's first vector says so
     else:
-        chosen = tl.load(index + r // per, mask=inside, other=0)
+        chosen = tl.load(index + column, mask=inside, other=0)
         chosen = tl.minimum(tl.maximum(chosen, 0), len(WORDS) - 1)
     offset = tl.zeros_like(chosen)
     for g in tl.static_range(len(WORDS) if DIMS > 0 else 0):
@@ -355,18 +313,25 @@ def _plan(
     values = _of_fields(views, names, moving) if grid else _of_vectors(names, moving, keep)
     if values is None:
         return None
-    words = numbers(views.words if grid else (".",) * views.order).words
-    own: dict[str, Any] = {"WORDS": words, "DIMS": 3 * grid, "D": views.size, "P": VECTORS, **constants}
-    own["ACC"] = accumulator(moving[0][0].dtype)
-    programs = ceil_div(values["vectors"], VECTORS)
+    each = not grid and values["per"] == 1  # a weight, say, for every vector: neighbours' lie together
+    dtype = moving[0][0].dtype
+    few = each or constants.get("OP", "sum") not in ("sum", "max", "min")  # whose arithmetic fills the registers
+    words = views.size * ceil_div(dtype.itemsize, 4) * 1
+    block = THREADS * (1 if few else max(1, next_power_of_two(ENTRIES // words + 1) // 2))
+    forms = numbers(views.words if grid else (".",) * views.order).words
+    own: dict[str, Any] = {"WORDS": forms, "DIMS": 3 * grid, "D": views.size, "P": block, **constants}
+    own["ACC"] = accumulator(dtype)
+    programs = ceil_div(values["vectors"], block)
     if kernel in (matrix_dot, field_dot):
-        each = values["per"] == 1 and not grid
         length = values["columns"] if each else values["per"]
-        own |= {"EACH": each, "STEPS": 1 if grid or each or length <= VECTORS else LOOPS}
+        own |= {"EACH": each, "STEPS": 1 if grid or each else min(LOOPS, next_power_of_two(ceil_div(length, block)))}
         own["GP"] = next_power_of_two(views.order)
-        values["units"] = ceil_div(length, VECTORS * own["STEPS"])
+        values["units"] = ceil_div(length, block * own["STEPS"])
         programs = values["units"] * (1 if each else values["columns"])
-    return make_plan(kernel, programs, operands, {**values, **scalars}, own, VECTORS // launch.LANES)
+    divisors = {"rn": "nb", "rp": "per", "ru": "units", "r0": "m0", "r1": "m1", "r2": "m2"}
+    values |= {name: reciprocal(values[size]) for name, size in divisors.items() if size in values}
+    own["BIG"] = max(values["vectors"] + own.get("STEPS", 1) * block, programs) >= MOST_ROWS
+    return make_plan(kernel, programs, operands, {**values, **scalars}, own, THREADS // launch.LANES)
 
 
 @lru_cache(maxsize=1024)

@@ -32,14 +32,15 @@ if not INTERPRETED:
         for record in records:
             assert record["spills"] == record["atomics"] == 0, record
             if record["case"].startswith("dot"):  # the sums of all views meet once
-                assert record["barriers"] <= 4, record
+                assert record["barriers"] <= 5, record
             else:  # a thread has whole vectors: it asks its neighbours for nothing
                 assert record["barriers"] == record["shuffles"] == record["shared"] == 0, record
 
 else:
-    from equikern import matrix
+    from equikern import field, grid, matrix
     from equikern.backends.reference import Reference
     from equikern.backends.triton import Triton
+    from equikern.backends.triton import matrices as small
     from equikern.reductions import REDUCTIONS
     from equikern.views import Views
 
@@ -49,7 +50,7 @@ else:
     def seed() -> None:
         torch.manual_seed(0)
 
-    SHAPES = [(7, 2), (2, 5, 3), (3, 2, 4), (33, 3), (2, 3, 5), (1, 1), (3,)]
+    SHAPES = [(7, 2), (2, 5, 3), (3, 2, 4), (33, 3), (2, 3, 5), (1, 1), (3,), (2, 9)]  # the last for torch's products
     OPS = [name for name, reduction in REDUCTIONS.items() if not reduction.integers]
 
     def views(count: int, size: int, wide: torch.dtype = torch.float32) -> tuple[Views, Tensor | None]:
@@ -185,6 +186,29 @@ else:
         kernels.orbit_dot(x, y, None, ours, *maps, None)
         reference.orbit_dot(x, y, None, expected, *maps, None)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+    def test_numbers_of_vectors_with_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(small, "MOST_ROWS", 0)  # in the place of 2³⁰
+        plans = (small.plan_orbit, small.plan_reduce, small.plan_dot, small.plan_select)
+        turn = matrix([[[1, 0], [0, 1]], [[0, -2], [0.5, 0]], [[-1, 0], [0, -1]], [[0, 2], [-0.5, 0]]])
+        for action, shape in ((turn, (3, 299, 2)), (field(grid("c4"), turn), (3, 4, 5, 5))):
+            for plan in plans:
+                plan.cache_clear()
+            x, y = torch.randn(shape), torch.randn(4, *shape)
+            maps = action.maps.views, action.maps.table(x)
+            weights, found = torch.rand(4, 3), []
+            for k in (kernels, reference):
+                out, one, dots = torch.empty_like(y), torch.empty_like(x), torch.empty(4, 3)
+                index, chosen = torch.empty(3, dtype=torch.int64), torch.empty_like(x)
+                k.orbit(x, out, *maps, 1.0, weights, None)
+                k.reduce(y, one, *maps, "sum", 1.0, weights, None, None)
+                k.orbit_dot(x, y, None, dots, *maps, None)
+                k.select(y, chosen, index, *maps, weights, True)
+                found.append((out, one, dots, index, chosen))
+            torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+            assert all(plan.cache_info().currsize == 1 for plan in plans)
+        for plan in plans:
+            plan.cache_clear()
 
     def test_empty_tensors() -> None:
         maps = views(3, 2)
