@@ -257,7 +257,7 @@ def test_softmax(triton: Backend, name: str, space: str) -> None:
 
 
 # What reads each tensor once asks for as many sectors as it has. Two blocks ask for those that they share: a row's end
-# and the next one's start, or an odd plane's end. One of |G| + 1 tensors read |G| times is 1.6 or 1.8 times as many.
+# and the next one's start, or an odd plane's end. With ``plus`` read |G| times it would be a third to two thirds more.
 READ: dict[str, tuple[str, str, tuple[int, ...], torch.dtype, float]] = {
     **{f"{op}, tiles": (op, "d4", (2, 64, 64), BF16, 1.0) for op in ("orbit", "sum", "dot", "plus", "symmetrize")},
     **{f"{op}, tiles of 4 bytes": (op, "c4", (1, 64, 64), FP32, 1.0) for op in ("sum", "plus", "dot")},

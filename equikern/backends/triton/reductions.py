@@ -284,7 +284,8 @@ def plan(
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
-    One tensor for all views takes the same launch where ``symmetrize`` has none: every element is asked for |G| times.
+    One tensor for all views, or beside them, takes the same launch where ``symmetrize`` has none: every element is
+    asked for |G| times.
     Programs follow planes, and what runs at once covers a few megabytes, more than one plane of 512×512 fp32 (1 MiB):
     all but the first read should come from the L2 cache, so memory moves 2n elements and L2 (|G| + 1)n.
 
