@@ -256,6 +256,43 @@ def test_softmax(triton: Backend, name: str, space: str) -> None:
     )
 
 
+# What reads each tensor once asks for as many sectors as it has. Two blocks ask for those that they share: a row's end
+# and the next one's start, or an odd plane's end. With ``plus`` read |G| times it would be a third to two thirds more.
+READ: dict[str, tuple[str, str, tuple[int, ...], torch.dtype, float]] = {
+    **{f"{op}, tiles": (op, "d4", (2, 64, 64), BF16, 1.0) for op in ("orbit", "sum", "dot", "plus", "symmetrize")},
+    **{f"{op}, tiles of 4 bytes": (op, "c4", (1, 64, 64), FP32, 1.0) for op in ("sum", "plus", "dot")},
+    "plus, parts of tiles": ("plus", "d4", (1, 56, 56), BF16, 1.3),
+    "plus, rectangles": ("plus", "flips", (2, 32, 64), FP32, 1.0),
+    "symmetrize, parts of tiles": ("symmetrize", "d4", (2, 56, 56), FP32, 1.3),
+    **{f"{op}, small planes": (op, "d4", (64, 7, 7), FP32, 1.15) for op in ("orbit", "sum", "dot", "plus")},
+}
+
+
+@each("name", READ)
+def test_nothing_is_read_again(triton: Backend, name: str) -> None:
+    """Neither by two programs: whole sectors that blocks load, against what all tensors have."""
+    op, group, shape, dtype, factor = READ[name]
+    views = grid(group).views
+    y, x = made((views.order, *shape), dtype), made(shape, dtype)
+    dots, out = torch.empty(views.order, shape[0], dtype=accumulator(y)), torch.empty_like(x)
+    calls: dict[str, tuple[Callable[[], None], int]] = {
+        "orbit": (lambda: triton.orbit(x, y, views, None, 1.0, None, None), x.nbytes),
+        "sum": (lambda: triton.reduce(y, out, views, None, "sum", 1.0, None, None, None), y.nbytes),
+        "plus": (lambda: triton.reduce(y, out, views, None, "sum", 1.0, None, x, None), y.nbytes + x.nbytes),
+        "symmetrize": (
+            lambda: triton.reduce(x.expand(y.shape), out, views, None, "sum", 1.0, None, None, None),
+            x.nbytes,
+        ),
+        "dot": (lambda: triton.orbit_dot(x, y, None, dots, views, None, None), y.nbytes + x.nbytes),
+    }
+    call, wanted = calls[op]
+    with on_machine_code() as launches:
+        call()
+    sectors = sum(counts.sectors for _, counts in launches)
+    assert wanted <= 32 * sectors, "not all is read"
+    assert 32 * sectors <= factor * wanted, f"{32 * sectors / wanted:.3f} times what it must read"
+
+
 KINDS = ["entropy", "max_prob", "margin", "max"]
 
 

@@ -1,7 +1,8 @@
 """How many warp instructions a kernel issues for every useful byte, counted by executing its machine code for Hopper.
 
-``PYTHONPATH=python_tests python -m helpers.budget`` prints what it finds of the cases of ``triton_audit``, and of a
-call of every class of ``backends/choice.py`` on Triton's kernels and on CUDA's; with ``--few`` what the tests read.
+``PYTHONPATH=python_tests python -m helpers.budget`` prints what it finds of the cases of ``triton_audit``,
+``matrix_audit`` and ``field_audit``, and of a call of every class of ``backends/choice.py`` on Triton's kernels and on
+CUDA's; with ``--few`` what the tests read.
 
 A byte is useful that the operator must move: each input read once, each output written once. A multiprocessor issues
 four warp instructions a clock, so a kernel whose ratio is above 1 is bound by its instructions, not by memory. The
@@ -46,9 +47,9 @@ Budget = dict[str, float]
 _MOVED = {
     **dict.fromkeys(("mean", "weighted", "max", "gmean", "hmean", "tsharpen", "logodd", "log1p", "median"), (1, 1)),
     **dict.fromkeys(("vote", "sum", "gather", "softmax", "scored"), (1, 1)),
-    **dict.fromkeys(("orbit", "scaled", "adjoint", "permute", "ids"), (1, 1)),
+    **dict.fromkeys(("orbit", "scaled", "adjoint", "put", "permute", "ids", "std"), (1, 1)),
     **dict.fromkeys(("plus", "mean_std"), (1, 2)),
-    **dict.fromkeys(("dot", "orbit_dot", "products", "backward"), (2, 1)),
+    **dict.fromkeys(("dot", "each", "orbit_dot", "products", "backward"), (2, 1)),
     **dict.fromkeys(("of_max", "of_min", "of_std"), (2, 1)),
     "of_mean_std": (2, 2),
     **dict.fromkeys(("select", "take", "choose", "chosen", "symmetrize"), (0, 2)),
@@ -108,11 +109,37 @@ def executed(plan: Any) -> tuple[float, float]:
     return sampled(launch, memory, plan.grid[0])
 
 
+def small_vectors() -> dict[str, tuple[Any, str]]:
+    """By a name such as "matrix sum 3 bf16" a case of ``matrix_audit`` or ``field_audit``, and what builds it."""
+    from helpers import field_audit, matrix_audit
+
+    return {
+        f"{name} {case}": (module.build, case)
+        for name, module in (("matrix", matrix_audit), ("field", field_audit))
+        for case in module.CASES
+    }
+
+
+def of_small_vectors(name: str) -> Budget:
+    """The budget of such a case."""
+    build, case = small_vectors()[name]
+    plan = build(case)
+    views = next(k for k in ("WORDS", "CODES") if k in plan.constants)
+    order, (family, first, second, *_) = len(plan.constants[views]), name.split(" ")
+    if family == "matrix":
+        kind, elements = first, 32 * 500 * int(second)
+    else:
+        kind, elements = second, 4 * 3 * 32**3 if first == "volumes" else 8 * 4 * 224**2
+    return of_plan(plan, moved=useful(kind, order, elements, plan.pointers[0].itemsize))
+
+
 def of_case(case: str) -> Budget:
-    """The budget of a case of ``triton_audit``."""
+    """The budget of a case of ``triton_audit``, or of ``small_vectors``."""
     from helpers import triton_audit
     from helpers.vocabulary_audit import IDS, ROWS, VOCABULARY, build_before
 
+    if case in small_vectors():
+        return of_small_vectors(case)
     kind, group, name, size, *_ = case.split(" ")
     itemsize, plans = triton_audit.DTYPES[name].itemsize, list[Any]([triton_audit.build(case)])
     if case in VOCABULARY:
@@ -227,7 +254,10 @@ def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budg
     from helpers.triton_audit import CASES, build
 
     found: dict[str, dict[str, Budget]] = {}
-    some = of_each_kernel(CASES, build) if few else CASES
+    others = small_vectors()
+    some = [*CASES, *others]
+    if few:
+        some = of_each_kernel(CASES, build) + of_each_kernel(others, lambda name: others[name][0](others[name][1]))
     named = [name for name, (key, group, _) in calls().items() if not few or (group == "d4" and key[1] == 2)]
     fork = get_context("fork")  # see compiling.compiled
     with ProcessPoolExecutor(2, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -52,14 +52,18 @@ def channels_last(shape: Iterable[int], dtype: torch.dtype) -> Operand:
 Describe = Callable[[Iterable[int], torch.dtype], Operand]
 
 
-def _mean(
-    views: Views, y: Operand, out: Operand, op: str = "sum", weighted: bool = False, plus: bool = False
-) -> Plan | None:
+def _mean(views: Views, y: Operand, out: Operand, op: str = "sum", weighted: bool = False) -> Plan | None:
     from equikern.backends.triton import reductions
 
     weights = dense(y.shape[:2], _wide(y.dtype)) if weighted else None
-    beside = out if plus else None, out if op == "mean_std" else None
-    return reductions.plan.__wrapped__(views, op, 0.125, y, out, *beside, weights)
+    return reductions.plan.__wrapped__(views, op, 0.125, y, out, None, out if op == "mean_std" else None, weights)
+
+
+def _plus(views: Views, y: Operand, x: Operand) -> Plan | None:
+    from equikern.backends.triton import reductions, symmetrize
+
+    found = symmetrize.plan.__wrapped__(views, 0.125, x, x, y)
+    return found or reductions.plan.__wrapped__(views, "sum", 0.125, y, x, x, None, None)
 
 
 def _symmetrized(views: Views, x: Operand) -> Plan | None:
@@ -114,7 +118,7 @@ def build(case: str) -> Plan:
     found = {
         "mean": lambda: _mean(views, y, x),
         "weighted": lambda: _mean(views, y, x, weighted=True),
-        "plus": lambda: _mean(views, y, x, plus=True),
+        "plus": lambda: _plus(views, y, x),
         "max": lambda: _mean(views, y, x, "max"),
         "gmean": lambda: _mean(views, y, x, "gmean"),
         "hmean": lambda: _mean(views, y, x, "hmean"),

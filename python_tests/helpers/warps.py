@@ -26,6 +26,7 @@ _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w)\s+)?([A-Z][\w.]*)\s*(.
 _SIZES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 PARAMETERS = 0x210  # where a kernel's parameters start in the constants of Hopper
 STACK = 1 << 14  # bytes of local memory a thread, whose end is in the constants
+SECTOR = 32  # bytes that a cache asks the next one for
 SHARED = 0x400  # where its shared memory starts, behind what the driver takes
 
 
@@ -41,6 +42,7 @@ class Counts:
     by_name: dict[str, int] = field(default_factory=dict)
     loaded: int = 0  # bytes that lanes asked global memory for
     stored: int = 0
+    sectors: int = 0  # that blocks load, each once a block: its cache has what lanes ask for again
     # What the L1 cache, of which shared memory is a part, serves one after the other: words of a bank of shared memory
     # that lanes ask for, and lines of 128 bytes of global memory that a warp's access touches.
     wavefronts: int = 0
@@ -145,6 +147,7 @@ class Block:
         self.shared_writer = np.full(launch.shared, -1, np.int64)
         self.shared_reader = np.full(launch.shared, -1, np.int64)
         self.on_the_way = np.full(launch.shared, -1, np.int64)  # which warp copies there and has not waited for it
+        self.loads: list[NDArray[np.int64]] = []  # which sectors of global memory each load asked for
         self.local: NDArray[np.uint8] | None = None  # what registers had no room for
         self.pc = np.full(n, launch.start, np.int64)
         self.done = np.zeros(n, bool)
@@ -202,6 +205,7 @@ class Block:
         else:
             value = self.memory.load(at, size, self.number)
             counts.loaded += value.size
+            self.loads.append(np.unique(at // SECTOR))  # an access lies within one
             counts.wavefronts += lines_touched(np.flatnonzero(mask), at)
             if base == "LDGSTS":
                 into = pointer(i.ops[0])(self)[mask]
@@ -427,7 +431,9 @@ class Launch:
         counts = Counts()
         with np.errstate(over="ignore"):
             for number in blocks:
-                Block(self, memory, number).run(counts)
+                block = Block(self, memory, number)
+                block.run(counts)
+                counts.sectors += np.unique(np.concatenate([np.zeros(0, np.int64), *block.loads])).size
                 counts.blocks += 1
         return counts
 

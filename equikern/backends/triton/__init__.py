@@ -24,11 +24,19 @@ __all__ = ["Triton"]
 _FALLBACK = Reference()
 
 
+_LARGEST = 8  # entries of vectors that a thread multiplies by a matrix; larger ones are for torch's matrix products
+
+
 @cache
-def _of_kind(module: str, function: str) -> Any:
-    """A function of a kind's module; what has no module, or no such function there, the fallback serves."""
+def _of_module(module: str, function: str) -> Any:
     found = import_module(f".{module}", __name__) if module else None
     return getattr(found, function, None) or getattr(_FALLBACK, function)
+
+
+def _of_kind(views: Views, function: str) -> Any:
+    """A function of a kind's module; what has no module, or no such function there, the fallback serves."""
+    large = views.kind.computes and views.size > _LARGEST
+    return _of_module("" if large else views.kind.triton, function)
 
 
 @cache
@@ -68,7 +76,7 @@ class Triton(Backend):
         self, x: Tensor, out: Tensor, views: Views, table: Maybe, scale: float, weights: Maybe, index: Maybe
     ) -> None:
         if out.numel():
-            _of_kind(views.kind.triton, "orbit")(x, out, views, table, scale, weights, index)
+            _of_kind(views, "orbit")(x, out, views, table, scale, weights, index)
 
     def reduce(
         self,
@@ -87,13 +95,13 @@ class Triton(Backend):
         if op not in REDUCTIONS:
             raise ValueError(f"op: expected one of {', '.join(REDUCTIONS)}, got {op!r}")
         if out.numel():
-            _of_kind(views.kind.triton, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
+            _of_kind(views, "reduce")(y, out, views, table, op, scale, weights, plus, spread)
 
     def orbit_dot(
         self, x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Maybe, weights: Maybe
     ) -> None:
         if y.numel():
-            _of_kind(views.kind.triton, "orbit_dot")(x, y, out, dots, views, table, weights)
+            _of_kind(views, "orbit_dot")(x, y, out, dots, views, table, weights)
         else:
             dots.zero_()
 
@@ -101,13 +109,13 @@ class Triton(Backend):
         self, grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: Views, table: Maybe, op: str
     ) -> None:
         if y.numel():
-            _of_kind(views.kind.triton, "reduce_backward")(grad, spread, y, out, views, table, op)
+            _of_kind(views, "reduce_backward")(grad, spread, y, out, views, table, op)
 
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
         if out.numel():
-            _of_kind(views.kind.triton, "select")(y, out, index, views, table, scores, minimum)
+            _of_kind(views, "select")(y, out, index, views, table, scores, minimum)
         elif scores is not None:
             _of_rows("selection", "index_alone")(scores, index, minimum)
 

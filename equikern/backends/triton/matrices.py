@@ -1,8 +1,9 @@
 """Matrices that multiply small vectors: those of the last dim, or the channels of a field at every point of its grid.
 
-A program has P vectors of D entries and multiplies them by every view's matrix: vectors of the last dim are read once
-for that, those of a field are gathered at the P points of each view. Fields come as tensors (items, channels, *sides),
-weights and the like given for every item. Profilers see the kernels under names such as ``equikern_matrix_orbit_bf16``.
+A program has P vectors of D entries, each in a thread's registers, and multiplies them by every view's matrix: vectors
+of the last dim are read once for that, those of a field are gathered at the P points of each view. Fields come as
+tensors (items, channels, *sides), weights and the like given for every item. Profilers see the kernels under names such
+as ``equikern_matrix_orbit_bf16``.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
@@ -19,16 +20,18 @@ from ...views import Views
 from ...views.grid import numbers
 from ..base import Maybe
 from . import launch
-from .arithmetic import alone, combine, finish, outcome, prepare
+from .arithmetic import finish, outcome
 from .compat import jit_kernel
-from .device import map_offset, unravel
+from .device import map_offset, narrow, quotient, unravel
 from .launch import (
+    MOST_ROWS,
     Plan,
     accumulator,
     ceil_div,
     make_plan,
     next_power_of_two,
     on_copies,
+    reciprocal,
     run,
     run_dots,
     strides,
@@ -37,214 +40,230 @@ from .launch import (
 from .layout import Known, Operand, contiguous_views, known, merge, operand
 from .orbits import same_lead
 from .selection import best
-from .tables import padded
+from .tables import part
+from .vectors import added, dotted, entries, joined, only, prepared, scaled, times, write
 
 __all__ = ["orbit", "orbit_dot", "plan_dot", "plan_orbit", "plan_reduce", "plan_select", "reduce", "select"]
 
-PRODUCTS = 2048  # terms of matrix products that a program has in registers
-VECTORS = 128  # most of one program, a thread's each: one that has a part of a vector asks others for the rest
-LOOPS = 8  # blocks of vectors of one partial dot
+THREADS = 128  # of a program
+ENTRIES = 8  # of a thread's vectors of one view, in words: it loads a matrix once for all of them
+LOOPS = 8  # blocks of vectors of one partial dot, at most
 
 
 @triton.jit
-def times(v, mats, g, DP: tl.constexpr, P: tl.constexpr):
-    """Matrix g times each of the vectors v [DP, P]. g is a number, or P of them.
-
-    The vectors are the fastest axis, so that a thread has whole ones and sums without its neighbours. It loads the
-    matrix's entries itself: they are the same for all threads and stay in the cache.
-    """
-    row = tl.arange(0, DP)[:, None, None]
-    col = tl.arange(0, DP)[None, :, None]
-    at = g * (DP * DP) + tl.zeros([P], tl.int32)
-    m = tl.load(mats + (at[None, None, :] + (row * DP + col)))
-    return tl.sum(m * v[None, :, :], 1)
-
-
-@triton.jit
-def vectors_at(vectors, nb, m0, m1, m2, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, DIMS: tl.constexpr):
-    """This program's vectors, which of them there are, the mask of their entries, and where each lies in the views."""
-    r = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
-    inside = r < vectors
-    f, p0, p1, p2 = unravel(r, m0, m1, m2, DIMS)
-    return r, inside, inside[None, :] & (tl.arange(0, DP)[:, None] < D), f // nb, f % nb, p0, p1, p2
+def vectors_at(
+    vectors, nb, m0, m1, m2, rn, r0, r1, r2, P: tl.constexpr, DIMS: tl.constexpr, BIG: tl.constexpr,
+):  # fmt: skip
+    """This program's vectors, which of them there are, and where each lies in the views."""
+    pid = tl.program_id(0)
+    if BIG:
+        pid = pid.to(tl.int64)
+    r = pid * P + tl.arange(0, P)
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    f, p0, p1, p2 = unravel(r, m0, m1, m2, DIMS, r0, r1, r2)
+    a, b = split(f, nb, rn)
+    return r, r < vectors, a, b, p0, p1, p2
 
 
 @triton.jit
-def entries_at(a, b, p0, p1, p2, sa, sb, se, s0, s1, s2, DP: tl.constexpr):
-    """Offsets of the entries of vectors at points of a view."""
-    return (a * sa + b * sb + p0 * s0 + p1 * s1 + p2 * s2)[None, :] + tl.arange(0, DP)[:, None] * se
+def split(r, nb, rn):
+    """Quotient and remainder by ``nb``, with its reciprocal."""
+    nb = nb.to(r.dtype)
+    a = quotient(r, nb, rn)
+    return a, r - a * nb
 
 
 @triton.jit
-def read_at(
-    a, b, p0, p1, p2, n0, n1, n2, sa, sb, se, s0, s1, s2, WORD: tl.constexpr, DP: tl.constexpr, DIMS: tl.constexpr,
+def placed(a, b, p0, p1, p2, sa, sb, s0, s1, s2):
+    """Offsets of the vectors at points of a view."""
+    return a * sa + b * sb + p0 * s0 + p1 * s1 + p2 * s2
+
+
+@triton.jit
+def found_at(
+    a, b, p0, p1, p2, n0, n1, n2, sa, sb, s0, s1, s2, WORD: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
     """Offsets at which a view of a grid finds them."""
-    offset = a * sa + b * sb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, DIMS, False)
-    return offset[None, :] + tl.arange(0, DP)[:, None] * se
+    return a * sa + b * sb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, DIMS, False)
 
 
 @jit_kernel
 def matrix_orbit(
     x, out, mats, weights, index, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    rn: tl.int64, rp: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xe: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
-    WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BIG: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Every view of P vectors."""
-    r, inside, mask, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, D, DP, P, DIMS)
-    put = entries_at(a, b, p0, p1, p2, oa, ob, oe, o0, o1, o2, DP)
+    r, inside, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, rn, r0, r1, r2, P, DIMS, BIG)
+    column, _place = split(r, per, rp)
+    put = placed(a, b, p0, p1, p2, oa, ob, o0, o1, o2)
     if index is not None:
-        chosen = tl.load(index + r // per, mask=inside, other=0)
+        chosen = tl.load(index + column, mask=inside, other=0)
     for g in tl.static_range(len(WORDS)):
         if g == 0 or DIMS > 0:
-            at = read_at(a, b, p0, p1, p2, n0, n1, n2, xa, xb, xe, x0, x1, x2, WORDS[g], DP, DIMS)
-            v = tl.load(x + at, mask=mask, other=0).to(ACC)
-        view = times(v, mats, g, DP, P) * tl.full([], scale, ACC)
+            at = found_at(a, b, p0, p1, p2, n0, n1, n2, xa, xb, x0, x1, x2, WORDS[g], DIMS)
+            v = entries(x, at, xe, inside, D, ACC)
+        view = scaled(times(mats, g, v), tl.full([], scale, ACC))
         if weights is not None:
-            view = view * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
+            view = scaled(view, tl.load(weights + g * columns + column, mask=inside, other=0))
         if index is not None:
-            view = tl.where((chosen == g)[None, :], view, tl.zeros_like(view))
-        tl.store(out + g * og + put, view.to(out.dtype.element_ty), mask=mask)
+            view = only(view, chosen == g)
+        write(out + g * og, put, oe, view, inside)
 
 
 @jit_kernel
 def matrix_reduce(
     y, out, plus, spread, mats, weights, scale: tl.float64, vectors: tl.int64, nb: tl.int64, per: tl.int64,
-    columns: tl.int64, n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
+    columns: tl.int64, rn: tl.int64, rp: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
+    n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
     pg: tl.int64, pa: tl.int64, pb: tl.int64, pe: tl.int64, p0: tl.int64, p1: tl.int64, p2: tl.int64,
-    WORDS: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr,
+    WORDS: tl.constexpr, DIMS: tl.constexpr, OP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BIG: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """Every view of P vectors, mapped back and joined as they come."""
-    r, inside, mask, a, b, q0, q1, q2 = vectors_at(vectors, nb, m0, m1, m2, D, DP, P, DIMS)
+    r, inside, a, b, q0, q1, q2 = vectors_at(vectors, nb, m0, m1, m2, rn, r0, r1, r2, P, DIMS, BIG)
+    column, _place = split(r, per, rp)
+    states = ()
     for g in tl.static_range(len(WORDS)):
-        at = read_at(a, b, q0, q1, q2, n0, n1, n2, ya, yb, ye, y0, y1, y2, WORDS[g], DP, DIMS)
-        v = tl.load(y + g * yg + at, mask=mask, other=0).to(ACC)
+        at = found_at(a, b, q0, q1, q2, n0, n1, n2, ya, yb, y0, y1, y2, WORDS[g], DIMS)
+        v = entries(y + g * yg, at, ye, inside, D, ACC)
         if plus is not None:
             if g == 0 or DIMS > 0:
-                at = read_at(a, b, q0, q1, q2, n0, n1, n2, pa, pb, pe, p0, p1, p2, WORDS[g], DP, DIMS)
-                beside = tl.load(plus + at, mask=mask, other=0).to(ACC)
-            v += beside
-        v = prepare(times(v, mats, g, DP, P), OP)
+                at = found_at(a, b, q0, q1, q2, n0, n1, n2, pa, pb, p0, p1, p2, WORDS[g], DIMS)
+                beside = entries(plus, at, pe, inside, D, ACC)
+            v = added(v, beside)
+        view = prepared(times(mats, g, v), OP)
         if weights is not None:
-            v = v * tl.load(weights + g * columns + r // per, mask=inside, other=0)[None, :]
-        if g == 0:
-            s, m = alone(v, OP)
-        else:
-            t, n = alone(v, OP)
-            s, m = combine(s, m, g, t, n, 1, OP)
-    put = entries_at(a, b, q0, q1, q2, oa, ob, oe, o0, o1, o2, DP)
-    tl.store(out + put, outcome(s, m, scale, len(WORDS), OP).to(out.dtype.element_ty), mask=mask)
+            view = scaled(view, tl.load(weights + g * columns + column, mask=inside, other=0))
+        states = joined(states, g, view, OP)
+    put = placed(a, b, q0, q1, q2, oa, ob, o0, o1, o2)
     if spread is not None:
-        put = entries_at(a, b, q0, q1, q2, pa, pb, pe, p0, p1, p2, DP)
-        tl.store(spread + put, finish(m, scale, len(WORDS), "std").to(spread.dtype.element_ty), mask=mask)
+        beside_put = placed(a, b, q0, q1, q2, pa, pb, p0, p1, p2)
+    for i in tl.static_range(D):
+        s = outcome(states[i][0], states[i][1], scale, len(WORDS), OP)
+        tl.store(out + put + i * oe, s.to(out.dtype.element_ty), mask=inside)
+        if spread is not None:
+            m = finish(states[i][1], scale, len(WORDS), "std")
+            tl.store(spread + beside_put + i * pe, m.to(spread.dtype.element_ty), mask=inside)
 
 
 @jit_kernel
 def matrix_dot(
-    x, y, out, mats, weights, dots, units: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    x, y, out, mats, weights, dots, units: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64, ru: tl.int64,
+    rn: tl.int64,
     xa: tl.int64, xb: tl.int64, xe: tl.int64, yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64,
-    WORDS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, EACH: tl.constexpr,
-    ACC: tl.constexpr,
+    WORDS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, EACH: tl.constexpr, GP: tl.constexpr,
+    BIG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One unit of a weight's vectors, STEPS blocks of P; EACH: every vector has a weight, and a dot, of its own."""
-    pid = tl.program_id(0).to(tl.int64)
-    column = pid // units
-    j = tl.arange(0, DP)[:, None]
-    for g in tl.static_range(len(WORDS)):
-        total = tl.zeros([P], ACC)
-        if weights is not None and not EACH:
-            factor = tl.load(weights + g * columns + column)
-        for step in range(STEPS):
-            k = ((pid % units) * STEPS + step) * P + tl.arange(0, P)  # within the column
-            if EACH:
-                r = k
-                inside = k < columns
-            else:
-                r = column * per + k
-                inside = k < per
-            mask = inside[None, :] & (j < D)
-            a = (r // nb)[None, :]
-            b = (r % nb)[None, :]
-            v = times(tl.load(x + a * xa + b * xb + j * xe, mask=mask, other=0).to(ACC), mats, g, DP, P)
-            other = tl.load(y + g * yg + a * ya + b * yb + j * ye, mask=mask, other=0).to(ACC)
-            # What lies behind a vector's end may be 0 · ∞.
-            products = tl.sum(tl.where(mask, v * other, tl.zeros_like(v)), 0)
+    pid = tl.program_id(0)
+    if BIG:
+        pid = pid.to(tl.int64)
+    column, unit = split(pid, units, ru)
+    views = tl.arange(0, GP)
+    totals = tl.zeros([GP, P], ACC)
+    for step in range(STEPS):
+        k = (unit * STEPS + step) * P + tl.arange(0, P)  # within the column
+        if EACH:
+            r = k
+            inside = k < columns
+        else:
+            r = column * per.to(k.dtype) + k
+            inside = k < per
+        a, b = split(r, nb, rn)
+        v = entries(x, a * xa + b * xb, xe, inside, D, ACC)
+        for g in tl.static_range(len(WORDS)):
+            view = times(mats, g, v)
+            products = dotted(view, entries(y + g * yg, a * ya + b * yb, ye, inside, D, ACC))
             if EACH:
                 tl.store(dots + g * columns + k, products, mask=inside)
             else:
-                total += products
+                # Of vectors that are not there: 0 · ∞ of a matrix.
+                products = tl.where(inside, products, tl.zeros_like(products))
+                totals = tl.where(views[:, None] == g, totals + products[None, :], totals)
             if out is not None:
                 if weights is not None:
-                    if EACH:  # noqa: SIM108
-                        v = v * tl.load(weights + g * columns + k, mask=inside, other=0)[None, :]
+                    if EACH:
+                        view = scaled(view, tl.load(weights + g * columns + k, mask=inside, other=0))
                     else:
-                        v = v * factor
-                tl.store(out + g * og + a * oa + b * ob + j * oe, v.to(out.dtype.element_ty), mask=mask)
-        if not EACH:
-            tl.store(dots + (g * columns + column) * units + pid % units, tl.sum(total, 0))
+                        view = scaled(view, tl.load(weights + g * columns + column))
+                write(out + g * og, a * oa + b * ob, oe, view, inside)
+    if not EACH:
+        at = (views * columns + column) * units + unit
+        tl.store(dots + at, tl.sum(totals, 1), mask=views < len(WORDS))
 
 
 @jit_kernel
 def field_dot(
     x, y, out, mats, weights, partial, units: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    ru: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     xg: tl.int64, xa: tl.int64, xb: tl.int64, xe: tl.int64, x0: tl.int64, x1: tl.int64, x2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
-    WORDS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GP: tl.constexpr, BIG: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """P points of one item: their dots go to a place of their own in ``partial``."""
-    pid = tl.program_id(0).to(tl.int64)
-    a = pid // units
-    k = pid % units * P + tl.arange(0, P)
-    mask = (k < per)[None, :] & (tl.arange(0, DP)[:, None] < D)
-    b, p0, p1, p2 = unravel(k, m0, m1, m2, 3)
-    beside = entries_at(a, b, p0, p1, p2, ya, yb, ye, y0, y1, y2, DP)
-    put = entries_at(a, b, p0, p1, p2, oa, ob, oe, o0, o1, o2, DP)
+    pid = tl.program_id(0)
+    if BIG:
+        pid = pid.to(tl.int64)
+    a, unit = split(pid, units, ru)
+    k = unit * P + tl.arange(0, P)
+    inside = k < per
+    m0, m1, m2 = narrow(m0, m1, m2, BIG)
+    b, p0, p1, p2 = unravel(k, m0, m1, m2, 3, r0, r1, r2)
+    beside = placed(a, b, p0, p1, p2, ya, yb, y0, y1, y2)
+    put = placed(a, b, p0, p1, p2, oa, ob, o0, o1, o2)
+    views = tl.arange(0, GP)
+    totals = tl.zeros([GP, P], ACC)
     for g in tl.static_range(len(WORDS)):
-        at = read_at(a, b, p0, p1, p2, n0, n1, n2, xa, xb, xe, x0, x1, x2, WORDS[g], DP, 3)
-        v = times(tl.load(x + at, mask=mask, other=0).to(ACC), mats, g, DP, P)
-        other = tl.load(y + g * yg + beside, mask=mask, other=0).to(ACC)
-        # What lies behind a field's last channel may be 0 · ∞.
-        products = tl.sum(tl.where(mask, v * other, tl.zeros_like(v)), 0)
-        tl.store(partial + (g * columns + a) * units + pid % units, tl.sum(products, 0))
+        at = found_at(a, b, p0, p1, p2, n0, n1, n2, xa, xb, x0, x1, x2, WORDS[g], 3)
+        view = times(mats, g, entries(x, at, xe, inside, D, ACC))
+        products = dotted(view, entries(y + g * yg, beside, ye, inside, D, ACC))
+        # Of points that are not there: 0 · ∞ of a matrix.
+        products = tl.where(inside, products, tl.zeros_like(products))
+        totals = tl.where(views[:, None] == g, products[None, :], totals)
         if out is not None:
             if weights is not None:
-                v = v * tl.load(weights + g * columns + a)
-            tl.store(out + g * og + put, v.to(out.dtype.element_ty), mask=mask)
+                view = scaled(view, tl.load(weights + g * columns + a))
+            write(out + g * og, put, oe, view, inside)
+    tl.store(partial + (views * columns + a) * units + unit, tl.sum(totals, 1), mask=views < len(WORDS))
 
 
 @jit_kernel
 def matrix_select(
     y, out, mats, scores, index, vectors: tl.int64, nb: tl.int64, per: tl.int64, columns: tl.int64,
+    rn: tl.int64, rp: tl.int64, r0: tl.int64, r1: tl.int64, r2: tl.int64,
     n0: tl.int64, n1: tl.int64, n2: tl.int64, m0: tl.int64, m1: tl.int64, m2: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, ye: tl.int64, y0: tl.int64, y1: tl.int64, y2: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, oe: tl.int64, o0: tl.int64, o1: tl.int64, o2: tl.int64,
-    MINIMUM: tl.constexpr, WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr,
+    MINIMUM: tl.constexpr, WORDS: tl.constexpr, DIMS: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BIG: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """P vectors of the view that each chose, times that view's matrix."""
-    r, inside, mask, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, D, DP, P, DIMS)
+    r, inside, a, b, p0, p1, p2 = vectors_at(vectors, nb, m0, m1, m2, rn, r0, r1, r2, P, DIMS, BIG)
+    column, place = split(r, per, rp)
     if scores is not None:
-        chosen = best(scores + r // per, columns, inside, len(WORDS), MINIMUM)
-        tl.store(index + r // per, chosen, mask=inside & (r % per == 0))  # a column's first vector says so
+        chosen = best(scores + column, columns, inside, len(WORDS), MINIMUM)
+        tl.store(index + column, chosen, mask=inside & (place == 0))  # a column's first vector says so
     else:
-        chosen = tl.load(index + r // per, mask=inside, other=0)
+        chosen = tl.load(index + column, mask=inside, other=0)
         chosen = tl.minimum(tl.maximum(chosen, 0), len(WORDS) - 1)
     offset = tl.zeros_like(chosen)
     for g in tl.static_range(len(WORDS) if DIMS > 0 else 0):
         at = map_offset(p0, p1, p2, n0, n1, n2, y0, y1, y2, WORDS[g], DIMS, False)
         offset = tl.where(chosen == g, at, offset)
     offset += chosen * yg + a * ya + b * yb
-    v = tl.load(y + offset[None, :] + tl.arange(0, DP)[:, None] * ye, mask=mask, other=0).to(ACC)
-    put = entries_at(a, b, p0, p1, p2, oa, ob, oe, o0, o1, o2, DP)
-    tl.store(out + put, times(v, mats, chosen, DP, P).to(out.dtype.element_ty), mask=mask)
+    view = times(mats, chosen, entries(y, offset, ye, inside, D, ACC))
+    write(out, placed(a, b, p0, p1, p2, oa, ob, o0, o1, o2), oe, view, inside)
 
 
 Moving = Sequence[tuple[Operand, bool]]
@@ -294,19 +313,25 @@ def _plan(
     values = _of_fields(views, names, moving) if grid else _of_vectors(names, moving, keep)
     if values is None:
         return None
-    rows = next_power_of_two(views.size)
-    block = max(1, min(VECTORS, PRODUCTS // rows**2))
-    words = numbers(views.words if grid else (".",) * views.order).words
-    own: dict[str, Any] = {"WORDS": words, "DIMS": 3 * grid, "D": views.size, "DP": rows, "P": block, **constants}
-    own["ACC"] = accumulator(moving[0][0].dtype)
+    each = not grid and values["per"] == 1  # a weight, say, for every vector: neighbours' lie together
+    dtype = moving[0][0].dtype
+    few = each or constants.get("OP", "sum") not in ("sum", "max", "min")  # whose arithmetic fills the registers
+    words = views.size * ceil_div(dtype.itemsize, 4) * 1
+    block = THREADS * (1 if few else max(1, next_power_of_two(ENTRIES // words + 1) // 2))
+    forms = numbers(views.words if grid else (".",) * views.order).words
+    own: dict[str, Any] = {"WORDS": forms, "DIMS": 3 * grid, "D": views.size, "P": block, **constants}
+    own["ACC"] = accumulator(dtype)
     programs = ceil_div(values["vectors"], block)
     if kernel in (matrix_dot, field_dot):
-        each = values["per"] == 1 and not grid
         length = values["columns"] if each else values["per"]
-        own |= {"EACH": each, "STEPS": 1 if grid or each or length <= block else LOOPS}
+        own |= {"EACH": each, "STEPS": 1 if grid or each else min(LOOPS, next_power_of_two(ceil_div(length, block)))}
+        own["GP"] = next_power_of_two(views.order)
         values["units"] = ceil_div(length, block * own["STEPS"])
         programs = values["units"] * (1 if each else values["columns"])
-    return make_plan(kernel, programs, operands, {**values, **scalars}, own, VECTORS // launch.LANES)
+    divisors = {"rn": "nb", "rp": "per", "ru": "units", "r0": "m0", "r1": "m1", "r2": "m2"}
+    values |= {name: reciprocal(values[size]) for name, size in divisors.items() if size in values}
+    own["BIG"] = max(values["vectors"] + own.get("STEPS", 1) * block, programs) >= MOST_ROWS
+    return make_plan(kernel, programs, operands, {**values, **scalars}, own, THREADS // launch.LANES)
 
 
 @lru_cache(maxsize=1024)
@@ -358,7 +383,7 @@ def orbit(x: Tensor, out: Tensor, views: Views, table: Tensor, scale: float, wei
     """See ``Backend.orbit``."""
     if weights is not None and index is not None:
         weights, index = same_lead(weights, index)
-    mats = padded(views, table)
+    mats = part(views, table)
     found = plan_orbit(views, scale, operand(x), operand(out), operand(mats), known(weights), known(index))
     if found is not None:
         return run(found, x, out, mats, weights, index)
@@ -377,7 +402,7 @@ def reduce(
     spread: Maybe,
 ) -> None:
     """See ``Backend.reduce``."""
-    mats = padded(views, table)
+    mats = part(views, table)
     beside = known(plus), known(spread)
     found = plan_reduce(views, op, scale, operand(y), operand(out), *beside, operand(mats), known(weights))
     if found is not None:
@@ -388,7 +413,7 @@ def reduce(
 
 def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, table: Tensor, weights: Maybe) -> None:
     """See ``Backend.orbit_dot``."""
-    mats = padded(views, table)
+    mats = part(views, table)
     found = plan_dot(views, operand(x), operand(y), known(out), operand(mats), known(weights), operand(dots))
     if found is not None:
         return run_dots(*found, dots, (), x, y, out, mats, weights)
@@ -397,7 +422,7 @@ def orbit_dot(x: Tensor, y: Tensor, out: Maybe, dots: Tensor, views: Views, tabl
 
 def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:
     """See ``Backend.select``; the caller has seen to empty outputs."""
-    mats = padded(views, table)
+    mats = part(views, table)
     found = plan_select(views, minimum, operand(y), operand(out), operand(mats), known(scores), operand(index))
     if found is not None:
         return run(found, y, out, mats, scores, index)

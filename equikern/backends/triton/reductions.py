@@ -301,7 +301,8 @@ def plan(
 ) -> Plan | None:
     """The launch for operands such as these, or None if the tensors must be copied first.
 
-    One tensor for all views takes the same launch where ``symmetrize`` has none: every element is asked for |G| times.
+    One tensor for all views, or beside them, takes the same launch where ``symmetrize`` has none: every element is
+    asked for |G| times.
     Programs follow planes, and what runs at once covers a few megabytes, more than one plane of 512×512 fp32 (1 MiB):
     all but the first read should come from the L2 cache, so memory moves 2n elements and L2 (|G| + 1)n.
 
@@ -334,9 +335,11 @@ def reduce(
     """See ``Backend.reduce``: in float32 (float64 for float64), votes in y's own dtype."""
     if op == "vote":
         y, out = as_words(y, out)
-    one = op == "sum" and weights is None and plus is None and y.stride(0) == 0
-    if one and symmetrize(y[0], out, views, scale):
-        return None
+    if op == "sum" and weights is None:
+        if plus is not None and symmetrize(plus, out, views, scale, y):
+            return None
+        if plus is None and y.stride(0) == 0 and symmetrize(y[0], out, views, scale):
+            return None
     found = plan(views, op, scale, operand(y), operand(out), known(plus), known(spread), known(weights))
     if found is not None:
         return run(found, y, out, plus, spread, weights, channels(views, table))

@@ -25,7 +25,6 @@ __all__ = [
     "channels",
     "listed_count",
     "lists",
-    "padded",
     "part",
     "skip_width",
     "skipped",
@@ -87,21 +86,6 @@ def _aligned(t: Tensor) -> Tensor:
 def part(views: Views, table: Tensor) -> Tensor:
     """(|G|, …): what the maps follow, starting on 16 bytes."""
     return _of(table, ("part", views.adjoint, views.inverse), lambda: _aligned(views.kind.rows(views, table)))
-
-
-def padded(views: Views, table: Tensor) -> Tensor:
-    """(|G|, …): the matrices that maps multiply by, with zeros up to a power of two rows and columns.
-
-    So no load is masked, and a thread reads whole rows. Compiled for sm_90 with masks instead, sums of 20 entries take
-    five times as many loads, and 31 % of the warps fit instead of 50 %.
-    """
-
-    def make() -> Tensor:
-        more = (1 << (views.size - 1).bit_length()) - views.size
-        rows = views.kind.rows(views, table)
-        return torch.nn.functional.pad(rows, (0, more, 0, more)) if more else _aligned(rows)
-
-    return _of(table, ("padded", views.adjoint, views.inverse), make)
 
 
 def channels(views: Views, table: Maybe) -> Maybe:

@@ -31,7 +31,9 @@ if not INTERPRETED:
         assert {record["target"] for record in records} == {*TARGETS}
         assert [record for record in records if "error" in record] == []
         for record in records:
-            assert record["target"] == "gfx942" or record["spills"] == record["atomics"] == 0, record
+            assert record["spills"] == record["atomics"] == 0, record
+            if record["case"].startswith("mixed"):  # a thread has whole vectors; the sums of all views meet once
+                assert record["barriers"] <= 4 * record["case"].endswith("dot"), record
             if record["target"] == "sm_90" and record["case"].startswith("vector"):  # as wide as without channels
                 assert max(map(int, record["loads"])) == 128, record
 

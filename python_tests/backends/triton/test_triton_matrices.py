@@ -6,8 +6,6 @@ The interpreter is chosen when Triton is imported, so its tests run in a process
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,36 +22,6 @@ if not INTERPRETED:
     def test_in_the_interpreter() -> None:
         interpreted(__file__)
 
-    # What Triton 3.6 does worse than its successors, as counted on sm_90: barriers and shuffles by which threads put
-    # vectors together. More than this fails, and so does any of it elsewhere.
-    EXCHANGES_3_6 = {
-        "orbit 2 bf16": (11, 1),
-        "orbit 3 bf16": (12, 0),
-        "orbit 4 bf16": (12, 0),
-        "put 2 bf16": (11, 1),
-        "put 3 bf16": (12, 0),
-        "put 4 bf16": (12, 0),
-        "sum 2 bf16": (11, 6),
-        "sum 3 bf16": (17, 0),
-        "sum 4 bf16": (17, 0),
-        "select 2 bf16": (3, 1),
-        "select 3 bf16": (4, 0),
-        "select 4 bf16": (4, 0),
-        "take 3 bf16": (4, 0),
-        "std 3 fp16": (5, 0),
-        "mean_std 2 fp32": (0, 12),
-        "logodd 4 bf16": (5, 0),
-        "each 3 fp32": (29, 48),
-        "median 3 bf16": (5, 0),
-        "log1p 3 fp32": (5, 0),
-    }
-
-    def release(path: str | None) -> str:
-        """The version of Triton in a folder, or of the installed one."""
-        if path is None:
-            return version("triton")
-        return next(Path(path).glob("triton-*.dist-info")).name.split("-")[1]
-
     @pytest.mark.audit
     @pytest.mark.parametrize("path", [None, *EXTRA])
     def test_compiles_for_every_target(path: str | None) -> None:
@@ -61,21 +29,18 @@ if not INTERPRETED:
         assert len(records) >= len(TARGETS) * (4 if path else 12)
         assert {record["target"] for record in records} == {*TARGETS}
         assert [record for record in records if "error" in record] == []
-        older = release(path).startswith("3.6.")
         for record in records:
-            case, target = record["case"], record["target"]
-            assert target.startswith("gfx") or record["spills"] == record["atomics"] == 0, record
-            kind, size, dtype = case.split(" ")
-            if kind != "dot" and int(size) <= 4 and dtype != "fp64" and not (older and target != "sm_90"):
-                # A thread has whole vectors: it asks its neighbours for nothing.
-                barriers, shuffles = EXCHANGES_3_6.get(case, (0, 0)) if older else (0, 0)
-                assert record["barriers"] <= barriers, record
-                assert record["shuffles"] <= shuffles, record
+            assert record["spills"] == record["atomics"] == 0, record
+            if record["case"].startswith("dot"):  # the sums of all views meet once
+                assert record["barriers"] <= 5, record
+            else:  # a thread has whole vectors: it asks its neighbours for nothing
+                assert record["barriers"] == record["shuffles"] == record["shared"] == 0, record
 
 else:
-    from equikern import matrix
+    from equikern import field, grid, matrix
     from equikern.backends.reference import Reference
     from equikern.backends.triton import Triton
+    from equikern.backends.triton import matrices as small
     from equikern.reductions import REDUCTIONS
     from equikern.views import Views
 
@@ -85,7 +50,7 @@ else:
     def seed() -> None:
         torch.manual_seed(0)
 
-    SHAPES = [(7, 2), (2, 5, 3), (3, 2, 4), (33, 3), (2, 3, 5), (1, 1), (3,)]
+    SHAPES = [(7, 2), (2, 5, 3), (3, 2, 4), (33, 3), (2, 3, 5), (1, 1), (3,), (2, 9)]  # the last for torch's products
     OPS = [name for name, reduction in REDUCTIONS.items() if not reduction.integers]
 
     def views(count: int, size: int, wide: torch.dtype = torch.float32) -> tuple[Views, Tensor | None]:
@@ -221,6 +186,29 @@ else:
         kernels.orbit_dot(x, y, None, ours, *maps, None)
         reference.orbit_dot(x, y, None, expected, *maps, None)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+    def test_numbers_of_vectors_with_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(small, "MOST_ROWS", 0)  # in the place of 2³⁰
+        plans = (small.plan_orbit, small.plan_reduce, small.plan_dot, small.plan_select)
+        turn = matrix([[[1, 0], [0, 1]], [[0, -2], [0.5, 0]], [[-1, 0], [0, -1]], [[0, 2], [-0.5, 0]]])
+        for action, shape in ((turn, (3, 299, 2)), (field(grid("c4"), turn), (3, 4, 5, 5))):
+            for plan in plans:
+                plan.cache_clear()
+            x, y = torch.randn(shape), torch.randn(4, *shape)
+            maps = action.maps.views, action.maps.table(x)
+            weights, found = torch.rand(4, 3), []
+            for k in (kernels, reference):
+                out, one, dots = torch.empty_like(y), torch.empty_like(x), torch.empty(4, 3)
+                index, chosen = torch.empty(3, dtype=torch.int64), torch.empty_like(x)
+                k.orbit(x, out, *maps, 1.0, weights, None)
+                k.reduce(y, one, *maps, "sum", 1.0, weights, None, None)
+                k.orbit_dot(x, y, None, dots, *maps, None)
+                k.select(y, chosen, index, *maps, weights, True)
+                found.append((out, one, dots, index, chosen))
+            torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+            assert all(plan.cache_info().currsize == 1 for plan in plans)
+        for plan in plans:
+            plan.cache_clear()
 
     def test_empty_tensors() -> None:
         maps = views(3, 2)

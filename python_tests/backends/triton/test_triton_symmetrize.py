@@ -1,4 +1,5 @@
-"""``symmetrize`` over fundamental domains, in Triton's interpreter: what it computes, and that it is invariant.
+"""``symmetrize`` over fundamental domains, and means beside it, in Triton's interpreter: what it computes, and that it
+is invariant.
 
 The interpreter is chosen when Triton is imported, so the tests run in a process of their own.
 """
@@ -84,6 +85,7 @@ else:
     from equikern.views import Views, of
 
     kernels = Triton()
+    SUBTRACTED = "ignore:invalid value:RuntimeWarning"  # of an infinity less an infinity
 
     @pytest.fixture(autouse=True)
     def seed() -> None:
@@ -155,6 +157,44 @@ else:
         if name != "d4 in another order":  # which adds the views of a class in theirs
             assert torch.equal(bits(run(x, views)), bits(out))
 
+    def beside(y: Tensor, x: Tensor, views: Views, out: Tensor, kernel_runs: bool = True) -> None:
+        assert (kernel.plan(views, 1.0, operand(x), operand(out), operand(y)) is not None) == kernel_runs
+        kernels.reduce(y, out.fill_(float("nan")), views, None, "sum", 0.5, None, x, None)
+        both = y.double() + x.double()
+        expected = torch.stack([turned(both[g], views, g) for g in range(views.order)]).sum(0) / 2
+        tolerance = {2: 2e-2, 4: 2e-6, 8: 1e-14}[x.element_size()]
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+    @pytest.mark.parametrize("name", GROUPS)
+    def test_the_mean_of_views_beside_a_tensor(name: str) -> None:
+        views = of(GROUPS[name])
+        for shape, dtype in [((3, 20, 20), torch.float32), ((1, 24, 24), torch.bfloat16), ((20, 36), torch.float32)]:
+            if not views.turns or shape[-1] == shape[-2]:
+                y, x = torch.randn(views.order, *shape).to(dtype), torch.randn(shape).to(dtype)
+                beside(y, x, views, torch.empty_like(x))
+
+    def test_means_beside_a_tensor_of_any_layout() -> None:
+        views, shape = of(GROUPS["c4"]), (2, 2, 20, 20)
+        strides = [*layouts(shape).values()]
+        for k, own in enumerate(strides):
+            y = made((4, *shape), (9000, *own))
+            beside(y, made(shape, strides[k - 1]), views, made(shape, strides[k - 2]))
+
+    def test_means_beside_a_tensor_of_odd_planes() -> None:
+        for name, dtype in (("d4", torch.float16), ("transposition", torch.float64)):
+            views = of(GROUPS[name])
+            y, x = torch.randn(views.order, 1, 47, 47).to(dtype), torch.randn(1, 47, 47).to(dtype)
+            beside(y, x, views, torch.empty_like(x))
+        x = torch.randn(3, 7, 7)  # of which a program has whole ones: what it reads again comes from its cache
+        beside(torch.randn(8, 3, 7, 7), x, of(GROUPS["d4"]), torch.empty_like(x), False)
+
+    @pytest.mark.filterwarnings(SUBTRACTED)
+    def test_infinities_beside_a_tensor() -> None:
+        views = of(GROUPS["d4"])
+        y, x = torch.randn(8, 1, 20, 20), torch.randn(1, 20, 20)
+        y[2, 0, 3, 4], y[5, 0, 10, 10], x[0, 3, 4], x[0, 0, 1] = torch.inf, torch.nan, -torch.inf, torch.inf
+        beside(y, x, views, torch.empty_like(x))
+
     @pytest.mark.parametrize("name", OTHERS)
     def test_what_is_no_such_group(name: str) -> None:
         views = of(OTHERS[name])
@@ -162,7 +202,7 @@ else:
         assert kernel.plan(views, 1.0, operand(x), operand(x)) is None
         torch.testing.assert_close(run(x, views).double(), mean(x, views), rtol=1e-6, atol=1e-6)
 
-    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of an infinity less an infinity
+    @pytest.mark.filterwarnings(SUBTRACTED)
     def test_infinities_and_nan() -> None:
         views = of(GROUPS["d4"])
         x = torch.randn(3, 20, 20)

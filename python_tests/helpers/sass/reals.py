@@ -157,8 +157,17 @@ _NANS = {"QNAN": 0x7FF0, "-QNAN": 0xFFF0}  # as in ``real``
 
 
 def of_halves(name: str, ops: list[str]) -> Step:
-    """HADD2, and HFMA2 as the compilers load constants by it, the high half first."""
+    """HADD2 and HFMA2, also as the compilers load constants by it, the high half first."""
     kind, to = _kind(name), put(ops[0])
+    if name.startswith("HFMA2") and len(ops) == 4:
+        terms = [halves(p, kind) for p in ops[1:]]
+
+        def product(b: Block, mask: Lanes) -> None:
+            with np.errstate(all="ignore"):
+                low, high = (x.astype(np.float64) * y + z for x, y, z in zip(*(t(b) for t in terms), strict=True))
+            to(b, mask, narrowed(high, kind) << np.uint32(16) | narrowed(low, kind))
+
+        return product
     if name.startswith("HFMA2"):
         if [op.lstrip("-") for op in ops[1:3]] != ["RZ", "RZ"] or len(ops) != 5:
             raise UnknownInstructionError(f"{name} {ops}")
