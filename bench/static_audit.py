@@ -88,6 +88,7 @@ def cuda_tables(blocks: Path | None = None) -> dict[str, Tables] | str:
 # The shapes of the speed goals, and the two square groups.
 GOALS = [(256, 3, 224, 224), (128, 64, 56, 56), (64, 256, 64, 64), (32, 3, 512, 512)]
 GOALS += [(512, 1280, 7, 7), (256, 256, 14, 14), (64, 64, 37, 37)]
+VOCABULARY = {2: 40_000, 4: 20_000, 8: 9_700}  # entries of a row that every GPU here stages, by their size
 GROUPS = ("hw Wh HW wH", "hw Wh HW wH hW wh Hw WH")
 
 
@@ -98,6 +99,7 @@ def launched_shared(blocks: Path | None = None) -> dict[str, int] | str:
     """
     import torch
     from equikern.backends.choice import TABLE
+    from equikern.views import accumulator, of
     from helpers.cuda_blocks import Blocks, call, compile_blocks
 
     asked: dict[str, int] = {}
@@ -115,6 +117,11 @@ def launched_shared(blocks: Path | None = None) -> dict[str, int] | str:
             if call(planner, operator, maps, image, views) > 0:
                 for kernel, shared in planner.launches().items():
                     asked[kernel] = max(shared, asked.get(kernel, 0))
+        for dtype, space in product(dtypes, ("probs", "log_probs")):
+            y = torch.empty(2, 64, VOCABULARY[dtype.itemsize], dtype=dtype, device="meta")
+            lse = torch.empty(2, 64, dtype=accumulator(y), device="meta")
+            assert planner.softmax_mean(y, y[0], lse, of(". ."), None, space) > 0
+            asked.update(planner.launches())
     return asked
 
 
@@ -239,7 +246,8 @@ def write_issue(fresh: Mapping[str, Table]) -> None:
         f"({COPY / 1e12:.1f} TB/s). Above 1 a kernel is bound by its instructions; the goal is below 0.7. In brackets",
         f"the time that the L1 cache with shared memory needs to serve it ({L1 / 1e9:.0f} G lines of 128 bytes or",
         "words of all banks a second), if that is longer. The calls at the end, on batches that fill a GPU, are those",
-        "that the choice between CUDA C++ and Triton is made of.",
+        "that the choice between CUDA C++ and Triton is made of. For means of softmaxes it also counts what Triton",
+        "reads from memory a second time, as far as the rows in flight are more than the L2 cache holds.",
         "",
         *markdown(merged),
     ]

@@ -261,3 +261,20 @@ def cuda_orbit_dot(
     stream: int,
     /,
 ) -> bool: ...
+def cuda_softmax_mean(
+    y: int,
+    out: int,
+    lse: int,
+    sizes: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    n_views: int,
+    positions: int,
+    sources: int,
+    moved: int,
+    dtype: int,
+    log: bool,
+    device: int,
+    stream: int,
+    /,
+) -> bool: ...

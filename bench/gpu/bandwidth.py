@@ -58,8 +58,8 @@ def _ranked(device: str) -> Iterator[tuple[int, Case]]:
 
 
 def providers(case: Case) -> list[str]:
-    """The choice by table, and for images both kinds of kernels, from which the table is made."""
-    both = case.device == "cuda" and type(case) is Case
+    """The choice by table, and where there are both kinds of kernels, those from which the table is made."""
+    both = case.device == "cuda" and (type(case) is Case or case.name in ("mean probs", "mean log-probs"))
     return [name for name in ("equikern", "triton", "cuda")[: 3 if both else 1] if missing(name, case.device) is None]
 
 

@@ -4,7 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "dtypes.h"
-#include "plan.h"
+#include "row_plan.h"
 
 namespace py = pybind11;
 
@@ -82,6 +82,19 @@ bool orbit_dot(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t dots, Ints siz
   return true;
 }
 
+// positions (moved) and sources (n_views, moved) list the entries that some view moves; without positions, all of them.
+bool softmax_mean(uintptr_t y, uintptr_t out, uintptr_t lse, Ints sizes, Ints y_strides, Ints out_strides, int n_views,
+                  uintptr_t positions, uintptr_t sources, int64_t moved, int dtype, bool log, int device, uintptr_t stream) {
+  const py::gil_scoped_release unlocked;
+  const RowCall call{at<void>(y), at<void>(out), at<void>(lse), std::move(sizes), std::move(y_strides),
+                     std::move(out_strides), at<int32_t>(positions), at<int32_t>(sources), moved, n_views,
+                     element_size(Dtype(dtype)), shared_limit(device)};
+  RowPlan plan;
+  if (!make_row_plan(call, plan)) return false;
+  if (plan.rows) launch_softmax_mean(plan, dtype, log, device, at<void>(stream));
+  return true;
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -90,6 +103,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_select", &cuda::select);
   m.def("cuda_sum", &cuda::sum);
   m.def("cuda_orbit_dot", &cuda::orbit_dot);
+  m.def("cuda_softmax_mean", &cuda::softmax_mean);
 }
 
 }  // namespace equikern

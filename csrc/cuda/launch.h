@@ -35,8 +35,8 @@ class DeviceGuard {
 };
 
 // Every phase, and a barrier after it: the last one, too, before shared memory serves the next block.
-template <class Kernel, int kPhase>
-__device__ __forceinline__ void run_phases(const Plan& plan, int64_t block, unsigned char* shared,
+template <class Kernel, int kPhase, class P>
+__device__ __forceinline__ void run_phases(const P& plan, int64_t block, unsigned char* shared,
                                            typename Kernel::State& state) {
   if constexpr (kPhase < Kernel::kPhases) {
     Kernel::template phase<kPhase>(plan, block, threadIdx.x, shared, state);

@@ -4,6 +4,7 @@ Filled from counts of machine code (bench/results/static/issue.md), not from mea
 kernel is predicted to take as long as the bytes that it must move, as the issue of its instructions or as its accesses
 to the L1 cache and shared memory, whatever is the longest. CUDA C++ is chosen where that is less than Triton's by a
 twentieth or more.
+What Triton reads a second time is read from memory as far as the rows in flight are more than the L2 cache holds.
 ``python_tests/backends/cuda/test_choice.py`` derives every entry anew from the counts.
 
 The CUDA C++ kernels for tiles are never chosen for large planes; there they run when ``use_backend("cuda")`` asks. They
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..views import Views
 
-__all__ = ["TABLE", "alignment_class", "plane_class", "runs_cuda"]
+__all__ = ["ROWS", "TABLE", "alignment_class", "plane_class", "row_class", "runs_cuda", "runs_cuda_rows"]
 
 everywhere = False  # set by use_backend("cuda"): CUDA C++ wherever there is a kernel, whatever the table says
 
@@ -53,6 +54,25 @@ TABLE = {
     for plane, kernels in zip(("small", "staged", "large"), row.split(), strict=bool(row))
 }
 
+# Means of softmaxes: (element size, whether all entries are listed, row class) -> kernels.
+ROWS = {
+    (2, False, "short"): "triton",
+    (2, False, "long"): "cuda",
+    (2, True, "short"): "triton",
+    (2, True, "long"): "cuda",
+    (4, False, "short"): "triton",
+    (4, False, "long"): "cuda",
+    (4, True, "short"): "triton",
+    (4, True, "long"): "cuda",
+    (8, False, "short"): "triton",
+    (8, False, "long"): "triton",
+    (8, True, "short"): "triton",
+    (8, True, "long"): "triton",
+}
+
+_LONG = 108 * 1024  # bytes of a row of every view: with four on every multiprocessor, more than a GPU's L2 cache
+_KEPT = 64 * 1024  # registers of Triton's largest program for the logits of its rows
+
 
 def alignment_class(width: int, size: int) -> str:
     """Whether rows of so many elements are whole 16-byte vectors: "aligned", else "odd"."""
@@ -68,6 +88,15 @@ def plane_class(operator: str, elements: int, size: int, views: int) -> str:
     return "small" if elements <= _SMALL_PLANE else "staged"
 
 
+def row_class(entries: int, size: int, views: int) -> str:
+    """ "long" where Triton's kernel reads a row twice, the second time from memory, else "short"."""
+    held = 1 << (entries - 1).bit_length()
+    full = held * size <= 16 * 1024 or 5 * entries >= 4 * held
+    if alignment_class(entries, size) == "aligned" and full and views * held * max(size, 4) // 4 <= _KEPT:
+        return "short"
+    return "long" if views * entries * size > _LONG else "short"
+
+
 @lru_cache(maxsize=1024)
 def _from_table(operator: str, size: int, height: int, width: int, order: int) -> bool:
     plane = plane_class(operator, height * width, size, order)
@@ -79,3 +108,15 @@ def runs_cuda(operator: str, t: Tensor, views: Views) -> bool:
     if not views.sides:  # nothing moves: Triton's accesses are as wide as they can be
         return everywhere and operator == "orbit"
     return everywhere or _from_table(operator, t.element_size(), t.size(-2), t.size(-1), views.order)
+
+
+@lru_cache(maxsize=1024)
+def _from_rows(entries: int, size: int, views: int, dense: bool) -> bool:
+    return entries > 0 and ROWS.get((size, dense, row_class(entries, size, views))) == "cuda"
+
+
+def runs_cuda_rows(y: Tensor, views: Views, table: Tensor | None) -> bool:
+    """The same for a mean of the softmaxes of rows y (|G|, …, V)."""
+    entries = y.size(-1)
+    dense = table is not None and 0 < table.size(1) == entries
+    return everywhere or _from_rows(entries, y.element_size(), views.order, dense)

@@ -1,7 +1,9 @@
-"""CUDA C++ kernels of csrc/cuda: orbit, sums over the views, orbit_dot and select of tensors whose rows have no gaps.
+"""CUDA C++ kernels of csrc/cuda: orbit, sums over the views, orbit_dot and select of tensors whose rows have no gaps,
+and means of softmaxes of rows that fit into shared memory.
 
 ``choice.py`` says which calls Triton serves instead; ``use_backend("cuda")`` overrides it. What has no CUDA kernel
-(other reductions, other strides, more views, permutations of a dim, whatever takes a softmax) always runs on Triton's.
+(other reductions, other strides, more views, permutations of a dim, whatever else takes a softmax) always runs on
+Triton's.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from ..views import Views
 from . import choice
 from .base import Maybe
 from .triton import Triton
+from .triton.tables import lists
 
 __all__ = ["Cuda"]
 
@@ -30,6 +33,13 @@ def _codes(views: Views) -> list[int] | None:
     if views.kind.still or views.dims == views.sides == 2:
         return list(views.codes)
     return None
+
+
+def _listed(views: Views, table: Maybe) -> tuple[Maybe, Maybe]:
+    """The entries that some view of rows moves, and their sources; no entries where all are listed, nor any sources
+    where none is."""
+    positions, sources = lists(views, table)
+    return (positions, sources) if sources is not None and sources.numel() else (None, None)
 
 
 def _where(t: Tensor) -> tuple[int, int]:
@@ -130,6 +140,19 @@ class Cuda(Triton):
             ):  # fmt: skip
                 return
         super().select(y, out, index, views, table, scores, minimum)
+
+    def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
+        """See ``Backend.softmax_mean``: a block reads a row of every view once."""
+        if choice.runs_cuda_rows(y, views, table):
+            positions, sources = _listed(views, table)
+            if _kernels().cuda_softmax_mean(
+                y.data_ptr(), out.data_ptr(), lse.data_ptr(), out.shape, y.stride(), out.stride(), views.order,
+                *(0 if t is None else t.data_ptr() for t in (positions, sources)),
+                0 if positions is None else len(positions),
+                _FLOATS[y.dtype], space == "log_probs", *_where(y),
+            ):  # fmt: skip
+                return
+        super().softmax_mean(y, out, lse, views, table, space)
 
     def unavailable(self, device: torch.device) -> str | None:
         """None if the kernels can run on the device, else why not and what to do about it."""

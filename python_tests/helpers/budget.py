@@ -26,19 +26,23 @@ from typing import Any
 
 import equikern
 import torch
-from equikern.backends import choice
+from equikern import permutation
+from equikern.backends import choice, cuda
 from equikern.views import accumulator, of
+from equikern.views.maps import Maps
 from helpers.cuda_blocks import NOWHERE, Blocks, call, compile_blocks
-from helpers.emulated import compiled, cuda_codes, cuda_launch, triton_parameters
+from helpers.emulated import compiled, cuda_codes, cuda_launch, memory_of, triton_parameters
 from helpers.warps import Counts, Launch, Memory
 from torch import Tensor
 
-__all__ = ["BITS", "COPY", "ISSUE", "REALS", "budgets", "calls", "markdown"]
+__all__ = ["BITS", "COPY", "ISSUE", "L2", "REALS", "budgets", "calls", "markdown", "row_calls"]
 
 ISSUE = 966e9  # warp instructions a second of an H200: 132 multiprocessors × 4 × 1.83 GHz
 L1 = 241.6e9  # accesses a second of its L1 caches and shared memories: 132 × 1.83 GHz
 COPY = 4.3e12  # bytes a second that a copy moves there
 VALUES = 0.375, 0.5, 0.625  # that real numbers in memory have in turn
+L2 = 50 * 2**20  # bytes of its L2 cache
+MULTIPROCESSORS = 132
 WARPS = 32  # of neighbouring blocks that are executed in the place of all
 
 Budget = dict[str, float]
@@ -242,6 +246,69 @@ def of_cuda_call(library: Path, name: str) -> Budget:
     return budget(sum(issued for issued, _ in parts), sum(met for _, met in parts), moved)
 
 
+# A mean of softmaxes of every class of that choice
+
+LENGTHS: dict[int, dict[str, tuple[int, ...]]] = {
+    2: {"short": (4001,), "long": (49152, 50257)},
+    4: {"short": (4001,), "long": (25128,)},
+    8: {"short": (1001,), "long": (12563,)},
+}
+
+RowCall = tuple[tuple[int, bool, str], int]  # an entry of choice.ROWS, the entries of a row
+
+
+def row_calls() -> dict[str, RowCall]:
+    """By a name such as "softmax 2 bytes few long 50257": of two views that exchange few entries, or all."""
+    return {
+        f"softmax {size} bytes {'all' if dense else 'few'} {length} {entries}": ((size, dense, length), entries)
+        for size, dense, length in choice.ROWS
+        for entries in LENGTHS[size][length]
+    }
+
+
+def _described_rows(name: str) -> tuple[Maps, Tensor, Tensor, int]:
+    """The maps, logits and log Σ, of which there is only the description, and the useful bytes."""
+    (size, dense, _), entries = row_calls()[name]
+    order, rows = 2, 1024
+    pairs = torch.randperm(entries, generator=torch.Generator().manual_seed(0))
+    pairs = pairs[: entries // 2 * 2 if dense else 40].view(-1, 2)
+    exchanged = torch.arange(entries).index_copy_(0, pairs.flatten(), pairs.flip(1).flatten())
+    maps = permutation(torch.stack([torch.arange(entries), exchanged])).inverse_maps
+    y = torch.empty(order, rows, entries, dtype=REALS[size], device="meta")
+    lse = torch.empty(order, rows, dtype=accumulator(y), device="meta")
+    return maps, y, lse, useful("softmax", order, rows * entries, size)
+
+
+def of_triton_rows(name: str) -> Budget:
+    """What Triton's kernel issues for a mean of softmaxes, and how often it reads the rows from memory.
+
+    A second reading finds in the L2 cache what of the rows in flight that holds, if registers do not hold the row.
+    """
+    from equikern.backends.triton import softmaxes
+    from equikern.backends.triton.layout import operand
+
+    maps, y, lse, moved = _described_rows(name)
+    x, views, each, table = (operand(t)._replace(aligned=True) for t in (y[0], y, lse, maps.tables.own[0]))
+    plan: Any = softmaxes.mean_plan(maps.views, table, "probs", views, x, each)
+    row = y[:, 0].nbytes
+    found = min(1.0, L2 / (MULTIPROCESSORS * (64 // plan.num_warps) * plan.constants["R"] * row))
+    again = 0.0 if plan.constants["WHOLE"] else (1 - found) * y.nbytes / moved
+    return {**of_plan(plan, moved), "memory": round(1 + again, 3)}
+
+
+def of_cuda_rows(library: Path, name: str) -> Budget:
+    """What the CUDA kernel issues for it."""
+    maps, y, lse, moved = _described_rows(name)
+    planner, codes = Blocks(library, plan_only=True), cuda_codes()
+    assert not isinstance(codes, str), codes
+    table = maps.tables.own[0]
+    assert planner.softmax_mean(y, y[0], lse, maps.views, table, "probs") > 0, f"{name}: no kernel"
+    memory = memory_of(cuda._listed(maps.views, table))
+    memory.add(NOWHERE, 1 << 43, None)
+    (one,) = planner.parameters()
+    return {**budget(*sampled(cuda_launch(one, codes), memory, one.blocks), moved), "memory": 1.0}
+
+
 def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budget]]:
     """By compiler and case.
 
@@ -264,12 +331,15 @@ def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budg
         table = dict(zip(some, pool.map(of_case, some, chunksize=2), strict=True))
         if not few:
             table |= zip(named, pool.map(of_triton_call, named, chunksize=2), strict=True)
+            table |= zip(row_calls(), pool.map(of_triton_rows, row_calls()), strict=True)
         found[f"triton {triton.__version__}"] = table
         if library is not None and not isinstance(cuda_codes(), str):
             release = re.search(r"release (\d+\.\d+)", equikern.build_info().nvcc or "")
             of_call = functools.partial(of_cuda_call, library)
             name = f"nvcc {release[1]}" if release else "nvcc"
             found[name] = dict(zip(named, pool.map(of_call, named, chunksize=2), strict=True))
+            rows = [row for row in row_calls() if not few or row.startswith("softmax 2")]
+            found[name] |= zip(rows, pool.map(functools.partial(of_cuda_rows, library), rows), strict=True)
     return found
 
 

@@ -9,6 +9,8 @@
 
 #include "cuda/dot_block.h"
 #include "cuda/plan.cpp"
+#include "cuda/row_plan.cpp"
+#include "cuda/softmax_block.h"
 #include "cuda/sum_block.h"
 #include "cuda/symmetrize_block.h"
 
@@ -17,15 +19,16 @@ using namespace equikern::cuda;
 
 namespace {
 
-// Of the last call, a line for each launch: the kernel's mangled name, the shared memory a block asks for, blocks.
+// Of the last call, a line for each launch: the function's name, the kernel's mangled one, the shared memory a block asks
+// for, blocks.
 std::string launches;
-std::vector<Plan> plans;          // its parameter
+std::vector<std::string> plans;   // its parameter
 std::vector<uint64_t> partials;   // the memory between the launches of dots
 bool plan_only = false;
 int64_t one_block = -1;           // all of them, or this one alone
 
-template <class Kernel, int kPhase>
-void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vector<typename Kernel::State>& states) {
+template <class Kernel, int kPhase, class P>
+void run_phases(const P& plan, int64_t block, unsigned char* shared, std::vector<typename Kernel::State>& states) {
   if constexpr (kPhase < Kernel::kPhases) {
     for (int n = 0; n < kThreads; ++n) {
       const int thread = kPhase % 2 ? kThreads - 1 - n : n;  // no order of the threads may matter
@@ -35,10 +38,11 @@ void run_phases(const Plan& plan, int64_t block, unsigned char* shared, std::vec
   }
 }
 
-template <class Kernel>
-void run(const Plan& plan, int64_t blocks, size_t shared_bytes) {
-  launches += std::string(typeid(Kernel).name()) + " " + std::to_string(shared_bytes) + " " + std::to_string(blocks) + "\n";
-  plans.push_back(plan);
+template <class Kernel, class P>
+void run(const P& plan, int64_t blocks, size_t shared_bytes, const char* name = "run_blocks") {
+  launches += std::string(name) + " " + typeid(Kernel).name();
+  launches += " " + std::to_string(shared_bytes) + " " + std::to_string(blocks) + "\n";
+  plans.emplace_back(reinterpret_cast<const char*>(&plan), sizeof(plan));
   if (plan_only) return;
   const size_t room = (shared_bytes + 31) / 16 * 16;
   auto* shared = static_cast<unsigned char*>(std::aligned_alloc(16, room));
@@ -159,10 +163,48 @@ extern "C" int run_call(const Arguments* a) {
   }
 }
 
+struct RowArguments {
+  int64_t rank, n_views, dtype, log, moved, shared_limit;
+  const void* y;
+  void *out, *lse;
+  const int64_t *sizes, *y_strides, *out_strides;
+  const int32_t *positions, *sources;
+  int64_t plan_only, one_block;
+};
+
+// Returns 1, 0 if there was nothing to do, -1 if there is no kernel.
+extern "C" int run_softmax_mean(const RowArguments* a) {
+  RowCall call;
+  call.y = a->y, call.out = a->out, call.lse = a->lse;
+  call.sizes.assign(a->sizes, a->sizes + a->rank);
+  call.y_strides.assign(a->y_strides, a->y_strides + a->rank + 1);
+  call.out_strides.assign(a->out_strides, a->out_strides + a->rank);
+  call.positions = a->positions, call.sources = a->sources, call.moved = a->moved, call.n_views = int(a->n_views);
+  call.element_size = element_size(static_cast<Dtype>(a->dtype)), call.shared_limit = a->shared_limit;
+  try {
+    RowPlan plan;
+    if (!make_row_plan(call, plan)) return -1;
+    if (plan.rows == 0) return 0;
+    launches.clear();
+    plans.clear();
+    plan_only = a->plan_only, one_block = a->one_block;
+    with_float(static_cast<Dtype>(a->dtype), [&](auto t) {
+      using T = decltype(t);
+      if (a->log)
+        run<SoftmaxMean<T, true>>(plan, plan.rows, plan.shared_bytes, "run_rows");
+      else
+        run<SoftmaxMean<T, false>>(plan, plan.rows, plan.shared_bytes, "run_rows");
+    });
+    return 1;
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
 // The parameter of a launch of the last call, and the memory between launches.
-extern "C" size_t last_plan(size_t number, const Plan** plan) {
-  *plan = &plans.at(number);
-  return sizeof(Plan);
+extern "C" size_t last_plan(size_t number, const void** plan) {
+  *plan = plans.at(number).data();
+  return plans.at(number).size();
 }
 extern "C" size_t last_partials(const void** data) {
   *data = partials.data();

@@ -6,18 +6,20 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from equikern.backends import cuda
-from equikern.views import accumulator, of
+from equikern.views import Views, accumulator, of
 from helpers.machine_code import demangled
 from torch import Tensor
 
 CSRC = Path(__file__).parents[2] / "csrc"
 RUNS, TILES, STRIDED, VECTORS = 100, 200, 300, 50
 NOWHERE = 4096
+SHARED = 227 * 1024  # bytes that a block may have on Hopper and Blackwell
 
 _INTS = "op rank n_views element_size dtype"
 _ADDRESSES = "x out y sizes x_strides out_strides y_strides codes"
@@ -31,6 +33,14 @@ class _Arguments(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in "weights index scores dots".split()),
         *((name, ctypes.c_int64) for name in _OPTIONS.split()),
+    ]
+
+
+class _RowArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in "rank n_views dtype log moved shared_limit".split()),
+        *((name, ctypes.c_void_p) for name in "y out lse sizes y_strides out_strides positions sources".split()),
+        *((name, ctypes.c_int64) for name in "plan_only one_block".split()),
     ]
 
 
@@ -56,7 +66,7 @@ class Blocks:
     def __init__(self, library: Path, plan_only: bool = False) -> None:
         self.library = library
         loaded = ctypes.CDLL(str(library))
-        self._run, self._launches = loaded.run_call, loaded.last_launches
+        self._run, self._run_rows, self._launches = loaded.run_call, loaded.run_softmax_mean, loaded.last_launches
         self._plan, self._partials = loaded.last_plan, loaded.last_partials
         self.plan_only = plan_only
         self.one_block = -1  # all of them, or of each launch this one alone
@@ -71,17 +81,17 @@ class Blocks:
         self._launches(text, ctypes.c_size_t(len(text)))
         lines = (line.split(" ") for line in text.value.decode().splitlines())
         return [
-            (f"equikern::cuda::run_blocks<{demangled(name)} >", int(shared), int(blocks))
-            for name, shared, blocks in lines
+            (f"equikern::cuda::{function}<{demangled(name)} >", int(shared), int(blocks))
+            for function, name, shared, blocks in lines
         ]
 
     def parameters(self) -> list[Launched]:
         """The launches of the last call, with ``plan_only`` those it would have had."""
         found = []
-        for number, (name, shared, blocks) in enumerate(self._lines()):
+        for number, line in enumerate(self._lines()):
             plan = ctypes.c_void_p()
             size = self._plan(ctypes.c_size_t(number), ctypes.byref(plan))
-            found.append(Launched(name, shared, blocks, ctypes.string_at(plan, size)))
+            found.append(Launched(*line, ctypes.string_at(plan, size)))
         return found
 
     def partials(self) -> tuple[int, int]:
@@ -121,7 +131,11 @@ class Blocks:
             **{name: _address(t) for name, t in others.items()},
             **{"scale": 1.0, **options},
         )
-        return int(self._run(ctypes.byref(arguments)))
+        return self._ran(int(self._run(ctypes.byref(arguments))), (x, out, y, *others.values()))
+
+    def _ran(self, found: int, tensors: Iterable[Tensor | None]) -> int:
+        """What a call returns; the tensors are all that it reads and writes."""
+        return found
 
     def orbit(
         self, x: Tensor, out: Tensor, maps: str, scale: float = 1.0, weights: Tensor | None = None,
@@ -148,6 +162,29 @@ class Blocks:
         self, x: Tensor, y: Tensor, out: Tensor | None, dots: Tensor, maps: str, weights: Tensor | None
     ) -> int:
         return self._call(3, x, out, maps, y, _given(weights=weights, dots=dots), weight_dims=dots.dim() - 1)
+
+    def softmax_mean(
+        self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str, limit: int = SHARED
+    ) -> int:
+        """1, 0 if nothing was to do, -1 without a kernel: of a GPU that gives a block so much shared memory."""
+        positions, sources = cuda._listed(views, table)
+        sizes, strides, out_strides = (_numbers(tuple(t)) for t in (out.shape, y.stride(), out.stride()))
+        arguments = _RowArguments(
+            rank=out.dim(),
+            n_views=views.order,
+            dtype=cuda._FLOATS[y.dtype],
+            log=space == "log_probs",
+            moved=0 if positions is None else len(positions),
+            shared_limit=limit,
+            sizes=ctypes.addressof(sizes),
+            y_strides=ctypes.addressof(strides),
+            out_strides=ctypes.addressof(out_strides),
+            plan_only=self.plan_only,
+            one_block=self.one_block,
+            **{name: _address(t) for name, t in {"y": y, "out": out, "lse": lse}.items()},
+            **{name: _address(t) for name, t in {"positions": positions, "sources": sources}.items()},
+        )
+        return self._ran(int(self._run_rows(ctypes.byref(arguments))), (y, out, lse, positions, sources))
 
 
 def _address(t: Tensor | None) -> int | None:

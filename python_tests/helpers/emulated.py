@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from equikern import build_info
-from helpers.cuda_blocks import Blocks, Launched, Others
+from helpers.cuda_blocks import Blocks, Launched
 from helpers.machine_code import cuobjdump, demangled, dumped, extension
 from helpers.warps import Counts, Launch, Memory, parameters
 from torch import Tensor
@@ -157,14 +157,11 @@ class MachineCode(Blocks):
         self.codes = codes
         self.only_planned: set[str] | None = None  # where the names of kernels go instead of running them
 
-    def _call(
-        self, op: int, x: Tensor, out: Tensor | None, maps: str, y: Tensor | None, others: Others, **options: object
-    ) -> int:
-        found = super()._call(op, x, out, maps, y, others, **options)
+    def _ran(self, found: int, tensors: Iterable[Tensor | None]) -> int:
         if self.only_planned is not None:
             self.only_planned.update(self.launches())
         elif found > 0:
-            memory = memory_of((x, out, y, *others.values()))
+            memory = memory_of(tensors)
             address, size = self.partials()
             if size:
                 raw = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))

@@ -148,6 +148,8 @@ class Block:
         self.shared_reader = np.full(launch.shared, -1, np.int64)
         self.on_the_way = np.full(launch.shared, -1, np.int64)  # which warp copies there and has not waited for it
         self.loads: list[NDArray[np.int64]] = []  # which sectors of global memory each load asked for
+        self.copied_in = np.zeros(launch.shared, np.int64)  # in which of its groups
+        self.groups = np.zeros(self.lanes // 32, np.int64)  # that each warp has ended
         self.local: NDArray[np.uint8] | None = None  # what registers had no room for
         self.pc = np.full(n, launch.start, np.int64)
         self.done = np.zeros(n, bool)
@@ -210,7 +212,8 @@ class Block:
             if base == "LDGSTS":
                 into = pointer(i.ops[0])(self)[mask]
                 self._store_shared(into, value, mask, counts)
-                self.on_the_way[into[:, None] - SHARED + np.arange(size)] = np.flatnonzero(mask)[:, None] // 32
+                warp, places = np.flatnonzero(mask)[:, None] // 32, into[:, None] - SHARED + np.arange(size)
+                self.on_the_way[places], self.copied_in[places] = warp, self.groups[warp]
             else:
                 self._into(i.ops[0], mask, value, kinds)
         return True
@@ -355,8 +358,12 @@ class Block:
             self.barrier |= mask
             self.pc[here & ~mask] += 16
         elif base in ("NOP", "DEPBAR", "LDGDEPBAR", "WARPSYNC", "YIELD", "BMOV", "ERRBAR", "MEMBAR"):
-            if base == "DEPBAR":  # waits for the copies of its own warp
-                self.on_the_way[np.isin(self.on_the_way, np.unique(np.flatnonzero(mask) // 32))] = -1
+            warps = np.unique(np.flatnonzero(mask) // 32)
+            if base == "LDGDEPBAR":
+                self.groups[warps] += 1
+            elif base == "DEPBAR":  # waits for the copies of its own warp, but those of the last groups
+                late = self.groups[self.on_the_way] - int(i.ops[1], 16) <= self.copied_in
+                self.on_the_way[np.isin(self.on_the_way, warps) & ~late] = -1
             self.pc[here] += 16
         else:
             return False

@@ -80,3 +80,19 @@ def test_every_entry_follows_from_the_counts(key: tuple[str, int, str, str]) -> 
 
     faster = predicted("nvcc") < 0.95 * predicted("triton")
     assert choice.TABLE[key] == ("cuda" if faster else "triton"), names
+
+
+@each("key", choice.ROWS)
+def test_every_entry_for_rows_follows_from_the_counts(key: tuple[int, bool, str]) -> None:
+    """The same of means of softmaxes, where Triton may have to move some bytes twice."""
+    written = json.loads((STATIC / "issue.json").read_text())
+    names = [name for name, (entry, _) in budget.row_calls().items() if entry == key]
+    assert names, "no call is of this class"
+    assert all(choice.row_class(budget.row_calls()[name][1], key[0], 2) == key[2] for name in names)
+
+    def predicted(compiler: str) -> float:
+        (table,) = (found for name, found in written.items() if name.startswith(compiler))
+        return sum(max(table[name][part] for part in ("memory", "issue/memory", "L1/memory")) for name in names)
+
+    faster = predicted("nvcc") < 0.95 * predicted("triton")
+    assert choice.ROWS[key] == ("cuda" if faster else "triton"), names

@@ -48,7 +48,7 @@ def kernels() -> dict[str, Counter[str]]:
 
 
 def kernel(struct: str) -> Counter[str]:
-    matches = [counts for name, counts in kernels().items() if f"run_blocks<equikern::cuda::{struct} >" in name]
+    matches = [counts for name, counts in kernels().items() if f"<equikern::cuda::{struct} >" in name]
     assert len(matches) == 1, f"{struct}: {len(matches)} kernels"
     return matches[0]
 
@@ -65,7 +65,8 @@ def test_as_the_tables_say(cuda_blocks: Blocks) -> None:
 @pytest.mark.audit
 def test_nothing_is_spilled() -> None:
     each = sum(3 * len(types) for types in OPERATORS.values())
-    assert len(kernels()) == each + len(BITS) + len(ORDERS) * len(FLOATS) + 2  # OrbitStrided, SymmetrizeRuns, SumOfDots
+    others = len(BITS) + len(ORDERS) * len(FLOATS) + 2 + 2 * len(FLOATS)
+    assert len(kernels()) == each + others  # OrbitStrided, SymmetrizeRuns, SumOfDots, SoftmaxMean
     for name, counts in kernels().items():
         assert counts["STACK"] == counts["LOCAL"] == counts["LDL"] == counts["STL"] == 0, (name, counts)
         assert 16 <= counts["REG"] <= 128, name
@@ -95,6 +96,16 @@ def test_symmetrize_reads_and_writes_16_bytes(order: int, element: str) -> None:
     assert counts["BAR"] == 3
 
 
+@pytest.mark.audit
+@each("log", ["false", "true"])
+@each("element", FLOATS)
+def test_softmax_mean_reads_and_writes_16_bytes(log: str, element: str) -> None:
+    counts = kernel(f"SoftmaxMean<{element}, {log}>")
+    assert counts["LDGSTS128"] >= 4
+    assert counts["STG128"] >= 2
+    assert counts["BAR"] == 5
+
+
 @pytest.mark.parametrize(
     ("operator", "shape", "dtype", "expected"),
     [
@@ -120,6 +131,27 @@ def test_the_choice(
     assert choice.runs_cuda(operator, t, views)
 
 
+@pytest.mark.parametrize(
+    ("views", "entries", "dtype", "expected"),
+    [
+        (2, 50257, torch.bfloat16, True),
+        (2, 49152, torch.bfloat16, True),
+        (2, 32000, torch.bfloat16, False),  # Triton holds it in registers
+        (2, 8000, torch.bfloat16, False),
+        (4, 50257, torch.float32, True),  # asked, and refused by its size
+    ],
+)
+def test_the_choice_for_rows(
+    views: int, entries: int, dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y = torch.empty(views, 3, entries, dtype=dtype, device="meta")
+    maps = of(f"permutation -1 {entries}: {' '.join('x' * views)}")
+    table = torch.empty(1 + 2 * views, 40, device="meta")
+    assert choice.runs_cuda_rows(y, maps, table) == expected
+    monkeypatch.setattr(choice, "everywhere", True)
+    assert choice.runs_cuda_rows(y, maps, table)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU every call is planned and then says that nothing can be launched."""
@@ -139,6 +171,8 @@ def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: kernels.orbit_dot(x, y, y, weights, views, None, weights),
         lambda: kernels.select(y, x, index, views, None, weights, True),
         lambda: kernels.select(y, x, index, views, None, None, False),
+        lambda: kernels.softmax_mean(y, x, y[..., 0].clone(), of(". . . ."), None, "probs"),
+        lambda: kernels.softmax_mean(y, x, y[..., 0].clone(), of(". . . ."), None, "log_probs"),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="CUDA"):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from equikern import cyclic_group, trivial
+from equikern.actions import Action
 from equikern.backends.reference import Reference
 from equikern.views import accumulator, of
 from helpers.cuda_blocks import Blocks
 from helpers.emulated import TOLERANCE, MachineCode, blank, cuda_codes, made
+from helpers.logits import swaps
 from helpers.looped import each
 from torch import Tensor
 
@@ -151,6 +154,30 @@ def test_rows_with_gaps(blocks: MachineCode, dtype: torch.dtype) -> None:
     agree(blocks, [found], [dots], ran)
 
 
+ROWS: dict[str, tuple[Action, tuple[int, ...]]] = {
+    "several steps": (swaps(2, 9001, 6), (1, 9001)),  # the last of which are not whole, nor are the vectors
+    "whole vectors": (swaps(3, 1104, 9), (2, 1104)),
+    "any start": (swaps(2, 1101, 5), (3, 1101)),
+    "all moved": (swaps(3, 30, 30), (2, 2, 30)),
+    "still": (trivial(cyclic_group(4)), (3, 57)),
+}
+
+
+@each("name", ROWS)
+@each("dtype", TOLERANCE)
+def test_means_of_softmaxes(blocks: MachineCode, name: str, dtype: torch.dtype) -> None:
+    """Also of rows of which all is masked."""
+    action, shape = ROWS[name]
+    maps, y, x = action.inverse_maps, 3 * made((action.order, *shape), dtype), made(shape, dtype)
+    y[:, -1, ..., 5:], y[0, -1] = torch.finfo(dtype).min, torch.finfo(dtype).min
+    views, table = maps.views, maps.table(y)
+    for space in ("probs", "log_probs"):
+        a, b = blank(x), blank(x)
+        c, d = (torch.full(y.shape[:-1], float("nan"), dtype=accumulator(y)) for _ in range(2))
+        reference.softmax_mean(y, a, c, views, table, space)
+        agree(blocks, [b, d], [a, c], blocks.softmax_mean(y, b, d, views, table, space), TOLERANCE[dtype])
+
+
 def test_no_cuda_kernel_is_left_out(blocks: MachineCode) -> None:
     """The tests above launch every kernel; but elements of 16 bytes are whole vectors, and none moves them singly."""
     reached: set[str] = set()
@@ -161,6 +188,7 @@ def test_no_cuda_kernel_is_left_out(blocks: MachineCode) -> None:
         test_moves,
         test_moves_pixels_of_channels,
         test_rows_with_gaps,
+        test_means_of_softmaxes,
     ):
         test(blocks=blocks)
     prefix = "equikern::cuda::run_blocks<equikern::cuda::"
