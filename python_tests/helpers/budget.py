@@ -293,7 +293,7 @@ def of_triton_rows(name: str) -> Budget:
     row = y[:, 0].nbytes
     found = min(1.0, L2 / (MULTIPROCESSORS * (64 // plan.num_warps) * plan.constants["R"] * row))
     again = 0.0 if plan.constants["WHOLE"] else (1 - found) * y.nbytes / moved
-    return {**of_plan(plan, moved), "memory": round(1 + again, 3)}
+    return {**of_plan(plan, moved=moved), "memory": round(1 + again, 3)}
 
 
 def of_cuda_rows(library: Path, name: str) -> Budget:
