@@ -105,11 +105,11 @@ class Memory:
         return found
 
     def store(self, at: NDArray[np.int64], value: NDArray[np.uint8], block: int) -> None:
-        if disagree(at, value):
-            raise FaultError(f"lanes of block {block} write different values to one place")
         for which, start, raw, places in self._places(at, value.shape[1], "store"):
-            if raw is None:
+            if raw is None:  # memory that nobody holds, whose tables send all lanes to one place
                 continue
+            if disagree(at[which], value[which]):
+                raise FaultError(f"lanes of block {block} write different values to one place")
             writer = self.writers.setdefault(start, np.full(raw.size, -1, np.int32))
             for owner, did in ((writer, "writes"), (self.readers.get(start), "reads")):
                 if owner is not None:
