@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..actions import PermutationAction, TokenAction
 from ..core import checks
 from ..nn.tables import ActionTables
 from ..nn.views import check_views
 from ..ops import orbit, orbit_cross_entropy, orbit_mean
-from . import frames, models
+from . import frames, models, states
+from .generation import Generates, refuse
 from .storage import Stored
 from .words import WordLists
 
@@ -25,22 +22,8 @@ __all__ = ["EquiLM", "REquiLM"]
 
 Space = Literal["probs", "log_probs"]
 
-# What transformers' generate takes and this one cannot honour; each with what to do instead.
-_REFUSED = {
-    "inputs_embeds": "the group acts on token ids: pass input_ids",
-    "assistant_model": "assisted generation drafts with a model that is not equivariant",
-    "prompt_lookup_num_tokens": "assisted generation is not supported",
-    "custom_generate": "only transformers' own decoding is supported",
-    "negative_prompt_ids": "guidance by a negative prompt is not supported",
-    "negative_prompt_attention_mask": "guidance by a negative prompt is not supported",
-    "guidance_scale": "guidance by a negative prompt is not supported",
-    "token_healing": "it replaces the prompt's last token; heal the prompt before",
-    "output_attentions": "the views have attentions, their mean has none: ask .model",
-    "output_hidden_states": "the views have hidden states, their mean has none: ask .model",
-}
 
-
-class EquiLM(Stored, GenerationMixin, nn.Module):
+class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a wrapper, not a model alone
     """A causal language model made equivariant: ``1/|G| Σ_g g⁻¹ M(g x)`` (EquiLM, arXiv 2210.06475).
 
     The group exchanges words, such as *man* and *woman*; the model sees all |G| views of every sentence as one batch of
@@ -91,11 +74,6 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         True
     """
 
-    _is_stateful = False
-    # Of one call of generate, on a shallow copy made for it: calls from several threads share the model and no more.
-    _frame: frames.Frame | None = None
-    _crossed: frozenset[str] = frozenset()
-
     def __init__(
         self,
         model: nn.Module,
@@ -103,7 +81,7 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         space: Space | None = None,
         views_per_forward: int | None = None,
     ) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         models.check(model)
         checks.choice("space", space, ("probs", "log_probs", None))
         check_views(views_per_forward)
@@ -115,7 +93,9 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         self.space: Space | None = space
         self.views_per_forward = views_per_forward
         self._count = self.action.order
-        self._takes = set(inspect.signature(model.forward).parameters)
+        parameters = inspect.signature(model.forward).parameters
+        self._takes = set(parameters)
+        self._takes_more = any(one.kind == one.VAR_KEYWORD for one in parameters.values())
 
     def _actions(self) -> list[TokenAction | PermutationAction]:
         """What the forward acts by."""
@@ -141,6 +121,9 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache_params: Any = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **inputs: Any,
     ) -> Any:
         """The averaged prediction for a batch of sentences.
 
@@ -148,184 +131,90 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
             input_ids: (B, S) int64.
             attention_mask: (B, S), 0 where there is padding, or what the model takes, with B first.
             position_ids: (B, S) or (1, S).
-            past_key_values: the cache of an earlier forward, with |G|·B rows.
+            past_key_values, cache_params: the cache of an earlier forward, with |G|·B rows, by the model's name for it.
             labels: (B, S) int64, the words to predict, −100 where none; shifted by one here, as in transformers.
             use_cache, logits_to_keep: passed to the model. Labels need all logits.
             inputs_embeds, output_attentions, output_hidden_states: refused.
             return_dict: False for a tuple without the parts that are None.
+            num_items_in_batch: divide the summed loss by this instead of by the number of words that are predicted
+                here, so that gradients of several forwards add up to those of one, as ``Trainer`` wants them.
+            inputs: what else the model's forward takes, such as ``token_type_ids``: tensors (B, …), which are the same
+                for every view, and what has no rows.
 
         Returns:
-            ``CausalLMOutputWithPast``: ``loss`` (None without labels), ``logits`` (B, S, V), ``past_key_values``.
+            ``CausalLMOutputWithPast``: ``loss`` (None without labels), ``logits`` (B, S, V), ``past_key_values``, or
+            ``cache_params`` where the model calls it so.
 
         Raises:
-            ValueError: no input_ids or ones outside 0 … V − 1, labels that do not fit or with logits_to_keep.
+            ValueError: no input_ids or ones outside 0 … V − 1, labels that do not fit or with logits_to_keep, an input
+                that the model does not take, ``use_cache=True`` with a model whose state is no ``transformers.Cache``,
+                a model that has been resized.
         """
-        self._refuse("inputs_embeds", inputs_embeds)
-        self._refuse("output_attentions", output_attentions)
-        self._refuse("output_hidden_states", output_hidden_states)
+        refuse("inputs_embeds", inputs_embeds)
+        refuse("output_attentions", output_attentions)
+        refuse("output_hidden_states", output_hidden_states)
         ids = models.check_ids(input_ids)
         keep = logits_to_keep if isinstance(logits_to_keep, Tensor) or logits_to_keep != 0 else None
         if labels is not None:
             if keep is not None:
                 raise ValueError("labels: the loss needs all logits, so expected no logits_to_keep beside them")
             models.check_labels(labels, ids)
-        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": keep}
-        y, cache = self._views(ids, inputs, past_key_values, use_cache)
-        loss = None if labels is None else self._loss(y, models.shifted(labels))
-        output = CausalLMOutputWithPast(loss=loss, logits=self._merged(y), past_key_values=cache)
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": keep}
+        caches = {"past_key_values": past_key_values, "cache_params": cache_params}
+        y, caches = self._views(ids, inputs, caches, use_cache)
+        loss = None
+        if labels is not None:
+            loss = self._loss(y, models.shifted(labels), "mean" if num_items_in_batch is None else "sum")
+            if num_items_in_batch is not None:
+                loss = loss / models.count_of(num_items_in_batch, loss.device)
+        output = states.Prediction(loss=loss, logits=self._merged(y), **caches)
         return output if return_dict is None or return_dict else output.to_tuple()
-
-    def generate(  # type: ignore[override]  # the rest of transformers' parameters are options
-        self,
-        inputs: Tensor | None = None,
-        generation_config: Any = None,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
-        streamer: Any = None,
-        **options: Any,
-    ) -> Any:
-        """transformers' ``generate`` on the averaged model, in the prompts' canonical form; see the class.
-
-        Args:
-            inputs: (B, S) prompts, also as ``input_ids``.
-            generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, streamer: as there; they
-                are shown the ids as the user knows them.
-            options: ``attention_mask`` and any option of ``transformers.GenerationConfig``; transformers refuses
-                unknown ones.
-
-        Returns:
-            As transformers, in the user's ids. With ``return_dict_in_generate`` there are no ``past_key_values``: the
-            cache is that of the canonical prompts.
-
-        Raises:
-            ValueError: special tokens (eos, pad, bos) that the action moves; a cache; and, each with its reason,
-                inputs_embeds, assisted generation, custom_generate, guidance, token_healing, attentions and hidden
-                states.
-        """
-        for name in [*options]:
-            if name in _REFUSED:
-                self._refuse(name, options[name])
-                options.pop(name)
-        if options.pop("past_key_values", None) is not None:
-            raise ValueError(
-                "past_key_values: a cache belongs to the views of one canonical prompt, so generate makes its own; "
-                "pass the whole prompt"
-            )
-        if options.get("input_ids") is not None:
-            if inputs is not None:
-                raise ValueError("inputs: expected the prompts once, got them as input_ids too")
-            inputs = options["input_ids"]
-        options.pop("input_ids", None)
-        given = (generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
-        frame = None
-        if inputs is not None:
-            inputs = models.check_ids(inputs)
-            frame = self._canonical(inputs, options.get("attention_mask"))
-        if frame is None:
-            return GenerationMixin.generate(self, inputs, *given, streamer=streamer, **options)
-        call = copy.copy(self)
-        call._frame = frame
-        through = None if streamer is None else frames.UserStreamer(streamer, frame)
-        result = GenerationMixin.generate(call, frame.canonical, *given, streamer=through, **options)
-        if call._crossed != {"processors", "criteria"}:
-            raise RuntimeError("this release of transformers prepares processors and criteria in another way")
-        return _mapped_back(result, frame)
 
     def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
         return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
 
-    # What transformers' generate calls.
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The model's own, for B rows; ``forward`` makes the views."""
-        prepared = dict(cast(Any, self.model).prepare_inputs_for_generation(input_ids, **kwargs))
-        # what models find out themselves (older releases), and what generate needed for stop strings
-        for name in ("cache_position", "tokenizer"):
-            prepared.pop(name, None)
-        return {name: value for name, value in prepared.items() if name != "position_ids" or name in self._takes}
-
-    def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
-        """Uncompiled: the model's own compiled call would leave out the views."""
-        return self.__call__
-
-    def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
-        """Beams of every view: rows g·B + beam_idx, B the number of beams."""
-        rows = len(beam_idx) * torch.arange(self._count, device=beam_idx.device).unsqueeze(1)
-        index = (rows + beam_idx).flatten()
-        own = getattr(self.model, "_reorder_cache", None)
-        if own is not None:
-            return own(past_key_values, index)
-        past_key_values.reorder_cache(index)
-        return past_key_values
-
-    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        for name in ("eos_token_id", "pad_token_id", "bos_token_id", "forced_bos_token_id", "forced_eos_token_id"):
-            frames.check_special(self.action, name, getattr(generation_config, name, None))
-        for name in _REFUSED:
-            self._refuse(name, getattr(generation_config, name, None))
-        made = GenerationMixin._get_logits_processor(self, generation_config, *args, **kwargs)
-        self._crossed |= {"processors"}
-        frame = self._frame
-        return made if frame is None else type(made)([frames.processor(item, frame) for item in made])
-
-    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
-        made = GenerationMixin._get_stopping_criteria(self, *args, **kwargs)
-        self._crossed |= {"criteria"}
-        frame = self._frame
-        return made if frame is None else type(made)([frames.stops(item, frame) for item in made])
-
-    def __getattr__(self, name: str) -> Any:
-        """What transformers asks of a model and is not here, such as its device, is the model's own."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model" or "model" not in self.__dict__.get("_modules", {}):
-                raise
-        return getattr(self.model, name)
-
     # The parts.
-
-    def _refuse(self, name: str, value: Any) -> None:
-        if name == "guidance_scale" and value == 1:
-            return
-        if value is not None and value is not False:
-            raise ValueError(f"{name}: {_REFUSED[name]}")
 
     def _orbit(self, ids: Tensor) -> Tensor:
         """The sentences that the model sees, (views, B, S)."""
         return orbit(ids, self._tables(self.action))
 
-    def _views(self, ids: Tensor, inputs: dict[str, Any], cache: Any, use_cache: bool | None) -> tuple[Tensor, Any]:
-        """Every view's logits (|G|, B, S, V), and the cache of |G|·B rows."""
+    def _views(
+        self, ids: Tensor, inputs: dict[str, Any], caches: dict[str, Any], use_cache: bool | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Every view's logits (|G|, B, S, V), and the caches of |G|·B rows."""
         order, batch = self._count, ids.shape[0]
         views = self._orbit(ids)
         size = self.views_per_forward or order
-        if cache is not None or use_cache or size >= order:
+        caches = {name: value for name, value in caches.items() if value is not None}
+        if caches or use_cache or size >= order:
             size = order
         elif use_cache is None:
             use_cache = False
         given = {name: value for name, value in inputs.items() if value is not None}
         keep = None if "logits_to_keep" in self._takes else given.pop("logits_to_keep", None)
-        unknown = [name for name in given if name not in self._takes and "kwargs" not in self._takes]
+        given |= caches
+        unknown = [name for name in given if name not in self._takes and not self._takes_more]
         if unknown:
             raise ValueError(f"{unknown[0]}: {type(self.model).__name__} does not take it")
-        if cache is not None:
-            given["past_key_values"] = cache
-        if use_cache is not None:
+        if use_cache is not None and ("use_cache" in self._takes or self._takes_more):
             given["use_cache"] = use_cache
         parts = []
         for start in range(0, order, size):
             some = views[start : start + size]
             rows = {name: models.repeated(value, len(some), batch, name) for name, value in given.items()}
-            output = self.model(input_ids=some.flatten(0, 1), return_dict=True, **rows)
+            output = (self._compiled or self.model)(input_ids=some.flatten(0, 1), return_dict=True, **rows)
             parts.append(output.logits)
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if y.shape[-1] != self.action.size:
+            raise ValueError(
+                f"model: {type(self.model).__name__} scores {y.shape[-1]} words, but the action is on "
+                f"{self.action.size}; wrap it again after its vocabulary has changed"
+            )
         if keep is not None:
             y = y[:, -keep:] if isinstance(keep, int) else y[:, keep]
-        return y.unflatten(0, (order, batch)), getattr(output, "past_key_values", None)
+        kept = states.found(self.model, output, bool(use_cache), not self._takes.isdisjoint(caches))
+        return y.unflatten(0, (order, batch)), kept
 
     def _merged(self, y: Tensor) -> Tensor:
         """(|G|, B, S, V) → (B, S, V), see the class."""
@@ -333,8 +222,8 @@ class EquiLM(Stored, GenerationMixin, nn.Module):
             return orbit_mean(y, self._tables(self.action.logits), self.space)
         return log_of(orbit_mean(single(y), self._tables(self.action.logits), "probs")).to(y.dtype)
 
-    def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        return orbit_cross_entropy(y, target, self._tables(self.action.logits), self.space)
+    def _loss(self, y: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        return orbit_cross_entropy(y, target, self._tables(self.action.logits), self.space, reduction=reduction)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the model."""
@@ -388,8 +277,8 @@ class REquiLM(EquiLM):
         plain = y[0] if self.space is None else single(y[0]).log_softmax(-1).to(y.dtype)
         return torch.where(cast(Tensor, self._general).to(y.device), plain, super()._merged(y))
 
-    def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        return models.loss(single(self._merged(y)), target, True)
+    def _loss(self, y: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        return models.loss(single(self._merged(y)), target, True, reduction)
 
 
 def single(y: Tensor) -> Tensor:
@@ -405,16 +294,3 @@ def log_of(p: Tensor) -> Tensor:
         [True, True]
     """
     return p.clamp_min(torch.finfo(p.dtype).tiny).log()
-
-
-def _mapped_back(result: Any, frame: frames.Frame) -> Any:
-    """What ``generate`` returns, in the user's ids."""
-    if isinstance(result, Tensor):
-        return frame.back(result)
-    result.sequences = frame.back(result.sequences)
-    for name in ("scores", "logits"):
-        steps = getattr(result, name, None)
-        if steps is not None:
-            setattr(result, name, tuple(frame.scores_back(step) for step in steps))
-    result.past_key_values = None
-    return result

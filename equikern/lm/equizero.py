@@ -14,7 +14,7 @@ from ..actions import TokenAction
 from ..core import checks
 from ..nn.tables import ActionTables
 from ..ops import orbit, orbit_act
-from . import frames, models
+from . import frames, models, states
 from .storage import Stored
 from .words import WordLists
 
@@ -110,7 +110,7 @@ class EquiZeroLM(Stored, nn.Module):
 
         Raises:
             ValueError: ids of a wrong shape, padding on the right, special tokens that the action moves, scores that
-                are not one number for each text.
+                are not one number for each text, a model whose state is no ``transformers.Cache``.
         """
         ids = models.check_ids(input_ids)
         total = checks.whole("max_new_tokens", max_new_tokens, 1)
@@ -152,6 +152,7 @@ class EquiZeroLM(Stored, nn.Module):
             output_logits=True,
             **{name: value for name, value in options.items() if value is not None},
         )
+        states.check(self.model, output, "set model.generation_config.use_cache = False")
         new = output.sequences[:, ids.shape[1] :]
         end = torch.isin(new, ends).long()
         ended = end.cumsum(1) > end  # behind the first end

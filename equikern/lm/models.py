@@ -42,13 +42,22 @@ def check_labels(labels: object, ids: Tensor) -> None:
         raise ValueError(f"labels: expected the shape of input_ids, {tuple(ids.shape)}, got {tuple(labels.shape)}")
 
 
-def loss(scores: Tensor, target: Tensor, logits: bool) -> Tensor:
-    """Torch's mean loss of (B, S, V) logits, or log-probabilities, at (B, S) words."""
+def loss(scores: Tensor, target: Tensor, logits: bool, reduction: str = "mean") -> Tensor:
+    """Torch's loss of (B, S, V) logits, or log-probabilities, at (B, S) words."""
     of = nn.functional.cross_entropy if logits else nn.functional.nll_loss
     try:
-        return of(scores.flatten(0, -2), target.flatten())
+        return of(scores.flatten(0, -2), target.flatten(), reduction=reduction)
     except IndexError as error:
         raise ValueError(f"labels: expected words 0 … {scores.shape[-1] - 1}, or −100; {error}") from None
+
+
+def count_of(items: object, device: torch.device) -> Tensor | float:
+    """The number of words that a summed loss is divided by; where each of several devices gets one, the first."""
+    if isinstance(items, Tensor) and items.numel() > 0:
+        return items.flatten()[0].to(device)
+    if isinstance(items, bool) or not isinstance(items, (int, float)):
+        raise TypeError(f"num_items_in_batch: expected a number, got {type(items).__name__}: {items!r}")
+    return items
 
 
 def shifted(labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -119,8 +119,8 @@ class ProductEquiLM(EquiLM):
         terms = map(orbit_mean, map(single, parts), actions, repeat(self.space))
         return log_of(mean_of_terms(terms, actions)).to(y.dtype)
 
-    def _loss(self, y: Tensor, target: Tensor) -> Tensor:
-        return models.loss(single(self._merged(y)), target, self.space is None)
+    def _loss(self, y: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        return models.loss(single(self._merged(y)), target, self.space is None, reduction)
 
     def _told(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         pairs = enumerate(zip(self.factors, self.lists, strict=True))

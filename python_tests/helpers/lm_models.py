@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from equikern.lm import WordLists
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 V = 101
 EOS = PAD = 0
@@ -38,6 +45,73 @@ def tiny(name: str, eos: int | None = None) -> Any:
         **special,
     )
     return LlamaForCausalLM(config).eval()
+
+
+# Models that remember in other ways than keys and values for every word, or not at all, and what their configs need.
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 2}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+KINDS: dict[str, dict[str, Any]] = {
+    "mamba": {**_SMALL, "state_size": 4},
+    "falcon_mamba": {**_SMALL, "state_size": 4},
+    "mamba2": {**_SMALL, "state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 4},
+    "jamba": {
+        **_SMALL,
+        **_HEADS,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "recurrent_gemma": {**_SMALL, **_HEADS, "block_types": ["recurrent", "attention"], "attention_window_size": 4},
+    "minimax": {
+        **_SMALL,
+        **_HEADS,
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_head": 8, "d_inner": 48},
+    "reformer": {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "attention_head_size": 8,
+        "feed_forward_size": 48,
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "axial_pos_embds": False,
+        "max_position_embeddings": 64,
+        "is_decoder": True,
+        "lsh_attn_chunk_length": 4,
+        "local_attn_chunk_length": 4,
+        "hash_seed": 0,
+    },
+    "xlstm": {
+        "hidden_size": 128,
+        "embedding_dim": 128,
+        "num_heads": 4,
+        "num_hidden_layers": 2,
+        "num_blocks": 2,
+        "qk_dim_factor": 1.0,
+        "chunk_size": 16,
+    },
+    "rwkv": {**_SMALL, "attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64},
+}
+
+
+def of_kind(name: str) -> Any:
+    """A model of ``KINDS``, in evaluation mode, with wide weights as ``tiny``."""
+    torch.manual_seed(5)
+    special = {"vocab_size": V, "pad_token_id": PAD, "bos_token_id": None, "eos_token_id": None}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**{**special, **KINDS[name]})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    return model
 
 
 def sentences(rows: int, length: int, seed: int = 0) -> Tensor:
