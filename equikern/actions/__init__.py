@@ -4,6 +4,7 @@ from .base import Action, GroupAction
 from .field import FieldAction, field, regular
 from .grid import GridAction, grid, trivial
 from .matrix import MatrixAction, MatrixSamples, matrix
+from .patches import patches
 from .permutation import PermutationAction, TokenAction, permutation, tokens
 from .product import product_action
 
@@ -19,6 +20,7 @@ __all__ = [
     "field",
     "grid",
     "matrix",
+    "patches",
     "permutation",
     "product_action",
     "regular",

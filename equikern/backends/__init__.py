@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from functools import cache
 from threading import Lock
 from types import TracebackType
@@ -68,8 +69,22 @@ def kernels(x: Tensor) -> Backend:
     """The kernels that serve x's device."""
     found = _active.get("cpu" if x.is_cpu else x.device.type)  # is_cpu is the cheaper question
     if found is None:
-        found = _active[x.device.type] = ranged(_choose(x.device))
+        chosen = _choose(x.device)
+        if x.is_cpu and chosen.name == "reference" and _forced() is None:
+            _warn_of_slow_kernels()
+        found = _active[x.device.type] = ranged(chosen)
     return found
+
+
+@cache
+def _warn_of_slow_kernels() -> None:
+    """Once in a process, at its first call on the CPU."""
+    reason = unavailable("cpu", torch.device("cpu"))
+    warnings.warn(
+        f"equikern: operators on CPU tensors run in plain torch, several times slower: {reason}; "
+        "use_backend('reference') asks for that and is silent",
+        stacklevel=2,
+    )
 
 
 def active_backend(device: torch.device | str = "cpu") -> str:

@@ -15,6 +15,9 @@ from ..scalars import index
 from ..views import FLOATS, still
 from ..views.maps import Maps
 from .features import shares, weighed
+from .inputs import NOT_GIVEN, Given, Inputs
+from .outputs import Fitted
+from .specs import acting, mapped
 from .tables import ActionTables
 
 __all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
@@ -37,25 +40,31 @@ class CanonicalLambdaEquiTune(nn.Module):
     {identity} is plain canonicalisation, a constant λ the mean over Θ.
 
     Args:
-        backbone: a module, or any callable, from (B, \\*, d) to a tensor (B, …).
+        backbone: a module, or any callable, from (B, \\*, d), and whatever else it takes, to tensors (B, …).
         canonical: h, from x (B, \\*, d) to orthogonal matrices (B, d, d): ``vector_frame``, ``principal_frame`` or a
             callable of one's own, a network included. The output is as equivariant as h is.
         theta: Θ, matrices (|Θ|, d, d) or an action made by ``matrix``. They need not form a group.
         weight_net: λ, a module from poses (N, \\*, d) to one number for each, (N, 1) or (N,); None for a constant.
-        out: ``"invariant"``, or ``"equivariant"`` for outputs (B, …, d) whose last dim turns with x.
+        out: ``"invariant"``, or ``"equivariant"`` for outputs (B, …, d) whose last dim turns with x. A tuple or dict of
+            these for a backbone with several outputs; None drops one, and ``"shared"`` keeps what has no batch.
         normalize: ``"softmax"``: λ is the exponential of what weight_net says, so positive; ``"sum"``: what it says,
             which must then be positive; None: the same without division by the sum.
         undo: for ``"equivariant"``, turn every pose's output back before the mean, ``θ⁻¹ M(θz)`` in place of
             ``M(θz)``: both are equivariant, and a backbone that is so already then stays as it is.
+        inp: ``"turned"``, a tuple or a dict, as in ``EquiTune``, for a backbone with several inputs: those that are
+            ``"turned"`` are (B, \\*, d) and turn with x, which is the first of them and decides the pose; by default
+            that is the backbone's first input alone. None, or not named: repeated for every pose; ``"shared"``: passed
+            on as it is.
+        strict: as in ``EquiTune``.
 
     Shapes:
         x (B, \\*, d), such as (B, points, d) or (B, d) → what the backbone gives for one batch.
 
     Raises:
         TypeError: a backbone, canonical or weight_net that cannot be called, matrices that are none.
-        ValueError: an unknown out or normalize, undo for an invariant output; in the forward, an x of another size or
-            without a batch dim, an h, weights or an output of the wrong shape, an h that is not orthogonal (looked at
-            on the CPU alone: elsewhere it would cost a wait for the device).
+        ValueError: an unknown inp, out or normalize, undo where no output is equivariant; in the forward, an x of
+            another size or without a batch dim, an h, weights or an output of the wrong shape, an h that is not
+            orthogonal (looked at on the CPU alone: elsewhere it would cost a wait for the device).
 
     Example:
         >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(10, 3))
@@ -69,55 +78,67 @@ class CanonicalLambdaEquiTune(nn.Module):
 
     def __init__(
         self,
-        backbone: Callable[[Tensor], Tensor],
+        backbone: Callable[..., Any],
         canonical: Callable[[Tensor], Tensor],
         theta: Action | Tensor | Sequence[Sequence[Sequence[float]]],
         weight_net: Callable[[Tensor], Tensor] | None = None,
-        out: Literal["invariant", "equivariant"] = "invariant",
+        out: Any = "invariant",
         normalize: Literal["sum", "softmax"] | None = "softmax",
         undo: bool = False,
+        inp: Any = "turned",
+        strict: bool = True,
     ) -> None:
         super().__init__()
         for name, given in (("backbone", backbone), ("canonical", canonical), ("weight_net", weight_net)):
             if not callable(given) and not (name == "weight_net" and given is None):
                 raise TypeError(f"{name}: expected a module or a callable, got {type(given).__name__}")
-        checks.choice("out", out, ("invariant", "equivariant"))
         checks.choice("normalize", normalize, ("sum", "softmax", None))
         checks.flag("undo", undo)
-        if undo and out == "invariant":
-            raise ValueError("undo: expected False for an invariant output, which nothing turns")
+        checks.flag("strict", strict)
         self.backbone = backbone
         self.canonical = canonical
         self.theta = _samples(theta)
         self._tables = ActionTables([self.theta])
         self._still = Action("still", Maps(still(self.theta.order).code))
         self.weight_net = weight_net
-        self.out = out
+        self.out, self._out = out, mapped("out", out, {"invariant": self._still, "equivariant": self.theta})
+        acted = mapped("inp", inp, {"turned": self.theta})
+        if not acting(acted):
+            raise ValueError(f"inp: expected one input at least that is 'turned', got {inp!r}")
+        if undo and not any(spec is self.theta for spec in acting(self._out)):
+            raise ValueError("undo: expected False for an invariant output, which nothing turns")
+        self._inputs = Inputs(acted, backbone, False)
         self.normalize: Literal["sum", "softmax"] | None = normalize
-        self.undo = undo
+        self.undo, self.strict = undo, strict
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The output for a batch x (B, \\*, d); see the class."""
-        poses, h = self._poses(x)
-        y = self._outputs(poses, x.shape[0])
-        if self.out == "equivariant" and (y.dim() < 3 or y.shape[-1] != self.theta.size):
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+        """The output for a batch x (B, \\*, d) and what else the backbone takes; see the class."""
+        given, h = self._posed(x, args, kwargs)
+        order, batch = self.theta.order, given.batch
+        seen, named = given.seen(range(order), self._tables)
+        fitted = Fitted(self.backbone(*seen, **named), self._out, order, batch, self.strict)
+        raw = self._raw(given)
+        return fitted.made(iter([self._merged(y, spec, raw, h) for y, spec in fitted.pairs]))
+
+    def _merged(self, y: Tensor, spec: Action, raw: Tensor | None, h: Tensor) -> Tensor:
+        turns = spec is self.theta
+        if turns and (y.dim() < 3 or y.shape[-1] != self.theta.size):
             raise ValueError(
                 f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
             )
-        action = self._tables(self.theta) if self.undo else self._still
-        raw = self._raw(poses, x.shape[0])
+        action = self._tables(self.theta) if turns and self.undo else self._still
         merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
-        return merged if self.out == "invariant" else _turned(h, merged)
+        return _turned(h, merged) if turns else merged
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
         """How much each pose of each sample counts: (|Θ|, B), in the order of theta's matrices.
 
         Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
         """
-        poses, _ = self._poses(x)
-        raw = self._raw(poses, x.shape[0])
+        given, _ = self._posed(x, args, kwargs)
+        raw = self._raw(given)
         if raw is None:
-            return torch.full((self.theta.order, x.shape[0]), 1 / self.theta.order, device=x.device)
+            return torch.full((self.theta.order, given.batch), 1 / self.theta.order, device=given.x.device)
         return shares(raw, self.normalize)
 
     def canonicalized(self, x: Tensor) -> Tensor:
@@ -138,27 +159,18 @@ class CanonicalLambdaEquiTune(nn.Module):
             _check_orthogonal(h.detach())
         return h
 
-    def _poses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """θz for all θ as one batch (|Θ|·B, \\*, d), and h(x)."""
-        h = self._frame(x)
-        return orbit(_turned(h.mT, x), self._tables(self.theta)).flatten(0, 1), h
+    def _posed(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, Tensor]:
+        """The inputs in the canonical pose of the one that leads, z, and h(x)."""
+        given = self._inputs.given(x, args, kwargs)
+        h = self._frame(given.x)
+        return given.changed(lambda t: _turned(h.mT, t)), h
 
-    def _outputs(self, poses: Tensor, batch: int) -> Tensor:
-        y = self.backbone(poses)
-        if not isinstance(y, Tensor):
-            raise TypeError(f"backbone: expected it to return a tensor, got {type(y).__name__}")
-        if y.dim() == 0 or y.shape[0] != poses.shape[0]:
-            raise ValueError(
-                f"backbone: expected an output whose first dim is the batch {poses.shape[0]} ({self.theta.order} poses "
-                f"of {batch}), got shape {tuple(y.shape)}"
-            )
-        return y.reshape(self.theta.order, batch, *y.shape[1:])
-
-    def _raw(self, poses: Tensor, batch: int) -> Tensor | None:
-        """What weight_net says of every pose, (|Θ|, B)."""
+    def _raw(self, given: Given) -> Tensor | None:
+        """What weight_net says of every pose θz, (|Θ|, B)."""
         if self.weight_net is None:
             return None
-        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(self.theta.order, batch)
+        poses = orbit(given.x, self._tables(self.theta)).flatten(0, 1)
+        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(self.theta.order, given.batch)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..actions import Action
 from ..coordinates import Coordinates
 from ..core import checks
+from ..ops.checked import orbit_some
 from ..scalars import share
-from .views import ActionSpec, OrbitModule
+from ..views import FLOATS
+from .fusion import Found, fused
+from .inputs import NOT_GIVEN, Given, repeated
+from .specs import InputSpec, OutputSpec
+from .views import OrbitModule
 
 __all__ = ["EquiDetector"]
 
-KINDS = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 Detections = dict[str, Tensor]
+_ALWAYS = ("boxes", "scores", "labels")
 
 
 class EquiDetector(OrbitModule):
@@ -24,32 +30,36 @@ class EquiDetector(OrbitModule):
 
     A detector answers with as many boxes as it finds, so views have no mean. Here each view's boxes are turned back and
     those of one label that overlap are fused into their mean, weighted by score (Solovyev, Wang and Gabruseva, arXiv
-    1910.13302; the package ``ensemble-boxes``, which the extra ``boxes`` brings). What few views have found gets a
-    small score; of boxes that one view finds twice, the surer counts. No gradient goes through; train the backbone as
-    it is.
+    1910.13302). What few views have found gets a small score. One box of each view goes into a fused one: of two that
+    overlap in a view the surer counts, and a second one that only overlaps what others have made of the first stays for
+    itself. No gradient goes through; train the backbone as it is.
 
     Args:
-        backbone: from images (B, C, H, W) to one dict for each, with "boxes" (n, 4), "scores" (n,) and "labels" (n,),
-            as torchvision's detectors in eval mode; what else is in it is left out.
-        inp: how the group acts on the image.
-        out: how it acts on the boxes: ``boxes(inp, …)`` in the backbone's format and units.
+        backbone: from images (B, C, H, W), or a list of images, to one dict for each, with "boxes" (n, 4), "scores"
+            (n,) and "labels" (n,), as torchvision's detectors in eval mode.
+        inp: how the group acts on the image; of several inputs as in ``EquiTune``.
+        out: how it acts on the boxes: ``boxes(inp, …)`` in the backbone's format and units. Or a dict, with that for
+            "boxes" and an action for each further entry (n, …) of floats, such as ``{"boxes": boxes("d4"), "masks":
+            "d4", "keypoints": keypoints("d4", swap, extra=1), "keypoints_scores": "trivial"}``: these are turned back
+            and averaged as their boxes are. What else is in the backbone's dicts is left out.
         iou: boxes that overlap by more than this intersection over union are one.
         min_score: boxes that a view is less sure of are left out, and those with a score of 0 in any case.
-        confidence: the score of fused boxes: ``"avg"``, the mean over all views, ``"max"``, or another ``conf_type`` of
-            ``ensemble_boxes.weighted_boxes_fusion``.
+        confidence: the score of fused boxes: ``"avg"``, the mean over all views, with 0 for those that have not found
+            it, or ``"max"``.
         views_per_forward: as in ``EquiTune``.
 
     Shapes:
         x (B, C, H, W) → a list of B dicts: "boxes" (n, 4) on x in the backbone's format and units, clipped to the
-        image; "scores" (n,), falling; "labels" (n,) int64.
+        image; "scores" (n,), falling; "labels" (n,) int64; and what else out names, (n, …).
+
+        A list or tuple of B images (C, H, W) of any sizes is given to the backbone as lists of views.
 
     Equivariant, ``model(g x) = g model(x)``, wherever scores differ and no overlap is on the threshold: the fusion goes
-    through boxes by falling score, and ties would go to the view that comes first. Computed on the CPU, in float32.
+    through boxes by falling score, and ties would go to the view that comes first. Boxes are fused on the CPU.
 
     Raises:
-        ImportError: ``ensemble-boxes`` is not installed.
-        TypeError, ValueError: as ``EquiTune``; an out that is not made by ``boxes``, numbers out of range; in the
-            forward, detections that are none.
+        TypeError, ValueError: as ``EquiTune``; an out whose boxes are not made by ``boxes``, numbers out of range; in
+            the forward, detections that are none.
 
     Example:
         >>> from equikern import boxes
@@ -66,87 +76,130 @@ class EquiDetector(OrbitModule):
 
     def __init__(
         self,
-        backbone: Callable[[Tensor], Sequence[Mapping[str, Tensor]]],
-        inp: ActionSpec,
-        out: Coordinates,
+        backbone: Callable[..., Sequence[Mapping[str, Tensor]]],
+        inp: InputSpec,
+        out: OutputSpec,
         iou: float = 0.55,
         min_score: float = 0.0,
-        confidence: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg",
+        confidence: Literal["avg", "max"] = "avg",
         views_per_forward: int | None = None,
     ) -> None:
         super().__init__(backbone, inp, out, views_per_forward)
-        if not isinstance(self.out, Coordinates) or self.out.format is None:
-            raise TypeError(f"out: expected what boxes(…) makes, got {self.out!r}")
-        checks.choice("confidence", confidence, KINDS)
+        specs = self.out if isinstance(self.out, dict) else {"boxes": self.out}
+        found = specs.get("boxes")
+        if not isinstance(found, Coordinates) or found.format is None:
+            raise TypeError(f"out: expected what boxes(…) makes, got {found!r}")
+        self._boxes = found
+        self._further = {name: spec for name, spec in specs.items() if name != "boxes" and spec is not None}
+        for name, spec in self._further.items():
+            if name in _ALWAYS or not isinstance(spec, (Action, Coordinates)):
+                raise ValueError(f"out[{name!r}]: expected an action for an entry beside {_ALWAYS}, got {spec!r}")
+        checks.choice("confidence", confidence, ("avg", "max"))
         self.iou, self.min_score = share("iou", iou), share("min_score", min_score)
         self.confidence = confidence
-        _fusion()
 
-    def forward(self, x: Tensor) -> list[Detections]:
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> list[Detections]:
         """The fused detections of every image; see the class."""
-        return [self._fused(views, x) for views in self.views(x)]
+        return [self._fused(views, size) for views, size in self._undone(x, args, kwargs)]
 
-    def views(self, x: Tensor) -> list[list[Detections]]:
-        """What every view found, with its boxes turned back on x: |G| dicts for each image, in the group's order."""
-        found: list[list[Detections]] = [[{}] * self.inp.order for _ in range(len(x))]
-        for elements, outputs, _ in self._forwards(x, self._parts(x)):
+    def views(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> list[list[Detections]]:
+        """What every view found, turned back on x: |G| dicts for each image, in the group's order."""
+        return [views for views, _ in self._undone(x, args, kwargs)]
+
+    def _undone(
+        self, x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> list[tuple[list[Detections], tuple[int, int]]]:
+        """For every image the detections of its views, turned back, and its size."""
+        if isinstance(x, (list, tuple)):
+            sizes, forwards = self._of_list(list(x), args, kwargs)
+        else:
+            given = self._inputs.given(x, args, kwargs)
+            sizes = [(given.x.shape[-2], given.x.shape[-1])] * given.batch
+            forwards = ((elements, outputs) for elements, outputs, _ in self._forwards(given, self._parts(given)))
+        found: list[list[Detections]] = [[{}] * self.inp.order for _ in sizes]
+        for elements, outputs in forwards:
             for i, detections in enumerate(outputs):
-                g, b = elements[i // len(x)], i % len(x)
-                undone = self.out.undo(g, detections["boxes"], (x.shape[-2], x.shape[-1]))
-                found[b][g] = {**detections, "boxes": undone}
-        return found
+                g, b = elements[i // len(sizes)], i % len(sizes)
+                found[b][g] = {name: self._back(name, t, g, sizes[b]) for name, t in detections.items()}
+        return list(zip(found, sizes, strict=True))
+
+    def _of_list(
+        self, images: list[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[list[tuple[int, int]], Iterator[tuple[list[int], list[Detections]]]]:
+        """Images of any sizes: their sizes, and for each part of the group its elements and detections."""
+        inp = self._inputs.actions
+        if not isinstance(inp, Action):
+            raise ValueError(f"inp: expected one action for a list of images, got {inp!r}")
+        for i, image in enumerate(images):
+            if not isinstance(image, Tensor) or image.dim() != inp.dims + 1:
+                got = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+                raise ValueError(f"x[{i}]: expected an image (C, H, W), got {got}")
+        every, size = list(range(inp.order)), self.views_per_forward or inp.order
+
+        def forwards() -> Iterator[tuple[list[int], list[Detections]]]:
+            acting = self._tables(inp)
+            for start in range(0, inp.order, size):
+                elements = every[start : start + size]
+                seen = [orbit_some(image, acting, [g])[0] for g in elements for image in images]
+                beside, named = repeated(args, kwargs, len(elements), len(images))
+                yield elements, self._listed(self.backbone(seen, *beside, **named), len(seen))
+
+        return [(image.shape[-2], image.shape[-1]) for image in images], forwards()
 
     def _split(
-        self, outputs: Any, beside: Tensor | None, elements: list[int], x: Tensor
+        self, outputs: Any, beside: Tensor | None, elements: list[int], given: Given
     ) -> tuple[list[Detections], Tensor | None]:
-        if not isinstance(outputs, Sequence) or len(outputs) != len(elements) * len(x):
-            got = f"{len(outputs)} of them" if isinstance(outputs, Sequence) else type(outputs).__name__
-            raise ValueError(
-                f"backbone: expected a list of {len(elements) * len(x)} dicts, one for each view and image, got {got}"
-            )
-        return [_checked(detections) for detections in outputs], None
+        return self._listed(outputs, len(elements) * given.batch), None
 
-    def _fused(self, views: list[Detections], x: Tensor) -> Detections:
-        size = (x.shape[-2], x.shape[-1])
-        found: list[list[Any]] = []
+    def _listed(self, outputs: Any, count: int) -> list[Detections]:
+        if not isinstance(outputs, Sequence) or len(outputs) != count:
+            got = f"{len(outputs)} of them" if isinstance(outputs, Sequence) else type(outputs).__name__
+            raise ValueError(f"backbone: expected a list of {count} dicts, one for each view and image, got {got}")
+        return [_checked(detections, (*_ALWAYS, *self._further)) for detections in outputs]
+
+    def _back(self, name: str, t: Tensor, g: int, size: tuple[int, int]) -> Tensor:
+        """An entry of a view's detections as it is on x."""
+        spec = self._boxes if name == "boxes" else self._further.get(name)
+        if isinstance(spec, Coordinates):
+            return spec.undo(g, t, size)
+        return t if spec is None else spec.act(int(self.inp.group.inverse[g]), t)
+
+    def _fused(self, views: list[Detections], size: tuple[int, int]) -> Detections:
+        found, kept = [], []
         for view in views:
-            shares = _to_shares(self.out, view["boxes"].detach().float().cpu(), size).clamp(0, 1)
-            scores, labels = view["scores"].detach().float().cpu(), view["labels"].detach().cpu()
-            keep = (shares[:, 2:] > shares[:, :2]).all(1) & (scores > 0)
-            found.append(_once([t[keep].numpy() for t in (shares, scores, labels)], self.iou))
-        fused, scores, labels = map(
-            torch.from_numpy,
-            _fusion().weighted_boxes_fusion(
-                *zip(*found, strict=True), iou_thr=self.iou, skip_box_thr=self.min_score, conf_type=self.confidence
-            ),
-        )
-        boxes = _from_shares(self.out, fused.float(), size)
+            shares = _to_shares(self._boxes, view["boxes"].detach().double().cpu(), size).clamp(0, 1)
+            scores, labels = view["scores"].detach().double().cpu(), view["labels"].detach().cpu()
+            keep = ((shares[:, 2:] > shares[:, :2]).all(1) & (scores > 0)).nonzero().flatten()
+            kept.append(keep.tolist())
+            found.append(Found(*(t[keep].numpy() for t in (shares, scores, labels))))
+        result = fused(found, self.iou, self.min_score, self.confidence == "max")
+        boxes = _from_shares(self._boxes, torch.from_numpy(result.boxes), size)
         like = views[0]["boxes"]
-        return {
+        made = {
             "boxes": boxes.to(like),
-            "scores": scores.to(views[0]["scores"]),
-            "labels": labels.to(like.device, torch.int64),
+            "scores": torch.from_numpy(result.scores).to(views[0]["scores"]),
+            "labels": torch.from_numpy(result.labels).to(like.device, torch.int64),
         }
+        for name in self._further:
+            entries = [view[name].detach() for view in views]
+            means = [_mean([(entries[v][kept[v][i]], share) for v, i, share in members]) for members in result.members]
+            made[name] = torch.stack(means) if means else entries[0][:0]
+        return made
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         settings = f"iou={self.iou}, min_score={self.min_score}, confidence={self.confidence!r}"
-        return f"inp={self.inp!r}, out={self.out!r}, {settings}"
+        return f"{super().extra_repr()}, {settings}"
 
 
-def _fusion() -> Any:
-    try:
-        import ensemble_boxes
-    except ImportError as error:
-        raise ImportError(
-            f'EquiDetector fuses boxes with ensemble-boxes: pip install "equikern[boxes]" ({error})'
-        ) from None
-    return ensemble_boxes
-
-
-def _once(view: list[Any], iou: float) -> list[Any]:
-    """Boxes, scores and labels of one view without those that overlap a surer one of their label."""
-    return view if len(view[0]) < 2 else [*_fusion().nms(*([part] for part in view), iou_thr=iou)]
+def _mean(parts: list[tuple[Tensor, float]]) -> Tensor:
+    """The mean of some tensors by their shares, which add up to one, one after the other: masks are large."""
+    first, share = parts[0]
+    wide = torch.promote_types(first.dtype, torch.float32)
+    total = first.to(wide) * share
+    for t, share in parts[1:]:
+        total.add_(t, alpha=share)
+    return total.to(first.dtype)
 
 
 def _to_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -171,16 +224,22 @@ def _from_shares(out: Coordinates, boxes: Tensor, size: tuple[int, int]) -> Tens
     return boxes
 
 
-def _checked(detections: Any) -> Detections:
-    if not isinstance(detections, Mapping) or not {"boxes", "scores", "labels"} <= set(detections):
+def _checked(detections: Any, names: tuple[str, ...]) -> Detections:
+    if not isinstance(detections, Mapping) or not set(names) <= set(detections):
         got = sorted(detections) if isinstance(detections, Mapping) else type(detections).__name__
-        raise ValueError(f'backbone: expected dicts with "boxes", "scores" and "labels", got {got}')
-    found: Detections = {name: detections[name] for name in ("boxes", "scores", "labels")}
+        wanted = ", ".join(f'"{name}"' for name in names[:-1])
+        raise ValueError(f'backbone: expected dicts with {wanted} and "{names[-1]}", got {got}')
+    found: Detections = {name: detections[name] for name in names}
     for name, t in found.items():
         if not isinstance(t, Tensor):
             raise TypeError(f'backbone: expected tensors in its dicts, got {type(t).__name__} for "{name}"')
-    shapes = {name: tuple(t.shape) for name, t in found.items()}
+        if name not in _ALWAYS and t.dtype not in FLOATS:
+            raise TypeError(f'backbone: expected floating-point numbers to average for "{name}", got {t.dtype}')
+    shapes = {name: tuple(found[name].shape) for name in _ALWAYS}
     n = len(found["boxes"])
     if shapes != {"boxes": (n, 4), "scores": (n,), "labels": (n,)}:
         raise ValueError(f'backbone: expected "boxes" (n, 4), "scores" (n,) and "labels" (n,), got {shapes}')
+    for name in names[3:]:
+        if found[name].dim() == 0 or len(found[name]) != n:
+            raise ValueError(f'backbone: expected "{name}" ({n}, …) like its boxes, got {tuple(found[name].shape)}')
     return found

@@ -15,8 +15,11 @@ from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
 from ..reductions import best_view
 from ..scalars import index
+from .inputs import NOT_GIVEN
 from .merging import Gathered, Merge, Output, Selected
-from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, leaves
+from .outputs import Fitted
+from .specs import InputSpec, OutputSpec
+from .views import OrbitModule, in_group_order
 
 __all__ = ["EquiZero"]
 
@@ -37,7 +40,7 @@ class EquiZero(OrbitModule):
     lowest group element. Choosing has no useful gradient, so ``gradient`` names the stand-in whose it gets.
 
     Args:
-        backbone, inp, out, views_per_forward: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, strict: as in ``EquiTune``.
         loss: how little a view is to be trusted. ``"max_prob"``, ``"entropy"`` and ``"margin"`` of the logits, see
             ``orbit_score``; ``"similarity"``: −the largest of similarities, such as an image's to the classes' texts;
             ``"max_q"``: −log of the largest softmax-normalised Q-value, so that g and the move are chosen together; or
@@ -68,16 +71,17 @@ class EquiZero(OrbitModule):
 
     def __init__(
         self,
-        backbone: Callable[[Tensor], Any],
-        inp: ActionSpec,
+        backbone: Callable[..., Any],
+        inp: InputSpec,
         out: OutputSpec,
         loss: Loss | Callable[[Any], Tensor] = "max_prob",
         gradient: Literal["mean", "identity", "selected"] | None = "mean",
         classes: int = -1,
         scored: str | int | None = None,
         views_per_forward: int | None = None,
+        strict: bool = True,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
+        super().__init__(backbone, inp, out, views_per_forward, strict)
         if not callable(loss):
             checks.choice("loss", loss, tuple(LOSSES))
         checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
@@ -89,10 +93,12 @@ class EquiZero(OrbitModule):
         self.classes = classes
         self.scored = scored
 
-    def forward(self, x: Tensor) -> Any:
-        """The chosen views' outputs for a batch x (B, \\*, H, W); see the class."""
-        parts = len(self._parts(x))
-        return self._merged(x, lambda output: self._merge(output, parts))
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+        """The chosen views' outputs for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
+        given = self._inputs.given(x, args, kwargs)
+        parts = self._parts(given)
+        merged = self._merged(given, lambda output: self._merge(output, len(parts)), parts=parts)
+        return self._with_loss(given, merged)
 
     def _merge(self, output: Output, parts: int) -> Merge:
         if parts > 1 and (self.gradient is None or not torch.is_grad_enabled()):
@@ -112,44 +118,46 @@ class EquiZero(OrbitModule):
         assert isinstance(merged, Tensor)
         return merged
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
+        given = self._inputs.given(x, args, kwargs)
         found, order = [], []
-        for elements, outputs, _ in self._forwards(x, self._parts(x)):
-            found.append(self._losses(outputs).detach())
+        for elements, fitted, _ in self._forwards(given, self._parts(given)):
+            found.append(self._losses(fitted).detach())
             order += elements
-            del outputs
+            del fitted
         return in_group_order(torch.cat(found), order)
 
-    def chosen(self, x: Tensor) -> Tensor:
+    def chosen(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""
-        return best_view(self.scores(x), True)
+        return best_view(self.scores(x, *args, **kwargs), True)
 
-    def _beside(self, outputs: Any, beside: Tensor | None) -> Tensor | None:
-        return None if self._scored_in_place(outputs) else self._losses(outputs).detach()
+    def _beside(self, fitted: Fitted, beside: Tensor | None) -> Tensor | None:
+        return None if self._scored_in_place(fitted) else self._losses(fitted).detach()
 
-    def _scored_in_place(self, outputs: Any) -> bool:
+    def _scored_in_place(self, fitted: Fitted) -> bool:
         """Whether ``orbit_select`` can score rows in the pass that chooses: where the backbone's only output carries a
         named loss, has a row of classes for each sample, and holds all views.
         """
         if callable(self.loss) or self.classes != -1:
             return False
-        y, actions = self._scored(outputs), leaves(self.out)
-        alone = len(leaves(outputs)) == len(actions) == 1
-        if not alone or y.dim() != 3 or len(y) != self.inp.order:
+        y = self._scored(fitted.tree)
+        if len(fitted.pairs) != 1 or fitted.pairs[0][0] is not y or y.dim() != 3 or len(y) != self.inp.order:
             return False
-        return isinstance(actions[0], Action) and checks.keeps_rows(actions[0])
+        action = fitted.pairs[0][1]
+        return isinstance(action, Action) and checks.keeps_rows(action)
 
-    def _losses(self, part: Any) -> Tensor:
+    def _losses(self, fitted: Fitted) -> Tensor:
         """(n, B) losses of the outputs (n, B, …) of n views."""
+        part = fitted.tree
         if callable(self.loss):
             losses = self.loss(part)
             if not isinstance(losses, Tensor):
                 raise TypeError(f"loss: expected it to return a tensor of losses (n, B), got {type(losses).__name__}")
-            if losses.shape != _first(part).shape[:2]:
+            n, batch = fitted.shape
+            if losses.dim() != 2 or losses.shape[0] != n or losses.shape[1] != batch:
                 raise ValueError(
-                    f"loss: expected one number for every view and sample, {tuple(_first(part).shape[:2])}, got "
-                    f"{tuple(losses.shape)}"
+                    f"loss: expected one number for every view and sample, {fitted.shape}, got {tuple(losses.shape)}"
                 )
             return losses
         y = self._scored(part)
@@ -180,11 +188,4 @@ class EquiZero(OrbitModule):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
-        return f"inp={self.inp!r}, out={self.out!r}, loss={self.loss!r}, gradient={self.gradient!r}"
-
-
-def _first(part: Any) -> Tensor:
-    """The first tensor of an output, however deep."""
-    first = leaves(part)[0]
-    assert isinstance(first, Tensor)
-    return first
+        return f"{super().extra_repr()}, loss={self.loss!r}, gradient={self.gradient!r}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from ..core import checks
 from ..ops import orbit
 from ..views.grid import sides_of
 from .regular import init
+from .specs import ActionSpec, action_of
 from .tables import ActionTables
-from .views import ActionSpec, action_of
 
 __all__ = ["GroupConv2d"]
 
@@ -108,6 +109,18 @@ class GroupConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def shaped(t: Tensor) -> Tensor:
+            """The weight is one of maps, though its group axis makes five dims: channels_last wants four."""
+            try:
+                return fn(t)
+            except RuntimeError as error:
+                if t.dim() != 5 or "channels_last" not in str(error):
+                    raise
+                return fn(t.flatten(1, 2)).unflatten(1, t.shape[1:3])  # type: ignore[no-any-return, no-untyped-call]
+
+        return super()._apply(shaped, recurse)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Draw weights and bias as ``nn.Conv2d`` of as many inputs does."""

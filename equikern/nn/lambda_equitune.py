@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,11 @@ from ..actions import Action
 from ..core import checks
 from ..ops import orbit_weighted_mean
 from ..scalars import index, kind_of
-from .features import Tap, pooled, shares, weighed
+from .features import POOLS, Pool, Tap, shares, size_read, weighed
+from .inputs import NOT_GIVEN
 from .merging import Gathered, Merge, Output, Weighted
-from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
+from .specs import InputSpec, OutputSpec
+from .views import OrbitModule, in_group_order
 
 __all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
 
@@ -47,12 +49,16 @@ class LambdaEquiTune(OrbitModule):
     λ first (``train_weights``), then the backbone (``train_backbone``).
 
     Args:
-        backbone, inp, out, views_per_forward: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, strict: as in ``EquiTune``.
         weight_net: a module from features (N, F) to one number for each view, (N, 1) or (N,); or F, for the papers'
             ``weight_network(F)``.
-        features: what it reads. The name of a submodule of the backbone, whose output is taken; a callable from the
-            views (N, …) to features; or None, for the backbone's output (the first, if it has several). Of a feature
-            map (N, F, H, W) the mean over the image is taken, of a sequence (N, T, F) that over the positions.
+        features: what it reads. The name of a submodule of the backbone, whose output is taken; a callable from what
+            the backbone is given, views (N, …), to features; or None, for the backbone's output (the first, if it has
+            several).
+        pool: where these features are: ``"first"`` in maps (N, F, H, W); ``"last"`` in sequences (N, T, F) and in
+            channels-last maps (N, H, W, F), as Swin's; ``"auto"``: where they are as many as weight_net's first linear
+            map reads in one of these places alone, there, otherwise first in maps and last in sequences. The mean over
+            the image or the positions is taken. With None weight_net reads everything as it is, (N, …).
         frozen: take them from a copy of the backbone as it is now, which stays as it is: one more forward for each
             view, and λ does not change when the backbone is tuned. With False they are the backbone's own, and
             gradients reach it through λ too.
@@ -79,16 +85,18 @@ class LambdaEquiTune(OrbitModule):
 
     def __init__(
         self,
-        backbone: Callable[[Tensor], Any],
-        inp: ActionSpec,
+        backbone: Callable[..., Any],
+        inp: InputSpec,
         out: OutputSpec,
         weight_net: nn.Module | int,
-        features: str | Callable[[Tensor], Tensor] | None = None,
+        features: str | Callable[..., Tensor] | None = None,
         frozen: bool = False,
         normalize: Literal["sum", "softmax"] | None = "softmax",
         views_per_forward: int | None = None,
+        strict: bool = True,
+        pool: Literal["auto", "first", "last"] | None = "auto",
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
+        super().__init__(backbone, inp, out, views_per_forward, strict)
         if not isinstance(weight_net, nn.Module):
             try:
                 count = index("weight_net", weight_net)
@@ -98,6 +106,7 @@ class LambdaEquiTune(OrbitModule):
                 ) from None
             weight_net = weight_network(checks.whole("weight_net", count, 1))
         checks.choice("normalize", normalize, ("sum", "softmax", None))
+        checks.choice("pool", pool, POOLS)
         checks.flag("frozen", frozen)
         if features is not None and not isinstance(features, str) and not callable(features):
             raise TypeError(f"features: expected a submodule's name, a callable or None, got {type(features).__name__}")
@@ -107,13 +116,16 @@ class LambdaEquiTune(OrbitModule):
         self.features = features
         self.normalize = normalize
         self.frozen = _frozen_copy(backbone) if frozen else None
-        self._tap = Tap(None if callable(features) else features)
+        self._pool = Pool(pool, size_read(weight_net))
+        self._tap = Tap(None if callable(features) else features, self._pool)
         self._tap.listen(backbone if self.frozen is None else self.frozen)
 
-    def forward(self, x: Tensor) -> Any:
-        """The weighted output for a batch x (B, \\*, H, W); see the class."""
-        parts = len(self._parts(x))
-        return self._merged(x, lambda output: self._merge(output, parts))
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+        """The weighted output for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
+        given = self._inputs.given(x, args, kwargs)
+        parts = self._parts(given)
+        merged = self._merged(given, lambda output: self._merge(output, len(parts)), parts=parts)
+        return self._with_loss(given, merged)
 
     def _merge(self, output: Output, parts: int) -> Merge:
         return Weighted(output, self.normalize) if parts > 1 else Gathered(output, self._merge_one)
@@ -122,35 +134,36 @@ class LambdaEquiTune(OrbitModule):
         assert weights is not None
         return orbit_weighted_mean(y, weights, action, self.normalize)
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
         """How much each view of each sample counts: (|G|, B), in the order of ``inp.group.names``.
 
         Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
         """
+        given = self._inputs.given(x, args, kwargs)
         found, order = [], []
-        for elements, outputs, beside in self._forwards(x, self._parts(x)):
+        for elements, fitted, beside in self._forwards(given, self._parts(given)):
             assert beside is not None
             found.append(beside)
             order += elements
-            del outputs
+            del fitted
         return in_group_order(shares(torch.cat(found), self.normalize), order)
 
     @property
     def _averages(self) -> bool:
         return self.normalize is not None
 
-    def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
-        output, features = self._with_features(views)
-        return output, weighed(self.weight_net, pooled(features), views.shape[0], "views")
+    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any], count: int) -> tuple[Any, Tensor | None]:
+        output, features = self._with_features(args, kwargs)
+        return output, weighed(self.weight_net, features, count, "views")
 
-    def _with_features(self, views: Tensor) -> tuple[Any, Any]:
+    def _with_features(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         if callable(self.features):
-            return self.backbone(views), self.features(views)
+            return self.backbone(*args, **kwargs), self._pool(self.features(*args, **kwargs))
         if self.frozen is None:
-            return self._tap.run(self.backbone, views)
-        output = self.backbone(views)
+            return self._tap.run(self.backbone, args, kwargs)
+        output = self.backbone(*args, **kwargs)
         with torch.no_grad():
-            return output, self._tap.run(self.frozen, views)[1]
+            return output, self._tap.run(self.frozen, args, kwargs)[1]
 
     def train(self, mode: bool = True) -> LambdaEquiTune:
         """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""
@@ -164,7 +177,7 @@ class LambdaEquiTune(OrbitModule):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone and the weight network."""
-        return f"inp={self.inp!r}, out={self.out!r}, features={self.features!r}, normalize={self.normalize!r}"
+        return f"{super().extra_repr()}, features={self.features!r}, normalize={self.normalize!r}"
 
 
 def train_weights(model: LambdaEquiTune) -> list[nn.Parameter]:
@@ -208,4 +221,11 @@ def _only(model: LambdaEquiTune, learning: str, standing: str) -> list[nn.Parame
 def _frozen_copy(backbone: object) -> nn.Module:
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"frozen: expected a module as the backbone, got {type(backbone).__name__}")
-    return copy.deepcopy(backbone).requires_grad_(False).eval()
+    try:
+        copied = copy.deepcopy(backbone)
+    except AssertionError as error:
+        raise ValueError(
+            "frozen: expected a backbone that is not sharded yet, since FSDP's modules cannot be copied; make the "
+            f"wrapper first, then shard it, as in fully_shard(model): {error}"
+        ) from None
+    return copied.requires_grad_(False).eval()

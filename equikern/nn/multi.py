@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from ..actions import Action, GroupAction
 from ..core import checks
 from ..ops import orbit_mean, symmetrize
+from .inputs import NOT_GIVEN, Given
 from .merging import Gathered, Merge, Output, Summed
+from .specs import ActionSpec, InputSpec, action_of
 from .tables import ActionTables
-from .views import ActionSpec, Call, OrbitModule, action_of
+from .views import Call, OrbitModule
 
 __all__ = ["InvariantSymmetric", "MultiInputEquiTune"]
 
 T = TypeVar("T")
-Backbone = Callable[[Tensor], Any]
+Backbone = Callable[..., Any]
 
 
 class InvariantSymmetric(OrbitModule):
@@ -28,7 +30,7 @@ class InvariantSymmetric(OrbitModule):
 
     Args:
         backbone, views_per_forward: as in ``EquiTune``; the backbone returns one tensor (B, …).
-        inp: how G₁ acts on the input.
+        inp: how G₁ acts on the input, or on several.
         out: how G₂, any group, acts on the output.
 
     Shapes:
@@ -48,15 +50,15 @@ class InvariantSymmetric(OrbitModule):
     """
 
     def __init__(
-        self, backbone: Backbone, inp: ActionSpec, out: ActionSpec, views_per_forward: int | None = None
+        self, backbone: Backbone, inp: InputSpec, out: ActionSpec, views_per_forward: int | None = None
     ) -> None:
         super().__init__(backbone, inp, "trivial", views_per_forward)
         self.fixing = action_of("out", out, None)
         self._fixing_tables = ActionTables([self.fixing])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output for a batch x; see the class."""
-        mean = one_output("backbone", mean_of(self, x))
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output for a batch x and what else the backbone takes; see the class."""
+        mean = one_output("backbone", mean_of(self, self._inputs.given(x, args, kwargs)))
         if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
             raise ValueError(
                 f"out: expected outputs (B, …, {checks.moved(self.fixing)}) for {self.fixing.name!r} to act on, but "
@@ -67,7 +69,7 @@ class InvariantSymmetric(OrbitModule):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
-        return f"inp={self.inp!r}, out={self.fixing!r}"
+        return f"inp={self._inputs.actions!r}, out={self.fixing!r}"
 
 
 class MultiInputEquiTune(nn.Module):
@@ -89,7 +91,8 @@ class MultiInputEquiTune(nn.Module):
         views_per_forward: as in ``EquiTune``.
 
     Shapes:
-        x_1, …, x_N (B, …) → a tuple of N outputs.
+        x_1, …, x_N (B, …) → a tuple of N outputs. Keywords go to every backbone and fusion, repeated for every view as
+        inputs that are not named are in ``EquiTune``.
 
     Raises:
         TypeError: a backbone or fusion that cannot be called, a spec that is no action.
@@ -133,15 +136,16 @@ class MultiInputEquiTune(nn.Module):
         )
         self.fuses = tuple(model is not None for model in fusing)
 
-    def forward(self, *xs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *xs: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
         """An output for every input; see the class."""
         if len(xs) != len(self.fuses):
             raise ValueError(f"xs: expected {len(self.fuses)} inputs, got {len(xs)}")
-        said = [layer(x) if fuses else None for layer, fuses, x in zip(self.invariant, self.fuses, xs, strict=True)]
+        layers = zip(self.invariant, self.fuses, xs, strict=True)
+        said = [layer(x, None, kwargs) if fuses else None for layer, fuses, x in layers]
         found = []
         for i, (layer, x) in enumerate(zip(self.equivariant, xs, strict=True)):
             others = [z for j, z in enumerate(said) if j != i and z is not None]
-            found.append(layer(x, _sum(others)))
+            found.append(layer(x, _sum(others), kwargs))
         return tuple(found)
 
     def extra_repr(self) -> str:
@@ -149,25 +153,26 @@ class MultiInputEquiTune(nn.Module):
         return f"inputs={len(self.fuses)}, fusing={sum(self.fuses)}"
 
 
-def mean_of(module: OrbitModule, x: Tensor, call: Call | None = None) -> Any:
+def mean_of(module: OrbitModule, given: Given, call: Call | None = None) -> Any:
     """The mean of the views of every output."""
-    parts = len(module._parts(x))
+    parts = module._parts(given)
 
     def make(output: Output) -> Merge:
-        if parts > 1:
+        if len(parts) > 1:
             return Summed(output, 1.0 / module.inp.order)
         return Gathered(output, lambda y, action, *_: orbit_mean(y, action))
 
-    return module._merged(x, make, call=call)
+    return module._merged(given, make, call=call, parts=parts)
 
 
 class _Plus(OrbitModule):
     """Equitune with a tensor whose mean over the group is added in the same pass."""
 
-    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, plus: Tensor | None, kwargs: Mapping[str, Any]) -> Tensor:
+        given = self._inputs.given(x, (), kwargs)
         if plus is None:
-            return one_output("backbones", mean_of(self, x))
-        parts = len(self._parts(x))
+            return one_output("backbones", mean_of(self, given))
+        parts = self._parts(given)
         if self.out.square and not self.inp.views.keeps(x.shape):
             raise ValueError(
                 f"x: expected a square image for {self.inp.name!r}, got {x.shape[-2]}×{x.shape[-1]}: what other "
@@ -187,9 +192,9 @@ class _Plus(OrbitModule):
             whole = GroupAction(self.out.group, action.name, action.maps)  # all views are here
             return orbit_mean(y, whole, plus=plus.to(y.dtype))
 
-        if parts == 1:
-            return one_output("backbones", self._merged(x, lambda output: Gathered(output, merge_one)))
-        mean = one_output("backbones", mean_of(self, x))
+        if len(parts) == 1:
+            return one_output("backbones", self._merged(given, lambda output: Gathered(output, merge_one), parts=parts))
+        mean = one_output("backbones", mean_of(self, given))
         check(tuple(mean.shape))
         return mean + symmetrize(plus.to(mean.dtype), self._tables(self.out))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from ..core import checks
 from ..ops import symmetrize
 from ..views import FLOATS
 from .commuting import check_commuting, looked_up, mean_of_terms, representatives
+from .inputs import NOT_GIVEN, Given, Inputs
 from .multi import mean_of, named_actions, one_each, one_output
-from .views import ActionSpec, OrbitModule, action_of
+from .specs import ActionSpec, action_of
+from .views import OrbitModule
 
 __all__ = ["ProductEquiTune"]
 
@@ -51,7 +53,8 @@ class ProductEquiTune(nn.Module):
         forwards: Σ|G_i|, the backbone's forwards for each sample.
 
     Shapes:
-        x (B, \\*, H, W) → the backbone's output for one batch.
+        x (B, \\*, H, W) → the backbone's output for one batch. What else the backbone takes is repeated for every view,
+        as inputs that are not named are in ``EquiTune``.
 
     Raises:
         TypeError: a backbone or map that cannot be called, a spec that is no action, numbers that have no mean.
@@ -70,7 +73,7 @@ class ProductEquiTune(nn.Module):
 
     def __init__(
         self,
-        backbone: Callable[[Tensor], Tensor],
+        backbone: Callable[..., Tensor],
         inps: Sequence[ActionSpec],
         outs: ActionSpec | Sequence[ActionSpec],
         canonical: Sequence[Callable[[Tensor], Tensor] | None] | None = None,
@@ -100,6 +103,7 @@ class ProductEquiTune(nn.Module):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
         pairs = zip(self.inps, self.outs, strict=True)
+        self._inputs = [Inputs(inp, backbone, False) for inp in self.inps]
         self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward) for inp, out in pairs]
         self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
@@ -112,23 +116,23 @@ class ProductEquiTune(nn.Module):
         """Σ|G_i|."""
         return sum(inp.order for inp in self.inps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The merged output for a batch x; see the class."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+        """The merged output for a batch x and what else the backbone takes; see the class."""
+        given = [inputs.given(x, args, kwargs) for inputs in self._inputs]
         if not torch.compiler.is_compiling() and (
             self.verified == "always" or (self.verified == "first" and not self._seen)
         ):
-            self.verify(x)
-        terms = (self._term(i, x) for i in range(len(self.inps)))
+            self.verify(given[0].x)
+        terms = (self._term(i, given[i]) for i in range(len(self.inps)))
         return mean_of_terms(terms, [factor._tables(factor.out) for factor in self._factors])
 
-    def _term(self, i: int, x: Tensor) -> Tensor:
+    def _term(self, i: int, given: Given) -> Tensor:
         """The mean over factor i of what the backbone says of an input in canonical form under all others."""
         for j in range(len(self.inps)):
             if j != i:
-                x = self._canonical(j, x)
-        return one_output("backbone", mean_of(self._factors[i], x, lambda views: (self.backbone(views), None)))
+                given = given.changed(lambda x, j=j: self._canonical(j, x))  # type: ignore[misc]
+        mean = mean_of(self._factors[i], given, lambda args, kwargs, _: (self.backbone(*args, **kwargs), None))
+        return one_output("backbone", mean)
 
     @torch.no_grad()
     def verify(self, x: Tensor) -> None:

@@ -25,9 +25,11 @@ from ..ops import orbit, orbit_mean
 from ..ops.checked import undo_each
 from ..scalars import index
 from ..views import FLOATS
+from .inputs import NOT_GIVEN
 from .merging import Gathered
+from .specs import ActionSpec, action_of
 from .tables import ActionTables
-from .views import ActionSpec, OrbitModule, action_of, in_group_order
+from .views import OrbitModule, in_group_order
 
 __all__ = ["EquivariantHead", "GroupLinear", "GroupPool", "InvariantHead", "RegularLift"]
 
@@ -40,7 +42,7 @@ class RegularLift(OrbitModule):
     ``M^R_G(h x)[g] = h · M^R_G(x)[g h]``.
 
     Args:
-        backbone, inp, out, views_per_forward: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, strict: as in ``EquiTune``.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch with a group axis directly before the dims that ``out``
@@ -58,14 +60,14 @@ class RegularLift(OrbitModule):
         (torch.Size([2, 4, 4, 6, 8]), True)
     """
 
-    def forward(self, x: Tensor) -> Any:
-        """The regular features for a batch x (B, \\*, H, W); see the class."""
+    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+        """The regular features for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
 
         def merge_one(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:
             axis = y.dim() - 1 - action.dims
             return in_group_order(undo_each("output", y, action, axis), elements, axis)
 
-        return self._merged(x, lambda output: Gathered(output, merge_one))
+        return self._merged(self._inputs.given(x, args, kwargs), lambda output: Gathered(output, merge_one))
 
 
 class GroupLinear(nn.Module):
@@ -299,8 +301,9 @@ def _check(z: object, channels: int | None, order: int | None, dims: int) -> Non
     """That z is (…, C, |G|) with these sizes, None standing for any, and ``dims`` more dims behind."""
     if not isinstance(z, Tensor):
         raise TypeError(f"z: expected a torch.Tensor, got {type(z).__name__}")
-    ends = z.shape[: max(z.dim() - dims, 0)][-2:]
-    if len(ends) < 2 or channels not in (None, ends[0]) or order not in (None, ends[1]):
+    fits = z.dim() >= 2 + dims  # sizes are compared one by one: they may be symbols
+    fits = fits and (channels is None or z.shape[-2 - dims] == channels)
+    if not fits or (order is not None and z.shape[-1 - dims] != order):
         shape = f"…, {channels or 'C'}, {order or '|G|'}" + ", H, W" * (dims == 2)
         raise ValueError(f"z: expected regular features ({shape}), got shape {tuple(z.shape)}")
 

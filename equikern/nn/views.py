@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..actions import Action, FieldAction, GroupAction, grid, trivial
+from ..actions import Action
 from ..coordinates import Coordinates
 from ..core import checks
 from ..core.act import listed
-from ..ops.checked import orbit_some, undo_each
-from ..views import FLOATS
+from ..ops.checked import undo_each
+from ..views import EXACT, FLOATS
+from .inputs import NOT_GIVEN, Given, Inputs
 from .merging import Gathered, Merge, Output
+from .models import loss_of, own_loss
+from .outputs import Fitted
+from .specs import InputSpec, OutputSpec, acting, input_actions, output_actions
 from .tables import ActionTables
 
-ActionSpec = GroupAction | str
-OutputSpec = ActionSpec | Coordinates | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
+__all__ = ["Call", "MakeMerge", "OrbitModule", "check_views", "in_group_order"]
+
 MakeMerge = Callable[[Output], Merge]
-Call = Callable[[Tensor], "tuple[Any, Tensor | None]"]
+Call = Callable[[Sequence[Any], Mapping[str, Any], int], "tuple[Any, Tensor | None]"]
 
 
 class OrbitModule(nn.Module):
@@ -29,99 +33,132 @@ class OrbitModule(nn.Module):
 
     Attributes:
         backbone: the wrapped model.
-        inp: the action on the input.
+        inp: the action on the input; of several inputs, on the one that leads: the first on a grid, or the first.
         out: the action on every output, in the containers they come in.
+        strict: whether outputs that are not listed are an error.
         views_per_forward: the most views of one forward, or None.
     """
 
     def __init__(
-        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None = None
+        self,
+        backbone: Callable[..., Any],
+        inp: InputSpec,
+        out: OutputSpec,
+        views_per_forward: int | None = None,
+        strict: bool = True,
     ) -> None:
         super().__init__()
         if not callable(backbone):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
-        self.inp = action_of("inp", inp, None)
-        self.out = _actions(out, self.inp)
-        outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in leaves(self.out)]
-        self._tables = ActionTables([self.inp, *outputs])
+        inputs, self.inp = input_actions("inp", inp)
+        self.out = output_actions(out, self.inp)
+        self._inputs = Inputs(inputs, backbone, own_loss(backbone))
+        outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in acting(self.out)]
+        self._tables = ActionTables([*acting(inputs), *outputs])
         check_views(views_per_forward)
         self.views_per_forward = views_per_forward
+        checks.flag("strict", strict)
+        self.strict = strict
 
-    def views(self, x: Tensor) -> Any:
+    def views(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
         """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
 
-        What the merged output is made of: for looking at single views, or a merge of your own.
+        What the merged output is made of: for looking at single views, or a merge of your own. Integers, too, where
+        their action only moves them.
         """
-        return self._merged(x, lambda output: Gathered(output, _undone))
+        return self._merged(self._inputs.given(x, args, kwargs), lambda output: Gathered(output, _undone), EXACT)
 
-    def _call(self, views: Tensor) -> tuple[Any, Tensor | None]:
-        """The model on one batch of views, and what it says of each of them, (n·B,), that the merge needs."""
-        return self.backbone(views), None
+    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any], count: int) -> tuple[Any, Tensor | None]:
+        """The model on a batch of so many views, and what it says of each of them, (n·B,), that the merge needs."""
+        return self.backbone(*args, **kwargs), None
 
-    def _beside(self, outputs: Any, beside: Tensor | None) -> Tensor | None:
+    def _beside(self, fitted: Fitted, beside: Tensor | None) -> Tensor | None:
         """What the merge needs beside the outputs (n, B, …) of some views: (n, B)."""
         return beside
 
-    def _parts(self, x: Tensor) -> list[list[int]]:
+    def _parts(self, given: Given) -> list[list[int]]:
         """The elements of every forward: views of one shape, as many as are allowed."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-        if x.dim() < self.inp.dims + 1:
-            raise ValueError(
-                f"x: expected a batch (B, …, {checks.moved(self.inp)}) for {self.inp.name!r}, got shape "
-                f"{tuple(x.shape)}"
-            )
-        found = []
-        for bucket in buckets(self.inp, x.shape):
-            size = self.views_per_forward or len(bucket)
-            found += [bucket[start : start + size] for start in range(0, len(bucket), size)]
-        return found
+        return given.parts(self.views_per_forward)
 
     def _forwards(
-        self, x: Tensor, parts: list[list[int]], call: Call | None = None
+        self, given: Given, parts: list[list[int]], call: Call | None = None
     ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
         """For every part its elements, the outputs (n, B, …) and what is beside them."""
-        inp, call = self._tables(self.inp), call or self._call
+        call = call or self._call
         for elements in parts:
             # Nothing here may hold an output while the next one is made.
-            yield elements, *self._split(*self._run(call, orbit_some(x, inp, elements).flatten(0, 1), x), elements, x)
+            yield elements, *self._split(*self._run(call, elements, given), elements, given)
 
-    def _run(self, call: Call, views: Tensor, x: Tensor) -> tuple[Any, Tensor | None]:
-        if x.dim() > self.inp.dims + 1 or not self.inp.sides or torch.compiler.is_compiling():
-            return call(views)
+    def _run(self, call: Call, elements: list[int], given: Given) -> tuple[Any, Tensor | None]:
+        args, kwargs = given.seen(elements, self._tables)
+        count = len(elements) * given.batch
+        if not given.may_lack_batch or torch.compiler.is_compiling():
+            return call(args, kwargs, count)
         try:
-            return call(views)
+            return call(args, kwargs, count)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if type(error) not in (RuntimeError, ValueError, TypeError, IndexError):  # such as torch.OutOfMemoryError
                 raise
+            x = given.x
             raise ValueError(
-                f"x: {tuple(x.shape)} was taken for a batch of {len(x)} ({checks.moved(self.inp)}), with which the "
+                f"x: {tuple(x.shape)} was taken for a batch of {len(x)} ({checks.moved(given.action)}), with which the "
                 f"backbone fails; a single image with channels is x[None]. It says: {error}"
             ) from error
 
-    def _split(self, outputs: Any, beside: Tensor | None, elements: list[int], x: Tensor) -> tuple[Any, Tensor | None]:
-        outputs = _split_batch(outputs, len(elements), x.shape[0])
+    def _split(
+        self, outputs: Any, beside: Tensor | None, elements: list[int], given: Given
+    ) -> tuple[Any, Tensor | None]:
+        order, batch = len(elements), given.batch
+        spec = self.out
+        if given.trains and isinstance(spec, dict) and "loss" not in spec:
+            spec = {**spec, "loss": None}  # of the views, not of what they are merged into
+        fitted = Fitted(outputs, spec, order, batch, self.strict)
         if beside is not None:
-            beside = beside.unflatten(0, (len(elements), x.shape[0]))  # type: ignore[no-untyped-call]
-        return outputs, self._beside(outputs, beside)
+            beside = beside.unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
+        return fitted, self._beside(fitted, beside)
 
     def _merged(
-        self, x: Tensor, make: MakeMerge, dtypes: frozenset[torch.dtype] = FLOATS, call: Call | None = None
+        self,
+        given: Given,
+        make: MakeMerge,
+        dtypes: frozenset[torch.dtype] = FLOATS,
+        call: Call | None = None,
+        parts: list[list[int]] | None = None,
     ) -> Any:
-        """The merged outputs for a batch x: every output's views go to the merge that ``make`` gives for it."""
-        parts = self._parts(x)
-        turned = not self.inp.views.keeps(x.shape)
-        skeleton, merges = None, None
-        for elements, outputs, beside in self._forwards(x, parts, call):
+        """The merged outputs of a call: every output's views go to the merge that ``make`` gives for it."""
+        made, merges = None, None
+        for elements, fitted, beside in self._forwards(given, self._parts(given) if parts is None else parts, call):
             if merges is None:
-                skeleton = mapped(outputs, lambda _: None)
-                merges = [make(self._output(spec, x, turned, dtypes)) for _, spec in fitting(outputs, self.out)]
-            _add(merges, fitting(outputs, self.out), elements, beside)
-            del outputs, beside
+                made, turned = fitted.made, given.turned
+                merges = [make(self._output(spec, given.x, turned, dtypes)) for _, spec in fitted.pairs]
+            _add(merges, fitted.pairs, elements, beside)
+            del fitted, beside
+        assert made is not None
         assert merges is not None
-        results = iter([merge.result() for merge in merges])
-        return mapped(skeleton, lambda _: next(results))
+        return made(iter([merge.result() for merge in merges]))
+
+    def _with_loss(self, given: Given, merged: Any) -> Any:
+        """The merged outputs, in front of them the model's own loss of the logits, where it was asked for."""
+        if given.labels is None or not self._keeps_logits:
+            return merged
+        if isinstance(merged, tuple):
+            logits = merged[0] if merged else None
+        else:
+            logits = merged.get("logits") if isinstance(merged, Mapping) else None
+        if not isinstance(logits, Tensor):
+            return merged
+        loss = loss_of(self.backbone, logits, given.labels, given.beside)
+        if isinstance(merged, tuple):
+            return (loss, *merged)
+        named = {"loss": loss, **merged}
+        kind: Any = type(merged)
+        return kind(**named) if dataclasses.is_dataclass(merged) else named
+
+    @property
+    def _keeps_logits(self) -> bool:
+        """Whether merged logits are logits."""
+        return True
 
     def _output(self, spec: Any, x: Tensor, turned: bool, dtypes: frozenset[torch.dtype]) -> Output:
         size = (x.shape[-2], x.shape[-1]) if x.dim() > 1 else (1, 1)
@@ -138,7 +175,7 @@ class OrbitModule(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
-        return f"inp={self.inp!r}, out={self.out!r}"
+        return f"inp={self._inputs.actions!r}, out={self.out!r}"
 
 
 def _add(merges: list[Merge], pairs: list[tuple[Tensor, Any]], elements: list[int], beside: Tensor | None) -> None:
@@ -163,120 +200,3 @@ def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:
 
 def _undone(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:
     return in_group_order(undo_each("output", y, action), elements)
-
-
-def buckets(inp: GroupAction, shape: Sequence[int]) -> list[list[int]]:
-    """Elements whose views of such a shape have one: all of them, or upright and turned ones of a rectangle.
-
-    They follow from what the views do to the sides, and from which sides are equal, not from how long they are.
-    """
-    views = inp.views
-    if views.keeps(shape):
-        return [list(range(inp.order))]
-    sides = range(-views.sides, 0)
-    alike = {axis: min(other for other in sides if shape[other] == shape[axis]) for axis in sides}
-    found: dict[tuple[int, ...], list[int]] = {}
-    for g, axes in enumerate(views.axes):
-        found.setdefault(tuple(alike[axis] for axis in axes or sides), []).append(g)
-    return list(found.values())
-
-
-def leaves(tree: Any) -> list[Any]:
-    """What the containers of an output, or of its actions, hold."""
-    if isinstance(tree, Mapping):
-        return [leaf for value in tree.values() for leaf in leaves(value)]
-    return [leaf for value in tree for leaf in leaves(value)] if isinstance(tree, (tuple, list)) else [tree]
-
-
-def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """The same containers with every leaf changed, in the order of ``leaves``."""
-    if isinstance(tree, Mapping):
-        return _rebuilt(tree, {key: mapped(value, change) for key, value in tree.items()})
-    return (
-        _rebuilt(tree, [mapped(value, change) for value in tree]) if isinstance(tree, (tuple, list)) else change(tree)
-    )
-
-
-def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
-    """The action that a spec names: itself, or a grid's name; "trivial" is that of the group of ``like``.
-
-    Raises:
-        TypeError, ValueError: no action or unknown name, or a group other than that of ``like``; called ``name``.
-    """
-    if isinstance(spec, str):
-        try:
-            action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
-        except ValueError as error:
-            raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
-    elif isinstance(spec, GroupAction):
-        action = spec
-    else:
-        raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}")
-    if like is not None and action.group != like.group:
-        raise ValueError(
-            f"{name}: expected an action of the input's group {like.group!r} ({like.name!r}), got {action.name!r} "
-            f"of {action.group!r}"
-        )
-    return action
-
-
-def _actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
-    """The output specs as actions, in the containers they came in."""
-    if isinstance(spec, Coordinates):
-        if spec.action != (inp.grid if isinstance(inp, FieldAction) else inp):
-            raise ValueError(f"{name}: expected one made for the input's {inp!r}, got {spec!r}")
-        return spec
-    if isinstance(spec, Mapping):
-        return {key: _actions(value, inp, f"{name}[{key!r}]") for key, value in spec.items()}
-    if isinstance(spec, (tuple, list)):
-        return tuple(_actions(value, inp, f"{name}[{i}]") for i, value in enumerate(spec))
-    return action_of(name, spec, inp)
-
-
-def _split_batch(output: Any, order: int, batch: int, name: str = "") -> Any:
-    """(|G|·B, …) → (|G|, B, …) for every tensor of the backbone's output; ``name`` is that of a part."""
-    if isinstance(output, Mapping):
-        return _rebuilt(output, {key: _split_batch(t, order, batch, f"{name}[{key!r}]") for key, t in output.items()})
-    if isinstance(output, (tuple, list)):
-        return _rebuilt(output, [_split_batch(t, order, batch, f"{name}[{i}]") for i, t in enumerate(output)])
-    at = f" at {name}" if name else ""
-    if not isinstance(output, Tensor):
-        raise TypeError(f"backbone: expected it to return a tensor, tuple or dict{at}, got {type(output).__name__}")
-    if output.dim() == 0 or output.shape[0] != order * batch:
-        raise ValueError(
-            f"backbone: expected an output{at} whose first dim is the batch {order * batch} ({order} views of "
-            f"{batch}), got shape {tuple(output.shape)}"
-        )
-    return output.unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
-
-
-def _rebuilt(container: Any, values: Any) -> Any:
-    """The values in a container of the same kind: dicts and their subclasses, named tuples, tuples and lists."""
-    if isinstance(container, Mapping):
-        if not isinstance(container, dict):
-            return dict(values)
-        rebuilt = copy.copy(container)  # what a subclass keeps beside its items comes along
-        for key, value in values.items():  # some subclasses have no update
-            rebuilt[key] = value
-        return rebuilt
-    return type(container)(*values) if hasattr(container, "_fields") else type(container)(values)
-
-
-def fitting(outputs: Any, spec: Any, name: str = "") -> list[tuple[Tensor, Any]]:
-    """Every tensor of the backbone's outputs with the spec that is meant for it, in the order of ``leaves``."""
-    if isinstance(outputs, Tensor):
-        if isinstance(spec, (dict, tuple)):
-            raise ValueError(f"out{name}: expected one action, since the backbone returns one tensor, got {spec!r}")
-        return [(outputs, spec)]
-    if isinstance(outputs, Mapping):
-        keys, kind = list(outputs), "dict"
-        fits = isinstance(spec, dict) and set(spec) == set(keys)
-    else:
-        keys, kind = list(range(len(outputs))), "tuple"
-        fits = isinstance(spec, tuple) and len(spec) == len(keys)
-    if not fits:
-        raise ValueError(
-            f"out{name}: the backbone returns a {kind} with {keys}; expected a {kind} with an action for each, got "
-            f"{spec!r}"
-        )
-    return [pair for key in keys for pair in fitting(outputs[key], spec[key], f"{name}[{key!r}]")]

@@ -13,9 +13,9 @@ from ..views import EXACT, accumulator
 __all__ = ["orbit_some", "orbit_sum", "undo_each"]
 
 
-def orbit_some(x: Tensor, action: Action, elements: Sequence[int]) -> Tensor:
+def orbit_some(x: Tensor, action: Action, elements: Sequence[int], name: str = "x") -> Tensor:
     """Some elements' views of x, (n, \\*shape of a view): all of one shape, where x is a rectangle."""
-    x, _ = checks.image("x", x, action, EXACT, turns=True)
+    x, _ = checks.image(name, x, action, EXACT, turns=True)
     return autograd.orbit(x, action.maps.subset(elements))
 
 

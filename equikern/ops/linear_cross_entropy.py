@@ -102,7 +102,7 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
     if bias is not None and tuple(found[2].shape) != (found[1].shape[0],):
         raise ValueError(f"bias: expected shape ({found[1].shape[0]},) like weight, got {tuple(found[2].shape)}")
     kind = first.device.type
-    if torch.is_autocast_enabled(kind) and first.dtype != torch.float64:
+    if kind != "meta" and torch.is_autocast_enabled(kind) and first.dtype != torch.float64:
         found = [t.to(torch.get_autocast_dtype(kind)) for t in found]
     for name, t in zip(("hidden", "weight", "bias"), found, strict=False):
         if t.dtype != found[0].dtype:

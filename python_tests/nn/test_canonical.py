@@ -331,8 +331,8 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "no tensor": (
         lambda: build(backbone=lambda x: (x,))(X),
-        TypeError,
-        "backbone: expected it to return a tensor, got tuple",
+        ValueError,
+        r"out: the backbone returns a tuple with \[0\]; expected a tuple with an action for each",
     ),
     "no poses": (lambda: build(backbone=lambda x: x[:3])(X), ValueError, r"backbone: .* first dim is the batch 12"),
     "two weights": (

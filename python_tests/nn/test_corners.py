@@ -120,7 +120,6 @@ def one_box(found: list[list[float]], scores: list[float]) -> Callable[[Tensor],
 
 
 def test_detectors_on_another_default_device(elsewhere: None) -> None:
-    pytest.importorskip("ensemble_boxes")
     x = torch.zeros(1, 1, 6, 8, device="cpu")
     x[0, 0, 0, 0] = 1
     (found,) = EquiDetector(one_box([[1.0, 1.0, 3.0, 3.0]], [0.8]), "hflip", boxes("hflip"))(x)
@@ -132,7 +131,6 @@ def test_detectors_on_another_default_device(elsewhere: None) -> None:
 
 def test_a_box_found_twice_by_one_view_counts_once() -> None:
     """The mean over both views, of which one has found nothing, is half of the surer score."""
-    pytest.importorskip("ensemble_boxes")
     x = torch.zeros(1, 1, 6, 8)
     x[0, 0, 0, 0] = 1
     twice = one_box([[1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 3.0, 3.1]], [1.0, 0.9])
@@ -215,7 +213,6 @@ def test_what_layers_do_not_have() -> None:
 
 
 def test_boxes_that_are_lists() -> None:
-    pytest.importorskip("ensemble_boxes")
 
     def detect(x: Tensor) -> list[dict[str, Any]]:
         return [{"boxes": [[0, 0, 1, 1]], "scores": [1.0], "labels": [1]} for _ in x]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from typing import Any
 
 import pytest
 import torch
 from equikern import Coordinates, EquiDetector, boxes, grid, keypoints
 from torch import Tensor, nn
-
-if importlib.util.find_spec("ensemble_boxes") is None:
-    pytest.skip('the extra "boxes" is not installed', allow_module_level=True)
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 UNITS = ("edge", "center", "normalized")
@@ -75,9 +70,10 @@ def test_equivariant(name: str, size: tuple[int, int], format: Any, units: Any) 
             assert torch.equal(moved["labels"], found["labels"])
 
 
-@pytest.mark.parametrize("confidence", ["avg", "max", "box_and_model_avg", "absent_model_aware_avg"])
+@pytest.mark.parametrize("confidence", ["avg", "max"])
 def test_is_the_fusion_of_what_is_turned_back(confidence: Any) -> None:
     """With the flips' boxes turned back here, in plain torch, of each view without those that overlap a surer one."""
+    pytest.importorskip("ensemble_boxes")
     from ensemble_boxes import nms, weighted_boxes_fusion
 
     spec = boxes("hflip")
@@ -202,7 +198,128 @@ def test_bad_input(case: str) -> None:
         call()
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ensemble_boxes", None)
-    with pytest.raises(ImportError, match=r"pip install .equikern\[boxes\]"):
-        EquiDetector(answers(), "c4", boxes("c4"))
+# -- what is fused beside boxes
+
+
+class Segmenter(Detector):
+    """With a mask over the image and two keypoints for each box."""
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        answers = super().forward(x)
+        for image, found in zip(self.conv(x).tanh(), answers, strict=True):
+            left, top, right, bottom = found["boxes"][:, :, None, None].unbind(1)
+            rows, columns = (torch.arange(n) + 0.5 for n in image.shape[-2:])
+            inside = (columns > left) & (columns < right) & (rows[:, None] > top) & (rows[:, None] < bottom)
+            found["masks"] = (inside * image[3].sigmoid())[:, None]
+            points = torch.stack((found["boxes"][:, :2], found["boxes"][:, 2:]), 1)
+            points = torch.stack((points[..., 0].mean(1, keepdim=True) + torch.tensor([-1.0, 1.0]), points[..., 1]), 2)
+            found["keypoints"] = torch.cat((points, torch.ones(len(points), 2, 1)), 2)
+            found["keypoints_scores"] = found["scores"][:, None] * torch.tensor([0.5, 1.0])
+        return answers
+
+
+FURTHER = {"masks": "d4", "keypoints": keypoints("d4", extra=1), "keypoints_scores": "trivial"}
+
+
+def test_masks_and_keypoints_go_with_their_boxes() -> None:
+    spec = boxes("d4")
+    model, x = EquiDetector(Segmenter(spec), "d4", {"boxes": spec, **FURTHER}), torch.randn(2, 2, 10, 15)
+    y, plain = model(x), EquiDetector(Detector(spec), "d4", spec)(x)
+    for found, alone in zip(y, plain, strict=True):
+        n = len(found["boxes"])
+        assert found["masks"].shape == (n, 1, 10, 15)
+        assert found["keypoints"].shape == (n, 2, 3)
+        for name in ("boxes", "scores", "labels"):
+            assert torch.equal(found[name], alone[name])
+    for g in range(8):
+        for found, moved in zip(y, model(grid("d4").act(g, x)), strict=True):
+            close(moved["masks"], grid("d4").act(g, found["masks"]))
+            close(moved["keypoints"], FURTHER["keypoints"].act(g, found["keypoints"], (10, 15)))  # type: ignore[union-attr, arg-type]
+            close(moved["keypoints_scores"], found["keypoints_scores"])
+
+
+def test_entries_are_averaged_by_score() -> None:
+    """Two views of one box: by hand."""
+
+    def detector(images: Tensor) -> list[dict[str, Tensor]]:
+        kinds = [(0.9, 1.0), (0.3, 0.0)] * (len(images) // 2)
+        return [
+            {
+                "boxes": torch.tensor([[2.0, 1.0, 4.0, 3.0]]),
+                "scores": torch.tensor([score]),
+                "labels": torch.tensor([1]),
+                "masks": torch.full((1, 1, 4, 6), value),
+            }
+            for score, value in kinds
+        ]
+
+    x = torch.zeros(1, 1, 4, 6)
+    (found,) = EquiDetector(detector, "hflip", {"boxes": boxes("hflip"), "masks": "hflip"})(x)
+    close(found["scores"], torch.tensor([0.6]))
+    close(found["masks"], torch.full((1, 1, 4, 6), 0.75))
+
+
+def test_two_boxes_of_one_view_count_once() -> None:
+    """They overlap each other too little to be one, but both overlap what another view has in between."""
+    first = {
+        "boxes": torch.tensor([[0.0, 0.0, 10.0, 10.0]]),
+        "scores": torch.tensor([0.9]),
+        "labels": torch.tensor([1]),
+    }
+    sides = torch.tensor([[0.0, 0.0, 7.0, 10.0], [3.0, 0.0, 10.0, 10.0]])
+    second = {"boxes": sides, "scores": torch.tensor([0.8, 0.7]), "labels": torch.tensor([1, 1])}
+    (found,) = EquiDetector(lambda x: [first, second], "hflip", boxes("hflip"))(torch.zeros(1, 1, 10, 10))
+    close(found["scores"], torch.tensor([0.85, 0.35]))  # means over both views, none above one box for each
+    assert len(found["boxes"]) == 2
+    (surest,) = EquiDetector(lambda x: [first, second], "hflip", boxes("hflip"), confidence="max")(
+        torch.zeros(1, 1, 10, 10)
+    )
+    close(surest["scores"], torch.tensor([0.9, 0.7]))
+
+
+@pytest.mark.parametrize("views_per_forward", [None, 3])
+def test_lists_of_images(views_per_forward: int | None) -> None:
+    """Images of several sizes, as torchvision's detectors take them: each as if it were alone."""
+    spec = boxes("d4")
+    net = Segmenter(spec)
+
+    def listed(images: list[Tensor], scale: Tensor | None = None, mode: str = "") -> list[dict[str, Tensor]]:
+        assert isinstance(images, list)
+        assert mode in ("", "fast")
+        assert scale is None or len(scale) == len(images)
+        return [net(image[None])[0] for image in images]
+
+    out = {"boxes": spec, **FURTHER}
+    model = EquiDetector(listed, "d4", out, views_per_forward=views_per_forward)
+    images = [torch.randn(2, 10, 15), torch.randn(2, 12, 12), torch.randn(2, 15, 10)]
+    found = model(images, torch.ones(3), mode="fast")
+    views = model.views(tuple(images))
+    assert [len(some) for some in views] == [8, 8, 8]
+    for image, ours in zip(images, found, strict=True):
+        (alone,) = EquiDetector(net, "d4", out)(image[None])
+        for name in alone:
+            close(ours[name], alone[name])
+    assert model([]) == []
+    with pytest.raises(ValueError, match=r"x\[1\]: expected an image \(C, H, W\), got shape \(1, 2, 10, 15\)"):
+        model([images[0], images[0][None]])
+    with pytest.raises(ValueError, match=r"args\[0\]: expected a first dim that is the batch 3"):
+        model(images, torch.ones(2))
+
+
+def test_bad_entries() -> None:
+    one, spec = torch.zeros(1, 1, 4, 4), {"boxes": boxes("c4"), "masks": "c4"}
+    cases: list[tuple[Any, Any, type[Exception], str]] = [
+        (answers(), {"masks": "c4"}, TypeError, r"out: expected what boxes\(…\) makes, got None"),
+        (answers(), {**spec, "labels": "trivial"}, ValueError, r"out\['labels'\]: expected an action for an entry"),
+        (answers(), spec, ValueError, r'expected dicts with .* and "masks", got'),
+        (answers(masks=torch.zeros(3, 1, 4, 4)), spec, ValueError, r'expected "masks" \(2, …\) like its boxes'),
+        (
+            answers(masks=torch.zeros(2, 1, 4, 4) > 0),
+            spec,
+            TypeError,
+            r'numbers to average for "masks", got torch.bool',
+        ),
+    ]
+    for detector, out, error, message in cases:
+        with pytest.raises(error, match=message):
+            EquiDetector(detector, "c4", out)(one)

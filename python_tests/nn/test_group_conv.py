@@ -298,3 +298,26 @@ def test_escnns_convolutions(escnn: Any, name: str, inp: Any) -> None:
         there = there.flatten(1, 2)
     out = conv(escnn.nn.GeometricTensor(there, types[0])).tensor.view(2, 2, n, 6, 8)
     close(layer(z), out[:, :, inverse])
+
+
+def test_channels_last() -> None:
+    """``to(memory_format=…)`` lays the weights out as ``nn.Conv2d``'s, and what comes out is the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        GroupConv2d("d4", 3, 4, 3, inp="trivial", padding=1), nn.ReLU(), GroupConv2d("d4", 4, 5, 3, padding=1)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    assert model.to(memory_format=torch.channels_last) is model
+    first, second = model[0].weight, model[2].weight
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    assert second.shape == (5, 4, 8, 3, 3)
+    assert second.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
+    y = model(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    y.sum().backward()
+    assert second.grad is not None
+    model.to(memory_format=torch.contiguous_format)
+    assert torch.equal(model[2].weight, second)
+    model.double()
+    torch.testing.assert_close(model(x.double()).float(), expected, rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,3 +276,88 @@ def test_a_signed_permutation_of_states() -> None:
     x = torch.randn(5, 4)
     torch.testing.assert_close(model(-x), model(x).flip(-1))
     assert LambdaEquiTune(net, state, trivial(cyclic_group(2)), 2)(x).shape == (5, 2)
+
+
+class ChannelsLast(nn.Module):
+    """Like Swin's stages: maps (N, H, W, F), normalised over F, so that means over F say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.LayerNorm(6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+def test_features_are_pooled_where_they_are() -> None:
+    torch.manual_seed(0)
+    last, x = ChannelsLast(), images(9, 9)
+    maps = last.norm(last.conv(x).permute(0, 2, 3, 1))
+    net = weight_network(6)
+    model = LambdaEquiTune(last, "d4", "trivial", net, features="norm", normalize=None)
+    torch.testing.assert_close(model.weights(x)[0], net(maps.mean((1, 2))).flatten(), rtol=1e-4, atol=1e-5)
+    assert model.weights(x).std(0).min() > 1e-4
+    first = LambdaEquiTune(last, "d4", "trivial", net, features="conv", normalize=None)
+    torch.testing.assert_close(first.weights(x)[0], net(last.conv(x).mean((2, 3))).flatten(), rtol=1e-4, atol=1e-5)
+    square = torch.randn(2, 6, 6, 6).cumsum(1)  # as many in both places: first, unless it is said
+    for pool, dims in (("auto", (2, 3)), ("first", (2, 3)), ("last", (1, 2))):
+        said = LambdaEquiTune(
+            lambda v: v.mean((1, 2, 3))[:, None],
+            "c2",
+            "trivial",
+            net,
+            features=lambda v: square.repeat(2, 1, 1, 1),
+            normalize=None,
+            pool=pool,  # type: ignore[arg-type]
+        )
+        expected = net(square.mean(dims)).flatten()
+        torch.testing.assert_close(said.weights(x)[0], expected, rtol=1e-4, atol=1e-4, msg=pool)
+
+
+def test_features_as_they_are() -> None:
+    """A network of weights of its own, which reads whole maps; layers behind change them in place."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(nn.Flatten(), nn.Linear(6 * 36, 1))
+    model, x = LambdaEquiTune(backbone, "d4", "trivial", net, features="0", normalize=None, pool=None), images(8, 8)
+    torch.testing.assert_close(model.weights(x)[0], net(backbone[0](x)).flatten(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="pool: expected one of 'auto', 'first', 'last', None, got 'mean'"):
+        LambdaEquiTune(backbone, "d4", "trivial", 6, pool="mean")  # type: ignore[arg-type]
+
+
+def test_features_by_name_inside_of_a_wrapper() -> None:
+    """DDP and DataParallel put ``module.`` in front of names; the model's own still count, and so do those."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    x = images(8, 8)
+    expected = LambdaEquiTune(backbone, "d4", "trivial", net := weight_network(6), features="1").weights(x)
+    for name in ("1", "module.1"):
+        wrapped = LambdaEquiTune(nn.DataParallel(backbone), "d4", "trivial", net, features=name)
+        torch.testing.assert_close(wrapped.weights(x), expected)
+    with pytest.raises(ValueError, match="features: the backbone has no submodule '9'; it has 0, 1, 2"):
+        LambdaEquiTune(nn.DataParallel(backbone), "d4", "trivial", net, features="9")
+
+
+def test_frozen_features_are_copied_before_a_model_is_sharded(tmp_path: Path) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+    x, net = images(8, 8), weight_network(6)
+    model = LambdaEquiTune(made(), "d4", "trivial", copy.deepcopy(net), features="0", frozen=True)
+    expected = model(x)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fully_shard(model)
+        found = model(x)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        sharded = made()
+        fully_shard(sharded)
+        torch.testing.assert_close(LambdaEquiTune(sharded, "d4", "trivial", net, features="0")(x), expected)
+        with pytest.raises(ValueError, match="frozen: expected a backbone that is not sharded yet"):
+            LambdaEquiTune(sharded, "d4", "trivial", net, features="0", frozen=True)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -351,3 +351,24 @@ def test_bad_input(case: str) -> None:
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_layers_compile_for_all_sizes() -> None:
+    """Under symbolic sizes, in one graph, with gradients."""
+    cycle = permutation([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
+    layers: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "linear": (GroupLinear(cyclic_group(3), 5, 7), (4, 6, 5, 3)),
+        "pool": (GroupPool("mean"), (4, 2, 3, 6, 8)),
+        "invariant": (InvariantHead(5, 7), (4, 5, 3, 6, 8)),
+        "equivariant": (EquivariantHead(5, cycle), (4, 5, 3, 6, 8)),
+        "of vectors": (EquivariantHead(5, cycle, dims=0), (4, 5, 3)),
+    }
+    for name, (layer, shape) in layers.items():
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, backend="eager", dynamic=True, fullgraph=True)
+        for batch in (shape[0], 2 * shape[0], 3):
+            z = torch.randn(batch, *shape[1:], requires_grad=True)
+            y = compiled(z)
+            torch.testing.assert_close(y, layer(z), msg=lambda m, name=name: f"{name}: {m}")
+            y.sum().backward()
+            assert z.grad is not None

@@ -401,3 +401,16 @@ def test_backends_agree() -> None:
         reference = value_and_gradients(lambda t: orbit_cross_entropy(t, target, NINE, "probs"), [y])
     for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@each("reduction", ["mean", "sum", "none"])
+def test_linear_loss_on_meta(reduction: Any) -> None:
+    """Shapes alone, with gradients: what a model on ``meta`` asks for."""
+    hidden, weight, bias = (torch.empty(s, device="meta", requires_grad=True) for s in ((2, 4, 5), (3, 5), (3,)))
+    target, swap = torch.empty(4, dtype=torch.int64, device="meta"), permutation([[0, 1, 2], [1, 0, 2]])
+    loss = linear_orbit_cross_entropy(hidden, weight, target, swap, bias=bias, reduction=reduction)
+    assert (loss.shape, loss.device.type) == ((4,) if reduction == "none" else (), "meta")
+    loss.sum().backward()
+    for t in (hidden, weight, bias):
+        assert t.grad is not None
+        assert t.grad.shape == t.shape

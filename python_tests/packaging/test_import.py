@@ -76,6 +76,31 @@ def test_works_without_the_native_module() -> None:
     assert run(code, EQUIKERN_BACKEND="") == [True, [2, 3, 8, 8]]
 
 
+def test_missing_kernels_are_said_once() -> None:
+    code = """
+import json, sys, warnings
+sys.modules["equikern._C"] = None
+import equikern, torch
+x, d4 = torch.zeros(2, 4, 4), equikern.grid("d4")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    with equikern.use_backend("reference"):
+        equikern.orbit(x, d4)
+    silent = len(caught)
+    equikern.orbit(x, d4)
+    with equikern.use_backend("reference"):
+        equikern.orbit(x, d4)
+    equikern.orbit_mean(equikern.orbit(x, d4), d4)
+print(json.dumps([silent, [str(w.message) for w in caught]]))
+"""
+    silent, messages = run(code, EQUIKERN_BACKEND="")
+    assert silent == 0
+    (message,) = messages
+    assert "run in plain torch" in message
+    assert "the C++ module is not built" in message
+    assert run(code.replace("sys.modules[", "# sys.modules["), EQUIKERN_BACKEND="") == [0, []]
+
+
 def test_works_without_triton() -> None:
     assert run("import sys; sys.modules['triton'] = None\n" + WORKS) == [True, [2, 3, 8, 8]]
 

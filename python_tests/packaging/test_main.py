@@ -95,7 +95,6 @@ def test_demo_on_two_images(tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ensemble_boxes") is None, reason='the extra "boxes" is not installed')
 def test_the_readme_examples_run() -> None:
     """Those on your own model, one after another in one namespace, as they stand."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
