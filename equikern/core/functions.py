@@ -58,11 +58,11 @@ def _special() -> bool:
 def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     """Whether derivatives of a call with these inputs may be asked for.
 
-    Under transforms, those that a compiled function contains too, nobody sees what requires grad behind a batch.
+    Under transforms nobody sees what requires grad behind a batch, and what is recorded may be trained later.
     """
     if (t.requires_grad or (other is not None and other.requires_grad)) and torch.is_grad_enabled():
         return True
-    return _compiling() or _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0
+    return _special()
 
 
 def functional(t: Tensor) -> bool:

@@ -191,7 +191,7 @@ SHAPES: dict[str, tuple[Any, tuple[tuple[int, ...], ...], tuple[Any, ...]]] = {
         f"select {gradient}": (
             select._Select,
             ((8, 2, 3, 8, 8), *W),
-            (BACK, True, gradient),
+            ("", BACK, True, gradient),
         )
         for gradient in ("mean", "identity", "selected")
     },

@@ -296,7 +296,8 @@ def data(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 def test_every_operator_with_views_is_here() -> None:
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("equikern::")]
     found = {name.removeprefix("equikern::") for name in names if "views" in str(schema(name))}
-    assert found == {*CALLS, *ROWS}
+    # Those that traces record are made of the others, which check what they are given.
+    assert {name for name in found if not name.startswith("traced_")} == {*CALLS, *ROWS}
 
 
 def schema(name: str) -> str:
