@@ -170,9 +170,6 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         output = states.Prediction(loss=loss, logits=self._merged(y), **caches)
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
-        return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
-
     # The parts.
 
     def _orbit(self, ids: Tensor) -> Tensor:

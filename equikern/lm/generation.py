@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from ..actions import TokenAction
+from ..nn.tables import ActionTables
 from . import frames, models
 from .pretrained import Pretrained
 from .states import NAMES, reordered
@@ -38,6 +39,7 @@ class Generates(Pretrained, GenerationMixin):
     """What ``EquiLM`` says of ``generate``, and what transformers' generate calls."""
 
     action: TokenAction
+    _tables: ActionTables
     _count: int  # views of a sentence
     _takes: set[str]  # what the model's forward takes
     _is_stateful = False
@@ -47,7 +49,8 @@ class Generates(Pretrained, GenerationMixin):
     _compiled: Callable[..., Any] | None = None  # the model's forward in one call of generate, where it is compiled
 
     def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
-        raise NotImplementedError
+        """What makes prompts canonical and their answers the user's again; None where there is nothing canonical."""
+        return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
 
     def generate(  # type: ignore[override]  # the rest of transformers' parameters are options
         self,

@@ -163,7 +163,8 @@ class LambdaEquiTune(OrbitModule):
             return self._tap.run(self.backbone, args, kwargs)
         output = self.backbone(*args, **kwargs)
         with torch.no_grad():
-            return output, self._tap.run(self.frozen, args, kwargs)[1]
+            features = self._tap.run(self.frozen, args, kwargs)[1]
+        return output, features.detach()  # forward mode and exported programs know nothing of no_grad
 
     def train(self, mode: bool = True) -> LambdaEquiTune:
         """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""
