@@ -296,6 +296,7 @@ def test_without_torchs_question_every_call_is_right(monkeypatch: pytest.MonkeyP
     x = made(2, 3, 3).requires_grad_()
     loss = orbit_cross_entropy(orbit(x, D4).flatten(2), torch.tensor([0, 1]), trivial(D4.group))
     (ours,) = torch.autograd.grad(loss, x)
+    assert torch.equal(orbit(x.detach(), D4, out=made(8, 2, 3, 3)), orbit(x.detach(), D4))
     monkeypatch.undo()
     loss = orbit_cross_entropy(orbit(x, D4).flatten(2), torch.tensor([0, 1]), trivial(D4.group))
     close(ours, torch.autograd.grad(loss, x)[0])
