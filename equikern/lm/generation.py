@@ -22,6 +22,9 @@ REFUSED = {
     "inputs_embeds": "the group acts on token ids: pass input_ids",
     "assistant_model": "assisted generation drafts with a model that is not equivariant",
     "prompt_lookup_num_tokens": "assisted generation is not supported",
+    "assistant_early_exit": "assisted generation is not supported",
+    "penalty_alpha": "contrastive search reads the hidden states, which the views' mean does not have",
+    "dola_layers": "it reads the hidden states of layers, which the views' mean does not have",
     "custom_generate": "only transformers' own decoding is supported",
     "negative_prompt_ids": "guidance by a negative prompt is not supported",
     "negative_prompt_attention_mask": "guidance by a negative prompt is not supported",
@@ -101,10 +104,10 @@ class Generates(Pretrained, GenerationMixin):
         if inputs is not None:
             inputs = models.check_ids(inputs)
             frame = self._canonical(inputs, options.get("attention_mask"))
-        if frame is None:
-            return _THEIRS.generate(self, inputs, *given, streamer=streamer, **options)
         call = copy.copy(self)
         call._frame = frame
+        if frame is None:
+            return _THEIRS.generate(call, inputs, *given, streamer=streamer, **options)
         through = None if streamer is None else frames.UserStreamer(streamer, frame)
         result = _THEIRS.generate(call, frame.canonical, *given, streamer=through, **options)
         if call._crossed != {"processors", "criteria"}:

@@ -131,6 +131,9 @@ class Stored:
             raise ValueError(f"folder: expected format {_FORMAT} in {path / _SETTINGS}, got {said.get('format')!r}")
         if said["class"] != cls.__name__:
             raise ValueError(f"folder: {path} holds an {said['class']}, load it with {said['class']}.from_pretrained")
+        _, _, action, *_ = inspect.signature(cls.__init__).parameters
+        if action in options:
+            raise ValueError(f"{action}: that of the folder is taken; for another one wrap the model anew")
         own = set(inspect.signature(cls.__init__).parameters)
         loading = {name: value for name, value in options.items() if name not in own}
         if model is None:
