@@ -115,11 +115,12 @@ class EquivariantAgent:
         return self.net.plain(observations)
 
     def remove(self) -> None:
-        """Let the agent act by its own network again. Once removed, nothing happens."""
+        """Let the agent act by its own network again. Once removed, nothing happens, whatever it acts through then."""
+        if cast(Any, self.model.policy_class) is not self._maker:
+            return
         for through in _through(self.model.policy):
             through.remove()
-        if cast(Any, self.model.policy_class) is self._maker:
-            self.model.policy_class = self._maker.policy_class
+        self.model.policy_class = self._maker.policy_class
 
     def __enter__(self) -> EquivariantAgent:
         return self
@@ -156,7 +157,8 @@ def act_through(model: BaseAlgorithm, symmetry: Symmetry, system: System = "equi
     ``model.predict``, ``evaluate_policy`` and whatever else asks the agent go through it. ``learn`` goes through it as
     well: online and target networks, actor and critic, so that it trains the equivariant policy (equizero with
     equitune's gradient). Parameters, optimizer and their names stay those of the plain networks. Files of
-    ``model.save`` remember the symmetry: the agent that ``load`` makes of them acts through it, see ``acting``.
+    ``model.save`` remember the symmetry: the agent that ``load`` makes of them acts through it, see ``acting``. Those
+    of ``model.policy.save``, which hold the policy alone, do not.
     Observations that are normalised before the agent sees them (``VecNormalize``) must be so alike in every view.
 
     To export, hand over the network that acts (``model.q_net``, ``model.quantile_net``) or, as without the group, a

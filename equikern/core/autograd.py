@@ -9,12 +9,15 @@ views, ∂F/∂w the dots. So each one's gradient
 is a pair of the others. ``take`` and ``put`` (the chosen view, and its adjoint) are the same pair for a selection;
 ``each``, which maps every view by its own element, is its own, and so is ``act``, which maps every sample by its own.
 
+No scale has a default: the compiler takes a float that it finds there for one that may change.
+
 A function takes one ``Maps``, whose adjoint is ``.T``. A Function gets them placed: the code and the table as one
 argument, since autograd spends microseconds on every tensor that it is given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -45,17 +48,18 @@ def laid_out(grad: Tensor, channels_last: int) -> Tensor:
     return grad.movedim(channels_last, -1).contiguous().movedim(-1, channels_last)
 
 
-def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The tangent of a result from those of two arguments, None where one has none."""
-    return b if a is None else a if b is None else a + b
+def tangent(*terms: tuple[Tensor | None, Callable[[Tensor], Tensor]]) -> Tensor | None:
+    """The tangent of a result: the sum of what it gets from each argument's tangent, None where one has none."""
+    found = [by(t) for t, by in terms if t is not None]
+    return None if not found else found[0] if len(found) == 1 else found[0] + found[1]
 
 
-def orbit(x: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def orbit(x: Tensor, maps: Maps, scale: float, weights: Tensor | None = None) -> Tensor:
     """``scale · w_g · map_g(x)`` for every g: (*lead, H, W) → (|G|, *lead, H, W)."""
     return orbit_by(x, maps.placed(x), scale, weights)
 
 
-def total(y: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def total(y: Tensor, maps: Maps, scale: float, weights: Tensor | None = None) -> Tensor:
     """``scale · Σ_g w_g · map_g(y_g)``: (|G|, *lead, H, W) → (*lead, H, W)."""
     return total_by(y, maps.placed(y), scale, weights)
 
@@ -114,14 +118,14 @@ def each_by(y: Tensor, axis: int, placed: Placed) -> Tensor:
     return act_by(y, elements, placed)
 
 
-def orbit_by(x: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def orbit_by(x: Tensor, placed: Placed, scale: float, weights: Tensor | None = None) -> Tensor:
     """``orbit`` by placed maps, as Functions hold them: (*lead, H, W) → (|G|, *lead, H, W)."""
     if needs_grad(x, weights):
         return cast(Tensor, _Orbit.call(x, weights, placed, scale))
     return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
 
 
-def total_by(y: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def total_by(y: Tensor, placed: Placed, scale: float, weights: Tensor | None = None) -> Tensor:
     """``total`` by placed maps: (|G|, *lead, H, W) → (*lead, H, W)."""
     if needs_grad(y, weights):
         return cast(Tensor, _Total.call(y, weights, placed, scale))
@@ -204,11 +208,10 @@ class _Orbit(
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, weights_t: Tensor | None, *_: Any) -> Tensor | None:
-        back, scale, _last = ctx.call
+        placed, scale = adjoint(ctx.call[0]), ctx.call[1]
         x, weights = ctx.saved_tensors or _NONE
-        return added(
-            None if x_t is None else orbit_by(x_t, adjoint(back), scale, weights),
-            None if weights_t is None else orbit_by(x, adjoint(back), scale, weights_t),
+        return tangent(
+            (x_t, lambda t: orbit_by(t, placed, scale, weights)), (weights_t, lambda t: orbit_by(x, placed, scale, t))
         )
 
 
@@ -246,19 +249,14 @@ class _Total(
 
     @staticmethod
     def jvp(ctx: Any, y_t: Tensor | None, weights_t: Tensor | None, *_: Any) -> Tensor | None:
-        back, scale, _last = ctx.call
+        placed, scale = adjoint(ctx.call[0]), ctx.call[1]
         y, weights = ctx.saved_tensors or _NONE
-        return added(
-            None if y_t is None else total_by(y_t, adjoint(back), scale, weights),
-            None if weights_t is None else total_by(y, adjoint(back), scale, weights_t),
+        return tangent(
+            (y_t, lambda t: total_by(t, placed, scale, weights)), (weights_t, lambda t: total_by(y, placed, scale, t))
         )
 
 
-class _Symmetrize(
-    Differentiable,
-    schema="symmetrize(Tensor x, str views, Tensor? table) -> Tensor",
-    tuples={1: 2},
-):
+class _Symmetrize(Differentiable, schema="symmetrize(Tensor x, str views, Tensor? table) -> Tensor", tuples={1: 2}):
     @staticmethod
     def forward(x: Tensor, placed: Placed) -> Tensor:
         return _symmetrized(x, placed)
@@ -279,9 +277,7 @@ class _Symmetrize(
 
 
 class _MeanPlus(
-    Differentiable,
-    schema="mean_plus(Tensor y, Tensor plus, str views, Tensor? table) -> Tensor",
-    tuples={2: 2},
+    Differentiable, schema="mean_plus(Tensor y, Tensor plus, str views, Tensor? table) -> Tensor", tuples={2: 2}
 ):
     @staticmethod
     def forward(y: Tensor, plus: Tensor, placed: Placed) -> Tensor:
@@ -305,16 +301,11 @@ class _MeanPlus(
     @staticmethod
     def jvp(ctx: Any, y_t: Tensor | None, plus_t: Tensor | None, _: None) -> Tensor | None:
         placed = adjoint(ctx.call[0])
-        return added(
-            None if y_t is None else total_by(y_t, placed, 1.0 / y_t.shape[0]),
-            None if plus_t is None else symmetrize_by(plus_t, placed),
-        )
+        return tangent((y_t, lambda t: total_by(t, placed, 1.0 / len(t))), (plus_t, lambda t: symmetrize_by(t, placed)))
 
 
 class _WeightedMean(
-    Differentiable,
-    schema="weighted_mean(Tensor y, Tensor weights, str views, Tensor? table) -> Tensor",
-    tuples={2: 2},
+    Differentiable, schema="weighted_mean(Tensor y, Tensor weights, str views, Tensor? table) -> Tensor", tuples={2: 2}
 ):
     @staticmethod
     def forward(y: Tensor, weights: Tensor, placed: Placed) -> Tensor:
@@ -347,10 +338,11 @@ class _WeightedMean(
         placed = adjoint(ctx.call[0])
         y, weights = ctx.saved_tensors
         whole = weights.sum(0)
-        by_weights = None
-        if weights_t is not None:  # the shares' own tangent, which adds up to 0
-            by_weights = total_by(y, placed, 1.0, (weights_t - weights / whole * weights_t.sum(0)) / whole)
-        return added(None if y_t is None else total_by(y_t, placed, 1.0, weights / whole), by_weights)
+        shares = weights / whole
+        return tangent(
+            (y_t, lambda t: total_by(t, placed, 1.0, shares)),
+            (weights_t, lambda t: total_by(y, placed, 1.0, (t - shares * t.sum(0)) / whole)),  # shares add up to 1
+        )
 
 
 class _Dots(
@@ -379,9 +371,7 @@ class _Dots(
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, y_t: Tensor | None, *_: Any) -> Tensor | None:
         x, y = ctx.saved_tensors
-        return added(
-            None if x_t is None else dots_by(x_t, y, *ctx.call), None if y_t is None else dots_by(x, y_t, *ctx.call)
-        )
+        return tangent((x_t, lambda t: dots_by(t, y, *ctx.call)), (y_t, lambda t: dots_by(x, t, *ctx.call)))
 
 
 class _OrbitDot(
@@ -418,23 +408,15 @@ class _OrbitDot(
     ) -> tuple[Tensor | None, Tensor | None]:
         x, y, weights = ctx.saved_tensors
         placed, dims = ctx.placed, weights.dim()
-        moved = added(
-            None if x_t is None else orbit_by(x_t, placed, 1.0, weights),
-            None if weights_t is None else orbit_by(x, placed, 1.0, weights_t),
+        moved = tangent(
+            (x_t, lambda t: orbit_by(t, placed, 1.0, weights)), (weights_t, lambda t: orbit_by(x, placed, 1.0, t))
         )
-        products = added(
-            None if x_t is None else dots_by(x_t, y, placed, dims),
-            None if y_t is None else dots_by(x, y_t, placed, dims),
-        )
+        products = tangent((x_t, lambda t: dots_by(t, y, placed, dims)), (y_t, lambda t: dots_by(x, t, placed, dims)))
         zeros = torch.zeros_like
         return zeros(y) if moved is None else moved, zeros(weights) if products is None else products
 
 
-class _Take(
-    Differentiable,
-    schema="take(Tensor y, Tensor index, str views, Tensor? table) -> Tensor",
-    tuples={2: 2},
-):
+class _Take(Differentiable, schema="take(Tensor y, Tensor index, str views, Tensor? table) -> Tensor", tuples={2: 2}):
     @staticmethod
     def forward(y: Tensor, index: Tensor, placed: Placed) -> Tensor:
         return cast(Tensor, library.take(y, index, *placed))
@@ -456,11 +438,7 @@ class _Take(
         return take_by(y_t, ctx.saved_tensors[0], adjoint(ctx.call[0]))
 
 
-class _Put(
-    Differentiable,
-    schema="put(Tensor x, Tensor index, str views, Tensor? table) -> Tensor",
-    tuples={2: 2},
-):
+class _Put(Differentiable, schema="put(Tensor x, Tensor index, str views, Tensor? table) -> Tensor", tuples={2: 2}):
     @staticmethod
     def forward(x: Tensor, index: Tensor, placed: Placed) -> Tensor:
         return cast(Tensor, library.orbit(x, *placed, 1.0, None, index))
@@ -481,11 +459,7 @@ class _Put(
         return put_by(x_t, ctx.saved_tensors[0], adjoint(ctx.back))
 
 
-class _Act(
-    Differentiable,
-    schema="act(Tensor x, Tensor elements, str views, Tensor? table) -> Tensor",
-    tuples={2: 2},
-):
+class _Act(Differentiable, schema="act(Tensor x, Tensor elements, str views, Tensor? table) -> Tensor", tuples={2: 2}):
     @staticmethod
     def forward(x: Tensor, elements: Tensor, placed: Placed) -> Tensor:
         return cast(Tensor, library.act(x, elements, *placed))

@@ -289,10 +289,6 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
                     f"{name}: an output given by the caller takes no gradient, but a tensor of the call requires grad; "
                     "call under torch.no_grad() or leave out the argument"
                 )
-    if functions.transformed():
-        raise ValueError(
-            f"{name}: an output given by the caller takes part in no transform of torch.func; leave out the argument"
-        )
     if functions.in_forward_mode() and any(t is not None and _is_dual(t) for t in (out, like, *inputs)):
         raise ValueError(
             f"{name}: an output given by the caller takes no derivative; expected plain tensors, "
@@ -302,7 +298,13 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
         if out.is_neg():
             raise ValueError(f"{name}: expected memory that holds its values, got a lazily negated view")
         if out.device.type != "meta":
-            _own_memory(name, out, (like, *inputs))
+            try:
+                _own_memory(name, out, (like, *inputs))
+            except RuntimeError as error:  # tensors of a transform have no memory that could be asked for
+                raise ValueError(
+                    f"{name}: an output given by the caller takes part in no transform of torch.func; leave out the "
+                    f"argument ({error})"
+                ) from None
     return out
 
 

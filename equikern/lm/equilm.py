@@ -123,6 +123,7 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         return_dict: bool | None = None,
         cache_params: Any = None,
         num_items_in_batch: int | Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
         """The averaged prediction for a batch of sentences.
@@ -138,8 +139,8 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
             return_dict: False for a tuple without the parts that are None.
             num_items_in_batch: divide the summed loss by this instead of by the number of words that are predicted
                 here, so that gradients of several forwards add up to those of one, as ``Trainer`` wants them.
-            inputs: what else the model's forward takes, such as ``token_type_ids``: tensors (B, …), which are the same
-                for every view, and what has no rows.
+            token_type_ids, inputs: what else the model's forward takes: tensors (B, …), which are the same for every
+                view, or (1, …), and what has no rows.
 
         Returns:
             ``CausalLMOutputWithPast``: ``loss`` (None without labels), ``logits`` (B, S, V), ``past_key_values``, or
@@ -153,13 +154,17 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         refuse("inputs_embeds", inputs_embeds)
         refuse("output_attentions", output_attentions)
         refuse("output_hidden_states", output_hidden_states)
+        for name in ("shift_labels", "ignore_index"):
+            if inputs.get(name) is not None:
+                raise ValueError(f"{name}: the loss is of labels, which are shifted by one here, −100 where none is")
         ids = models.check_ids(input_ids)
         keep = logits_to_keep if isinstance(logits_to_keep, Tensor) or logits_to_keep != 0 else None
         if labels is not None:
             if keep is not None:
                 raise ValueError("labels: the loss needs all logits, so expected no logits_to_keep beside them")
             models.check_labels(labels, ids)
-        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, "logits_to_keep": keep}
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
+        inputs["logits_to_keep"] = keep
         caches = {"past_key_values": past_key_values, "cache_params": cache_params}
         y, caches = self._views(ids, inputs, caches, use_cache)
         loss = None
@@ -169,9 +174,6 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
                 loss = loss / models.count_of(num_items_in_batch, loss.device)
         output = states.Prediction(loss=loss, logits=self._merged(y), **caches)
         return output if return_dict is None or return_dict else output.to_tuple()
-
-    def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
-        return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
 
     # The parts.
 

@@ -24,6 +24,21 @@ _ROUNDING = 1e-4  # of the sum of a few log-probabilities in float32
 Score = Callable[[list[str]], Sequence[float]]
 
 
+# What a generation_config has that is about tokens, which the views see each in its own way.
+_WITH_TOKENS = (
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "sequence_bias",
+)
+
+
 class EquiZeroLM(Stored, nn.Module):
     """Generation that keeps the best view: equizero for language (EquizeroLM, arXiv 2305.09900).
 
@@ -102,15 +117,16 @@ class EquiZeroLM(Stored, nn.Module):
             attention_mask: (B, S), 0 where there is padding; None where there is none.
             max_new_tokens: at most so many, fewer where all rows end.
             do_sample, temperature, top_k, top_p: passed to the model's ``generate``; top_k 0 and top_p 1 cut nothing.
-                Everything else is as in the model's ``generation_config``.
+                Everything else is as in the model's ``generation_config``, without beams.
             seed: of this call alone; None draws from torch's global generator.
 
         Returns:
             (B, S + n) ids, rows that ended padded on the right.
 
         Raises:
-            ValueError: ids of a wrong shape, padding on the right, special tokens that the action moves, scores that
-                are not one number for each text, a model whose state is no ``transformers.Cache``.
+            ValueError: ids of a wrong shape, padding on the right, tokens that the action moves where the
+                generation_config names some (special, suppressed, bad or biased ones), beams or several sequences in
+                it, scores that are not one number for each text, a model whose state is no ``transformers.Cache``.
         """
         ids = models.check_ids(input_ids)
         total = checks.whole("max_new_tokens", max_new_tokens, 1)
@@ -171,8 +187,17 @@ class EquiZeroLM(Stored, nn.Module):
     def _special(self) -> tuple[list[int], int | None]:
         """The tokens that end a text, and the one behind them."""
         config = self.model.generation_config
-        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-            frames.check_special(self.action, name, getattr(config, name, None))
+        for name in _WITH_TOKENS:  # of every view alike, so of none that moves
+            value = getattr(config, name, None)
+            if name == "sequence_bias" and isinstance(value, list):  # of pairs of tokens and a number
+                value = [tokens for tokens, _ in value]
+            frames.check_special(self.action, f"generation_config.{name}", _numbers_in(value))
+        for name in ("num_beams", "num_return_sequences"):
+            if (getattr(config, name, None) or 1) != 1:
+                raise ValueError(
+                    f"generation_config.{name}: expected 1, since every few tokens one view is chosen, got "
+                    f"{getattr(config, name)}"
+                )
         eos = config.eos_token_id
         ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pad = config.pad_token_id
@@ -230,3 +255,14 @@ def _numbers(scores: Any, count: int) -> list[float]:
         if math.isnan(value):
             raise ValueError(f"score: expected numbers that compare, got nan for text {i}")
     return numbers
+
+
+def _numbers_in(value: Any) -> list[int]:
+    """The tokens that an option is about, however they are nested."""
+    if isinstance(value, int):
+        return [value]
+    if isinstance(value, Tensor):
+        return [int(v) for v in value.flatten().tolist()]
+    if isinstance(value, dict):
+        value = list(value)
+    return [v for part in value for v in _numbers_in(part)] if isinstance(value, (list, tuple)) else []

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from ..actions import TokenAction
+from ..nn.tables import ActionTables
 from . import frames, models
 from .pretrained import Pretrained
 from .states import NAMES, reordered
@@ -21,6 +22,9 @@ REFUSED = {
     "inputs_embeds": "the group acts on token ids: pass input_ids",
     "assistant_model": "assisted generation drafts with a model that is not equivariant",
     "prompt_lookup_num_tokens": "assisted generation is not supported",
+    "assistant_early_exit": "assisted generation is not supported",
+    "penalty_alpha": "contrastive search reads the hidden states, which the views' mean does not have",
+    "dola_layers": "it reads the hidden states of layers, which the views' mean does not have",
     "custom_generate": "only transformers' own decoding is supported",
     "negative_prompt_ids": "guidance by a negative prompt is not supported",
     "negative_prompt_attention_mask": "guidance by a negative prompt is not supported",
@@ -38,6 +42,7 @@ class Generates(Pretrained, GenerationMixin):
     """What ``EquiLM`` says of ``generate``, and what transformers' generate calls."""
 
     action: TokenAction
+    _tables: ActionTables
     _count: int  # views of a sentence
     _takes: set[str]  # what the model's forward takes
     _is_stateful = False
@@ -47,7 +52,8 @@ class Generates(Pretrained, GenerationMixin):
     _compiled: Callable[..., Any] | None = None  # the model's forward in one call of generate, where it is compiled
 
     def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
-        raise NotImplementedError
+        """What makes prompts canonical and their answers the user's again; None where there is nothing canonical."""
+        return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
 
     def generate(  # type: ignore[override]  # the rest of transformers' parameters are options
         self,
@@ -98,10 +104,10 @@ class Generates(Pretrained, GenerationMixin):
         if inputs is not None:
             inputs = models.check_ids(inputs)
             frame = self._canonical(inputs, options.get("attention_mask"))
-        if frame is None:
-            return _THEIRS.generate(self, inputs, *given, streamer=streamer, **options)
         call = copy.copy(self)
         call._frame = frame
+        if frame is None:
+            return _THEIRS.generate(call, inputs, *given, streamer=streamer, **options)
         through = None if streamer is None else frames.UserStreamer(streamer, frame)
         result = _THEIRS.generate(call, frame.canonical, *given, streamer=through, **options)
         if call._crossed != {"processors", "criteria"}:

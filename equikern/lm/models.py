@@ -57,6 +57,8 @@ def count_of(items: object, device: torch.device) -> Tensor | float:
         return items.flatten()[0].to(device)
     if isinstance(items, bool) or not isinstance(items, (int, float)):
         raise TypeError(f"num_items_in_batch: expected a number, got {type(items).__name__}: {items!r}")
+    if items <= 0:
+        raise ValueError(f"num_items_in_batch: expected a number above 0, got {items}")
     return items
 
 
@@ -103,4 +105,6 @@ def repeated(value: Any, times: int, batch: int, name: str) -> Any:
         return type(value)((key, repeated(item, times, batch, name)) for key, item in value.items())
     if not isinstance(value, Tensor) or value.dim() == 0 or (len(value) == 1 and batch > 1):
         return value
+    if len(value) != batch:
+        raise ValueError(f"{name}: expected {batch} rows as input_ids have, or one, got shape {tuple(value.shape)}")
     return value.repeat(times, *(1,) * (value.dim() - 1))

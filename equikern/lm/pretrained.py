@@ -18,6 +18,8 @@ _REFUSED = {
     "generate_batch": "continuous batching packs sentences of all lengths into one row, which has no views; generate "
     "takes a padded batch",
     "init_continuous_batching": "continuous batching is not supported: generate takes a padded batch",
+    "_from_config": "make the model, then wrap it",
+    "register_for_auto_class": "transformers would look for the wrapper's code in the folder; import equikern.lm",
     "continuous_batching_context_manager": "continuous batching is not supported: generate takes a padded batch",
 }
 _MISSING = object()
@@ -84,17 +86,29 @@ class _Own:
         return getattr(super(Pretrained, wrapper), self.name) if found is _MISSING else found
 
 
-def _refusal(name: str, why: str) -> Any:
-    def refused(self: Pretrained, *args: object, **kwargs: object) -> NoReturn:
-        raise ValueError(f"{name}: not for {type(self).__name__}: {why}")
+class _OwnLoss(_Own):
+    """The same, but not to be assigned: the wrapper's loss is that of the averaged prediction."""
 
-    return refused
+    def __set__(self, wrapper: Pretrained, value: object) -> NoReturn:
+        raise ValueError(
+            f"loss_function: not for {type(wrapper).__name__}, whose loss is that of the averaged prediction; compute "
+            "another one of its logits"
+        )
+
+
+def _refusal(name: str, why: str) -> Any:
+    def refused(kind: type, /, *args: object, **kwargs: object) -> NoReturn:
+        raise ValueError(f"{name}: not for {kind.__name__}: {why}")
+
+    # Bound to the class, too: what is asked of it must not go to PreTrainedModel.
+    return classmethod(refused)
 
 
 for _name in {*dir(PreTrainedModel)} - {*dir(nn.Module)} - {*dir(GenerationMixin)}:
     setattr(Pretrained, _name, _Own(_name))
 for _name, _why in _REFUSED.items():
     setattr(Pretrained, _name, _refusal(_name, _why))
+setattr(Pretrained, "loss_function", _OwnLoss("loss_function"))  # noqa: B010  (it has another type there)
 
 
 def _tied(model: nn.Module) -> list[list[str]]:

@@ -28,7 +28,8 @@ def found(model: Any, output: Any, asked: bool, given: bool) -> dict[str, Cache]
     A ``Cache`` keeps one row for each sentence, whatever is in it: keys and values, windows of them, the states of
     recurrent layers. Of a state of another kind (RWKV's list of tensors, the caches of xLSTM and Reformer, XLNet's
     memories) that is not known: in some the batch is another dim, and some models go on from it wrongly, as RWKV does
-    for more than one row. Unless it is ``asked`` for, it is left alone. A model that was ``given`` a cache and returns
+    for more than one row. Unless it is ``asked`` for, it is left alone: XLNet, which makes memories by itself, is read
+    whole for every word, as with ``use_mems=False``. A model that was ``given`` a cache and returns
     none keeps its state in its layers, as RecurrentGemma does, where nobody can reorder it.
     """
     states = {name: value for name in NAMES if (value := getattr(output, name, None)) is not None}

@@ -35,6 +35,11 @@ _DEFAULTS = [("safe_serialization", True), ("push_to_hub", False), ("dtype", Non
 Self = TypeVar("Self", bound="Stored")
 
 
+def _of_model(name: str) -> Any:
+    """An attribute that is the wrapped model's, also when it is assigned."""
+    return property(lambda self: getattr(self.model, name), lambda self, value: setattr(self.model, name, value))
+
+
 class Stored:
     """The wrappers' ``save_pretrained`` and ``from_pretrained``, and the configs that their files hold."""
 
@@ -42,23 +47,8 @@ class Stored:
     action: TokenAction
     words: WordLists | None
 
-    @property
-    def config(self) -> Any:
-        """The model's, also when it is assigned."""
-        return self.model.config
-
-    @config.setter
-    def config(self, value: Any) -> None:
-        self.model.config = value
-
-    @property
-    def generation_config(self) -> Any:
-        """The model's, also when it is assigned."""
-        return self.model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        self.model.generation_config = value
+    config = _of_model("config")
+    generation_config = _of_model("generation_config")
 
     def _settings(self) -> dict[str, Any]:
         """The keywords to make the wrapper with again, for JSON."""
@@ -141,6 +131,9 @@ class Stored:
             raise ValueError(f"folder: expected format {_FORMAT} in {path / _SETTINGS}, got {said.get('format')!r}")
         if said["class"] != cls.__name__:
             raise ValueError(f"folder: {path} holds an {said['class']}, load it with {said['class']}.from_pretrained")
+        _, _, action, *_ = inspect.signature(cls.__init__).parameters
+        if action in options:
+            raise ValueError(f"{action}: that of the folder is taken; for another one wrap the model anew")
         own = set(inspect.signature(cls.__init__).parameters)
         loading = {name: value for name, value in options.items() if name not in own}
         if model is None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
+from ..core.functions import transformed
 from ..ops import orbit, orbit_mean, orbit_weighted_mean
 from ..scalars import index
 from ..views import FLOATS, still
@@ -111,7 +112,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         self.normalize: Literal["sum", "softmax"] | None = normalize
         self.undo, self.strict = undo, strict
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The output for a batch x (B, \\*, d) and what else the backbone takes; see the class."""
         given, h = self._posed(x, args, kwargs)
         order, batch = self.theta.order, given.batch
@@ -130,7 +131,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
         return _turned(h, merged) if turns else merged
 
-    def weights(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+    def weights(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """How much each pose of each sample counts: (|Θ|, B), in the order of theta's matrices.
 
         Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
@@ -155,7 +156,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         if not isinstance(h, Tensor) or h.shape != (x.shape[0], d, d):
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise ValueError(f"canonical: expected a matrix for each sample, {(x.shape[0], d, d)}, got {got}")
-        if h.device.type == "cpu" and not torch.compiler.is_compiling():
+        if h.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             _check_orthogonal(h.detach())
         return h
 
@@ -163,7 +164,15 @@ class CanonicalLambdaEquiTune(nn.Module):
         """The inputs in the canonical pose of the one that leads, z, and h(x)."""
         given = self._inputs.given(x, args, kwargs)
         h = self._frame(given.x)
-        return given.changed(lambda t: _turned(h.mT, t)), h
+
+        def posed(at: str, t: Tensor) -> Tensor:
+            if t.shape[-1] != self.theta.size:
+                raise ValueError(
+                    f"{at}: expected a batch (B, …, {self.theta.size}) of coordinates, got {tuple(t.shape)}"
+                )
+            return _turned(h.mT, t)
+
+        return given.changed(posed), h
 
     def _raw(self, given: Given) -> Tensor | None:
         """What weight_net says of every pose θz, (|Θ|, B)."""

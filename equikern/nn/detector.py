@@ -43,7 +43,8 @@ class EquiDetector(OrbitModule):
             "d4", "keypoints": keypoints("d4", swap, extra=1), "keypoints_scores": "trivial"}``: these are turned back
             and averaged as their boxes are. What else is in the backbone's dicts is left out.
         iou: boxes that overlap by more than this intersection over union are one.
-        min_score: boxes that a view is less sure of are left out, and those with a score of 0 in any case.
+        min_score: boxes that a view is less sure of are left out, and in any case those with a score of 0, without area
+            or outside of the image.
         confidence: the score of fused boxes: ``"avg"``, the mean over all views, with 0 for those that have not found
             it, or ``"max"``.
         views_per_forward: as in ``EquiTune``.
@@ -98,11 +99,11 @@ class EquiDetector(OrbitModule):
         self.iou, self.min_score = share("iou", iou), share("min_score", min_score)
         self.confidence = confidence
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> list[Detections]:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> list[Detections]:
         """The fused detections of every image; see the class."""
         return [self._fused(views, size) for views, size in self._undone(x, args, kwargs)]
 
-    def views(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> list[list[Detections]]:
+    def views(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> list[list[Detections]]:
         """What every view found, turned back on x: |G| dicts for each image, in the group's order."""
         return [views for views, _ in self._undone(x, args, kwargs)]
 
@@ -110,6 +111,10 @@ class EquiDetector(OrbitModule):
         self, x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[tuple[list[Detections], tuple[int, int]]]:
         """For every image the detections of its views, turned back, and its size."""
+        first = next(iter(self._inputs.names), None)
+        if x is NOT_GIVEN and isinstance(kwargs.get(first or "x"), (list, tuple)):
+            x = kwargs[first or "x"]
+            kwargs = {name: value for name, value in kwargs.items() if name != (first or "x")}
         if isinstance(x, (list, tuple)):
             sizes, forwards = self._of_list(list(x), args, kwargs)
         else:
@@ -128,6 +133,8 @@ class EquiDetector(OrbitModule):
     ) -> tuple[list[tuple[int, int]], Iterator[tuple[list[int], list[Detections]]]]:
         """Images of any sizes: their sizes, and for each part of the group its elements and detections."""
         inp = self._inputs.actions
+        if isinstance(inp, (tuple, dict)) and len(inp) == 1:
+            inp = inp[0] if isinstance(inp, tuple) else inp.get(next(iter(self._inputs.names), "x"), inp)
         if not isinstance(inp, Action):
             raise ValueError(f"inp: expected one action for a list of images, got {inp!r}")
         for i, image in enumerate(images):
@@ -167,8 +174,10 @@ class EquiDetector(OrbitModule):
     def _fused(self, views: list[Detections], size: tuple[int, int]) -> Detections:
         found, kept = [], []
         for view in views:
-            shares = _to_shares(self._boxes, view["boxes"].detach().double().cpu(), size).clamp(0, 1)
+            shares = _to_shares(self._boxes, view["boxes"].detach().double().cpu(), size)
             scores, labels = view["scores"].detach().double().cpu(), view["labels"].detach().cpu()
+            _check_found(shares, scores, self._boxes)
+            shares = shares.clamp(0, 1)
             keep = ((shares[:, 2:] > shares[:, :2]).all(1) & (scores > 0)).nonzero().flatten()
             kept.append(keep.tolist())
             found.append(Found(*(t[keep].numpy() for t in (shares, scores, labels))))
@@ -182,6 +191,12 @@ class EquiDetector(OrbitModule):
         }
         for name in self._further:
             entries = [view[name].detach() for view in views]
+            shapes = {tuple(entry.shape[1:]) for entry in entries}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f'backbone: expected "{name}" that are turned as the image is, so that all views have them in one '
+                    f"shape once turned back, got {sorted(shapes)}"
+                )
             means = [_mean([(entries[v][kept[v][i]], share) for v, i, share in members]) for members in result.members]
             made[name] = torch.stack(means) if means else entries[0][:0]
         return made
@@ -190,6 +205,19 @@ class EquiDetector(OrbitModule):
         """What ``print(model)`` shows beside the backbone."""
         settings = f"iou={self.iou}, min_score={self.min_score}, confidence={self.confidence!r}"
         return f"{super().extra_repr()}, {settings}"
+
+
+def _check_found(shares: Tensor, scores: Tensor, out: Coordinates) -> None:
+    """That boxes and scores are such: what is no number, or another format's, would be left out without a word."""
+    wrong = ~shares.isfinite().all(1) | (shares[:, 2:] < shares[:, :2]).any(1)
+    if wrong.any():
+        kind = "right of left and bottom below top" if out.format == "xyxy" else "width and height from 0"
+        raise ValueError(
+            f'backbone: expected finite "boxes" in {out.format}, {kind}, got one that as shares of the image is '
+            f"{[round(float(v), 4) for v in shares[wrong][0]]}"
+        )
+    if scores.numel() and not bool(((scores >= 0) & (scores <= 1)).all()):
+        raise ValueError(f'backbone: expected "scores" in 0 … 1, got {scores.aminmax()}')
 
 
 def _mean(parts: list[tuple[Tensor, float]]) -> Tensor:

@@ -38,7 +38,8 @@ class EquiTune(OrbitModule):
             group leaves alone, such as class logits. A tuple or dict of these, nested as its outputs are, for a
             backbone with several: tuples, lists, dicts, dataclasses or transformers' ``ModelOutput``, which come out
             as what they are. None in it drops an output (from dicts; elsewhere None is in its place), and ``"shared"``
-            gives that of the first forward as it is. Numbers, strings and None need not be listed.
+            gives that of the first forward as it is. Numbers, strings and None need not be listed: those of the first
+            forward are given.
         reduce: ``"mean"``, or one of ``orbit_reduce``'s ops; ``"mean_std"`` returns a pair for every output.
         views_per_forward: run the backbone on at most so many views at a time, to cap the memory of one forward; all
             of them by default. (While gradients are recorded every forward's activations are kept all the same.
@@ -56,18 +57,21 @@ class EquiTune(OrbitModule):
     ================== =======================================================================================
     an action          every view is of the input as that element sees it: images, masks and points that turn
     None, or not named repeated for every view: tensors whose first dim is the batch and lists of B strings, wherever
-                       they are nested. A first dim of 1 is for all samples, it stays, as do tensors without dims,
-                       numbers, strings and whatever else. Any other first dim is an error
-    ``"shared"``       what it is, for all views: a table, a kernel
+                       they are nested. A first dim of 1 beside a larger batch is for all samples, it stays, as do
+                       tensors without dims, numbers, strings and whatever else. Any other first dim is an error
+    ``"shared"``       what it is, for all views
     ================== =======================================================================================
+
+    Say ``"shared"`` of whatever has no batch by nature: a table, a kernel, the names of the classes. It would be taken
+    for a batch where it happens to be as long as one. A list of tensors is so many inputs, not one.
 
     The first input on a grid says the batch, and the image's size for coordinates.
 
     Labels. Where transformers' model is given ``labels`` and computes its loss by its ``loss_function`` of labels and
-    logits alone (classifiers of images, videos, sounds, sequences and tokens, masked language models), it is called
-    without them, and ``loss`` is what that function says of the merged logits, in front of the outputs. Otherwise the
-    backbone gets its labels, repeated, and the ``loss`` of a dict, which is one of views, is dropped, as where merged
-    outputs are no logits (``space``, ``"std"``). Labels that ``inp`` names are inputs as any other.
+    logits alone (most classifiers of images and videos do, few of text), it is called without them, and ``loss`` is
+    what that function says of the merged logits, in front of the outputs. Otherwise the backbone gets its labels,
+    repeated, and the ``loss`` of a dict, which is one of views, is dropped, as where merged outputs are no logits
+    (``space``, ``"std"``). Labels that ``inp`` names are inputs as any other.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``.
@@ -92,6 +96,8 @@ class EquiTune(OrbitModule):
         (torch.Size([2, 4, 8, 8]), 7)
     """
 
+    _gives_loss = True
+
     def __init__(
         self,
         backbone: Callable[..., Any],
@@ -110,7 +116,7 @@ class EquiTune(OrbitModule):
         self.reduce = reduce
         self.space = space
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The merged output for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
         checks.choice("reduce", self.reduce, ("mean", *REDUCTIONS))
         integers = self.reduce in REDUCTIONS and REDUCTIONS[self.reduce].integers

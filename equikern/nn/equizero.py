@@ -69,6 +69,8 @@ class EquiZero(OrbitModule):
         (torch.Size([4, 2]), torch.Size([2]))
     """
 
+    _gives_loss = True
+
     def __init__(
         self,
         backbone: Callable[..., Any],
@@ -93,7 +95,7 @@ class EquiZero(OrbitModule):
         self.classes = classes
         self.scored = scored
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The chosen views' outputs for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
         given = self._inputs.given(x, args, kwargs)
         parts = self._parts(given)
@@ -118,7 +120,7 @@ class EquiZero(OrbitModule):
         assert isinstance(merged, Tensor)
         return merged
 
-    def scores(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+    def scores(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
         given = self._inputs.given(x, args, kwargs)
         found, order = [], []
@@ -128,7 +130,7 @@ class EquiZero(OrbitModule):
             del fitted
         return in_group_order(torch.cat(found), order)
 
-    def chosen(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+    def chosen(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""
         return best_view(self.scores(x, *args, **kwargs), True)
 

@@ -37,9 +37,10 @@ class Pool:
         self.how, self.size = how, size
 
     def __call__(self, features: Any) -> Tensor:
-        """The features, of the first tensor where there are several."""
+        """The features, of the first tensor where there are several; a loss has none."""
         while isinstance(features, (tuple, list, Mapping)) and features:
-            features = next(iter(features.values() if isinstance(features, Mapping) else features))
+            parts = list(features.values() if isinstance(features, Mapping) else features)
+            features = next((part for part in parts if not isinstance(part, Tensor) or part.dim()), parts[0])
         if not isinstance(features, Tensor):
             raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
         if self.how is None or features.dim() < 3:

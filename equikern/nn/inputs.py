@@ -10,6 +10,7 @@ from torch import Tensor
 from ..actions import Action
 from ..core import checks
 from ..ops.checked import orbit_some
+from .containers import parts_of, rebuilds
 from .models import parameters_of
 from .specs import SHARED
 from .tables import ActionTables
@@ -84,14 +85,14 @@ class Given:
             {key: _walked(key, value, specs.get(key), view) for key, value in kwargs.items()},
         )
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Given:
-        """The same with every input that the group acts on changed, all of them alike."""
+    def changed(self, change: Callable[[str, Tensor], Tensor]) -> Given:
+        """The same with every input that the group acts on changed, all of them alike; change is told their names."""
 
-        def put(_: str, value: Any, spec: Any) -> Any:
-            return change(value) if isinstance(spec, Action) else value
+        def put(at: str, value: Any, spec: Any) -> Any:
+            return change(at, value) if isinstance(spec, Action) else value
 
-        args = [_walked("", value, self._specs.get(i), put) for i, value in enumerate(self._args)]
-        kwargs = {key: _walked("", value, self._specs.get(key), put) for key, value in self._kwargs.items()}
+        args = [_walked(_at(i, self._args), value, self._specs.get(i), put) for i, value in enumerate(self._args)]
+        kwargs = {key: _walked(key, value, self._specs.get(key), put) for key, value in self._kwargs.items()}
         return _given(args, kwargs, self._specs)
 
     @property
@@ -129,21 +130,26 @@ class Inputs:
             _check_acted("x", x, self.actions, None)
             return Given(x, self.actions, (x,), {}, {0: self.actions}, ((self.actions, x),))
         positional, named = [] if x is NOT_GIVEN else [x, *args], dict(kwargs)
-        if positional and self._by_name(named):
-            named["x"] = positional.pop(0)
+        if not positional and "x" in named and self._ours():
+            positional = [named.pop("x")]
         specs = self._placed(positional, named)
-        labels = self._labels(positional, named, specs)
+        at = self._labels_at(positional, named)
+        labels = None
+        if self.labels and at is not None and at not in specs:
+            labels = named.pop(at) if isinstance(at, str) else positional[at]
+            if isinstance(at, int):
+                positional[at] = None
         given = _given(positional, named, specs)
         given.labels = labels
         given.beside = {key: named[key] for key in ("num_items_in_batch",) if key in named}
-        given.trains = named.get("labels") is not None
+        given.trains = at is not None and labels is None
         return given
 
-    def _by_name(self, named: Mapping[str, Any]) -> bool:
-        """Whether what came as our x was meant for an x of the backbone's that is not its first input."""
-        if "x" in self.names:
-            return self.names[0] != "x" and self.names[0] in named
-        return isinstance(self.actions, dict) and "x" in self.actions
+    def _ours(self) -> bool:
+        """Whether a keyword x is the first input, as it is called here: where the backbone has none of that name."""
+        if isinstance(self.actions, dict) and "x" in self.actions:
+            return False
+        return bool(self.names) and "x" not in self.names and "x" not in (self.known or ())
 
     def _placed(self, positional: list[Any], named: dict[str, Any]) -> dict[int | str, Any]:
         """The specs by the places that their inputs have in this call."""
@@ -168,6 +174,11 @@ class Inputs:
                 specs[name] = spec
             elif name in self.names[:count]:
                 specs[self.names.index(name)] = spec
+            elif isinstance(key, int) and key >= len(self.names) > 0:
+                raise ValueError(
+                    f"inp: expected an action for each input at most, got {len(actions)} for {count} by position of "
+                    f"{', '.join(self.names)}"
+                )
             elif isinstance(name, str) and name not in self.names and name not in (self.known or ()):
                 raise ValueError(
                     f"inp: expected names of inputs, got {name!r}, which is neither given nor a parameter of the "
@@ -175,17 +186,12 @@ class Inputs:
                 )
         return specs
 
-    def _labels(self, positional: list[Any], named: dict[str, Any], specs: dict[int | str, Any]) -> Any:
-        """The labels, taken out of the call if the loss of the merged output is computed of them."""
-        if not self.labels or "labels" in specs:
-            return None
-        if "labels" in named:
-            return named.pop("labels")
+    def _labels_at(self, positional: Sequence[Any], named: Mapping[str, Any]) -> int | str | None:
+        """Where a call has labels, if it has."""
         place = self.names.index("labels") if "labels" in self.names else len(positional)
-        if place >= len(positional) or place in specs:
-            return None
-        labels, positional[place] = positional[place], None
-        return labels
+        if place < len(positional):
+            return None if positional[place] is None else place
+        return None if named.get("labels") is None else "labels"
 
 
 def _given(args: list[Any], kwargs: dict[str, Any], specs: dict[int | str, Any]) -> Given:
@@ -212,30 +218,28 @@ def _at(i: int, args: Sequence[Any]) -> str:
 
 def _walked(at: str, value: Any, spec: Any, leaf: Callable[[str, Any, Any], Any]) -> Any:
     """An input with every leaf changed; of containers, what has no spec of its own has None."""
-    if isinstance(value, Mapping):
+    parts = None if _words(value) else parts_of(value)
+    if parts is not None:
         if isinstance(spec, Action):
             raise TypeError(f"{at}: expected a torch.Tensor for {spec.name!r}, got a {type(value).__name__}")
-        if isinstance(spec, tuple) or (isinstance(spec, dict) and not set(spec) <= set(value)):
-            raise ValueError(f"inp: expected a dict of some of {list(value)} for {at}, got {spec!r}")
-        each = spec if isinstance(spec, dict) else dict.fromkeys(value, spec)
-        changed = {key: _walked(f"{at}[{key!r}]", part, each.get(key), leaf) for key, part in value.items()}
-        kind: Any = type(value)
-        return changed if kind is dict else kind(changed)
-    if isinstance(value, (tuple, list)) and not isinstance(spec, Action) and not _words(value):
-        if isinstance(spec, dict) or (isinstance(spec, tuple) and len(spec) > len(value)):
-            raise ValueError(f"inp: expected a tuple of at most {len(value)} for {at}, got {spec!r}")
-        several = spec if isinstance(spec, tuple) else (spec,) * len(value)
-        parts = [
-            _walked(f"{at}[{i}]", part, several[i] if i < len(several) else None, leaf) for i, part in enumerate(value)
-        ]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        by_name = not isinstance(value, (tuple, list))
+        if isinstance(spec, (tuple, dict)):
+            each = dict(spec) if isinstance(spec, dict) else dict(enumerate(spec))
+            if isinstance(spec, dict) is not by_name or not set(each) <= set(parts):
+                wanted = f"dict of some of {list(parts)}" if by_name else f"tuple of at most {len(parts)}"
+                raise ValueError(f"inp: expected a {wanted} for {at}, got {spec!r}")
+        else:
+            each = dict.fromkeys(parts, spec)
+        return rebuilds(value)(
+            {key: _walked(f"{at}[{key!r}]", part, each.get(key), leaf) for key, part in parts.items()}
+        )
     if isinstance(spec, (tuple, dict)) and value is not None:
         raise TypeError(f"{at}: expected a {type(spec).__name__} as in inp, got {type(value).__name__}")
     return None if value is None else leaf(at, value, spec)
 
 
-def _words(value: Sequence[Any]) -> bool:
-    return bool(value) and all(isinstance(word, str) for word in value)
+def _words(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 def _repeated(at: str, value: Any, n: int, batch: int, spec: Any) -> Any:

@@ -83,6 +83,8 @@ class LambdaEquiTune(OrbitModule):
         (torch.Size([8, 2]), True)
     """
 
+    _gives_loss = True
+
     def __init__(
         self,
         backbone: Callable[..., Any],
@@ -120,7 +122,7 @@ class LambdaEquiTune(OrbitModule):
         self._tap = Tap(None if callable(features) else features, self._pool)
         self._tap.listen(backbone if self.frozen is None else self.frozen)
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The weighted output for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
         given = self._inputs.given(x, args, kwargs)
         parts = self._parts(given)
@@ -134,7 +136,7 @@ class LambdaEquiTune(OrbitModule):
         assert weights is not None
         return orbit_weighted_mean(y, weights, action, self.normalize)
 
-    def weights(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+    def weights(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """How much each view of each sample counts: (|G|, B), in the order of ``inp.group.names``.
 
         Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
@@ -163,7 +165,8 @@ class LambdaEquiTune(OrbitModule):
             return self._tap.run(self.backbone, args, kwargs)
         output = self.backbone(*args, **kwargs)
         with torch.no_grad():
-            return output, self._tap.run(self.frozen, args, kwargs)[1]
+            features = self._tap.run(self.frozen, args, kwargs)[1]
+        return output, features.detach()  # forward mode and exported programs know nothing of no_grad
 
     def train(self, mode: bool = True) -> LambdaEquiTune:
         """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""

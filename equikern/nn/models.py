@@ -80,7 +80,10 @@ def own_loss(backbone: Any) -> bool:
 
 
 def loss_of(backbone: Any, logits: Tensor, labels: Tensor, beside: Mapping[str, Any]) -> Tensor:
-    """What the model's own loss function says of logits; ``beside`` is what else its forward hands to it."""
+    """What the model's own loss function says of logits; ``beside`` is what else transformers' losses take.
+
+    Such as ``num_items_in_batch``, by which Trainer divides; some models' forwards do not hand it on.
+    """
     model = inner(backbone)
     loss_function: Callable[..., Tensor] = model.loss_function
     config = model.config

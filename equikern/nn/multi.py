@@ -56,7 +56,7 @@ class InvariantSymmetric(OrbitModule):
         self.fixing = action_of("out", out, None)
         self._fixing_tables = ActionTables([self.fixing])
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output for a batch x and what else the backbone takes; see the class."""
         mean = one_output("backbone", mean_of(self, self._inputs.given(x, args, kwargs)))
         if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .containers import DROPPED, parts_of, rebuilds
 from .specs import SHARED
 
-__all__ = ["Fitted", "leaves"]
+__all__ = ["Fitted"]
 
 _Made = Callable[[Iterator[Any]], Any]  # an output, from its merged tensors in their order
-_UNLISTED, _DROPPED = object(), object()
+_UNLISTED = object()
 
 
 class Fitted:
@@ -48,15 +47,15 @@ class _Fit:
 
     def fit(self, output: Any, spec: Any, name: str) -> tuple[Any, _Made]:
         """An output's tree, and what makes it again."""
-        parts = _parts(output)
+        parts = parts_of(output)
         if spec is None or spec is _UNLISTED or isinstance(spec, str):
             tree = self._unmerged(output)
-            return tree, (lambda _: _DROPPED) if spec is None or spec is _UNLISTED else (lambda _: output)
+            return tree, (lambda _: DROPPED) if spec is None or spec is _UNLISTED else (lambda _: output)
         if parts is None:
             return self._leaf(output, spec, name)
         specs = self._specs(output, parts, spec, name)
         fits = {key: self.fit(value, specs[key], f"{name}[{key!r}]") for key, value in parts.items()}
-        rebuild = _rebuilds(output)
+        rebuild = rebuilds(output)
         makers = {key: make for key, (_, make) in fits.items()}
         tree = rebuild({key: part for key, (part, _) in fits.items()})
         return tree, lambda merged: rebuild({key: make(merged) for key, make in makers.items()})
@@ -85,8 +84,9 @@ class _Fit:
         if not fits or missing or (unlisted and self.strict):
             wrong = [f"not listed: {unlisted}"] * bool(unlisted and fits) + [f"not returned: {missing}"] * bool(missing)
             raise ValueError(
-                f"out{name}: the backbone returns a {kind} with {list(parts)}; expected a {kind} with an action for "
-                f"each, None to drop one, or strict=False to drop what is not listed{''.join('; ' + w for w in wrong)};"
+                f"out{name}: the backbone returns a {type(output).__name__} with {list(parts)}; expected a {kind} with "
+                f"an action for each, None to drop one, or strict=False to drop what is not listed"
+                f"{''.join('; ' + w for w in wrong)};"
                 f" got {spec!r}"
             )
         rest = SHARED if self.strict else _UNLISTED
@@ -94,9 +94,9 @@ class _Fit:
 
     def _unmerged(self, output: Any) -> Any:
         """What is not merged, split off the batch where it has one: a loss of views may want to see it."""
-        parts = _parts(output)
+        parts = parts_of(output)
         if parts is not None:
-            return _rebuilds(output)({key: self._unmerged(part) for key, part in parts.items()})
+            return rebuilds(output)({key: self._unmerged(part) for key, part in parts.items()})
         if isinstance(output, Tensor) and output.dim() and output.shape[0] == self.order * self.batch:
             return output.unflatten(0, (self.order, self.batch))  # type: ignore[no-untyped-call]
         return output
@@ -115,70 +115,7 @@ def _split(output: Tensor, order: int, batch: int, name: str) -> Tensor:
 
 def _plain(value: Any) -> bool:
     """Whether it holds numbers, words and None alone, no tensor and nothing unknown."""
-    parts = _parts(value)
+    parts = parts_of(value)
     if parts is not None:
         return all(_plain(part) for part in parts.values())
     return value is None or isinstance(value, (Number, str, torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def leaves(tree: Any) -> list[Any]:
-    """What the containers of an output hold, in their order."""
-    parts = _parts(tree)
-    return [tree] if parts is None else [leaf for part in parts.values() for leaf in leaves(part)]
-
-
-def _parts(container: Any) -> dict[Any, Any] | None:
-    """What a dict, tuple, list or dataclass holds, by name or position; None for what is none of them."""
-    if isinstance(container, Tensor):
-        return None
-    if isinstance(container, Mapping):
-        return dict(container.items())
-    if isinstance(container, (tuple, list)):
-        return dict(enumerate(container))
-    if dataclasses.is_dataclass(container) and not isinstance(container, type):
-        return {field.name: getattr(container, field.name) for field in dataclasses.fields(container)}
-    return None
-
-
-def _rebuilds(container: Any) -> Callable[[dict[Any, Any]], Any]:
-    """What puts other parts into a container of the same kind: of dicts those dropped are left out, elsewhere None."""
-    kind = type(container)
-    if dataclasses.is_dataclass(container):
-        late = [field.name for field in dataclasses.fields(container) if not field.init]
-        return lambda parts: _dataclass(kind, parts, late)
-    if kind is dict or (isinstance(container, Mapping) and not isinstance(container, dict)):
-        return _kept
-    if isinstance(container, Mapping):
-        empty = copy.copy(container)  # what a subclass keeps beside its items comes along
-        for key in container:
-            empty[key] = None  # type: ignore[index]
-        return lambda parts: _filled(empty, parts)
-    if hasattr(container, "_fields"):
-        return lambda parts: kind(*_nones(parts))
-    return lambda parts: kind(_nones(parts))
-
-
-def _kept(parts: dict[Any, Any]) -> dict[Any, Any]:
-    return {key: part for key, part in parts.items() if part is not _DROPPED}
-
-
-def _nones(parts: dict[Any, Any]) -> Sequence[Any]:
-    return [None if part is _DROPPED else part for part in parts.values()]
-
-
-def _dataclass(kind: Any, parts: dict[Any, Any], late: list[str]) -> Any:
-    values = dict(zip(parts, _nones(parts), strict=True))
-    made = kind(**{key: value for key, value in values.items() if key not in late})
-    for key in late:
-        object.__setattr__(made, key, values[key])
-    return made
-
-
-def _filled(empty: Any, parts: dict[Any, Any]) -> Any:
-    filled = copy.copy(empty)
-    for key, part in parts.items():  # some subclasses have no update
-        if part is _DROPPED:
-            del filled[key]
-        else:
-            filled[key] = part
-    return filled

@@ -56,7 +56,7 @@ class Through(nn.Module):
         (network,) = self._held
         for name in self.names:
             vars(network).pop(name, None)
-        network._modules.pop("through", None)
+        del network.through
 
     def plain(self, observations: Observation) -> Any:
         """What the network itself says."""

@@ -116,7 +116,7 @@ class ProductEquiTune(nn.Module):
         """Σ|G_i|."""
         return sum(inp.order for inp in self.inps)
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """The merged output for a batch x and what else the backbone takes; see the class."""
         given = [inputs.given(x, args, kwargs) for inputs in self._inputs]
         if not torch.compiler.is_compiling() and (
@@ -130,7 +130,7 @@ class ProductEquiTune(nn.Module):
         """The mean over factor i of what the backbone says of an input in canonical form under all others."""
         for j in range(len(self.inps)):
             if j != i:
-                given = given.changed(lambda x, j=j: self._canonical(j, x))  # type: ignore[misc]
+                given = given.changed(lambda _, x, j=j: self._canonical(j, x))  # type: ignore[misc]
         mean = mean_of(self._factors[i], given, lambda args, kwargs, _: (self.backbone(*args, **kwargs), None))
         return one_output("backbone", mean)
 

@@ -60,7 +60,7 @@ class RegularLift(OrbitModule):
         (torch.Size([2, 4, 4, 6, 8]), True)
     """
 
-    def forward(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The regular features for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
 
         def merge_one(y: Tensor, action: Action, _: Tensor | None, elements: list[int]) -> Tensor:

@@ -39,6 +39,8 @@ class OrbitModule(nn.Module):
         views_per_forward: the most views of one forward, or None.
     """
 
+    _gives_loss = False  # whether forward computes the model's own loss of merged logits, and so keeps its labels
+
     def __init__(
         self,
         backbone: Callable[..., Any],
@@ -53,7 +55,7 @@ class OrbitModule(nn.Module):
         self.backbone = backbone
         inputs, self.inp = input_actions("inp", inp)
         self.out = output_actions(out, self.inp)
-        self._inputs = Inputs(inputs, backbone, own_loss(backbone))
+        self._inputs = Inputs(inputs, backbone, self._gives_loss and own_loss(backbone))
         outputs = [spec.linear if isinstance(spec, Coordinates) else spec for spec in acting(self.out)]
         self._tables = ActionTables([*acting(inputs), *outputs])
         check_views(views_per_forward)
@@ -61,7 +63,7 @@ class OrbitModule(nn.Module):
         checks.flag("strict", strict)
         self.strict = strict
 
-    def views(self, x: Any = NOT_GIVEN, *args: Any, **kwargs: Any) -> Any:
+    def views(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
 
         What the merged output is made of: for looking at single views, or a merge of your own. Integers, too, where
@@ -147,7 +149,10 @@ class OrbitModule(nn.Module):
         else:
             logits = merged.get("logits") if isinstance(merged, Mapping) else None
         if not isinstance(logits, Tensor):
-            return merged
+            raise ValueError(
+                "labels: expected out to have the logits that their loss is of, as 'logits' in a dict or first in a "
+                f"tuple, got {self.out!r}; leave the labels out, or name them in inp for the backbone to have"
+            )
         loss = loss_of(self.backbone, logits, given.labels, given.beside)
         if isinstance(merged, tuple):
             return (loss, *merged)

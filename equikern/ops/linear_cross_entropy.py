@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -268,10 +269,7 @@ class _LinearCrossEntropy(
         asked = tuple(ctx.needs_input_grad[:3])
         nothing = (None,) * 5
         if torch.is_grad_enabled():  # somebody wants the second derivative
-
-            def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-                return _in_torch(h, w, b, target, placed, options, reduction)
-
+            call = _in_torch(target, placed, options, reduction)
             return (*softmax.gradients(call, (hidden, weight, bias), asked, grad), *nothing)
         if reduction == "none":
             again = (hidden, weight, bias, target, *placed, *options, grad.contiguous(), *asked)
@@ -297,22 +295,16 @@ class _LinearCrossEntropy(
     @staticmethod
     def jvp(ctx: Any, hidden_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: Any) -> Tensor:
         hidden, weight, bias, target, *_gradients = ctx.saved_tensors
-        placed, options, reduction, _early = ctx.call
-
-        def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-            return _in_torch(h, w, b, target, placed, options, reduction)
-
+        call = _in_torch(target, *ctx.call[:3])
         return softmax.tangent(call, (hidden, weight, bias), (hidden_t, weight_t, bias_t))
 
 
 def _in_torch(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    placed: Placed,
-    options: tuple[str, int, float],
-    reduction: str,
-) -> Tensor:
-    """The same loss, with all the logits, from parts that differentiate to every order."""
-    return in_torch(torch.nn.functional.linear(hidden, weight, bias), target, placed, options, reduction)
+    target: Tensor, placed: Placed, options: tuple[str, int, float], reduction: str
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The loss of hidden, weight and bias, with all the logits, from parts that differentiate to every order."""
+
+    def call(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return in_torch(torch.nn.functional.linear(hidden, weight, bias), target, placed, options, reduction)
+
+    return call

@@ -77,7 +77,7 @@ def orbit_reduce(
     if out is not None:
         return _into(y, back, op, out)
     if op == "sum":
-        return autograd.total(y, back)
+        return autograd.total(y, back, 1.0)
     if needs_grad(y) and not reduction.integers:
         if back.views.signed:
             return _of_changed(y, back, op)
@@ -117,11 +117,7 @@ def _into(y: Tensor, back: Maps, op: str, out: Tensor | tuple[Tensor, Tensor]) -
     return out
 
 
-class _Reduce(
-    Differentiable,
-    schema="reduce(Tensor y, str views, Tensor? table, str op) -> Tensor",
-    tuples={1: 2},
-):
+class _Reduce(Differentiable, schema="reduce(Tensor y, str views, Tensor? table, str op) -> Tensor", tuples={1: 2}):
     @staticmethod
     def forward(y: Tensor, placed: Placed, op: str) -> Tensor:
         return cast(Tensor, library.reduce(y, *placed, op, 1.0, None))
@@ -163,7 +159,7 @@ def _there_and_back(placed: Placed) -> tuple[Spread, Total]:
     """What spreads a tensor over the views, and what adds views up; see ``reductions``."""
     forth = autograd.adjoint(placed)
     return (
-        lambda t: autograd.orbit_by(t, forth),
+        lambda t: autograd.orbit_by(t, forth, 1.0),
         lambda t, scale: autograd.total_by(t, placed, scale),
     )
 
@@ -178,9 +174,7 @@ def _of_shares(shares: Callable[[Tensor], Tensor], y: Tensor, grad: Tensor, plac
 
 
 class _MeanStd(
-    Differentiable,
-    schema="mean_std(Tensor y, str views, Tensor? table) -> (Tensor, Tensor)",
-    tuples={1: 2},
+    Differentiable, schema="mean_std(Tensor y, str views, Tensor? table) -> (Tensor, Tensor)", tuples={1: 2}
 ):
     @staticmethod
     def forward(y: Tensor, placed: Placed) -> tuple[Tensor, Tensor]:

@@ -69,11 +69,7 @@ def orbit_score(logits: Tensor, kind: Kind, *, dim: int = -1) -> Tensor:
     return cast(Tensor, kernels.score(rows, kind))
 
 
-class _Score(
-    Differentiable,
-    schema="score(Tensor logits, str kind) -> Tensor",
-    tuples={},
-):
+class _Score(Differentiable, schema="score(Tensor logits, str kind) -> Tensor", tuples={}):
     @staticmethod
     def forward(logits: Tensor, kind: str) -> Tensor:
         return cast(Tensor, kernels.score(logits, kind))

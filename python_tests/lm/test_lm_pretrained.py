@@ -5,7 +5,12 @@ import torch
 from equikern.lm import EquiLM, EquiZeroLM, REquiLM
 from helpers.lm_models import GENERAL, V, sentences, tiny, words
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+
+class Decoder:
+    def decode(self, ids, skip_special_tokens):
+        return str(ids)
 
 
 def test_it_is_one_and_prints_as_itself():
@@ -55,14 +60,10 @@ def test_what_would_be_half_is_refused():
 
 @pytest.mark.parametrize("kind", [EquiLM, EquiZeroLM])
 def test_an_assigned_generation_config_is_used_and_saved(tmp_path, kind):
-    class Decoder:
-        def decode(self, ids, skip_special_tokens):
-            return str(ids)
-
     more = {} if kind is EquiLM else {"score": lambda texts: [0.0] * len(texts), "tokenizer": Decoder()}
     lm, ids = kind(tiny("gpt2"), words(2), **more), sentences(2, 5)
     plain = lm.generate(ids, max_new_tokens=4)
-    banned = int(plain[0, 5])
+    banned = next(int(v) for v in plain[0, 5:] if bool((lm.action.perm[:, v] == v).all()))
     lm.generation_config = GenerationConfig(max_new_tokens=4, pad_token_id=0, suppress_tokens=[banned])
     got = lm.generate(ids, max_new_tokens=4)
     assert banned not in got[0, 5:]
@@ -71,6 +72,66 @@ def test_an_assigned_generation_config_is_used_and_saved(tmp_path, kind):
     again = kind.from_pretrained(tmp_path, **more)
     assert again.generation_config.suppress_tokens == [banned]
     assert torch.equal(again.generate(ids, max_new_tokens=4), got)
+
+
+def test_what_a_config_says_of_words_that_move_is_refused():
+    """Every view would follow it for the word that it sees, and the answer could have the one that is banned."""
+    more = {"score": lambda texts: [0.0] * len(texts), "tokenizer": Decoder()}
+    lm, ids = EquiZeroLM(tiny("gpt2"), words(2), **more), sentences(2, 5)
+    stays = (lm.action.perm == lm.action.perm[:1]).all(0)
+    moved, still = int((~stays).nonzero()[0]), int(stays.nonzero()[-1])
+    for name, value in (
+        ("suppress_tokens", [moved]),
+        ("bad_words_ids", [[still], [still, moved]]),
+        ("sequence_bias", [[[moved], 1.0]]),
+        ("num_beams", 2),
+        ("num_return_sequences", 2),
+    ):
+        lm.generation_config = GenerationConfig(pad_token_id=still, num_beams=2 if "return" in name else 1)
+        setattr(lm.generation_config, name, value)
+        lm.generation_config.num_beams = value if name == "num_beams" else 1
+        with pytest.raises(ValueError, match=f"generation_config.{name}"):
+            lm.generate(ids, max_new_tokens=2)
+    lm.generation_config = GenerationConfig(pad_token_id=still, sequence_bias=[[[still], float(moved)]])
+    assert lm.generate(ids, max_new_tokens=2).shape == (2, 7)
+
+
+def test_losses_of_other_labels_are_refused():
+    lm, ids = EquiLM(tiny("llama"), words(2)), sentences(2, 5)
+    with pytest.raises(ValueError, match="shift_labels: "):
+        lm(ids, labels=ids, shift_labels=ids)
+    with pytest.raises(ValueError, match="ignore_index: "):
+        lm(ids, labels=ids, ignore_index=3)
+    with pytest.raises(ValueError, match="loss_function: not for EquiLM"):
+        lm.loss_function = lambda **_: 42
+    with pytest.raises(ValueError, match="num_items_in_batch: expected a number above 0"):
+        lm(ids, labels=ids, num_items_in_batch=0)
+
+
+def test_rows_of_another_batch_are_refused():
+    lm, ids = EquiLM(tiny("llama"), words(2)), sentences(4, 5)
+    mask = torch.ones_like(ids)
+    with pytest.raises(ValueError, match=r"attention_mask: expected 2 rows .* got shape \(4, 5\)"):
+        lm(ids[:2], attention_mask=mask)
+    assert torch.equal(lm(ids[:2], attention_mask=mask[:1]).logits, lm(ids[:2], attention_mask=mask[:2]).logits)
+
+
+def test_the_class_itself_refuses_and_folders_keep_their_action(tmp_path):
+    with pytest.raises(ValueError, match="_from_config: not for EquiLM"):
+        EquiLM._from_config(tiny("gpt2").config)
+    EquiLM(tiny("gpt2"), words(2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="action: that of the folder is taken"):
+        EquiLM.from_pretrained(tmp_path, action=words(2))
+
+
+def test_generate_leaves_nothing_behind_and_knows_its_transformers(monkeypatch):
+    for lm in (EquiLM(tiny("gpt2"), words(2)), REquiLM(tiny("gpt2"), words(2, GENERAL))):
+        before = set(vars(lm))
+        lm.generate(sentences(1, 4), max_new_tokens=2)
+        assert set(vars(lm)) == before
+    monkeypatch.setattr(GenerationMixin, "generate", lambda self, ids, *_, **__: ids)
+    with pytest.raises(RuntimeError, match="prepares processors and criteria in another way"):
+        EquiLM(tiny("gpt2"), words(2)).generate(sentences(1, 4))
 
 
 def test_state_dicts_with_and_without_the_prefix():

@@ -1,7 +1,5 @@
 """The wrapper under transformers.Trainer: checkpoints, resuming, gradient accumulation, label smoothing."""
 
-import logging
-
 import pytest
 import torch
 from equikern.lm import EquiLM, ProductEquiLM, REquiLM
@@ -13,7 +11,7 @@ from transformers import logging as transformers_logging
 transformers_logging.disable_progress_bar()
 
 
-def untied_dropout(lm):
+def without_dropout(lm):
     for module in lm.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -46,7 +44,7 @@ def trained(lm, folder, **options):
 @pytest.mark.parametrize("name", ["gpt2", "llama"])  # whose first and last layers are one, and two
 def test_checkpoints(tmp_path, name):
     ids, _ = rows()
-    lm = untied_dropout(EquiLM(tiny(name), words(3)))
+    lm = without_dropout(EquiLM(tiny(name), words(3)))
     before = [p.clone() for p in lm.parameters()]
     trainer = trained(lm, tmp_path, per_device_train_batch_size=2)
     assert any(not torch.equal(a, b) for a, b in zip(before, lm.parameters(), strict=True))
@@ -58,7 +56,7 @@ def test_checkpoints(tmp_path, name):
         assert torch.equal(again(ids).logits, lm(ids).logits)
     trainer.save_model()  # beside the checkpoints
     assert again.words == EquiLM.from_pretrained(tmp_path).words
-    other = untied_dropout(EquiLM(tiny(name), words(3)))
+    other = without_dropout(EquiLM(tiny(name), words(3)))
     trained(other, tmp_path, per_device_train_batch_size=2, resume=tmp_path / "checkpoint-1")
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), lm.parameters(), strict=True))
 
@@ -73,7 +71,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
     for name, wrapped in zip(("gpt2", "llama", "llama"), wrappers, strict=True):
         weights, losses = [], []
         for micro, times in ((8, 1), (2, 4)):
-            lm = untied_dropout(wrapped(tiny(name)))
+            lm = without_dropout(wrapped(tiny(name)))
             options = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": times, "max_steps": 1}
             trainer = trained(lm, tmp_path / f"{name}{micro}{len(losses)}", logging_steps=1, **options)
             weights.append([p.detach() for p in lm.parameters()])
@@ -106,7 +104,7 @@ def test_label_smoothing_shifts_the_labels(tmp_path):
     torch.testing.assert_close(loss, expected)
 
 
-def test_gradient_checkpointing(caplog):
+def test_gradient_checkpointing():
     lm = EquiLM(tiny("llama"), words(2)).train()
     ids, labels = rows()
     lm(ids, labels=labels).loss.backward()
@@ -117,8 +115,20 @@ def test_gradient_checkpointing(caplog):
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     lm.gradient_checkpointing_enable()
     assert lm.is_gradient_checkpointing
-    with caplog.at_level(logging.ERROR):
-        lm(ids, labels=labels, use_cache=False).loss.backward()
+    lm(ids, labels=labels, use_cache=False).loss.backward()
     assert len(calls) == 2, "the layer is computed again for the gradients"
     for a, p in zip(expected, lm.parameters(), strict=True):
         torch.testing.assert_close(p.grad, a, atol=1e-6, rtol=1e-6)
+
+
+def test_columns_that_trainer_keeps(tmp_path):
+    """It gives a model the columns that its forward names alone; token types change what the model says."""
+    lm, (ids, labels) = EquiLM(tiny("gpt2"), words(2)).eval(), rows()
+    kinds = ids % 7
+    columns = [{"input_ids": i, "labels": t, "token_type_ids": k} for i, t, k in zip(ids, labels, kinds, strict=True)]
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    found = Trainer(lm, arguments, eval_dataset=columns).evaluate()["eval_loss"]
+    with torch.no_grad():
+        expected = lm(ids, labels=labels, token_type_ids=kinds).loss.item()
+        assert expected != lm(ids, labels=labels).loss.item()
+    assert abs(found - expected) < 1e-5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -253,6 +255,53 @@ def test_coordinates_that_turn_beside_x() -> None:
 # -- what cannot be meant
 
 
+def test_what_has_no_batch_is_shared_in_a_batch_of_one() -> None:
+    """By its length alone a table of one row is a batch of one; the word for it makes the answer one of the table's."""
+    x, table = torch.ones(1, 1, 4, 4), torch.tensor([[1.0, 2.0]])
+
+    def summed(x: Tensor, table: Tensor) -> Tensor:
+        return x * table.sum()
+
+    for most in (None, 1, 3):
+        model = EquiTune(summed, {"x": "d4", "table": "shared"}, "d4", views_per_forward=most)
+        torch.testing.assert_close(model(x, table), 3 * x)
+        torch.testing.assert_close(model(x=torch.cat((x, x)), table=table), 3 * torch.cat((x, x)))
+
+
+def test_a_keyword_that_is_called_x() -> None:
+    """It is the backbone's, if that has one; otherwise the first input."""
+
+    def either(mask: Tensor | None = None, x: Tensor | None = None) -> Tensor:
+        return x if mask is None and x is not None else 100 * mask  # type: ignore[operator]
+
+    torch.testing.assert_close(EquiTune(either, {"x": "d4"}, "d4")(x=X), X)
+    torch.testing.assert_close(EquiTune(either, "d4", "d4")(x=X), X)
+    torch.testing.assert_close(EquiTune(either, "d4", "d4")(X), 100 * X)
+    torch.testing.assert_close(EquiTune(lambda a, x: a + x, {"a": "d4", "x": "d4"}, "d4")(X, x=X), 2 * X)
+    conv = nn.Conv2d(3, 2, 3, padding=1)
+    torch.testing.assert_close(EquiTune(conv, "d4", "d4")(x=X), EquiTune(conv, "d4", "d4")(X))
+
+
+def test_containers_of_every_kind_go_in() -> None:
+    @dataclasses.dataclass
+    class Pair:
+        image: Tensor
+        shift: Tensor
+
+    def added(x: Tensor, more: Any) -> Tensor:
+        pair = more if isinstance(more, Pair) else more["pair"]
+        return x + pair.image + pair.shift.reshape(-1, 1, 1, 1)
+
+    pair = Pair(X.flip(-1), torch.tensor([1.0, 2.0]))
+    expected = X + pair.image + pair.shift.reshape(-1, 1, 1, 1)
+    model = EquiTune(added, {"x": "d4", "more": {"image": "d4"}}, "d4")
+    torch.testing.assert_close(model(X, pair), expected)
+    several = collections.defaultdict(list, {"pair": pair})
+    model = EquiTune(added, {"x": "d4", "more": {"pair": {"image": "d4"}}}, "d4")
+    torch.testing.assert_close(model(X, several), expected)
+    assert several["pair"] is pair
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no action": (lambda: EquiTune(Denoiser(), (None, "shared"), "d4"), ValueError, "inp: expected an action for one"),
     "other groups": (
@@ -304,6 +353,18 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: EquiTune(Denoiser(), {"sample": "d4", "batch": {"more": "d4"}}, "d4")(X, 1, batch=X),
         TypeError,
         "batch: expected a dict as in inp, got Tensor",
+    ),
+    "more actions than inputs": (
+        lambda: EquiTune(nn.Conv2d(3, 2, 1), ("d4", "d4", "d4"), "d4")(X),
+        ValueError,
+        "inp: expected an action for each input at most, got 3 for 1 by position of input",
+    ),
+    "a second input that cannot turn": (
+        lambda: CanonicalLambdaEquiTune(
+            lambda x, v: x + v, vector_frame, [[[1.0, 0.0], [0.0, 1.0]]], inp=("turned", "turned")
+        )(torch.randn(2, 3, 2), torch.randn(2, 3, 1)),
+        ValueError,
+        r"args\[0\]: expected a batch \(B, …, 2\) of coordinates, got \(2, 3, 1\)",
     ),
     "a name that a container lacks": (
         lambda: EquiTune(Denoiser(), {"sample": "d4", "batch": {"else": "d4"}}, "d4")(X, 1, batch={"mask": MASK}),

@@ -192,7 +192,7 @@ def test_which_part_of_an_output_does_not_fit() -> None:
         def forward(self, x: Tensor) -> Any:
             return {"maps": (x, [x, x]), "logits": x.mean((1, 2, 3))}
 
-    with pytest.raises(ValueError, match=r"out\['maps'\]\[1\]: the backbone returns a tuple with \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"out\['maps'\]\[1\]: the backbone returns a list with \[0, 1\]"):
         EquiTune(Other(), "c4", out)(images(2, 3, 6, 6))
 
 
@@ -213,7 +213,6 @@ def test_what_layers_do_not_have() -> None:
 
 
 def test_boxes_that_are_lists() -> None:
-
     def detect(x: Tensor) -> list[dict[str, Any]]:
         return [{"boxes": [[0, 0, 1, 1]], "scores": [1.0], "labels": [1]} for _ in x]
 

@@ -323,3 +323,37 @@ def test_bad_entries() -> None:
     for detector, out, error, message in cases:
         with pytest.raises(error, match=message):
             EquiDetector(detector, "c4", out)(one)
+
+
+def test_what_is_no_detection_is_an_error() -> None:
+    """It would be left out, or worse: the less sure of two would stand for both."""
+    good = {"boxes": torch.tensor([[1.0, 1.0, 3.0, 3.0]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([1])}
+    for name, value, message in (
+        ("boxes", [[5.0, 5.0, 2.0, 2.0]], 'expected finite "boxes" in xyxy, right of left'),
+        ("boxes", [[1.0, 1.0, float("nan"), 3.0]], 'expected finite "boxes"'),
+        ("scores", [-0.3], 'expected "scores" in 0 … 1'),
+        ("scores", [float("nan")], 'expected "scores" in 0 … 1'),
+    ):
+        bad = {**good, name: torch.tensor(value)}
+        model = EquiDetector(lambda x, bad=bad: [bad] * len(x), "hflip", boxes("hflip"))
+        with pytest.raises(ValueError, match=message):
+            model(torch.zeros(1, 1, 8, 8))
+    flat = {**good, "boxes": torch.tensor([[1.0, 1.0, 1.0, 3.0]])}
+    (found,) = EquiDetector(lambda x: [flat] * len(x), "hflip", boxes("hflip"))(torch.zeros(1, 1, 8, 8))
+    assert found["boxes"].shape == (0, 4)
+    masks = {**good, "masks": torch.rand(1, 3, 5)}
+    model = EquiDetector(lambda x: [masks] * len(x), "d4", {"boxes": boxes("d4"), "masks": "d4"})
+    with pytest.raises(ValueError, match='expected "masks" that are turned as the image is'):
+        model(torch.zeros(1, 1, 8, 8))
+
+
+def test_images_by_their_name() -> None:
+    images = [torch.rand(2, 8, 8), torch.rand(2, 6, 10)]
+
+    def detect(images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [answer for image in images for answer in Detector(boxes("d4"))(image[None])]
+
+    expected = EquiDetector(detect, "d4", boxes("d4"))(images)
+    for model in (EquiDetector(detect, "d4", boxes("d4")), EquiDetector(detect, {"images": "d4"}, boxes("d4"))):
+        for ours, theirs in zip(model(images=images), expected, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -14,8 +14,10 @@ from equikern import (
     EquiTune,
     EquiZero,
     LambdaEquiTune,
+    RegularLift,
     field,
     grid,
+    orbit,
     patches,
     permutation,
 )
@@ -252,9 +254,37 @@ def test_no_loss_is_better_than_a_wrong_one() -> None:
     assert list(model(PIXELS, labels=LABELS)) == ["logits"]
     given = EquiTune(vit, {"pixel_values": "d4", "labels": None}, {"loss": "shared", "logits": "trivial"})
     found = given(PIXELS, labels=LABELS)  # as the user says: the loss of the views
-    torch.testing.assert_close(found.loss, vit(grid("d4").act(0, PIXELS), labels=LABELS).loss, rtol=1, atol=1)
+    expected = vit(orbit(PIXELS, grid("d4")).flatten(0, 1), labels=LABELS.repeat(8)).loss
+    torch.testing.assert_close(found.loss, expected)
     with pytest.raises(ValueError, match=r"not listed: \['hidden_states'\]"):
         EquiTune(vit, "d4", {"logits": "trivial"})(PIXELS, output_hidden_states=True)
+
+
+def test_labels_that_lead_to_no_loss_are_an_error() -> None:
+    vit = classifier()
+    with pytest.raises(ValueError, match="labels: expected out to have the logits"):
+        EquiTune(vit, "d4", {"hidden_states": (None, None)}, strict=False)(
+            PIXELS, labels=LABELS, output_hidden_states=True
+        )
+    lifted = RegularLift(vit, "d4", {"logits": "trivial"}, strict=False)(PIXELS, labels=LABELS)
+    assert list(lifted) == ["logits"]  # of views, whose losses are none
+
+
+def test_features_beside_a_loss() -> None:
+    """A backbone that computes its loss itself gives it first; weights are of the logits behind it."""
+    vit = classifier()
+
+    class Own(type(vit)):  # type: ignore[misc]
+        def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
+            output = super().forward(pixel_values)
+            if labels is not None:
+                output = type(output)(loss=output.logits.square().mean(), logits=output.logits)
+            return output
+
+    model = LambdaEquiTune(Own(vit.config), "d4", {"logits": "trivial"}, 5)
+    for labels in ({"labels": LABELS}, {}):
+        assert list(model(PIXELS, **labels)) == ["logits"]
+    torch.testing.assert_close(model(PIXELS, LABELS).logits, model(PIXELS).logits)
 
 
 def test_hidden_states_of_a_vision_transformer() -> None:

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from equikern import EquiTune, grid, orbit, orbit_mean, orbit_select, orbit_weighted_mean, trivial
+from equikern import (
+    EquiTune,
+    grid,
+    orbit,
+    orbit_cross_entropy,
+    orbit_mean,
+    orbit_select,
+    orbit_weighted_mean,
+    permutation,
+    trivial,
+)
 from equikern.core import autograd
 from equikern.ops import reduce, select
 from equikern.reductions import REDUCTIONS
@@ -126,6 +136,23 @@ def test_new_sizes_recompile_once(takes: str) -> None:
         for ours, expected in zip(*found, strict=True):
             torch.testing.assert_close(ours, expected)
     assert counter.frame_count <= 2
+
+
+def test_dynamic_sizes_with_gradients_of_operators_called_twice() -> None:
+    swap = permutation([[0, 1], [1, 0]])
+
+    def run(x: Tensor) -> Tensor:
+        y = orbit(x, D4)
+        means = orbit_weighted_mean(y, y.mean((2, 3, 4)).exp(), D4) + orbit_mean(orbit(x + 1, D4), D4)
+        logits = torch.stack([x.mean((-1, -2)), x.amax((-1, -2))])
+        target = torch.zeros(len(x), dtype=torch.int64)
+        losses = [orbit_cross_entropy(logits, target, swap, label_smoothing=share) for share in (0.0, 0.1)]
+        return means.square().sum() + losses[0] + losses[1]
+
+    function = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, side in ((2, 6), (3, 7), (5, 6)):
+        x = random_values((batch, 2, side, side), torch.float32).requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(function(x), x), torch.autograd.grad(run(x), x))
 
 
 def test_the_same_size_is_compiled_once() -> None:

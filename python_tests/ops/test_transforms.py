@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import (
+    CanonicalLambdaEquiTune,
     EquiTune,
     EquiZero,
     LambdaEquiTune,
@@ -22,6 +24,7 @@ from equikern import (
     orbit_select,
     permutation,
     trivial,
+    vector_frame,
 )
 from equikern.core import functions
 from helpers.calls import CALLS, results
@@ -202,6 +205,41 @@ def test_wrappers(name: str) -> None:
     close(slope, difference)
 
 
+@each("name", of_rows())
+def test_pullbacks_after_their_transform(name: str) -> None:
+    """What ``torch.func.vjp`` returns is called when no transform is under way any more."""
+    function, tensors = EVERY[name]
+    result, back = torch.func.vjp(function, *tensors)  # type: ignore[misc]
+    _, expected = torch.autograd.functional.vjp(function, tensors, torch.ones_like(result))
+    close(back(torch.ones_like(result)), expected)
+
+
+def frozen_lambda() -> LambdaEquiTune:
+    torch.manual_seed(0)
+    return LambdaEquiTune(
+        copy.deepcopy(NET), "c4", trivial(grid("c4").group), nn.Linear(4, 1).double(), features="3", frozen=True
+    )
+
+
+def test_frozen_features_have_no_derivative_of_any_mode() -> None:
+    model, x, tangent = frozen_lambda(), made(2, 2, 4, 4), made(2, 2, 4, 4, seed=1)
+    close(jvp(model, (x,), (tangent,))[1], torch.autograd.functional.jvp(model, x, tangent)[1])
+    with torch.no_grad():
+        program = torch.export.export(model, (x,)).module()
+    found = []
+    for run in (model, program):
+        leaf = x.clone().requires_grad_()
+        found += torch.autograd.grad(run(leaf).square().sum(), leaf)
+    close(found[1], found[0])
+
+
+def test_canonical_poses_of_every_sample() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).double()
+    quarters = torch.tensor([[[1.0, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]])
+    model, x = CanonicalLambdaEquiTune(network, vector_frame, quarters), made(5, 3, 2)
+    close(vmap(lambda t: model(t[None])[0])(x), model(x).detach())
+
+
 def test_given_memory_is_refused() -> None:
     out = made(8, 2, 2)
     with pytest.raises(ValueError, match=r"out: .*transform of torch.func"):
@@ -258,6 +296,7 @@ def test_without_torchs_question_every_call_is_right(monkeypatch: pytest.MonkeyP
     x = made(2, 3, 3).requires_grad_()
     loss = orbit_cross_entropy(orbit(x, D4).flatten(2), torch.tensor([0, 1]), trivial(D4.group))
     (ours,) = torch.autograd.grad(loss, x)
+    assert torch.equal(orbit(x.detach(), D4, out=made(8, 2, 3, 3)), orbit(x.detach(), D4))
     monkeypatch.undo()
     loss = orbit_cross_entropy(orbit(x, D4).flatten(2), torch.tensor([0, 1]), trivial(D4.group))
     close(ours, torch.autograd.grad(loss, x)[0])

@@ -316,6 +316,21 @@ def test_separate_feature_extractors() -> None:
         assert (model.policy(-x, deterministic=True)[0] == 1 - model.policy(x, deterministic=True)[0]).all()
 
 
+def test_a_handle_that_was_removed_leaves_the_next_one_alone() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    first = act_through(model, cartpole())
+    first.remove()
+    second = act_through(model, cartpole(), "equitune")
+    first.remove()
+    assert acting(model).system == "equitune"
+    observation = np.array([0.1, 0.2, -0.1, 0.3], np.float32)
+    left, right = (int(model.predict(o, deterministic=True)[0]) for o in (observation, -observation))
+    assert left != right
+    second.remove()
+    with pytest.raises(ValueError, match="acts by its own network"):
+        acting(model)
+
+
 def test_refusals() -> None:
     class Other(ActorCriticPolicy):
         def predict_values(self, obs: Any) -> Tensor:
