@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
-from ..ops import orbit, orbit_mean, orbit_weighted_mean
+from ..ops import orbit_mean, orbit_weighted_mean
+from ..ops.checked import orbit_some
 from ..scalars import index
 from ..views import FLOATS, still
 from ..views.maps import Maps
 from .features import shares, weighed
+from .joined import join, ranks_of
+from .merging import Output, Summed, Weighted
 from .tables import ActionTables
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
 
@@ -47,6 +53,7 @@ class CanonicalLambdaEquiTune(nn.Module):
             which must then be positive; None: the same without division by the sum.
         undo: for ``"equivariant"``, turn every pose's output back before the mean, ``θ⁻¹ M(θz)`` in place of
             ``M(θz)``: both are equivariant, and a backbone that is so already then stays as it is.
+        mesh: as in ``EquiTune``, for the poses.
 
     Shapes:
         x (B, \\*, d), such as (B, points, d) or (B, d) → what the backbone gives for one batch.
@@ -76,6 +83,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         out: Literal["invariant", "equivariant"] = "invariant",
         normalize: Literal["sum", "softmax"] | None = "softmax",
         undo: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         for name, given in (("backbone", backbone), ("canonical", canonical), ("weight_net", weight_net)):
@@ -95,18 +103,25 @@ class CanonicalLambdaEquiTune(nn.Module):
         self.out = out
         self.normalize: Literal["sum", "softmax"] | None = normalize
         self.undo = undo
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output for a batch x (B, \\*, d); see the class."""
-        poses, h = self._poses(x)
-        y = self._outputs(poses, x.shape[0])
+        x = self._entered(x)
+        poses, h, elements = self._poses(x)
+        y = self._outputs(poses, len(elements), x.shape[0])
         if self.out == "equivariant" and (y.dim() < 3 or y.shape[-1] != self.theta.size):
             raise ValueError(
                 f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
             )
         action = self._tables(self.theta) if self.undo else self._still
-        raw = self._raw(poses, x.shape[0])
-        merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
+        raw = self._raw(poses, len(elements), x.shape[0])
+        if self.ranks is not None:
+            merged = self._joined(y, raw, action, elements)
+        else:
+            merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
         return merged if self.out == "invariant" else _turned(h, merged)
 
     def weights(self, x: Tensor) -> Tensor:
@@ -114,8 +129,11 @@ class CanonicalLambdaEquiTune(nn.Module):
 
         Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
         """
-        poses, _ = self._poses(x)
-        raw = self._raw(poses, x.shape[0])
+        x = self._entered(x)
+        poses, _, elements = self._poses(x)
+        raw = self._raw(poses, len(elements), x.shape[0])
+        if raw is not None and self.ranks is not None:
+            raw = self.ranks.gathered(raw, self.theta.order, "the poses' weights")
         if raw is None:
             return torch.full((self.theta.order, x.shape[0]), 1 / self.theta.order, device=x.device)
         return shares(raw, self.normalize)
@@ -138,27 +156,45 @@ class CanonicalLambdaEquiTune(nn.Module):
             _check_orthogonal(h.detach())
         return h
 
-    def _poses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """θz for all θ as one batch (|Θ|·B, \\*, d), and h(x)."""
-        h = self._frame(x)
-        return orbit(_turned(h.mT, x), self._tables(self.theta)).flatten(0, 1), h
+    def _entered(self, x: Tensor) -> Tensor:
+        if self.ranks is None:
+            return x
+        self.ranks.listen(self)
+        return self.ranks.entered(x)
 
-    def _outputs(self, poses: Tensor, batch: int) -> Tensor:
+    def _poses(self, x: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """θz for all θ that this process takes as one batch (n·B, \\*, d), h(x), and which these are."""
+        h = self._frame(x)
+        elements = list(range(self.theta.order))
+        if self.ranks is not None:
+            elements = self.ranks.own(self.ranks.cut([elements]))[0][-1]
+        return orbit_some(_turned(h.mT, x), self._tables(self.theta), elements).flatten(0, 1), h, elements
+
+    def _joined(self, y: Tensor, raw: Tensor | None, action: Action, elements: list[int]) -> Tensor:
+        """The merge of the outputs of all processes."""
+        assert self.ranks is not None
+        output = Output(action, None, (1, 1), False, FLOATS)
+        merge = Summed(output, 1.0 / self.theta.order) if raw is None else Weighted(output, self.normalize)
+        merge.add(y, elements, raw)
+        join(merge, self.ranks, self.ranks.cut([list(range(self.theta.order))]))
+        return merge.result()
+
+    def _outputs(self, poses: Tensor, order: int, batch: int) -> Tensor:
         y = self.backbone(poses)
         if not isinstance(y, Tensor):
             raise TypeError(f"backbone: expected it to return a tensor, got {type(y).__name__}")
         if y.dim() == 0 or y.shape[0] != poses.shape[0]:
             raise ValueError(
-                f"backbone: expected an output whose first dim is the batch {poses.shape[0]} ({self.theta.order} poses "
+                f"backbone: expected an output whose first dim is the batch {poses.shape[0]} ({order} poses "
                 f"of {batch}), got shape {tuple(y.shape)}"
             )
-        return y.reshape(self.theta.order, batch, *y.shape[1:])
+        return y.reshape(order, batch, *y.shape[1:])
 
-    def _raw(self, poses: Tensor, batch: int) -> Tensor | None:
-        """What weight_net says of every pose, (|Θ|, B)."""
+    def _raw(self, poses: Tensor, order: int, batch: int) -> Tensor | None:
+        """What weight_net says of every pose, (n, B)."""
         if self.weight_net is None:
             return None
-        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(self.theta.order, batch)
+        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(order, batch)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from ..views import FLOATS
 from ..views.grid import sides_named
 from .merging import Gathered, Merge, Output, Summed, reduced
 from .views import ActionSpec, OrbitModule, OutputSpec, leaves
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["EquiTune"]
 
@@ -41,6 +44,8 @@ class EquiTune(OrbitModule):
         space: merge the outputs as they are (None), their softmax (``"probs"``) or its logarithm (``"log_probs"``),
             over the permuted dim, a map's channels, or the last dim under the trivial action; for rows with
             ``reduce="mean"`` in the same pass.
+        mesh: one axis of a ``DeviceMesh``, or a process group, whose processes each run their share of the views and
+            all get the whole output; see ``equikern.distributed.Ranks``.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``.
@@ -67,8 +72,9 @@ class EquiTune(OrbitModule):
         reduce: str = "mean",
         views_per_forward: int | None = None,
         space: Literal["probs", "log_probs"] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
+        super().__init__(backbone, inp, out, views_per_forward, mesh)
         checks.choice("reduce", reduce, ("mean", *REDUCTIONS))
         checks.choice("space", space, ("probs", "log_probs", None))
         for spec in leaves(self.out) if space is not None else ():
@@ -89,7 +95,7 @@ class EquiTune(OrbitModule):
                 return Gathered(output, self._mean)
             return Summed(output, 1.0 / self.inp.order, None if self.space is None else self._probabilities)
         if self.space is None:
-            return reduced(output, self.reduce, parts, self.inp.order)
+            return reduced(output, self.reduce, parts, self.inp.order, self.ranks is not None)
         op = cast(Any, self.reduce)
         return Gathered(output, lambda y, action, *_: orbit_reduce(self._probabilities(y, action), action, op))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,12 @@ from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
 from ..reductions import best_view
 from ..scalars import index
+from .joined import Chosen
 from .merging import Gathered, Merge, Output, Selected
 from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order, leaves
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["EquiZero"]
 
@@ -37,7 +41,7 @@ class EquiZero(OrbitModule):
     lowest group element. Choosing has no useful gradient, so ``gradient`` names the stand-in whose it gets.
 
     Args:
-        backbone, inp, out, views_per_forward: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, mesh: as in ``EquiTune``.
         loss: how little a view is to be trusted. ``"max_prob"``, ``"entropy"`` and ``"margin"`` of the logits, see
             ``orbit_score``; ``"similarity"``: −the largest of similarities, such as an image's to the classes' texts;
             ``"max_q"``: −log of the largest softmax-normalised Q-value, so that g and the move are chosen together; or
@@ -76,8 +80,9 @@ class EquiZero(OrbitModule):
         classes: int = -1,
         scored: str | int | None = None,
         views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
+        super().__init__(backbone, inp, out, views_per_forward, mesh)
         if not callable(loss):
             checks.choice("loss", loss, tuple(LOSSES))
         checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
@@ -95,6 +100,9 @@ class EquiZero(OrbitModule):
         return self._merged(x, lambda output: self._merge(output, parts))
 
     def _merge(self, output: Output, parts: int) -> Merge:
+        if self.ranks is not None:
+            gradient = self.gradient if torch.is_grad_enabled() else None
+            return Chosen(output, gradient, self.inp.order, self.ranks)
         if parts > 1 and (self.gradient is None or not torch.is_grad_enabled()):
             return Selected(output)
         return Gathered(output, self._merge_one)
@@ -114,12 +122,11 @@ class EquiZero(OrbitModule):
 
     def scores(self, x: Tensor) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
-        found, order = [], []
-        for elements, outputs, _ in self._forwards(x, self._parts(x)):
+        found, parts = [], self._parts(x)
+        for _, outputs, _ in self._forwards(x, parts):
             found.append(self._losses(outputs).detach())
-            order += elements
             del outputs
-        return in_group_order(torch.cat(found), order)
+        return self._of_all(found, parts)
 
     def chosen(self, x: Tensor) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""
@@ -130,9 +137,9 @@ class EquiZero(OrbitModule):
 
     def _scored_in_place(self, outputs: Any) -> bool:
         """Whether ``orbit_select`` can score rows in the pass that chooses: where the backbone's only output carries a
-        named loss, has a row of classes for each sample, and holds all views.
+        named loss, has a row of classes for each sample, and holds all views, of which no other process has some.
         """
-        if callable(self.loss) or self.classes != -1:
+        if callable(self.loss) or self.classes != -1 or self.ranks is not None:
             return False
         y, actions = self._scored(outputs), leaves(self.out)
         alone = len(leaves(outputs)) == len(actions) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ from ..ops import orbit_weighted_mean
 from ..scalars import index, kind_of
 from .features import Tap, pooled, shares, weighed
 from .merging import Gathered, Merge, Output, Weighted
-from .views import ActionSpec, OrbitModule, OutputSpec, in_group_order
+from .views import ActionSpec, OrbitModule, OutputSpec
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
 
@@ -47,7 +50,7 @@ class LambdaEquiTune(OrbitModule):
     λ first (``train_weights``), then the backbone (``train_backbone``).
 
     Args:
-        backbone, inp, out, views_per_forward: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, mesh: as in ``EquiTune``.
         weight_net: a module from features (N, F) to one number for each view, (N, 1) or (N,); or F, for the papers'
             ``weight_network(F)``.
         features: what it reads. The name of a submodule of the backbone, whose output is taken; a callable from the
@@ -87,8 +90,9 @@ class LambdaEquiTune(OrbitModule):
         frozen: bool = False,
         normalize: Literal["sum", "softmax"] | None = "softmax",
         views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
+        super().__init__(backbone, inp, out, views_per_forward, mesh)
         if not isinstance(weight_net, nn.Module):
             try:
                 count = index("weight_net", weight_net)
@@ -109,6 +113,8 @@ class LambdaEquiTune(OrbitModule):
         self.frozen = _frozen_copy(backbone) if frozen else None
         self._tap = Tap(None if callable(features) else features)
         self._tap.listen(backbone if self.frozen is None else self.frozen)
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     def forward(self, x: Tensor) -> Any:
         """The weighted output for a batch x (B, \\*, H, W); see the class."""
@@ -127,13 +133,12 @@ class LambdaEquiTune(OrbitModule):
 
         Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
         """
-        found, order = [], []
-        for elements, outputs, beside in self._forwards(x, self._parts(x)):
+        found, parts = [], self._parts(x)
+        for _, outputs, beside in self._forwards(x, parts):
             assert beside is not None
             found.append(beside)
-            order += elements
             del outputs
-        return in_group_order(shares(torch.cat(found), self.normalize), order)
+        return shares(self._of_all(found, parts), self.normalize)
 
     @property
     def _averages(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ from ..core import checks
 from ..ops import symmetrize
 from ..views import FLOATS
 from .commuting import check_commuting, looked_up, mean_of_terms, representatives
+from .joined import ranks_of
 from .multi import mean_of, named_actions, one_each, one_output
 from .views import ActionSpec, OrbitModule, action_of
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["ProductEquiTune"]
 
@@ -46,6 +50,7 @@ class ProductEquiTune(nn.Module):
         views_per_forward: as in ``EquiTune``.
         verified: when the canonical maps are tried: ``"first"`` batch that is not the same number everywhere,
             ``"always"``, or ``"never"`` (under ``torch.compile`` never).
+        mesh: as in ``EquiTune``; the views of each factor are split by themselves.
 
     Attributes:
         forwards: Σ|G_i|, the backbone's forwards for each sample.
@@ -76,6 +81,7 @@ class ProductEquiTune(nn.Module):
         canonical: Sequence[Callable[[Tensor], Tensor] | None] | None = None,
         views_per_forward: int | None = None,
         verified: Literal["first", "always", "never"] = "first",
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         self.inps = tuple(named_actions("inps", inps))
@@ -100,12 +106,15 @@ class ProductEquiTune(nn.Module):
             raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
         pairs = zip(self.inps, self.outs, strict=True)
-        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward) for inp, out in pairs]
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward, self.ranks) for inp, out in pairs]
         self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
         self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))
         self.verified = verified
         self._seen = False
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     @property
     def forwards(self) -> int:
@@ -120,6 +129,8 @@ class ProductEquiTune(nn.Module):
             self.verified == "always" or (self.verified == "first" and not self._seen)
         ):
             self.verify(x)
+        if self.ranks is not None:
+            self.ranks.listen(self)
         terms = (self._term(i, x) for i in range(len(self.inps)))
         return mean_of_terms(terms, [factor._tables(factor.out) for factor in self._factors])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,12 @@ from ..core import checks
 from ..core.act import listed
 from ..ops.checked import orbit_some, undo_each
 from ..views import FLOATS
+from .joined import join, ranks_of, tied
 from .merging import Gathered, Merge, Output
 from .tables import ActionTables
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 ActionSpec = GroupAction | str
 OutputSpec = ActionSpec | Coordinates | Sequence["OutputSpec"] | Mapping[str, "OutputSpec"]
@@ -32,10 +36,16 @@ class OrbitModule(nn.Module):
         inp: the action on the input.
         out: the action on every output, in the containers they come in.
         views_per_forward: the most views of one forward, or None.
+        ranks: the processes that share the views, or None.
     """
 
     def __init__(
-        self, backbone: Callable[[Tensor], Any], inp: ActionSpec, out: OutputSpec, views_per_forward: int | None = None
+        self,
+        backbone: Callable[[Tensor], Any],
+        inp: ActionSpec,
+        out: OutputSpec,
+        views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         if not callable(backbone):
@@ -47,6 +57,9 @@ class OrbitModule(nn.Module):
         self._tables = ActionTables([self.inp, *outputs])
         check_views(views_per_forward)
         self.views_per_forward = views_per_forward
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     def views(self, x: Tensor) -> Any:
         """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
@@ -64,7 +77,7 @@ class OrbitModule(nn.Module):
         return beside
 
     def _parts(self, x: Tensor) -> list[list[int]]:
-        """The elements of every forward: views of one shape, as many as are allowed."""
+        """The elements of every forward, those of other processes too: views of one shape, as many as are allowed."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         if x.dim() < self.inp.dims + 1:
@@ -72,8 +85,8 @@ class OrbitModule(nn.Module):
                 f"x: expected a batch (B, …, {checks.moved(self.inp)}) for {self.inp.name!r}, got shape "
                 f"{tuple(x.shape)}"
             )
-        found = []
-        for bucket in buckets(self.inp, x.shape):
+        found, alike = [], buckets(self.inp, x.shape)
+        for bucket in alike if self.ranks is None else self.ranks.cut(alike):
             size = self.views_per_forward or len(bucket)
             found += [bucket[start : start + size] for start in range(0, len(bucket), size)]
         return found
@@ -81,7 +94,16 @@ class OrbitModule(nn.Module):
     def _forwards(
         self, x: Tensor, parts: list[list[int]], call: Call | None = None
     ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
-        """For every part its elements, the outputs (n, B, …) and what is beside them."""
+        """For every part that this process runs its elements, the outputs (n, B, …) and what is beside them."""
+        if self.ranks is None:
+            return self._run_each(x, parts, call)
+        self.ranks.listen(self)
+        own, spare = self.ranks.own(parts)
+        return _behind(self._run_each(self.ranks.entered(x), own, call), min(spare, len(own) - 1))
+
+    def _run_each(
+        self, x: Tensor, parts: list[list[int]], call: Call | None
+    ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
         inp, call = self._tables(self.inp), call or self._call
         for elements in parts:
             # Nothing here may hold an output while the next one is made.
@@ -120,8 +142,18 @@ class OrbitModule(nn.Module):
             _add(merges, fitting(outputs, self.out), elements, beside)
             del outputs, beside
         assert merges is not None
+        if self.ranks is not None:
+            for merge in merges:
+                join(merge, self.ranks, parts)
         results = iter([merge.result() for merge in merges])
         return mapped(skeleton, lambda _: next(results))
+
+    def _of_all(self, found: list[Tensor], parts: list[list[int]]) -> Tensor:
+        """What was found of the views of each part, (n, …), of all views in the group's order."""
+        t = torch.cat(found)
+        if self.ranks is not None:
+            t = self.ranks.gathered(t, sum(map(len, parts)), "what is said of all views")
+        return in_group_order(t, [g for part in parts for g in part])
 
     def _output(self, spec: Any, x: Tensor, turned: bool, dtypes: frozenset[torch.dtype]) -> Output:
         size = (x.shape[-2], x.shape[-1]) if x.dim() > 1 else (1, 1)
@@ -144,6 +176,15 @@ class OrbitModule(nn.Module):
 def _add(merges: list[Merge], pairs: list[tuple[Tensor, Any]], elements: list[int], beside: Tensor | None) -> None:
     for merge, (y, _) in zip(merges, pairs, strict=True):
         merge.add(y, elements, beside)
+
+
+def _behind(
+    forwards: Iterator[tuple[list[int], Any, Tensor | None]], spare: int
+) -> Iterator[tuple[list[int], Any, Tensor | None]]:
+    """Forwards without the first ``spare`` ones, which the backward pass still goes through."""
+    unused = [leaf for _ in range(spare) for leaf in leaves(next(forwards)[1])]
+    for elements, outputs, beside in forwards:
+        yield elements, mapped(outputs, lambda t: tied(t, unused)), beside
 
 
 def check_views(views_per_forward: object) -> None:
