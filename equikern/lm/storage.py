@@ -74,7 +74,7 @@ class Stored:
             folder: where.
             model: the model, loaded already; by default ``AutoModelForCausalLM.from_pretrained(folder)`` loads it, in
                 evaluation mode and the dtype it was saved in.
-            needed: what cannot be saved: ``score`` and ``tokenizer`` for the EquiZero wrappers, nothing for others.
+            needed: what cannot be saved: ``score`` and ``tokenizer`` for the EquiZero wrappers; a ``mesh`` for others.
 
         Raises:
             ValueError: no wrapper in the folder, one of another class, or one from a newer equikern.

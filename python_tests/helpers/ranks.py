@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SIZE = 4
 _TIMEOUT = 60.0
+_CASES = ("helpers.rank_cases", "helpers.rank_lm_cases", "helpers.rank_training", "helpers.shard_cases")
 
 
 class World:
@@ -66,7 +67,7 @@ class Pool:
 
     def __init__(self, size: int = SIZE, timeout: float = _TIMEOUT) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "helpers.rank_cases"])  # so that torch is imported once
+        context.set_forkserver_preload([__name__, *_CASES])  # imported once for all
         self._folder = tempfile.TemporaryDirectory()
         self.connections, self.processes = [], []
         for rank in range(size):
@@ -79,12 +80,26 @@ class Pool:
 
     def __call__(self, case: Callable[..., Any], *given: Any) -> list[Any]:
         """What a function returns in every process; a failure in one of them is one of the caller's."""
-        for connection in self.connections:
-            connection.send((case.__module__, case.__name__, given))
-        results = [_received(connection, rank) for rank, connection in enumerate(self.connections)]
+        self.send(case, *given)
+        results = [self.received(rank) for rank in range(len(self.connections))]
         wrong = [f"rank {rank}:\n{told}" for rank, (went, told) in enumerate(results) if not went]
         assert not wrong, "\n".join(wrong)
         return [told for _, told in results]
+
+    def send(self, case: Callable[..., Any], *given: Any) -> None:
+        """Have every process run a function."""
+        for connection in self.connections:
+            connection.send((case.__module__, case.__name__, given))
+
+    def received(self, rank: int) -> tuple[bool, Any]:
+        """Whether a process's function returned, and what; or what went wrong."""
+        if not self.connections[rank].poll(2 * _TIMEOUT):
+            return False, "no answer"
+        try:
+            went, told = self.connections[rank].recv()
+            return went, told
+        except EOFError:
+            return False, "it has ended"
 
     def close(self) -> None:
         """End them."""
@@ -96,16 +111,6 @@ class Pool:
             if process.is_alive():
                 process.kill()
         self._folder.cleanup()
-
-
-def _received(connection: Connection, rank: int) -> tuple[bool, Any]:
-    if not connection.poll(2 * _TIMEOUT):
-        return False, "no answer"
-    try:
-        went, told = connection.recv()
-        return went, told
-    except EOFError:
-        return False, "it has ended"
 
 
 @contextlib.contextmanager
