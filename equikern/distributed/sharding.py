@@ -7,13 +7,16 @@ A plain tensor beside DTensors, such as an action's table, is what every process
 The rules are those of ``torch.library.register_torch_dispatch``, not of ``register_sharding``: DTensor remembers what
 that says of an operator by shapes and whole numbers, while here the code, a string, says which dims move. Importing
 ``equikern.distributed`` registers them.
+
+Gradients of medians and of scores, and elements that are sharded themselves, need operators of torch's own that older
+releases of DTensor, such as that of torch 2.8, have not; it says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -146,7 +149,8 @@ def _local(t: Tensor, mesh: DeviceMesh, placements: list[Placement], name: str, 
     if t.device_mesh != mesh:
         raise ValueError(f"{name}: expected DTensors on one mesh, {mesh}, got one on {t.device_mesh}")
     if tuple(t.placements) != tuple(placements):
-        t = t.redistribute(mesh, placements)
+        alone = cast(DTensor, t.detach())  # autograd is above, but redistribute does not know
+        t = alone.redistribute(mesh, placements)
     return t.to_local()
 
 

@@ -28,9 +28,9 @@ def _batch(size: tuple[int, ...] = (4, 2, 6, 8)) -> tuple[Tensor, Tensor]:
     return torch.randn(size, generator=numbers), torch.randint(4, size[:1], generator=numbers)
 
 
-def _step(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Two steps of training; the gradients of the second."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+def _step(model: nn.Module, x: Tensor, target: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+    """Two steps of training; the gradients of the second. Those of the model are ``scale`` times too large."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5 / scale)
     for _ in range(2):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), target).backward()
@@ -39,7 +39,7 @@ def _step(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     for name, p in model.named_parameters():
         assert p.grad is not None, name
         grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-        found[name.removeprefix("module.")] = grad
+        found[name.removeprefix("module.")] = grad / scale
     return found
 
 
@@ -77,6 +77,16 @@ def data_parallel(world: World) -> None:
             _same(f"{type(plain).__name__}, DDP {way}", found, expected)
 
 
+def _scale_of_fsdp(mesh: Any) -> float:
+    """What FSDP2 multiplies gradients by: torch 2.8's adds them up over gloo, where it is to take their mean."""
+    layer = nn.Linear(1, 1, bias=False)
+    fully_shard(layer, mesh=mesh)
+    layer(torch.ones(1, 1)).sum().backward()
+    grad = layer.weight.grad
+    assert isinstance(grad, DTensor)
+    return float(grad.full_tensor())
+
+
 def fully_sharded(world: World) -> None:
     """FSDP2 on the backbone, over all processes, beside shared views; uneven shares make as many forwards."""
     x, target = _batch()
@@ -89,7 +99,8 @@ def fully_sharded(world: World) -> None:
             for layer in (backbone[0], backbone[4], backbone, *[shared] * isinstance(shared, LambdaEquiTune)):
                 fully_shard(layer, mesh=mesh)  # type: ignore[arg-type]
             assert isinstance(next(backbone.parameters()), DTensor)
-            _same(f"{type(plain).__name__}, FSDP2", _step(shared, x[half], target[half]), _step(plain, x, target))
+            found = _step(shared, x[half], target[half], _scale_of_fsdp(mesh))
+            _same(f"{type(plain).__name__}, FSDP2", found, _step(plain, x, target))
     x, target = _batch((4, 4))
     for views_per_forward in (1, 2):
         torch.manual_seed(0)
@@ -97,7 +108,8 @@ def fully_sharded(world: World) -> None:
         plain = EquiTune(copy.deepcopy(net), _CYCLE, _CYCLE, views_per_forward=views_per_forward)
         fully_shard(net, mesh=every)  # type: ignore[arg-type]
         shared = EquiTune(net, _CYCLE, _CYCLE, views_per_forward=views_per_forward, mesh=world.mesh["views"])
-        _same("uneven shares", _step(shared, x[half], target[half]), _step(plain, x, target))
+        found = _step(shared, x[half], target[half], _scale_of_fsdp(every))
+        _same("uneven shares", found, _step(plain, x, target))
     wrong = classifier()
     fully_shard(wrong, mesh=world.mesh["batch"])
     with pytest.raises(ValueError, match="EquiTune: expected fully_shard to take a mesh with the ranks of the views"):
