@@ -301,7 +301,7 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
     if not torch.compiler.is_compiling():
         if out.is_neg():
             raise ValueError(f"{name}: expected memory that holds its values, got a lazily negated view")
-        if out.device.type != "meta":
+        if out.device.type != "meta" and out.data_ptr():  # a DTensor's memory is its parts', and says nothing here
             _own_memory(name, out, (like, *inputs))
     return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from .inputs import NOT_GIVEN
 from .merging import Gathered, Merge, Output, Summed, reduced
 from .specs import InputSpec, OutputSpec, acting
 from .views import OrbitModule
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["EquiTune"]
 
@@ -48,27 +51,14 @@ class EquiTune(OrbitModule):
             ``reduce="mean"`` in the same pass.
         strict: whether a tensor that ``out`` does not list is an error, which lists what there is; with False it is
             dropped.
+        mesh: one axis of a ``DeviceMesh``, or a process group, whose processes each run their share of the views and
+            all get the whole output; see ``equikern.distributed.Ranks``.
 
     Inputs. The model is called as its backbone is, ``model(x, *args, **kwargs)``. A tuple ``inp`` goes by position, a
     dict by the names of the parameters of the backbone's forward or of keywords, nested as the inputs are; one action
     is for the first input, or the only keyword.
 
-    ================== =======================================================================================
-    an action          every view is of the input as that element sees it: images, masks and points that turn
-    None, or not named repeated for every view: tensors whose first dim is the batch and lists of B strings, wherever
-                       they are nested. A first dim of 1 is for all samples, it stays, as do tensors without dims,
-                       numbers, strings and whatever else. Any other first dim is an error
-    ``"shared"``       what it is, for all views: a table, a kernel
-    ================== =======================================================================================
-
-    The first input on a grid says the batch, and the image's size for coordinates.
-
-    Labels. Where transformers' model is given ``labels`` and computes its loss by its ``loss_function`` of labels and
-    logits alone (classifiers of images, videos, sounds, sequences and tokens, masked language models), it is called
-    without them, and ``loss`` is what that function says of the merged logits, in front of the outputs. Otherwise the
-    backbone gets its labels, repeated, and the ``loss`` of a dict, which is one of views, is dropped, as where merged
-    outputs are no logits (``space``, ``"std"``). Labels that ``inp`` names are inputs as any other.
-
+    ================== ================================================================================
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``.
 
@@ -101,8 +91,9 @@ class EquiTune(OrbitModule):
         views_per_forward: int | None = None,
         space: Literal["probs", "log_probs"] | None = None,
         strict: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward, strict)
+        super().__init__(backbone, inp, out, views_per_forward, strict, mesh)
         checks.choice("reduce", reduce, ("mean", *REDUCTIONS))
         checks.choice("space", space, ("probs", "log_probs", None))
         for spec in acting(self.out) if space is not None else ():
@@ -126,7 +117,7 @@ class EquiTune(OrbitModule):
                 return Gathered(output, self._mean)
             return Summed(output, 1.0 / self.inp.order, None if self.space is None else self._probabilities)
         if self.space is None:
-            return reduced(output, self.reduce, parts, self.inp.order)
+            return reduced(output, self.reduce, parts, self.inp.order, self.ranks is not None)
         op = cast(Any, self.reduce)
         return Gathered(output, lambda y, action, *_: orbit_reduce(self._probabilities(y, action), action, op))
 
