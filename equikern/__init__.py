@@ -143,4 +143,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-_LAZY = ("demo", "lm", "rl")
+_LAZY = ("demo", "distributed", "lm", "rl")

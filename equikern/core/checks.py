@@ -299,7 +299,8 @@ def output(name: str, out: object, shape: tuple[int, ...], like: Tensor, *inputs
             raise ValueError(f"{name}: expected memory that holds its values, got a lazily negated view")
         if out.device.type != "meta":
             try:
-                _own_memory(name, out, (like, *inputs))
+                if out.data_ptr():  # a DTensor's memory is its parts', and says nothing here
+                    _own_memory(name, out, (like, *inputs))
             except RuntimeError as error:  # tensors of a transform have no memory that could be asked for
                 raise ValueError(
                     f"{name}: an output given by the caller takes part in no transform of torch.func; leave out the "

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..actions import PermutationAction, TokenAction
+from ..actions import Action, PermutationAction, TokenAction
 from ..core import checks
+from ..nn.joined import neutral, ranks_of, tied
 from ..nn.tables import ActionTables
 from ..nn.views import check_views
 from ..ops import orbit, orbit_cross_entropy, orbit_mean
+from ..ops.checked import orbit_sum
+from ..views import accumulator
 from . import frames, models, states
 from .generation import Generates, refuse
 from .storage import Stored
 from .words import WordLists
+
+if TYPE_CHECKING:
+    from ..nn.joined import Mesh
 
 __all__ = ["EquiLM", "REquiLM"]
 
@@ -53,6 +59,8 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         views_per_forward: run the model on at most so many views at a time, to cap the memory of a forward without
             cache, as in training or scoring; all of them by default. (While gradients are recorded, every forward's
             activations are kept all the same.) A forward with a cache runs all views at once.
+        mesh: as in ``EquiTune``. Each process then has the cache of its own views alone. ``generate`` runs on all of
+            them, with the random numbers of the first, so that all give the same; what stops by a clock would not.
 
     Raises:
         TypeError: a model that is no module with a config, an action that is neither.
@@ -80,6 +88,7 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         action: TokenAction | WordLists,
         space: Space | None = None,
         views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         models.check(model)
@@ -96,6 +105,9 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         parameters = inspect.signature(model.forward).parameters
         self._takes = set(parameters)
         self._takes_more = any(one.kind == one.VAR_KEYWORD for one in parameters.values())
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        if self.ranks is not None:
+            self.ranks.listen(self.model)
 
     def _actions(self) -> list[TokenAction | PermutationAction]:
         """What the forward acts by."""
@@ -132,7 +144,8 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
             input_ids: (B, S) int64.
             attention_mask: (B, S), 0 where there is padding, or what the model takes, with B first.
             position_ids: (B, S) or (1, S).
-            past_key_values, cache_params: the cache of an earlier forward, with |G|·B rows, by the model's name for it.
+            past_key_values, cache_params: the cache of an earlier forward, by the model's name for it, with |G|·B rows,
+                or B for each view of this process.
             labels: (B, S) int64, the words to predict, −100 where none; shifted by one here, as in transformers.
             use_cache, logits_to_keep: passed to the model. Labels need all logits.
             inputs_embeds, output_attentions, output_hidden_states: refused.
@@ -167,12 +180,13 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         inputs["logits_to_keep"] = keep
         caches = {"past_key_values": past_key_values, "cache_params": cache_params}
         y, caches = self._views(ids, inputs, caches, use_cache)
+        merged = self._merged(y)
         loss = None
         if labels is not None:
-            loss = self._loss(y, models.shifted(labels), "mean" if num_items_in_batch is None else "sum")
+            loss = self._loss(y, merged, models.shifted(labels), "mean" if num_items_in_batch is None else "sum")
             if num_items_in_batch is not None:
                 loss = loss / models.count_of(num_items_in_batch, loss.device)
-        output = states.Prediction(loss=loss, logits=self._merged(y), **caches)
+        output = states.Prediction(loss=loss, logits=merged, **caches)
         return output if return_dict is None or return_dict else output.to_tuple()
 
     # The parts.
@@ -181,16 +195,26 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         """The sentences that the model sees, (views, B, S)."""
         return orbit(ids, self._tables(self.action))
 
+    def _own(self) -> list[int]:
+        """The views that this process runs, one after another; the first one if there is none for it."""
+        views = list(range(self._count))
+        return views if self.ranks is None else self.ranks.own(self.ranks.cut([views]))[0][-1]
+
     def _views(
         self, ids: Tensor, inputs: dict[str, Any], caches: dict[str, Any], use_cache: bool | None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Every view's logits (|G|, B, S, V), and the caches of |G|·B rows."""
-        order, batch = self._count, ids.shape[0]
+        """The logits (n, B, S, V) of every view that this process runs, and the caches of n·B rows."""
+        own, batch = self._own(), ids.shape[0]
         views = self._orbit(ids)
-        size = self.views_per_forward or order
+        most = order = len(own)
+        if self.ranks is not None:
+            self.ranks.listen(self.model)
+            inputs = {name: models.changed(value, self.ranks.entered) for name, value in inputs.items()}
+            views, most = views[own[0] : own[-1] + 1], max(self.ranks.counts(self._count))
+        size = self.views_per_forward or most
         caches = {name: value for name, value in caches.items() if value is not None}
-        if caches or use_cache or size >= order:
-            size = order
+        if caches or use_cache or size >= most:
+            size = most
         elif use_cache is None:
             use_cache = False
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -201,13 +225,15 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
             raise ValueError(f"{unknown[0]}: {type(self.model).__name__} does not take it")
         if use_cache is not None and ("use_cache" in self._takes or self._takes_more):
             given["use_cache"] = use_cache
-        parts = []
-        for start in range(0, order, size):
-            some = views[start : start + size]
+        parts: list[Tensor] = []
+        spare: list[Tensor] = []
+        for start in range(0, most, size):
+            # All processes run as many forwards, as a model that is sharded itself needs.
+            some = views[start : start + size] if start < order else views[:1]
             rows = {name: models.repeated(value, len(some), batch, name) for name, value in given.items()}
             output = (self._compiled or self.model)(input_ids=some.flatten(0, 1), return_dict=True, **rows)
-            parts.append(output.logits)
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+            (parts if start < order else spare).append(output.logits)
+        y = tied(parts[0] if len(parts) == 1 else torch.cat(parts), spare)
         if y.shape[-1] != self.action.size:
             raise ValueError(
                 f"model: {type(self.model).__name__} scores {y.shape[-1]} words, but the action is on "
@@ -219,12 +245,26 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         return y.unflatten(0, (order, batch)), kept
 
     def _merged(self, y: Tensor) -> Tensor:
-        """(|G|, B, S, V) → (B, S, V), see the class."""
+        """(n, B, S, V) → (B, S, V), see the class."""
+        if self.ranks is not None:
+            part = self._part(y)
+            part = neutral(part) if self.ranks.idle(self._count) else part
+            return self._finished(self.ranks.total(part, "the views' sums")).to(y.dtype)
         if self.space != "probs":
             return orbit_mean(y, self._tables(self.action.logits), self.space)
         return log_of(orbit_mean(single(y), self._tables(self.action.logits), "probs")).to(y.dtype)
 
-    def _loss(self, y: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+    def _part(self, y: Tensor) -> Tensor:
+        """What the views of this process add to the mean, in the averaging space."""
+        return mean_of_some(y, self._tables(self.action.logits), self._own(), self.space)
+
+    def _finished(self, mean: Tensor) -> Tensor:
+        """The logits from the mean in the averaging space."""
+        return log_of(mean) if self.space == "probs" else mean
+
+    def _loss(self, y: Tensor, merged: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        if self.ranks is not None:
+            return models.loss(single(merged), target, self.space is None, reduction)
         return orbit_cross_entropy(y, target, self._tables(self.action.logits), self.space, reduction=reduction)
 
     def extra_repr(self) -> str:
@@ -248,7 +288,7 @@ class REquiLM(EquiLM):
     Args:
         model: a causal ``transformers`` model.
         words: the ``WordLists``.
-        space, views_per_forward: as in ``EquiLM``.
+        space, views_per_forward, mesh: as in ``EquiLM``.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -261,11 +301,16 @@ class REquiLM(EquiLM):
     """
 
     def __init__(
-        self, model: nn.Module, words: WordLists, space: Space | None = None, views_per_forward: int | None = None
+        self,
+        model: nn.Module,
+        words: WordLists,
+        space: Space | None = None,
+        views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         if not isinstance(words, WordLists):
             raise TypeError(f"words: expected WordLists, got {type(words).__name__}")
-        super().__init__(model, words, space, views_per_forward)
+        super().__init__(model, words, space, views_per_forward, mesh)
         assert self.words is not None
         self.register_buffer("_general", self.words.general_mask(), persistent=False)
 
@@ -276,16 +321,39 @@ class REquiLM(EquiLM):
         return None
 
     def _merged(self, y: Tensor) -> Tensor:
-        plain = y[0] if self.space is None else single(y[0]).log_softmax(-1).to(y.dtype)
-        return torch.where(cast(Tensor, self._general).to(y.device), plain, super()._merged(y))
+        if self.ranks is not None:
+            return super()._merged(y)
+        return torch.where(self._unpaired(y), self._plain(y).to(y.dtype), super()._merged(y))
 
-    def _loss(self, y: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-        return models.loss(single(self._merged(y)), target, True, reduction)
+    def _plain(self, y: Tensor) -> Tensor:
+        return y[0] if self.space is None else single(y[0]).log_softmax(-1)
+
+    def _unpaired(self, y: Tensor) -> Tensor:
+        return cast(Tensor, self._general).to(y.device)
+
+    def _part(self, y: Tensor) -> Tensor:
+        part = super()._part(y)
+        plain = self._plain(y).to(part.dtype)  # which comes from the process that has the first view
+        return torch.where(self._unpaired(y), plain if self._own()[0] == 0 else torch.zeros_like(part), part)
+
+    def _finished(self, mean: Tensor) -> Tensor:
+        return torch.where(self._unpaired(mean), mean, super()._finished(mean))
+
+    def _loss(self, y: Tensor, merged: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        return models.loss(single(merged), target, True, reduction)
 
 
 def single(y: Tensor) -> Tensor:
     """float32 for half precision: logarithms of its probabilities would lose too much."""
     return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+
+def mean_of_some(y: Tensor, action: Action, elements: list[int], space: Space | None) -> Tensor:
+    """What some views (n, …, V) add to the mean of all of an action, in the accumulator's dtype."""
+    y = y.to(accumulator(y))
+    if space is not None:
+        y = y.softmax(-1) if space == "probs" else y.log_softmax(-1)
+    return orbit_sum(y, Action(action.name, action.maps.subset(elements)), 1.0 / action.order)
 
 
 def log_of(p: Tensor) -> Tensor:

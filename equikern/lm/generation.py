@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..nn.tables import ActionTables
 from . import frames, models
 from .pretrained import Pretrained
 from .states import NAMES, reordered
+
+if TYPE_CHECKING:
+    from ..distributed import Ranks
 
 # What transformers' generate takes and this one cannot honour; each with what to do instead.
 REFUSED = {
@@ -44,6 +47,7 @@ class Generates(Pretrained, GenerationMixin):
     action: TokenAction
     _tables: ActionTables
     _count: int  # views of a sentence
+    ranks: Ranks | None  # the processes that share the views
     _takes: set[str]  # what the model's forward takes
     _is_stateful = False
     # Of one call of generate, on a shallow copy made for it: calls from several threads share the model and no more.
@@ -54,6 +58,9 @@ class Generates(Pretrained, GenerationMixin):
     def _canonical(self, ids: Tensor, mask: Any) -> frames.Frame | None:
         """What makes prompts canonical and their answers the user's again; None where there is nothing canonical."""
         return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
+
+    def _own(self) -> list[int]:
+        raise NotImplementedError
 
     def generate(  # type: ignore[override]  # the rest of transformers' parameters are options
         self,
@@ -104,6 +111,8 @@ class Generates(Pretrained, GenerationMixin):
         if inputs is not None:
             inputs = models.check_ids(inputs)
             frame = self._canonical(inputs, options.get("attention_mask"))
+        if self.ranks is not None:
+            self.ranks.share_generator(next(self.model.parameters()).device)
         call = copy.copy(self)
         call._frame = frame
         if frame is None:
@@ -139,13 +148,13 @@ class Generates(Pretrained, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> Any:
-        """The model's: which cache, and under which name, follows from its class. For all views' rows."""
+        """The model's: which cache, and under which name, follows from its class. For all views of this process."""
         # On a copy: the length of a static one would stay on the model.
         model = copy.copy(self.model)
         prepare = getattr(model, "_prepare_cache_for_generation", None)
         if prepare is None:
             prepare = functools.partial(_THEIRS._prepare_cache_for_generation, self)
-        rows = batch_size * self._count
+        rows = batch_size * len(self._own())
         return prepare(generation_config, model_kwargs, generation_mode, rows, max_cache_length)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
@@ -165,7 +174,7 @@ class Generates(Pretrained, GenerationMixin):
 
     def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
         """Beams of every view: rows g·B + beam_idx, B the number of beams."""
-        rows = len(beam_idx) * torch.arange(self._count, device=beam_idx.device).unsqueeze(1)
+        rows = len(beam_idx) * torch.arange(len(self._own()), device=beam_idx.device).unsqueeze(1)
         return reordered(self.model, past_key_values, (rows + beam_idx).flatten())
 
     def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:

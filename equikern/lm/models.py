@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,6 +96,13 @@ def _resized(words: WordLists, size: int) -> WordLists:
         return words.resized(size)
     except ValueError as error:
         raise ValueError(f"action: the model has {size} words, but the lists name others: {error}") from None
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """An input with its tensors changed."""
+    if isinstance(value, dict):
+        return type(value)((key, changed(item, change)) for key, item in value.items())
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def repeated(value: Any, times: int, batch: int, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from ..actions import TokenAction, product_action
 from ..nn.commuting import check_commuting, looked_up, mean_of_terms, representatives
 from ..nn.tables import ActionTables
-from ..ops import orbit, orbit_mean
+from ..ops import orbit, orbit_mean, symmetrize
 from . import models
-from .equilm import EquiLM, Space, log_of, single
+from .equilm import EquiLM, Space, log_of, mean_of_some, single
 from .storage import made, told
 from .words import WordLists
+
+if TYPE_CHECKING:
+    from ..nn.joined import Mesh
 
 __all__ = ["ProductEquiLM"]
 
@@ -41,7 +44,7 @@ class ProductEquiLM(EquiLM):
     Args:
         model: a causal ``transformers`` model; reachable as ``.model``.
         factors: for each factor ``WordLists`` without general words, or ``tokens(perm)`` on the model's vocabulary.
-        space, views_per_forward: as in ``EquiLM``.
+        space, views_per_forward, mesh: as in ``EquiLM``.
 
     Attributes:
         factors: the factors' actions.
@@ -72,6 +75,7 @@ class ProductEquiLM(EquiLM):
         factors: Sequence[TokenAction | WordLists],
         space: Space | None = None,
         views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         models.check(model)
         if not isinstance(factors, (list, tuple)):
@@ -88,7 +92,7 @@ class ProductEquiLM(EquiLM):
         )
         whole = product_action(*actions) if len(actions) > 1 else actions[0]
         assert isinstance(whole, TokenAction)
-        super().__init__(model, whole, space, views_per_forward)
+        super().__init__(model, whole, space, views_per_forward, mesh)
         self.factors = actions
         self._tables = ActionTables([*self._actions(), *actions, *(action.logits for action in actions)])
         self.lists = tuple(words for _, words in found)
@@ -111,7 +115,9 @@ class ProductEquiLM(EquiLM):
         return torch.cat([orbit(looked_up("input_ids", row, ids), self._tables(action)) for row, action in pairs])
 
     def _merged(self, y: Tensor) -> Tensor:
-        """(Σ|G_i|, B, S, V) → (B, S, V), see the class."""
+        """(n, B, S, V) → (B, S, V), see the class."""
+        if self.ranks is not None:
+            return super()._merged(y)
         parts = torch.split(y, [action.order for action in self.factors])
         actions = [self._tables(action.logits) for action in self.factors]
         if self.space != "probs":
@@ -119,8 +125,21 @@ class ProductEquiLM(EquiLM):
         terms = map(orbit_mean, map(single, parts), actions, repeat(self.space))
         return log_of(mean_of_terms(terms, actions)).to(y.dtype)
 
-    def _loss(self, y: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
-        return models.loss(single(self._merged(y)), target, self.space is None, reduction)
+    def _part(self, y: Tensor) -> Tensor:
+        actions = [self._tables(action.logits) for action in self.factors]
+        own, start, found = self._own(), 0, []
+        for i, action in enumerate(actions):
+            some = [(k, g - start) for k, g in enumerate(own) if start <= g < start + action.order]
+            start += action.order
+            if some:
+                term = mean_of_some(y[some[0][0] : some[-1][0] + 1], action, [g for _, g in some], self.space)
+                for other in actions[:i] + actions[i + 1 :]:
+                    term = symmetrize(term, other)
+                found.append(term)
+        return sum(found[1:], found[0]) / len(actions)
+
+    def _loss(self, y: Tensor, merged: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        return models.loss(single(merged), target, self.space is None, reduction)
 
     def _told(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         pairs = enumerate(zip(self.factors, self.lists, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,21 @@ from torch import Tensor, nn
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
 from ..core.functions import transformed
-from ..ops import orbit, orbit_mean, orbit_weighted_mean
+from ..ops import orbit_mean, orbit_weighted_mean
+from ..ops.checked import orbit_some
 from ..scalars import index
 from ..views import FLOATS, still
 from ..views.maps import Maps
 from .features import shares, weighed
 from .inputs import NOT_GIVEN, Given, Inputs
+from .joined import join, ranks_of
+from .merging import Output, Summed, Weighted
 from .outputs import Fitted
 from .specs import acting, mapped
 from .tables import ActionTables
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["CanonicalLambdaEquiTune", "principal_frame", "vector_frame"]
 
@@ -57,6 +63,7 @@ class CanonicalLambdaEquiTune(nn.Module):
             that is the backbone's first input alone. None, or not named: repeated for every pose; ``"shared"``: passed
             on as it is.
         strict: as in ``EquiTune``.
+        mesh: as in ``EquiTune``, for the poses.
 
     Shapes:
         x (B, \\*, d), such as (B, points, d) or (B, d) → what the backbone gives for one batch.
@@ -88,6 +95,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         undo: bool = False,
         inp: Any = "turned",
         strict: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         for name, given in (("backbone", backbone), ("canonical", canonical), ("weight_net", weight_net)):
@@ -111,24 +119,30 @@ class CanonicalLambdaEquiTune(nn.Module):
         self._inputs = Inputs(acted, backbone, False)
         self.normalize: Literal["sum", "softmax"] | None = normalize
         self.undo, self.strict = undo, strict
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The output for a batch x (B, \\*, d) and what else the backbone takes; see the class."""
         given, h = self._posed(x, args, kwargs)
-        order, batch = self.theta.order, given.batch
-        seen, named = given.seen(range(order), self._tables)
-        fitted = Fitted(self.backbone(*seen, **named), self._out, order, batch, self.strict)
-        raw = self._raw(given)
-        return fitted.made(iter([self._merged(y, spec, raw, h) for y, spec in fitted.pairs]))
+        elements = self._own()
+        seen, named = given.seen(elements, self._tables)
+        fitted = Fitted(self.backbone(*seen, **named), self._out, len(elements), given.batch, self.strict)
+        raw = self._raw(given, elements)
+        return fitted.made(iter([self._merged(y, spec, raw, h, elements) for y, spec in fitted.pairs]))
 
-    def _merged(self, y: Tensor, spec: Action, raw: Tensor | None, h: Tensor) -> Tensor:
+    def _merged(self, y: Tensor, spec: Action, raw: Tensor | None, h: Tensor, elements: list[int]) -> Tensor:
         turns = spec is self.theta
         if turns and (y.dim() < 3 or y.shape[-1] != self.theta.size):
             raise ValueError(
                 f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
             )
         action = self._tables(self.theta) if turns and self.undo else self._still
-        merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
+        if self.ranks is not None:
+            merged = self._joined(y, raw, action, elements)
+        else:
+            merged = orbit_mean(y, action) if raw is None else orbit_weighted_mean(y, raw, action, self.normalize)
         return _turned(h, merged) if turns else merged
 
     def weights(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
@@ -137,7 +151,9 @@ class CanonicalLambdaEquiTune(nn.Module):
         Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
         """
         given, _ = self._posed(x, args, kwargs)
-        raw = self._raw(given)
+        raw = self._raw(given, self._own())
+        if raw is not None and self.ranks is not None:
+            raw = self.ranks.gathered(raw, self.theta.order, "the poses' weights")
         if raw is None:
             return torch.full((self.theta.order, given.batch), 1 / self.theta.order, device=given.x.device)
         return shares(raw, self.normalize)
@@ -160,9 +176,17 @@ class CanonicalLambdaEquiTune(nn.Module):
             _check_orthogonal(h.detach())
         return h
 
+    def _own(self) -> list[int]:
+        """The poses that this process takes; the first one if there is none for it."""
+        elements = list(range(self.theta.order))
+        return elements if self.ranks is None else self.ranks.own(self.ranks.cut([elements]))[0][-1]
+
     def _posed(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, Tensor]:
         """The inputs in the canonical pose of the one that leads, z, and h(x)."""
         given = self._inputs.given(x, args, kwargs)
+        if self.ranks is not None:
+            self.ranks.listen(self)
+            given = given.each(self.ranks.entered)
         h = self._frame(given.x)
 
         def posed(at: str, t: Tensor) -> Tensor:
@@ -174,12 +198,21 @@ class CanonicalLambdaEquiTune(nn.Module):
 
         return given.changed(posed), h
 
-    def _raw(self, given: Given) -> Tensor | None:
-        """What weight_net says of every pose θz, (|Θ|, B)."""
+    def _joined(self, y: Tensor, raw: Tensor | None, action: Action, elements: list[int]) -> Tensor:
+        """The merge of the outputs of all processes."""
+        assert self.ranks is not None
+        output = Output(action, None, (1, 1), False, FLOATS)
+        merge = Summed(output, 1.0 / self.theta.order) if raw is None else Weighted(output, self.normalize)
+        merge.add(y, elements, raw)
+        join(merge, self.ranks, self.ranks.cut([list(range(self.theta.order))]))
+        return merge.result()
+
+    def _raw(self, given: Given, elements: list[int]) -> Tensor | None:
+        """What weight_net says of the poses θz that this process takes, (n, B)."""
         if self.weight_net is None:
             return None
-        poses = orbit(given.x, self._tables(self.theta)).flatten(0, 1)
-        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(self.theta.order, given.batch)
+        poses = orbit_some(given.x, self._tables(self.theta), elements).flatten(0, 1)
+        return weighed(self.weight_net, poses, poses.shape[0], "poses").reshape(len(elements), given.batch)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
@@ -18,6 +18,9 @@ from .inputs import NOT_GIVEN
 from .merging import Gathered, Merge, Output, Summed, reduced
 from .specs import InputSpec, OutputSpec, acting
 from .views import OrbitModule
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["EquiTune"]
 
@@ -49,6 +52,8 @@ class EquiTune(OrbitModule):
             ``reduce="mean"`` in the same pass.
         strict: whether a tensor that ``out`` does not list is an error, which lists what there is; with False it is
             dropped.
+        mesh: one axis of a ``DeviceMesh``, or a process group, whose processes each run their share of the views and
+            all get the whole output; see ``equikern.distributed.Ranks``.
 
     Inputs. The model is called as its backbone is, ``model(x, *args, **kwargs)``. A tuple ``inp`` goes by position, a
     dict by the names of the parameters of the backbone's forward or of keywords, nested as the inputs are; one action
@@ -107,8 +112,9 @@ class EquiTune(OrbitModule):
         views_per_forward: int | None = None,
         space: Literal["probs", "log_probs"] | None = None,
         strict: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward, strict)
+        super().__init__(backbone, inp, out, views_per_forward, strict, mesh)
         checks.choice("reduce", reduce, ("mean", *REDUCTIONS))
         checks.choice("space", space, ("probs", "log_probs", None))
         for spec in acting(self.out) if space is not None else ():
@@ -132,7 +138,7 @@ class EquiTune(OrbitModule):
                 return Gathered(output, self._mean)
             return Summed(output, 1.0 / self.inp.order, None if self.space is None else self._probabilities)
         if self.space is None:
-            return reduced(output, self.reduce, parts, self.inp.order)
+            return reduced(output, self.reduce, parts, self.inp.order, self.ranks is not None)
         op = cast(Any, self.reduce)
         return Gathered(output, lambda y, action, *_: orbit_reduce(self._probabilities(y, action), action, op))
 

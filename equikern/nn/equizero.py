@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,14 @@ from ..ops.score import Kind
 from ..reductions import best_view
 from ..scalars import index
 from .inputs import NOT_GIVEN
+from .joined import Chosen
 from .merging import Gathered, Merge, Output, Selected
 from .outputs import Fitted
 from .specs import InputSpec, OutputSpec
 from .views import OrbitModule, in_group_order
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["EquiZero"]
 
@@ -40,7 +44,7 @@ class EquiZero(OrbitModule):
     lowest group element. Choosing has no useful gradient, so ``gradient`` names the stand-in whose it gets.
 
     Args:
-        backbone, inp, out, views_per_forward, strict: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, strict, mesh: as in ``EquiTune``.
         loss: how little a view is to be trusted. ``"max_prob"``, ``"entropy"`` and ``"margin"`` of the logits, see
             ``orbit_score``; ``"similarity"``: −the largest of similarities, such as an image's to the classes' texts;
             ``"max_q"``: −log of the largest softmax-normalised Q-value, so that g and the move are chosen together; or
@@ -82,8 +86,9 @@ class EquiZero(OrbitModule):
         scored: str | int | None = None,
         views_per_forward: int | None = None,
         strict: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward, strict)
+        super().__init__(backbone, inp, out, views_per_forward, strict, mesh)
         if not callable(loss):
             checks.choice("loss", loss, tuple(LOSSES))
         checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
@@ -103,6 +108,9 @@ class EquiZero(OrbitModule):
         return self._with_loss(given, merged)
 
     def _merge(self, output: Output, parts: int) -> Merge:
+        if self.ranks is not None:
+            gradient = self.gradient if torch.is_grad_enabled() else None
+            return Chosen(output, gradient, self.inp.order, self.ranks)
         if parts > 1 and (self.gradient is None or not torch.is_grad_enabled()):
             return Selected(output)
         return Gathered(output, self._merge_one)
@@ -123,12 +131,11 @@ class EquiZero(OrbitModule):
     def scores(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of every view of each sample: (|G|, B), in the order of ``inp.group.names``."""
         given = self._inputs.given(x, args, kwargs)
-        found, order = [], []
-        for elements, fitted, _ in self._forwards(given, self._parts(given)):
+        found, parts = [], self._parts(given)
+        for _, fitted, _ in self._forwards(given, parts):
             found.append(self._losses(fitted).detach())
-            order += elements
             del fitted
-        return in_group_order(torch.cat(found), order)
+        return self._of_all(found, parts)
 
     def chosen(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """g*, the chosen element of each sample: (B,) int64."""
@@ -139,9 +146,9 @@ class EquiZero(OrbitModule):
 
     def _scored_in_place(self, fitted: Fitted) -> bool:
         """Whether ``orbit_select`` can score rows in the pass that chooses: where the backbone's only output carries a
-        named loss, has a row of classes for each sample, and holds all views.
+        named loss, has a row of classes for each sample, and holds all views, of which no other process has some.
         """
-        if callable(self.loss) or self.classes != -1:
+        if callable(self.loss) or self.classes != -1 or self.ranks is not None:
             return False
         y = self._scored(fitted.tree)
         if len(fitted.pairs) != 1 or fitted.pairs[0][0] is not y or y.dim() != 3 or len(y) != self.inp.order:

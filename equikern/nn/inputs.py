@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from .containers import parts_of, rebuilds
 from .models import parameters_of
 from .specs import SHARED
 from .tables import ActionTables
+
+if TYPE_CHECKING:
+    from ..distributed import Ranks
 
 __all__ = ["NOT_GIVEN", "Given", "Inputs", "buckets", "repeated"]
 
@@ -59,9 +62,11 @@ class Given:
         """Whether views come in several shapes."""
         return not all(action.views.keeps(t.shape) for action, t in self._acted)
 
-    def parts(self, most: int | None) -> list[list[int]]:
-        """The elements of every forward: views of one shape, as many as are allowed."""
+    def parts(self, most: int | None, ranks: Ranks | None = None) -> list[list[int]]:
+        """The elements of every forward: views of one shape and of one process, as many as are allowed."""
         found = buckets(self._acted)
+        if ranks is not None:
+            found = ranks.cut(found)
         if most is None:
             return found
         return [bucket[start : start + most] for bucket in found for start in range(0, len(bucket), most)]
@@ -91,9 +96,22 @@ class Given:
         def put(at: str, value: Any, spec: Any) -> Any:
             return change(at, value) if isinstance(spec, Action) else value
 
+        return self._changed(put)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Given:
+        """The same with every tensor that the backbone is given changed, those that are repeated or shared too."""
+
+        def put(_: str, value: Any, spec: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
+
+        return self._changed(put)
+
+    def _changed(self, put: Callable[[str, Any, Any], Any]) -> Given:
         args = [_walked(_at(i, self._args), value, self._specs.get(i), put) for i, value in enumerate(self._args)]
         kwargs = {key: _walked(key, value, self._specs.get(key), put) for key, value in self._kwargs.items()}
-        return _given(args, kwargs, self._specs)
+        changed = _given(args, kwargs, self._specs)
+        changed.labels, changed.beside, changed.trains = self.labels, self.beside, self.trains
+        return changed
 
     @property
     def may_lack_batch(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from .features import POOLS, Pool, Tap, shares, size_read, weighed
 from .inputs import NOT_GIVEN
 from .merging import Gathered, Merge, Output, Weighted
 from .specs import InputSpec, OutputSpec
-from .views import OrbitModule, in_group_order
+from .views import OrbitModule
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
 
@@ -49,7 +52,7 @@ class LambdaEquiTune(OrbitModule):
     λ first (``train_weights``), then the backbone (``train_backbone``).
 
     Args:
-        backbone, inp, out, views_per_forward, strict: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, strict, mesh: as in ``EquiTune``.
         weight_net: a module from features (N, F) to one number for each view, (N, 1) or (N,); or F, for the papers'
             ``weight_network(F)``.
         features: what it reads. The name of a submodule of the backbone, whose output is taken; a callable from what
@@ -97,8 +100,9 @@ class LambdaEquiTune(OrbitModule):
         views_per_forward: int | None = None,
         strict: bool = True,
         pool: Literal["auto", "first", "last"] | None = "auto",
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward, strict)
+        super().__init__(backbone, inp, out, views_per_forward, strict, mesh)
         if not isinstance(weight_net, nn.Module):
             try:
                 count = index("weight_net", weight_net)
@@ -121,6 +125,8 @@ class LambdaEquiTune(OrbitModule):
         self._pool = Pool(pool, size_read(weight_net))
         self._tap = Tap(None if callable(features) else features, self._pool)
         self._tap.listen(backbone if self.frozen is None else self.frozen)
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The weighted output for a batch x (B, \\*, H, W) and what else the backbone takes; see the class."""
@@ -142,13 +148,12 @@ class LambdaEquiTune(OrbitModule):
         Shares that add up to 1 over the group, but for ``normalize=None``: to look at or to plot.
         """
         given = self._inputs.given(x, args, kwargs)
-        found, order = [], []
-        for elements, fitted, beside in self._forwards(given, self._parts(given)):
+        found, parts = [], self._parts(given)
+        for _, fitted, beside in self._forwards(given, parts):
             assert beside is not None
             found.append(beside)
-            order += elements
             del fitted
-        return in_group_order(shares(torch.cat(found), self.normalize), order)
+        return shares(self._of_all(found, parts), self.normalize)
 
     @property
     def _averages(self) -> bool:

@@ -80,7 +80,7 @@ class Output:
         if self.turned and action.sides:
             # Turned views are laid beside the upright ones by exchanging their sides: that leaves only flips to undo.
             y = turn_grid(y, upright(back.views.words[0]))
-            back = back.with_words(unturned(back.views.words))
+            back = self.back(elements)
         shape = tuple(y.shape[1:])
         if self.turned and self._shape not in (None, shape):
             raise ValueError(
@@ -89,6 +89,11 @@ class Output:
             )
         self._shape = shape
         return y, back
+
+    def back(self, elements: Sequence[int]) -> Maps:
+        """The maps that take some views, in one shape for all, back."""
+        back = self.action.inverse_maps.subset(elements)
+        return back.with_words(unturned(back.views.words)) if self.turned and self.action.sides else back
 
     def finished(self, merged: Tensor) -> Tensor:
         """The merged output as the user knows it."""
@@ -277,10 +282,14 @@ class Selected(Merge):
         return self.output.finished(self.best)
 
 
-def reduced(output: Output, op: str, parts: int, order: int) -> Merge:
-    """The merge of ``orbit_reduce``'s ops: as they come where that is possible and there is more than one part."""
+def reduced(output: Output, op: str, parts: int, order: int, joined: bool = False) -> Merge:
+    """The merge of ``orbit_reduce``'s ops: as they come where that is possible and there is more than one part.
+
+    ``joined`` is whether other processes have some of the views: then the extrema of each give no gradient.
+    """
     reduction = REDUCTIONS[op]
-    if parts == 1 or not reduction.streams:
+    shared = joined and torch.is_grad_enabled() and reduction.combine in ("max", "min")
+    if parts == 1 or not reduction.streams or shared:
         return Gathered(output, lambda y, action, *_: orbit_reduce(y, action, cast(Any, op)))
     if reduction.combine in ("max", "min"):
         return Extremum(output, cast(Any, op))

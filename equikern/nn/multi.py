@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,10 +11,14 @@ from ..actions import Action, GroupAction
 from ..core import checks
 from ..ops import orbit_mean, symmetrize
 from .inputs import NOT_GIVEN, Given
+from .joined import ranks_of
 from .merging import Gathered, Merge, Output, Summed
 from .specs import ActionSpec, InputSpec, action_of
 from .tables import ActionTables
 from .views import Call, OrbitModule
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["InvariantSymmetric", "MultiInputEquiTune"]
 
@@ -29,7 +33,7 @@ class InvariantSymmetric(OrbitModule):
     G₂ leaves it fixed. By linearity it takes |G₁| forwards and one symmetrisation of their mean.
 
     Args:
-        backbone, views_per_forward: as in ``EquiTune``; the backbone returns one tensor (B, …).
+        backbone, views_per_forward, mesh: as in ``EquiTune``; the backbone returns one tensor (B, …).
         inp: how G₁ acts on the input, or on several.
         out: how G₂, any group, acts on the output.
 
@@ -50,9 +54,14 @@ class InvariantSymmetric(OrbitModule):
     """
 
     def __init__(
-        self, backbone: Backbone, inp: InputSpec, out: ActionSpec, views_per_forward: int | None = None
+        self,
+        backbone: Backbone,
+        inp: InputSpec,
+        out: ActionSpec,
+        views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, "trivial", views_per_forward)
+        super().__init__(backbone, inp, "trivial", views_per_forward, mesh=mesh)
         self.fixing = action_of("out", out, None)
         self._fixing_tables = ActionTables([self.fixing])
 
@@ -88,7 +97,7 @@ class MultiInputEquiTune(nn.Module):
         outs: how it acts on output i: a list, or one name such as ``"trivial"`` for all.
         fusions: F_j, whose output is like that of every other input's backbone: a list with one or None (says nothing
             to the others) for each input, one for all, or None for inputs that do not meet.
-        views_per_forward: as in ``EquiTune``.
+        views_per_forward, mesh: as in ``EquiTune``; each backbone's and each fusion's views are split by themselves.
 
     Shapes:
         x_1, …, x_N (B, …) → a tuple of N outputs. Keywords go to every backbone and fusion, repeated for every view as
@@ -117,8 +126,10 @@ class MultiInputEquiTune(nn.Module):
         outs: ActionSpec | Sequence[ActionSpec],
         fusions: Backbone | Sequence[Backbone | None] | None = None,
         views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
+        ranks = ranks_of(mesh, type(self).__name__)
         actions = named_actions("inps", inps)
         count = len(actions)
         models, specs = one_each("backbones", backbones, count), one_each("outs", outs, count)
@@ -128,10 +139,11 @@ class MultiInputEquiTune(nn.Module):
                 raise TypeError(f"fusions[{i}]: expected a module, a callable or None, got {type(model).__name__}")
         triples = zip(models, actions, specs, strict=True)
         self.equivariant = nn.ModuleList(
-            _Plus(model, inp, action_of("outs", spec, inp), views_per_forward) for model, inp, spec in triples
+            _Plus(model, inp, action_of("outs", spec, inp), views_per_forward, mesh=ranks)
+            for model, inp, spec in triples
         )
         self.invariant = nn.ModuleList(
-            nn.Identity() if model is None else _Plus(model, inp, "trivial", views_per_forward)
+            nn.Identity() if model is None else _Plus(model, inp, "trivial", views_per_forward, mesh=ranks)
             for model, inp in zip(fusing, actions, strict=True)
         )
         self.fuses = tuple(model is not None for model in fusing)

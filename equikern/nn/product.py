@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from ..ops import symmetrize
 from ..views import FLOATS
 from .commuting import check_commuting, looked_up, mean_of_terms, representatives
 from .inputs import NOT_GIVEN, Given, Inputs
+from .joined import ranks_of
 from .multi import mean_of, named_actions, one_each, one_output
 from .specs import ActionSpec, action_of
 from .views import OrbitModule
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["ProductEquiTune"]
 
@@ -48,6 +52,7 @@ class ProductEquiTune(nn.Module):
         views_per_forward: as in ``EquiTune``.
         verified: when the canonical maps are tried: ``"first"`` batch that is not the same number everywhere,
             ``"always"``, or ``"never"`` (under ``torch.compile`` never).
+        mesh: as in ``EquiTune``; the views of each factor are split by themselves.
 
     Attributes:
         forwards: Σ|G_i|, the backbone's forwards for each sample.
@@ -79,6 +84,7 @@ class ProductEquiTune(nn.Module):
         canonical: Sequence[Callable[[Tensor], Tensor] | None] | None = None,
         views_per_forward: int | None = None,
         verified: Literal["first", "always", "never"] = "first",
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         self.inps = tuple(named_actions("inps", inps))
@@ -104,12 +110,15 @@ class ProductEquiTune(nn.Module):
         self.backbone = backbone
         pairs = zip(self.inps, self.outs, strict=True)
         self._inputs = [Inputs(inp, backbone, False) for inp in self.inps]
-        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward) for inp, out in pairs]
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward, mesh=self.ranks) for inp, out in pairs]
         self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
         self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))
         self.verified = verified
         self._seen = False
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     @property
     def forwards(self) -> int:
@@ -123,6 +132,8 @@ class ProductEquiTune(nn.Module):
             self.verified == "always" or (self.verified == "first" and not self._seen)
         ):
             self.verify(given[0].x)
+        if self.ranks is not None:
+            self.ranks.listen(self)
         terms = (self._term(i, given[i]) for i in range(len(self.inps)))
         return mean_of_terms(terms, [factor._tables(factor.out) for factor in self._factors])
 

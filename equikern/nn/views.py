@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,15 @@ from ..core.act import listed
 from ..ops.checked import undo_each
 from ..views import EXACT, FLOATS
 from .inputs import NOT_GIVEN, Given, Inputs
+from .joined import join, ranks_of, tied
 from .merging import Gathered, Merge, Output
 from .models import loss_of, own_loss
 from .outputs import Fitted
 from .specs import InputSpec, OutputSpec, acting, input_actions, output_actions
 from .tables import ActionTables
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["Call", "MakeMerge", "OrbitModule", "check_views", "in_group_order"]
 
@@ -37,6 +41,7 @@ class OrbitModule(nn.Module):
         out: the action on every output, in the containers they come in.
         strict: whether outputs that are not listed are an error.
         views_per_forward: the most views of one forward, or None.
+        ranks: the processes that share the views, or None.
     """
 
     _gives_loss = False  # whether forward computes the model's own loss of merged logits, and so keeps its labels
@@ -48,6 +53,7 @@ class OrbitModule(nn.Module):
         out: OutputSpec,
         views_per_forward: int | None = None,
         strict: bool = True,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         if not callable(backbone):
@@ -62,6 +68,9 @@ class OrbitModule(nn.Module):
         self.views_per_forward = views_per_forward
         checks.flag("strict", strict)
         self.strict = strict
+        self.ranks = ranks_of(mesh, type(self).__name__)
+        if self.ranks is not None:
+            self.ranks.listen(self)
 
     def views(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """Every view's output, transformed back and not merged: (|G|, B, …) for each output, in the group's order.
@@ -80,13 +89,23 @@ class OrbitModule(nn.Module):
         return beside
 
     def _parts(self, given: Given) -> list[list[int]]:
-        """The elements of every forward: views of one shape, as many as are allowed."""
-        return given.parts(self.views_per_forward)
+        """The elements of every forward, those of other processes too: views of one shape, as many as are allowed."""
+        return given.parts(self.views_per_forward, self.ranks)
 
     def _forwards(
         self, given: Given, parts: list[list[int]], call: Call | None = None
     ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
-        """For every part its elements, the outputs (n, B, …) and what is beside them."""
+        """For every part that this process runs its elements, the outputs (n, B, …) and what is beside them."""
+        if self.ranks is None:
+            return self._run_each(given, parts, call)
+        self.ranks.listen(self)
+        own, spare = self.ranks.own(parts)
+        forwards = self._run_each(given.each(self.ranks.entered), own, call)
+        return _behind(forwards, min(spare, len(own) - 1))
+
+    def _run_each(
+        self, given: Given, parts: list[list[int]], call: Call | None
+    ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
         call = call or self._call
         for elements in parts:
             # Nothing here may hold an output while the next one is made.
@@ -130,7 +149,8 @@ class OrbitModule(nn.Module):
     ) -> Any:
         """The merged outputs of a call: every output's views go to the merge that ``make`` gives for it."""
         made, merges = None, None
-        for elements, fitted, beside in self._forwards(given, self._parts(given) if parts is None else parts, call):
+        parts = self._parts(given) if parts is None else parts
+        for elements, fitted, beside in self._forwards(given, parts, call):
             if merges is None:
                 made, turned = fitted.made, given.turned
                 merges = [make(self._output(spec, given.x, turned, dtypes)) for _, spec in fitted.pairs]
@@ -138,6 +158,9 @@ class OrbitModule(nn.Module):
             del fitted, beside
         assert made is not None
         assert merges is not None
+        if self.ranks is not None:
+            for merge in merges:
+                join(merge, self.ranks, parts)
         return made(iter([merge.result() for merge in merges]))
 
     def _with_loss(self, given: Given, merged: Any) -> Any:
@@ -165,6 +188,13 @@ class OrbitModule(nn.Module):
         """Whether merged logits are logits."""
         return True
 
+    def _of_all(self, found: list[Tensor], parts: list[list[int]]) -> Tensor:
+        """What was found of the views of each part, (n, …), of all views in the group's order."""
+        t = torch.cat(found)
+        if self.ranks is not None:
+            t = self.ranks.gathered(t, sum(map(len, parts)), "what is said of all views")
+        return in_group_order(t, [g for part in parts for g in part])
+
     def _output(self, spec: Any, x: Tensor, turned: bool, dtypes: frozenset[torch.dtype]) -> Output:
         size = (x.shape[-2], x.shape[-1]) if x.dim() > 1 else (1, 1)
         if not isinstance(spec, Coordinates):
@@ -186,6 +216,18 @@ class OrbitModule(nn.Module):
 def _add(merges: list[Merge], pairs: list[tuple[Tensor, Any]], elements: list[int], beside: Tensor | None) -> None:
     for merge, (y, _) in zip(merges, pairs, strict=True):
         merge.add(y, elements, beside)
+
+
+def _behind(
+    forwards: Iterator[tuple[list[int], Any, Tensor | None]], spare: int
+) -> Iterator[tuple[list[int], Any, Tensor | None]]:
+    """Forwards without the first ``spare`` ones, which the backward pass still goes through."""
+    # Each output beside its own, so that one without gradient has none on any process.
+    unused = [[y for y, _ in next(forwards)[1].pairs] for _ in range(spare)]
+    for elements, fitted, beside in forwards:
+        fitted.pairs = [(tied(y, [ys[k] for ys in unused]), spec) for k, (y, spec) in enumerate(fitted.pairs)]
+        yield elements, fitted, beside
+        del fitted, beside
 
 
 def check_views(views_per_forward: object) -> None:

@@ -15,7 +15,7 @@ LAYERS = (
     ("core",),
     ("actions",),
     ("ops",),
-    ("coordinates", "warmup"),
+    ("coordinates", "distributed", "warmup"),
     ("nn",),
     ("lm", "rl"),
     ("demo",),

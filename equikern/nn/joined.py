@@ -1,0 +1,177 @@
+"""What the processes that share a wrapper's views make of their merges: see ``equikern.distributed.Ranks``.
+
+================================ ======================================================================================
+merge                            what processes tell one another
+================================ ======================================================================================
+sums, means of functions         the partial sums, in the accumulator's dtype
+weighted by λ                    Σ λ y and Σ λ together; for a softmax the largest logarithm of each sample before
+the choice of a view             scores and elements of each one's best view; then the best of all from who has it
+largest, smallest                each one's, where no gradient is wanted
+all others; views                the views themselves, which are then merged everywhere as one process does
+================================ ======================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..actions import Action
+from ..core.act import listed
+from ..ops import orbit_select
+from ..ops.checked import orbit_sum
+from ..views import accumulator
+from .merging import Extremum, Gathered, Merge, Output, Selected, Summed, Weighted, _each_sample
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from ..distributed import Ranks
+
+    Mesh = DeviceMesh | ProcessGroup | Ranks
+
+__all__ = ["Chosen", "join", "neutral", "ranks_of", "tied"]
+
+_Grads = tuple[Tensor | None, ...]
+
+
+def ranks_of(mesh: object, owner: str) -> Ranks | None:
+    """What shares the views of a wrapper called ``owner``; without a mesh torch.distributed is not imported."""
+    if mesh is None:
+        return None
+    from ..distributed import Ranks
+
+    return Ranks.of(mesh, owner)
+
+
+class Chosen(Selected):
+    """The view of the smallest score of all processes, whose gradient is that of ``orbit_select``'s stand-in."""
+
+    def __init__(
+        self, output: Output, gradient: Literal["mean", "identity", "selected"] | None, order: int, ranks: Ranks
+    ) -> None:
+        super().__init__(output)
+        self.gradient, self.order, self.ranks = gradient, order, ranks
+        self.parts: list[tuple[Tensor, Action, list[int]]] = []
+
+    def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
+        super().add(y.detach(), elements, beside)
+        if self.gradient is not None and y.requires_grad:
+            y, back = self.output.upright(y, elements)
+            self.parts.append((y, Action(self.output.action.name, back.inverse), list(elements)))
+
+    def join(self, idle: bool) -> None:
+        """Find the best view of all processes."""
+        assert self.best is not None
+        assert self.score is not None
+        assert self.element is not None
+        score = torch.full_like(self.score, torch.nan) if idle else self.score
+        said = torch.stack((score.double(), self.element.double()))  # both fit, and go in one message
+        scores, elements = self.ranks.gathered(
+            said[None], self.ranks.size, "the scores of each process's best view"
+        ).unbind(1)
+        best, element = scores[0], elements[0]
+        owner = torch.zeros_like(self.element)
+        for rank in range(1, self.ranks.size):
+            ahead = (scores[rank] < best) | ((scores[rank] == best) & (elements[rank] < element))
+            ahead = ahead | (best.isnan() & ~scores[rank].isnan())
+            owner = torch.where(ahead, rank, owner)
+            best, element = torch.where(ahead, scores[rank], best), torch.where(ahead, elements[rank], element)
+        self.score, self.element = best.to(score.dtype), element.long()
+        self.best = self.ranks.chosen(self.best, owner == self.ranks.rank, "all-reduce of the chosen views")
+        if self.parts:
+            terms = [self._stand_in(*part) for part in self.parts]
+            stand_in = sum(terms[1:], terms[0])
+            self.parts = []
+            self.best = self.ranks.carried(self.best, neutral(stand_in) if idle else stand_in, "the chosen views")
+
+    def _stand_in(self, y: Tensor, action: Action, elements: list[int]) -> Tensor:
+        """What the views of one part put into the stand-in whose gradient the choice has."""
+        if self.gradient == "mean":
+            return orbit_sum(y, action, 1.0 / self.order)
+        assert self.element is not None
+        wanted = self.element if self.gradient == "selected" else torch.zeros_like(self.element)
+        misses = listed(elements, y.device)[:, None] != wanted
+        view = cast(Tensor, orbit_select(y, misses.to(accumulator(y)), action, gradient="selected"))
+        return torch.where(_each_sample(~misses.all(0), view), view, torch.zeros_like(view))
+
+
+def join(merge: Merge, ranks: Ranks, parts: list[list[int]]) -> None:
+    """Make a merge of one process's views one of all ``parts``: what ``result`` then gives is the same everywhere."""
+    count = sum(map(len, parts))
+    idle = ranks.idle(count)
+    if isinstance(merge, Chosen):
+        merge.join(idle)
+    elif isinstance(merge, Weighted):
+        _join_weighted(merge, ranks, idle)
+    elif isinstance(merge, Extremum):
+        assert merge.total is not None
+        worst = -math.inf if merge.op == "max" else math.inf
+        own = torch.full_like(merge.total, worst) if idle else merge.total
+        merge.total = ranks.extremum(own, merge.op, f"all-reduce of the views' {merge.op}")
+    elif isinstance(merge, Summed):
+        assert merge.total is not None
+        merge.total = ranks.total(neutral(merge.total) if idle else merge.total, "the views' sums")
+    else:
+        assert isinstance(merge, Gathered)
+        ys, _, besides = zip(*merge.parts, strict=True)
+        merge.parts = []
+        y = ranks.gathered(torch.cat(ys), count, "all views")
+        beside = None if besides[0] is None else ranks.gathered(torch.cat(besides), count, "the views' weights")
+        merge.parts = [(y, [g for part in parts for g in part], beside)]
+        merge.words = [word for part in parts for word in merge.output.back(part).views.words]
+
+
+def _join_weighted(merge: Weighted, ranks: Ranks, idle: bool) -> None:
+    total, weight = merge.total, merge.weight
+    assert total is not None
+    assert weight is not None
+    if idle:
+        total, weight = neutral(total), neutral(weight)
+    if merge.top is not None:
+        top = torch.full_like(merge.top, -math.inf) if idle else merge.top
+        merge.top = ranks.extremum(top, "max", "all-reduce of the largest weights")
+        fades = (top - merge.top).exp()
+        total, weight = total * _each_sample(fades, total), weight * fades
+    size = math.prod(total.shape[1:])
+    both = torch.cat((total.reshape(len(total), size), weight.unsqueeze(1)), 1)
+    both = ranks.total(both, "the weighted sums and the weights")
+    merge.total, merge.weight = both[:, :size].reshape(total.shape), both[:, size]
+
+
+def neutral(t: Tensor) -> Tensor:
+    """Zeros in the place of what counts for nothing, which get a gradient of zero."""
+    return cast(Tensor, _Neutral.apply(t)) if t.requires_grad else torch.zeros_like(t)  # type: ignore[no-untyped-call]
+
+
+def tied(t: Any, others: Sequence[Any]) -> Any:
+    """The same tensor, beside which others get a gradient of zero: for forwards that all processes must take back."""
+    others = [other for other in others if isinstance(other, Tensor) and other.requires_grad]
+    return _Tied.apply(t, *others) if others and isinstance(t, Tensor) and t.requires_grad else t  # type: ignore[no-untyped-call]
+
+
+class _Neutral(Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.zeros_like(grad)
+
+
+class _Tied(Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, *others: Tensor) -> Tensor:
+        ctx.like = [(other.shape, other.dtype, other.device) for other in others]
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        return grad, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
