@@ -59,6 +59,7 @@ from .ops import (
     orbit_weighted_mean,
     symmetrize,
 )
+from .portable import portable
 from .version import __version__ as __version__
 from .warmup import warmup
 
@@ -108,6 +109,7 @@ __all__ = [
     "orbit_select",
     "orbit_weighted_mean",
     "permutation",
+    "portable",
     "principal_frame",
     "product_action",
     "product_group",

@@ -9,6 +9,8 @@ views, ∂F/∂w the dots. So each one's gradient
 is a pair of the others. ``take`` and ``put`` (the chosen view, and its adjoint) are the same pair for a selection;
 ``each``, which maps every view by its own element, is its own, and so is ``act``, which maps every sample by its own.
 
+No scale has a default: the compiler takes a float that it finds there for one that may change.
+
 A function takes one ``Maps``, whose adjoint is ``.T``. A Function gets them placed: the code and the table as one
 argument, since autograd spends microseconds on every tensor that it is given.
 """
@@ -50,12 +52,12 @@ def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def orbit(x: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def orbit(x: Tensor, maps: Maps, scale: float, weights: Tensor | None = None) -> Tensor:
     """``scale · w_g · map_g(x)`` for every g: (*lead, H, W) → (|G|, *lead, H, W)."""
     return orbit_by(x, maps.placed(x), scale, weights)
 
 
-def total(y: Tensor, maps: Maps, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def total(y: Tensor, maps: Maps, scale: float, weights: Tensor | None = None) -> Tensor:
     """``scale · Σ_g w_g · map_g(y_g)``: (|G|, *lead, H, W) → (*lead, H, W)."""
     return total_by(y, maps.placed(y), scale, weights)
 
@@ -114,14 +116,14 @@ def each_by(y: Tensor, axis: int, placed: Placed) -> Tensor:
     return act_by(y, elements, placed)
 
 
-def orbit_by(x: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def orbit_by(x: Tensor, placed: Placed, scale: float, weights: Tensor | None = None) -> Tensor:
     """``orbit`` by placed maps, as Functions hold them: (*lead, H, W) → (|G|, *lead, H, W)."""
     if needs_grad(x, weights):
         return cast(Tensor, _Orbit.call(x, weights, placed, scale))
     return cast(Tensor, library.orbit(x, *placed, scale, weights, None))
 
 
-def total_by(y: Tensor, placed: Placed, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def total_by(y: Tensor, placed: Placed, scale: float, weights: Tensor | None = None) -> Tensor:
     """``total`` by placed maps: (|G|, *lead, H, W) → (*lead, H, W)."""
     if needs_grad(y, weights):
         return cast(Tensor, _Total.call(y, weights, placed, scale))

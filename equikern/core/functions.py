@@ -30,8 +30,8 @@ __all__ = [
 
 # Small calls are counted: what is asked at each of them is bound here.
 _compiling: Callable[[], bool] = torch.compiler.is_compiling
-_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-# Torch has no public way to ask. Without its own, every call takes the form that is right anywhere.
+# Torch has no quick or no public way to ask the others. Without its own, calls take the form that is right anywhere.
+_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
@@ -58,11 +58,12 @@ def _special() -> bool:
 def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     """Whether derivatives of a call with these inputs may be asked for.
 
-    Under transforms, those that a compiled function contains too, nobody sees what requires grad behind a batch.
+    Under transforms, those that a compiled function contains too, nobody sees what requires grad behind a batch; and
+    what is traced is to be the same with and without gradients.
     """
     if (t.requires_grad or (other is not None and other.requires_grad)) and torch.is_grad_enabled():
         return True
-    return _compiling() or _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0
+    return _compiling() or _tracing() or _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def functional(t: Tensor) -> bool:
@@ -203,6 +204,7 @@ def _registered(rules: Any, schema: str, tuples: Mapping[int, int]) -> Any:
         return tuple(_flat((None,) * tuples[i] if i in tuples else t for i, t in enumerate(found)))
 
     operator = library.register(f"traced_{schema}", forward, forward)
+    library.decompositions[operator] = forward
     torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=library.library)
 
     def under_transforms(*flat: Any) -> Any:

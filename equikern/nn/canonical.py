@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
+from ..core.functions import transformed
 from ..ops import orbit, orbit_mean, orbit_weighted_mean
 from ..scalars import index
 from ..views import FLOATS, still
@@ -134,7 +135,7 @@ class CanonicalLambdaEquiTune(nn.Module):
         if not isinstance(h, Tensor) or h.shape != (x.shape[0], d, d):
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise ValueError(f"canonical: expected a matrix for each sample, {(x.shape[0], d, d)}, got {got}")
-        if h.device.type == "cpu" and not torch.compiler.is_compiling():
+        if h.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             _check_orthogonal(h.detach())
         return h
 

@@ -150,7 +150,8 @@ class LambdaEquiTune(OrbitModule):
             return self._tap.run(self.backbone, views)
         output = self.backbone(views)
         with torch.no_grad():
-            return output, self._tap.run(self.frozen, views)[1]
+            # Neither forward mode nor what torch.export makes of a program asks whether gradients are off.
+            return output, self._tap.run(self.frozen, views.detach())[1]
 
     def train(self, mode: bool = True) -> LambdaEquiTune:
         """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""

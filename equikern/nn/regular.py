@@ -300,7 +300,8 @@ def _check(z: object, channels: int | None, order: int | None, dims: int) -> Non
     if not isinstance(z, Tensor):
         raise TypeError(f"z: expected a torch.Tensor, got {type(z).__name__}")
     ends = z.shape[: max(z.dim() - dims, 0)][-2:]
-    if len(ends) < 2 or channels not in (None, ends[0]) or order not in (None, ends[1]):
+    # One comparison each, which the compiler makes a guard of; it does not know sizes among others.
+    if len(ends) < 2 or (channels is not None and channels != ends[0]) or (order is not None and order != ends[1]):
         shape = f"…, {channels or 'C'}, {order or '|G|'}" + ", H, W" * (dims == 2)
         raise ValueError(f"z: expected regular features ({shape}), got shape {tuple(z.shape)}")
 

@@ -253,7 +253,7 @@ def _split_batch(output: Any, order: int, batch: int, name: str = "") -> Any:
 def _rebuilt(container: Any, values: Any) -> Any:
     """The values in a container of the same kind: dicts and their subclasses, named tuples, tuples and lists."""
     if isinstance(container, Mapping):
-        if not isinstance(container, dict):
+        if type(container) is dict or not isinstance(container, dict):
             return dict(values)
         rebuilt = copy.copy(container)  # what a subclass keeps beside its items comes along
         for key, value in values.items():  # some subclasses have no update

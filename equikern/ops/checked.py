@@ -16,10 +16,10 @@ __all__ = ["orbit_some", "orbit_sum", "undo_each"]
 def orbit_some(x: Tensor, action: Action, elements: Sequence[int]) -> Tensor:
     """Some elements' views of x, (n, \\*shape of a view): all of one shape, where x is a rectangle."""
     x, _ = checks.image("x", x, action, EXACT, turns=True)
-    return autograd.orbit(x, action.maps.subset(elements))
+    return autograd.orbit(x, action.maps.subset(elements), 1.0)
 
 
-def orbit_sum(y: Tensor, action: Action, scale: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def orbit_sum(y: Tensor, action: Action, scale: float, weights: Tensor | None = None) -> Tensor:
     """``scale · Σ_g λ_g g⁻¹ y[g]``, with weights λ of shape y.shape[:k] or none."""
     y, _ = checks.views("y", y, action)
     if weights is not None:

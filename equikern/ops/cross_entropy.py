@@ -93,7 +93,8 @@ def checked(space: str | None, ignore_index: object, reduction: str, smoothing: 
     ignored = index("ignore_index", ignore_index)
     if not -(2**63) <= ignored < 2**63:
         raise ValueError(f"ignore_index: expected a number of int64, got {ignored}")
-    return space or "logits", ignored, share("label_smoothing", smoothing)
+    # No smoothing is a case of its own for the compiler, too, which otherwise takes it for a float that may change.
+    return space or "logits", ignored, share("label_smoothing", smoothing) or 0.0
 
 
 def counted(dtype: torch.dtype, target: Tensor, ignore_index: int, reduction: str) -> Tensor | None:

@@ -45,7 +45,7 @@ def orbit(x: Tensor, action: Action, *, out: Tensor | None = None) -> Tensor:
         out = checks.output("out", out, (action.order, *x.shape), x)
         library.orbit_out(x, *action.maps.placed(x), out)
         return out
-    return autograd.orbit(x, action.maps)
+    return autograd.orbit(x, action.maps, 1.0)
 
 
 def orbit_act(

@@ -77,7 +77,7 @@ def orbit_reduce(
     if out is not None:
         return _into(y, back, op, out)
     if op == "sum":
-        return autograd.total(y, back)
+        return autograd.total(y, back, 1.0)
     if needs_grad(y) and not reduction.integers:
         if back.views.signed:
             return _of_changed(y, back, op)
@@ -163,7 +163,7 @@ def _there_and_back(placed: Placed) -> tuple[Spread, Total]:
     """What spreads a tensor over the views, and what adds views up; see ``reductions``."""
     forth = autograd.adjoint(placed)
     return (
-        lambda t: autograd.orbit_by(t, forth),
+        lambda t: autograd.orbit_by(t, forth, 1.0),
         lambda t, scale: autograd.total_by(t, placed, scale),
     )
 

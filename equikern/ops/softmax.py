@@ -54,11 +54,17 @@ def gradients(
         slopes = dict(zip(places, back(grad), strict=True))
         return tuple(slopes.get(i) for i in range(len(inputs)))
     with torch.enable_grad():
-        # An alias of each, so that what else depends on the inputs stays out of it.
-        aliases = [t.view_as(t) if t is not None and asked else t for t, asked in zip(inputs, wanted, strict=True)]
+        aliases = [_alias(t) if t is not None and asked else t for t, asked in zip(inputs, wanted, strict=True)]
         asked_for = [t for t, asked in zip(aliases, wanted, strict=True) if t is not None and asked]
         found = iter(torch.autograd.grad(call(*aliases), asked_for, grad, create_graph=True))
     return tuple(next(found) if t is not None and asked else None for t, asked in zip(inputs, wanted, strict=True))
+
+
+def _alias(t: Tensor) -> Tensor:
+    """The same numbers, so that what else depends on a tensor stays out of a gradient in it."""
+    alias = t.view_as(t)
+    # Behind a transform that has ended, as in what torch.func.vjp returns, nothing requires grad any more.
+    return alias if alias.requires_grad else alias.detach().requires_grad_()
 
 
 def tangent(call: Callable[..., Tensor], inputs: Sequence[Tensor | None], tangents: Sequence[Tensor | None]) -> Tensor:

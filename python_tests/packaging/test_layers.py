@@ -15,7 +15,7 @@ LAYERS = (
     ("core",),
     ("actions",),
     ("ops",),
-    ("coordinates", "warmup"),
+    ("coordinates", "portable", "warmup"),
     ("nn",),
     ("lm", "rl"),
     ("demo",),
