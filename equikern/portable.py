@@ -46,7 +46,8 @@ def portable(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     writes = {name for name in names if name.startswith("equikern.") and name.endswith("_out.default")}
     if writes:
         raise ValueError(f"program: expected none that writes into out=, got one with {', '.join(sorted(writes))}")
-    return program.run_decompositions(dict(decompositions))
+    made: torch.export.ExportedProgram = program.run_decompositions(dict(decompositions))
+    return made
 
 
 def _nodes(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench.matrix.cases import CASES, OPERATORS, WRAPPERS, Case
-from bench.matrix.features import FEATURES, NotMade, tried
+from bench.matrix.features import FEATURES, NothingToTryError, tried
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
 KNOWN: dict[tuple[str, str], str] = {}  # (case, feature): why it fails
@@ -30,7 +30,7 @@ def cell(case: Case, feature: str) -> str:
     known = KNOWN.get((case.name, feature))
     try:
         wrong = tried(case, feature)
-    except NotMade as reason:
+    except NothingToTryError as reason:
         return f"– {reason}"
     if wrong is None:
         assert known is None, f"{case.name}, {feature}: works, while KNOWN says that {known}"
@@ -50,17 +50,15 @@ def page(cells: Cells) -> str:
     def table(cases: Iterable[Case]) -> str:
         head = f"| | {' | '.join(FEATURES)} |\n|---{'|---' * len(FEATURES)}|\n"
         rows = ([short(cells[case.name, feature]) for feature in FEATURES] for case in cases)
-        return head + "".join(
-            f"| {case.name} | {' | '.join(row)} |\n" for case, row in zip(cases, rows, strict=True)
-        )
+        return head + "".join(f"| {case.name} | {' | '.join(row)} |\n" for case, row in zip(cases, rows, strict=True))
 
     says = "".join(f"- **{name}**: {_said(call.__doc__)}\n" for name, call in FEATURES.items())
     notes = "".join(f"{k}. {reason}\n" for k, reason in enumerate(reasons, 1))
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxruntime"))
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in ("torch", "onnx", "onnxruntime"))
     return (
         "# What works with what\n\n"
-        f"Written by `python -m bench.matrix` with {versions}, on CPU tensors. Every cell was tried, and its result\n"
-        "compared with that of a plain call.\n\n"
+        f"Written by `python -m bench.matrix` with {versions}, on CPU\n"
+        "tensors. Every cell was tried, and its result compared with that of a plain call.\n\n"
         f"{says}\n## Operators\n\n{table(OPERATORS)}\n## Wrappers\n\n{table(WRAPPERS)}\n"
         "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n\n"
         f"## Reasons\n\n{notes}"

@@ -135,9 +135,7 @@ def _reduction(op: Any) -> Case:
 
 OPERATORS = [
     _operator("orbit", lambda x: orbit(x, D4), lambda n: (_drawn(n, 3, 6, 6),), (0,), 1),
-    _operator(
-        "orbit_act", lambda x, g: orbit_act(x, g, D4), lambda n: (_drawn(n, 3, 6, 6), _numbers(8, n)), (0, 0)
-    ),
+    _operator("orbit_act", lambda x, g: orbit_act(x, g, D4), lambda n: (_drawn(n, 3, 6, 6), _numbers(8, n)), (0, 0)),
     _operator("symmetrize", lambda x: symmetrize(x, D4), lambda n: (_drawn(n, 3, 6, 6),)),
     _operator("orbit_mean", lambda y: orbit_mean(y, D4), lambda n: (_views(n),), _ROWS),
     _operator(

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from bench.matrix.cases import Case
 from equikern import portable, use_backend
 from torch import Tensor, nn
 
-from bench.matrix.cases import Case
-
-__all__ = ["FEATURES", "NotMade", "tried"]
+__all__ = ["FEATURES", "NothingToTryError", "tried"]
 
 # From 16 on: below, torch's convolutions may take another kernel, which is a guard of its own on |G|·B.
 BATCHES = (17, 20, 18, 22, 19, 24, 21, 23, 26, 25, 28, 27)
 Dims = dict[int, Any]
 
 
-class NotMade(Exception):
+class NothingToTryError(Exception):
     """What a case does not have, so that there is nothing to try: the reason."""
 
 
@@ -57,7 +55,7 @@ def gradients(case: Case, module: nn.Module, call: Callable[..., Any], inputs: t
     leaves = [t.clone().requires_grad_(case.smooth and t.is_floating_point()) for t in inputs]
     wanted = [t for t in (*leaves, *module.parameters()) if t.requires_grad]
     if not wanted:
-        raise NotMade("integers have no gradient")
+        raise NothingToTryError("integers have no gradient")
     result = call(*leaves)
     found = torch.autograd.grad(floats(flat(result)), wanted, incoming(result), allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
@@ -65,7 +63,7 @@ def gradients(case: Case, module: nn.Module, call: Callable[..., Any], inputs: t
 
 def _smooth(case: Case) -> None:
     if not case.smooth:
-        raise NotMade("integers have no gradient")
+        raise NothingToTryError("integers have no gradient")
 
 
 def eager(case: Case) -> None:
@@ -122,7 +120,8 @@ def jvp(case: Case) -> None:
 
     points = tuple(inputs[i] for i in moving)
     tangents = tuple(torch.cos(7 * t) for t in points)
-    results, pushed = torch.func.jvp(call, points, tangents)
+    pair: Any = torch.func.jvp(call, points, tangents)
+    results, pushed = pair
     pulled: Any = torch.func.vjp(call, *points)[1]
     v = tuple(incoming(list(results)))
     found = sum(((a * b).sum() for a, b in zip(v, pushed, strict=True)), torch.zeros(()))
@@ -133,7 +132,8 @@ def jvp(case: Case) -> None:
 def sample_grads(case: Case) -> None:
     """Per-sample gradients by vmap(grad(…)) as those of a loop."""
     _smooth(case)
-    module, samples = case.module(), [case.inputs(1), tuple(t + 1 if t.dtype is torch.float32 else t for t in case.inputs(1))]
+    module, first = case.module(), case.inputs(1)
+    samples = [first, tuple(t + 1 if t.is_floating_point() else t for t in first)]
 
     def loss(*inputs: Tensor) -> Tensor:
         return sum((t.square().sum() for t in floats(flat(module(*inputs)))), inputs[0].new_zeros(()))
@@ -218,7 +218,7 @@ def export_strict(case: Case) -> None:
 def export_sides(case: Case) -> None:
     """A program with a dynamic batch and dynamic sides."""
     if not case.sides:
-        raise NotMade("its views exchange the sides, or it has none")
+        raise NothingToTryError("its views exchange the sides, or it has none")
     sides = {-2: torch.export.Dim("height", min=4, max=512), -1: torch.export.Dim("width", min=4, max=512)}
     inputs = case.inputs(3)
     dims = _dims(case, {inputs[0].dim() + dim: size for dim, size in sides.items()})
@@ -263,13 +263,13 @@ def onnx(case: Case) -> None:
         warnings.simplefilter("ignore")
         made = torch.onnx.export(program, dynamo=True, verbose=False)
     assert made is not None
-    file = io.BytesIO()
-    made.save(file)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    model = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(t) for t in session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))]
+        given = {name: t.numpy() for name, t in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(t) for t in session.run(None, given)]
 
     _same(case, run, case.module())
 
@@ -326,11 +326,11 @@ def tried(case: Case, feature: str) -> str | None:
     """None where a case has a feature, or what went wrong.
 
     Raises:
-        NotMade: there is nothing to try.
+        NothingToTryError: there is nothing to try.
     """
     try:
         FEATURES[feature](case)
-    except NotMade:
+    except NothingToTryError:
         raise
     except Exception as error:  # whatever it is goes into the table
         return f"{type(error).__name__}: {error}".strip()

@@ -72,5 +72,5 @@ def test_what_cannot_be_portable_is_refused() -> None:
     program = torch.export.export(Writes(), (torch.randn(3, 3),))
     with pytest.raises(ValueError, match=r"program: expected none that writes into out=.*orbit_out"):
         portable(program)
-    with pytest.raises(TypeError, match="program: expected what torch.export.export"):
+    with pytest.raises(TypeError, match=r"program: expected what torch\.export\.export"):
         portable(nn.Identity())  # type: ignore[arg-type]
