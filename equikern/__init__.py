@@ -60,6 +60,7 @@ from .ops import (
     orbit_weighted_mean,
     symmetrize,
 )
+from .portable import portable
 from .version import __version__ as __version__
 from .warmup import warmup
 
@@ -110,6 +111,7 @@ __all__ = [
     "orbit_weighted_mean",
     "patches",
     "permutation",
+    "portable",
     "principal_frame",
     "product_action",
     "product_group",

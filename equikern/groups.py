@@ -10,9 +10,18 @@ from torch import Tensor
 
 from .scalars import index
 
-__all__ = ["Group", "cyclic_group", "dihedral_group", "product_group"]
+__all__ = ["Group", "cyclic_group", "dihedral_group", "outside_of_compiled", "product_group"]
 
 _MAX_ORDER = 1024
+
+
+def outside_of_compiled(what: str) -> None:
+    """That nobody makes it inside a compiled function, which knows no values to check laws by."""
+    if torch.compiler.is_dynamo_compiling():
+        raise ValueError(
+            f"torch.compile: expected {what} made outside of the compiled function, since its laws are checked by its "
+            "values; make it once and use it inside (grid(…) alone may be called there)"
+        )
 
 
 class Group:
@@ -41,6 +50,7 @@ class Group:
     def __init__(
         self, multiply: Tensor | Sequence[Sequence[int]], names: Sequence[str] | None = None, name: str = "group"
     ) -> None:
+        outside_of_compiled("a group")
         table = _table(multiply)
         if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
             raise TypeError(f"multiply: expected a table of integers, got {table.dtype}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..groups import Group
+from ..groups import Group, outside_of_compiled
 from ..views.field import MOST_MIXED
 from ..views.grid import sides_of
 from ..views.maps import Maps, Tables
@@ -71,6 +71,7 @@ class FieldAction(GroupAction):
 
 def _sources(mats: Tensor) -> Tensor | None:
     """(|G|, n): the channel that each channel of a view shows, ~channel for minus that one; None for what is more."""
+    outside_of_compiled("a field")
     entries = mats.abs()
     if not bool((((entries == 0) | (entries == 1)).all()) & (entries.sum(1) == 1).all() & (entries.sum(2) == 1).all()):
         return None

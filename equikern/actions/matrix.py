@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..groups import Group
+from ..groups import Group, outside_of_compiled
 from ..views.maps import Maps, Tables
 from ..views.matrix import LARGEST, matrix_table
 from .base import Action, GroupAction, Tabled, a_group, check_rows
@@ -147,6 +147,7 @@ def _from_identity(mats: Matrices) -> Tensor:
 
 
 def _matrices(values: object) -> Tensor:
+    outside_of_compiled("matrices")
     try:
         given = isinstance(values, (Tensor, numpy.ndarray))  # a list's numbers would be rounded to float32
         mats = torch.as_tensor(values, dtype=None if given else torch.float64, device="cpu")

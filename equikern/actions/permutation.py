@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..groups import Group
+from ..groups import Group, outside_of_compiled
 from ..scalars import index
 from ..views.maps import Maps, Tables
 from ..views.permutation import permutation_table
@@ -196,6 +196,7 @@ def _rows(perm: Table, signs: Table | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _permutations(name: str, values: object) -> Tensor:
+    outside_of_compiled("permutations")
     rows = _integers(name, values)
     n = rows.shape[1]
     if n > _MOST:

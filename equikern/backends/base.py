@@ -1,4 +1,4 @@
-"""What a backend offers; ``reference.py`` says what each function computes."""
+"""What a backend offers; ``plain.py`` says what each function computes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from torch.autograd import Function, forward_ad
 from . import library
 
 __all__ = [
-    "RECORDED",
     "Differentiable",
     "functional",
     "in_forward_mode",
@@ -31,13 +30,9 @@ __all__ = [
 
 # Small calls are counted: what is asked at each of them is bound here.
 _compiling: Callable[[], bool] = torch.compiler.is_compiling
-_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-# Torch has no public way to ask. Without its own, every call takes the form that is right anywhere.
+# Torch has no quick or no public way to ask the others. Without its own, calls take the form that is right anywhere.
+_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-
-# The operators ``traced_…`` by name, and what each is made of: operators without derivatives, and torch's own.
-RECORDED: dict[str, Callable[..., Any]] = {}
 
 
 def recorded() -> bool:
@@ -208,8 +203,8 @@ def _registered(rules: Any, schema: str, tuples: Mapping[int, int]) -> Any:
         return tuple(_flat((None,) * tuples[i] if i in tuples else t for i, t in enumerate(found)))
 
     operator = library.register(f"traced_{schema}", forward, forward)
+    library.decompositions[operator] = forward
     name = operator.name().partition("::")[2]
-    RECORDED[name] = forward
     torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=library.library)
 
     def under_transforms(*flat: Any) -> Any:

@@ -6,7 +6,7 @@ Each allocating operator has a twin ``…_out`` that writes into a tensor of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from ..views import Views, accumulator, of
 from .batching import Rule, batched
 
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
+# What operators are made of in aten, for programs that run without this package: see ``decompositions.py``.
+decompositions: dict[Any, Callable[..., Any]] = {}
 
 
 def _channels_dim(shape: Sequence[int], strides: Sequence[int]) -> int:
@@ -60,6 +62,12 @@ def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
     if not dim:
         return memory(t, shape)
     return memory(t, (*shape[:dim], *shape[dim + 1 :], shape[dim])).movedim(-1, dim)
+
+
+def strided_as_views(result: Tensor, t: Tensor, skip: int) -> Tensor:
+    """A result in the layout of ``empty_like_views``."""
+    dim = 0 if t.is_contiguous() else _channels_dim(t.shape[skip:], t.stride()[skip:])
+    return result.movedim(dim, -1).contiguous().movedim(-1, dim) if dim else result.contiguous()
 
 
 def checked(code: str, table: Tensor | None, like: Tensor) -> Views:

@@ -25,7 +25,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from ..core import library
-from ..core.functions import RECORDED
 from ..views import of
 
 __all__ = ["RULES", "Rule"]
@@ -186,6 +185,8 @@ def _dispatched(run: Callable[[Any, list[Any]], Any]) -> Callable[..., Any]:
 
 
 _CALLS = {name: _registered(rule) for name, rule in RULES.items()}
-_CALLS |= {name: _made_of(operators) for name, operators in RECORDED.items()}
+# Those with derivatives, and what each is made of: operators without, and torch's own.
+_TRACED = {operator.name().partition("::")[2]: made for operator, made in library.decompositions.items()}
+_CALLS |= {name: _made_of(made) for name, made in _TRACED.items() if name.startswith("traced_")}
 for _name, _call in _CALLS.items():
     torch.library.register_torch_dispatch(f"equikern::{_name}", DTensor, _call, lib=library.library)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..actions import Action
 from ..backends import kernels
-from ..core import checks, library
+from ..core import checks, library, rows
 from ..core.batching import one_by_one
 from ..core.functions import Differentiable, functional, needs_grad, transformed
 from ..views import accumulator
@@ -228,6 +228,30 @@ _linear_cross_entropy = library.register(
     lambda hidden, weight, bias, target, *call: _empty(hidden, weight, target, *call[-3:]),
 )
 library.register_batching(_linear_cross_entropy, one_by_one(_linear_cross_entropy))
+
+
+def _decomposed(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, code: str, table: Tensor | None, *call: Any
+) -> tuple[Tensor, ...]:
+    """The operator in parts that programs without equikern have, with all the logits."""
+    *options, scale, hidden_gradient, weight_gradient, bias_gradient = call
+    each = scale is not None and scale.dim() > 0
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    gradient = hidden_gradient or weight_gradient or bias_gradient
+    factor = None if each else scale
+    loss, slopes = rows.cross_entropy(logits, target, code, table, *options, factor, gradient)
+    if each:
+        slopes = (slopes * scale.unsqueeze(-1)).to(logits.dtype)
+    flat, nothing = slopes.reshape(-1, weight.shape[0]), hidden.new_empty(0)
+    return (
+        loss,
+        (slopes @ weight).contiguous() if hidden_gradient else nothing,
+        (flat.T @ hidden.reshape(-1, hidden.shape[-1])).contiguous() if weight_gradient else nothing.clone(),
+        flat.sum(0) if bias_gradient else nothing.clone(),
+    )
+
+
+library.decompositions[_linear_cross_entropy] = _decomposed
 
 
 class _LinearCrossEntropy(

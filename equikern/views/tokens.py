@@ -39,10 +39,13 @@ class Tokens(Kind):
 
     def apply(self, x: Tensor, views: Views, table: Tensor | None, g: int) -> Tensor:
         assert table is not None
+        row = self.rows(views, table)[g]
+        if type(x) is not Tensor:  # a program in the making asks nothing: ids below zero become one that is none
+            return row[torch.where(x < 0, views.size, x).long()].to(x.dtype)
         outside = (x < 0) | (x >= views.size)
         if bool(outside.any()):
             raise ValueError(f"x: expected token ids from 0 to {views.size - 1}, got {int(x[outside][0])}")
-        return self.rows(views, table)[g][x.long()].to(x.dtype)
+        return row[x.long()].to(x.dtype)
 
     def dtypes(self, views: Views) -> frozenset[torch.dtype]:
         return IDS

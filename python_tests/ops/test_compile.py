@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 from equikern import (
+    Action,
     EquiTune,
+    cyclic_group,
+    field,
     grid,
+    matrix,
     orbit,
     orbit_cross_entropy,
     orbit_mean,
     orbit_select,
     orbit_weighted_mean,
     permutation,
+    symmetrize,
     trivial,
 )
 from equikern.core import autograd
@@ -161,6 +166,27 @@ def test_the_same_size_is_compiled_once() -> None:
     for seed in range(3):
         gradients(function, D4, CALLS["weighted"].tensors(D4, (2, 3), 6, seed=seed))
     assert counter.frame_count == 1
+
+
+def test_actions_made_inside_a_compiled_function() -> None:
+    """Those of a grid; others check their laws by their values, which the error says. Without fullgraph all work."""
+    x = random_values((2, 4, 4), torch.float32)
+    made: dict[str, Callable[[], Action]] = {
+        "permutations": lambda: permutation([[0, 1, 2, 3], [1, 0, 3, 2]]),
+        "matrices": lambda: matrix([[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]),
+        "a group": lambda: trivial(cyclic_group(3)),
+        "a field": lambda: field(grid("hflip"), "vector"),
+    }
+    for what, make in made.items():
+
+        def function(t: Tensor, make: Callable[[], Action] = make) -> Tensor:
+            return symmetrize(t, make()) + 1
+
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=f"expected {what} made outside of the compiled"):
+            torch.compile(function, backend="eager", fullgraph=True)(x)
+        assert torch.equal(torch.compile(function, backend="eager")(x), function(x)), what
+    grids = torch.compile(lambda t: symmetrize(t, grid("d4")), backend="eager", fullgraph=True)
+    assert torch.equal(grids(x), symmetrize(x, D4))
 
 
 def test_out_is_written_inside_a_graph() -> None:

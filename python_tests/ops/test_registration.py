@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 from equikern import tokens
+from equikern.core.decompositions import decompositions
 from equikern.ops.score import KINDS
+from equikern.views import Kind
+from equikern.views import of as views_of
 from equikern.views.maps import Maps
 from helpers.calls import CALLS, DIFFERENTIABLE, ONE_BACKEND, Call, results
 from helpers.looped import each
@@ -193,6 +196,35 @@ def test_every_registered_operator_has_samples() -> None:
 def test_opcheck(name: str) -> None:
     for arguments in samples()[name]:
         torch.library.opcheck(getattr(torch.ops.equikern, name).default, arguments)
+
+
+MOVES = ("orbit", "act", "take", "select", "score_select", "put")
+
+
+@ONE_BACKEND
+def test_decompositions_are_the_operators() -> None:
+    """In aten alone: what moves or is chosen bit for bit, sums to rounding, in the same layout."""
+    made = {operator.name().partition("::")[2] for operator in decompositions}
+    assert made == {name for name in NAMES if not name.endswith("_out")}
+    for operator, decomposed in decompositions.items():
+        name = operator.name().partition("::")[2]
+        for k, arguments in enumerate(samples()[name]):
+            given = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
+            pairs = zip(results(decomposed(*given)), results(operator(*given)), strict=True)
+            for ours, expected in pairs:
+                same_layout(ours, expected)
+                exact = name in MOVES and (name != "orbit" or given[3] == 1.0) and not of_kind(given).computes
+                if exact:
+                    assert torch.equal(ours, expected), (name, k)
+                else:
+                    wide = 2e-2 if ours.dtype is torch.bfloat16 else 1e-5
+                    torch.testing.assert_close(ours, expected, rtol=wide, atol=wide, msg=lambda m: f"{name} {k}: {m}")  # noqa: B023
+
+
+def of_kind(arguments: list[Any]) -> Kind:
+    """The kind of the views that an operator is given: of its strings, the one that says some."""
+    codes = [a for a in arguments if isinstance(a, str) and (" " in a or a == ".")]
+    return views_of(codes[0]).kind
 
 
 @ONE_BACKEND

@@ -15,7 +15,7 @@ LAYERS = (
     ("core",),
     ("actions",),
     ("ops",),
-    ("coordinates", "distributed", "warmup"),
+    ("coordinates", "distributed", "portable", "warmup"),
     ("nn",),
     ("lm", "rl"),
     ("demo",),

@@ -1,0 +1,98 @@
+"""``python -m bench.matrix``: tries every feature on every case and writes ``docs/matrix.md``; five minutes.
+
+It fails where a cell has no "yes" and no reason. A cell that is known to fail has its reason in ``KNOWN``, and fails,
+too, if it does not any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.matrix.cases import CASES, OPERATORS, WRAPPERS, Case
+from bench.matrix.features import FEATURES, NothingToTryError, tried
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
+KNOWN: dict[tuple[str, str], str] = {}  # (case, feature): why it fails
+Cells = dict[tuple[str, str], str]
+
+
+def cell(case: Case, feature: str) -> str:
+    """What the table says: "yes", or "–" or "no" and the reason.
+
+    Raises:
+        AssertionError: no reason is known, or one is that does not hold.
+    """
+    known = KNOWN.get((case.name, feature))
+    try:
+        wrong = tried(case, feature)
+    except NothingToTryError as reason:
+        return f"– {reason}"
+    if wrong is None:
+        assert known is None, f"{case.name}, {feature}: works, while KNOWN says that {known}"
+        return "yes"
+    assert known is not None, f"{case.name}, {feature}: {wrong}"
+    return f"no {known}"
+
+
+def page(cells: Cells) -> str:
+    """The tables of some cells, as Markdown."""
+    reasons = list(dict.fromkeys(text.partition(" ")[2] for text in cells.values() if text != "yes"))
+
+    def short(text: str) -> str:
+        sign, _, reason = text.partition(" ")
+        return "yes" if text == "yes" else f"{sign} ({reasons.index(reason) + 1})"
+
+    def table(cases: Iterable[Case]) -> str:
+        head = f"| | {' | '.join(FEATURES)} |\n|---{'|---' * len(FEATURES)}|\n"
+        rows = ([short(cells[case.name, feature]) for feature in FEATURES] for case in cases)
+        return head + "".join(f"| {case.name} | {' | '.join(row)} |\n" for case, row in zip(cases, rows, strict=True))
+
+    says = "".join(f"- **{name}**: {_said(call.__doc__)}\n" for name, call in FEATURES.items())
+    notes = "".join(f"{k}. {reason}\n" for k, reason in enumerate(reasons, 1))
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in ("torch", "onnx", "onnxruntime"))
+    return (
+        "# What works with what\n\n"
+        f"Written by `python -m bench.matrix` with {versions}, on CPU\n"
+        "tensors. Every cell was tried, and its result compared with that of a plain call.\n\n"
+        f"{says}\n## Operators\n\n{table(OPERATORS)}\n## Wrappers\n\n{table(WRAPPERS)}\n"
+        "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n\n"
+        f"## Reasons\n\n{notes}"
+    )
+
+
+def _said(text: str | None) -> str:
+    assert text is not None
+    first = text.partition("\n")[0]
+    return first[0].lower() + first[1:]
+
+
+def main() -> int:
+    """Fill the table; the exit status says whether a cell failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.matrix", description=__doc__)
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page (%(default)s)")
+    out: Path = parser.parse_args().out
+    logging.disable(logging.CRITICAL)  # the compilers and exporters tell much
+    cells: Cells = {}
+    failed = False
+    for feature in FEATURES:
+        for case in CASES:
+            try:
+                cells[case.name, feature] = cell(case, feature)
+            except AssertionError as error:
+                failed = True
+                print(error, file=sys.stderr)
+        print(feature, file=sys.stderr)
+    if failed:
+        return 1
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(page(cells), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

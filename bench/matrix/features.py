@@ -1,0 +1,337 @@
+"""The ways a model is used: each is tried on a case and compared with a plain call, or with another way to the same."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bench.matrix.cases import Case
+from equikern import portable, use_backend
+from torch import Tensor, nn
+
+__all__ = ["FEATURES", "NothingToTryError", "tried"]
+
+# From 16 on: below, torch's convolutions may take another kernel, which is a guard of its own on |G|·B.
+BATCHES = (17, 20, 18, 22, 19, 24, 21, 23, 26, 25, 28, 27)
+Dims = dict[int, Any]
+
+
+class NothingToTryError(Exception):
+    """What a case does not have, so that there is nothing to try: the reason."""
+
+
+def flat(result: Any) -> list[Tensor]:
+    """The tensors of a result."""
+    if isinstance(result, Tensor):
+        return [result]
+    values = result.values() if isinstance(result, Mapping) else result
+    return [t for value in values for t in flat(value)]
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    """That two results agree, in shape and dtype too."""
+    for a, b in zip(flat(found), flat(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def floats(tensors: Any) -> list[Tensor]:
+    """Those that may have gradients."""
+    return [t for t in tensors if t.is_floating_point()]
+
+
+def incoming(result: Any) -> list[Tensor]:
+    """A gradient for each tensor of a result."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(t.shape, generator=generator).to(t.dtype) for t in floats(flat(result))]
+
+
+def gradients(case: Case, module: nn.Module, call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Those of the inputs and of the module's parameters."""
+    leaves = [t.clone().requires_grad_(case.smooth and t.is_floating_point()) for t in inputs]
+    wanted = [t for t in (*leaves, *module.parameters()) if t.requires_grad]
+    if not wanted:
+        raise NothingToTryError("integers have no gradient")
+    result = call(*leaves)
+    found = torch.autograd.grad(floats(flat(result)), wanted, incoming(result), allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
+
+
+def _smooth(case: Case) -> None:
+    if not case.smooth:
+        raise NothingToTryError("integers have no gradient")
+
+
+def eager(case: Case) -> None:
+    """As the plain-torch reference."""
+    module, inputs = case.module(), case.inputs(3)
+    found = module(*inputs)
+    with use_backend("reference"):
+        close(found, module(*inputs))
+
+
+def grad(case: Case) -> None:
+    """Gradients as those of the reference."""
+    module, inputs = case.module(), case.inputs(3)
+    found = gradients(case, module, module, inputs)
+    with use_backend("reference"):
+        close(found, gradients(case, module, module, inputs))
+
+
+def double_grad(case: Case) -> None:
+    """Second derivatives are symmetric: ⟨a, H b⟩ = ⟨b, H a⟩."""
+    _smooth(case)
+    module, x = case.module().double(), case.inputs(2)
+    x = tuple(t.double() if t.is_floating_point() else t for t in x)
+
+    def slope(first: Tensor) -> Tensor:
+        return sum((t.square().sum() for t in floats(flat(module(first, *x[1:])))), first.new_zeros(()))
+
+    first = x[0].requires_grad_()
+    (g,) = torch.autograd.grad(slope(first), first, create_graph=True)
+    a, b = incoming([g, g])
+    if not g.requires_grad:
+        raise AssertionError("the gradient has no graph")
+    products = [torch.autograd.grad(g, first, v, retain_graph=True)[0] for v in (a, b)]
+    close((a * products[1]).sum(), (b * products[0]).sum(), 1e-6)
+
+
+def vmap(case: Case) -> None:
+    """A batch of batches as one batch after the other."""
+    module, many = case.module(), [case.inputs(2), tuple(t.flip(0) for t in case.inputs(2))]
+    found = torch.vmap(module)(*map(torch.stack, zip(*many, strict=True)))
+    for k, inputs in enumerate(many):
+        close([t[k] for t in flat(found)], module(*inputs))
+
+
+def jvp(case: Case) -> None:
+    """Forward mode as reverse mode: ⟨v, J t⟩ = ⟨Jᵀ v, t⟩."""
+    _smooth(case)
+    module, inputs = case.module(), case.inputs(2)
+    moving = [i for i, t in enumerate(inputs) if t.is_floating_point()]
+
+    def call(*some: Tensor) -> tuple[Tensor, ...]:
+        given = [some[moving.index(i)] if i in moving else t for i, t in enumerate(inputs)]
+        return tuple(floats(flat(module(*given))))
+
+    points = tuple(inputs[i] for i in moving)
+    tangents = tuple(torch.cos(7 * t) for t in points)
+    pair: Any = torch.func.jvp(call, points, tangents)
+    results, pushed = pair
+    pulled: Any = torch.func.vjp(call, *points)[1]
+    v = tuple(incoming(list(results)))
+    found = sum(((a * b).sum() for a, b in zip(v, pushed, strict=True)), torch.zeros(()))
+    expected = sum(((a * b).sum() for a, b in zip(pulled(v), tangents, strict=True)), torch.zeros(()))
+    close(found, expected, 1e-4)
+
+
+def sample_grads(case: Case) -> None:
+    """Per-sample gradients by vmap(grad(…)) as those of a loop."""
+    _smooth(case)
+    module, first = case.module(), case.inputs(1)
+    samples = [first, tuple(t + 1 if t.is_floating_point() else t for t in first)]
+
+    def loss(*inputs: Tensor) -> Tensor:
+        return sum((t.square().sum() for t in floats(flat(module(*inputs)))), inputs[0].new_zeros(()))
+
+    call = torch.func.grad(loss)
+    found = torch.vmap(call)(*map(torch.stack, zip(*samples, strict=True)))
+    close(found, torch.stack([call(*inputs) for inputs in samples]), 1e-4)
+
+
+@contextmanager
+def _compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+def _compiled(case: Case, dynamic: bool | None, backward: bool) -> None:
+    graphs = []
+
+    def backend(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return aot(graph, examples)
+
+    with _compiler():
+        aot = torch._dynamo.lookup_backend("aot_eager")
+        module = case.module()
+        compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=dynamic)
+        for batch in BATCHES:
+            inputs = case.inputs(batch)
+            if backward:
+                close(gradients(case, module, compiled, inputs), gradients(case, module, module, inputs), 1e-4)
+            else:
+                with torch.no_grad():
+                    close(compiled(*inputs), module(*inputs))
+    if len(graphs) > 2:
+        raise AssertionError(f"{len(graphs)} graphs for {len(BATCHES)} batch sizes")
+
+
+def compiled(case: Case) -> None:
+    """One graph, at most two for twelve batch sizes."""
+    _compiled(case, None, False)
+
+
+def compiled_dynamic(case: Case) -> None:
+    """With dynamic=True, gradients too."""
+    _compiled(case, True, case.smooth or not case.operator)
+
+
+def _dims(case: Case, more: Mapping[int, Any] | None = None) -> tuple[Dims, ...]:
+    batch = torch.export.Dim("batch", min=2, max=1024)
+    return tuple({} if dim < 0 else {dim: batch, **(more or {})} for dim in case.batch)
+
+
+def exported(case: Case, strict: bool = False, dims: tuple[Dims, ...] | None = None) -> Any:
+    """A case's program, with a dynamic batch."""
+    dims = _dims(case) if dims is None else dims
+    takes = next(iter(inspect.signature(case.module().forward).parameters.values()))
+    shapes = (dims,) if takes.kind is takes.VAR_POSITIONAL else dims
+    with torch.no_grad():
+        return torch.export.export(case.module(), case.inputs(3), dynamic_shapes=shapes, strict=strict)
+
+
+def _same(case: Case, program: Callable[..., Any], module: nn.Module, tolerance: float = 1e-5) -> None:
+    with torch.no_grad():
+        for batch in (2, 7):
+            inputs = case.inputs(batch)
+            close(program(*inputs), module(*inputs), tolerance)
+
+
+def export(case: Case) -> None:
+    """A program with a dynamic batch."""
+    _same(case, exported(case).module(), case.module())
+
+
+def export_strict(case: Case) -> None:
+    """The same by Dynamo."""
+    _same(case, exported(case, strict=True).module(), case.module())
+
+
+def export_sides(case: Case) -> None:
+    """A program with a dynamic batch and dynamic sides."""
+    if not case.sides:
+        raise NothingToTryError("its views exchange the sides, or it has none")
+    sides = {-2: torch.export.Dim("height", min=4, max=512), -1: torch.export.Dim("width", min=4, max=512)}
+    inputs = case.inputs(3)
+    dims = _dims(case, {inputs[0].dim() + dim: size for dim, size in sides.items()})
+    program, module = exported(case, dims=dims).module(), case.module()
+    with torch.no_grad():
+        for height, width in ((6, 8), (9, 5)):
+            given = [nn.functional.interpolate(t, (height, width)) for t in case.inputs(4)]
+            close(program(*given), module(*given))
+
+
+def export_trains(case: Case) -> None:
+    """A program's gradients are the module's."""
+    module, inputs = case.module(), case.inputs(3)
+    program = exported(case).module()
+    close(gradients(case, program, program, inputs), gradients(case, module, module, inputs), 1e-4)
+
+
+def traced(case: Case) -> None:
+    """torch.jit.trace."""
+    module, inputs = case.module(), case.inputs(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.jit.trace(module, inputs, strict=False)
+    other = tuple(t.flip(dim) if dim >= 0 else t for t, dim in zip(inputs, case.batch, strict=True))
+    close(program(*other), module(*other))
+
+
+def made_portable(case: Case) -> None:
+    """The program in torch's operators alone."""
+    program = portable(exported(case))
+    names = {str(node.target) for node in program.graph.nodes if "equikern" in str(node.target)}
+    assert not names, names
+    _same(case, program.module(), case.module())
+
+
+def onnx(case: Case) -> None:
+    """In onnxruntime, with a dynamic batch."""
+    import onnxruntime
+
+    program = portable(exported(case))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert made is not None
+    model = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        given = {name: t.numpy() for name, t in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(t) for t in session.run(None, given)]
+
+    _same(case, run, case.module())
+
+
+def autocast(case: Case) -> None:
+    """In bfloat16 as the reference is."""
+    module, inputs = case.module(), case.inputs(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(*inputs)
+        with use_backend("reference"):
+            close(found, module(*inputs), 2e-2)
+
+
+def bfloat16(case: Case) -> None:
+    """A model and its inputs in bfloat16 as the reference is."""
+    module = case.module().bfloat16()
+    inputs = tuple(t.bfloat16() if t.is_floating_point() else t for t in case.inputs(3))
+    found = module(*inputs)
+    with use_backend("reference"):
+        close(found, module(*inputs), 2e-2)
+
+
+def copied(case: Case) -> None:
+    """Deep copies, and state dicts that fit another of its kind."""
+    module, inputs = case.module(), case.inputs(3)
+    fresh = copy.deepcopy(module)
+    fresh.load_state_dict(module.state_dict())
+    close(fresh(*inputs), module(*inputs))
+
+
+FEATURES: dict[str, Callable[[Case], None]] = {
+    "eager": eager,
+    "grad": grad,
+    "grad of grad": double_grad,
+    "vmap": vmap,
+    "jvp": jvp,
+    "vmap(grad)": sample_grads,
+    "compile": compiled,
+    "compile dynamic": compiled_dynamic,
+    "export": export,
+    "export strict": export_strict,
+    "dynamic sides": export_sides,
+    "export trains": export_trains,
+    "jit.trace": traced,
+    "portable": made_portable,
+    "onnx": onnx,
+    "autocast": autocast,
+    "bfloat16": bfloat16,
+    "deepcopy": copied,
+}
+
+
+def tried(case: Case, feature: str) -> str | None:
+    """None where a case has a feature, or what went wrong.
+
+    Raises:
+        NothingToTryError: there is nothing to try.
+    """
+    try:
+        FEATURES[feature](case)
+    except NothingToTryError:
+        raise
+    except Exception as error:  # whatever it is goes into the table
+        return f"{type(error).__name__}: {error}".strip()
+    return None
