@@ -19,7 +19,7 @@ from equikern import (
     permutation,
     vector_frame,
 )
-from equikern.nn.outputs import leaves
+from equikern.nn.containers import leaves
 from helpers.ranks import World
 from torch import Tensor, nn
 
