@@ -189,7 +189,7 @@ class CanonicalLambdaEquiTune(nn.Module):
             given = given.each(self.ranks.entered)
         h = self._frame(given.x)
 
-        def posed(at: str, t: Tensor) -> Tensor:
+        def posed(at: str, t: Tensor, _: Action) -> Tensor:
             if t.shape[-1] != self.theta.size:
                 raise ValueError(
                     f"{at}: expected a batch (B, …, {self.theta.size}) of coordinates, got {tuple(t.shape)}"

@@ -90,11 +90,11 @@ class Given:
             {key: _walked(key, value, specs.get(key), view) for key, value in kwargs.items()},
         )
 
-    def changed(self, change: Callable[[str, Tensor], Tensor]) -> Given:
-        """The same with every input that the group acts on changed, all of them alike; change is told their names."""
+    def changed(self, change: Callable[[str, Tensor, Action], Tensor]) -> Given:
+        """The same with every input that the group acts on changed; change is told its name and the action on it."""
 
         def put(at: str, value: Any, spec: Any) -> Any:
-            return change(at, value) if isinstance(spec, Action) else value
+            return change(at, value, spec) if isinstance(spec, Action) else value
 
         return self._changed(put)
 
@@ -112,6 +112,25 @@ class Given:
         changed = _given(args, kwargs, self._specs)
         changed.labels, changed.beside, changed.trains = self.labels, self.beside, self.trains
         return changed
+
+    def acted(self) -> dict[str, tuple[Tensor, Action]]:
+        """Every input that the group acts on and how, by its name."""
+        found: dict[str, tuple[Tensor, Action]] = {}
+
+        def note(at: str, t: Tensor, action: Action) -> Tensor:
+            found[at] = t, action
+            return t
+
+        self.changed(note)
+        return found
+
+    def under(self, inputs: Inputs) -> Given:
+        """The same call under another group."""
+        first = self._args[0] if self._args else NOT_GIVEN
+        given = inputs.given(first, tuple(self._args[1:]), self._kwargs)
+        if given.labels is None:
+            given.labels, given.beside = self.labels, self.beside
+        return given
 
     @property
     def may_lack_batch(self) -> bool:

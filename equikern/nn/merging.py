@@ -41,7 +41,10 @@ class Output:
         size: (H, W) of the image that it is about.
         turned: whether views come in several shapes, upright and turned.
         dtypes: what it may be made of.
+        name: where in the backbone's outputs it is, such as ``['logits']``.
     """
+
+    name = ""
 
     def __init__(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["inner", "loss_of", "own_loss", "parameters_of"]
+__all__ = ["inner", "own_loss", "parameters_of", "with_loss"]
 
 # Losses of transformers that ask for labels and logits alone; others take more outputs, or add to what they compute.
 _PLAIN_LOSSES = frozenset(
@@ -79,15 +80,35 @@ def own_loss(backbone: Any) -> bool:
     return "loss_function" in names and getattr(model, "loss_type", None) in _PLAIN_LOSSES
 
 
-def loss_of(backbone: Any, logits: Tensor, labels: Tensor, beside: Mapping[str, Any]) -> Tensor:
-    """What the model's own loss function says of logits; ``beside`` is what else transformers' losses take.
+def with_loss(backbone: Any, merged: Any, labels: Tensor, beside: Mapping[str, Any], out: Any) -> Any:
+    """The merged outputs with the model's own loss of their logits in front.
 
-    Such as ``num_items_in_batch``, by which Trainer divides; some models' forwards do not hand it on.
+    Args:
+        beside: what else transformers' losses take, such as ``num_items_in_batch``, by which Trainer divides; some
+            models' forwards do not hand it on.
+        out: what the message says that the outputs are.
+
+    Raises:
+        ValueError: there are no logits among the outputs.
     """
+    if isinstance(merged, tuple):
+        logits = merged[0] if merged else None
+    else:
+        logits = merged.get("logits") if isinstance(merged, Mapping) else None
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            "labels: expected out to have the logits that their loss is of, as 'logits' in a dict or first in a "
+            f"tuple, got {out!r}; leave the labels out, or name them in inp for the backbone to have"
+        )
     model = inner(backbone)
     loss_function: Callable[..., Tensor] = model.loss_function
     config = model.config
     vocabulary = getattr(config, "vocab_size", None)
-    return loss_function(
+    loss = loss_function(
         labels=labels, logits=logits, pooled_logits=logits, config=config, vocab_size=vocabulary, **beside
     )
+    if isinstance(merged, tuple):
+        return (loss, *merged)
+    named = {"loss": loss, **merged}
+    kind: Any = type(merged)
+    return kind(**named) if dataclasses.is_dataclass(merged) else named

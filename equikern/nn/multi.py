@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from ..actions import Action, GroupAction
+from ..actions import Action, GroupAction, trivial
 from ..core import checks
 from ..ops import orbit_mean, symmetrize
-from .inputs import NOT_GIVEN, Given
+from .factors import Factor, each_output, means_of, one_each
+from .inputs import NOT_GIVEN
 from .joined import ranks_of
-from .merging import Gathered, Merge, Output, Summed
-from .specs import ActionSpec, InputSpec, action_of
+from .merging import Gathered
+from .specs import (
+    ActionSpec,
+    InputSpec,
+    OutputSpec,
+    Together,
+    acting,
+    action_of,
+    input_actions,
+    output_actions,
+    together,
+)
 from .tables import ActionTables
-from .views import Call, OrbitModule
+from .views import OrbitModule
 
 if TYPE_CHECKING:
     from .joined import Mesh
 
 __all__ = ["InvariantSymmetric", "MultiInputEquiTune"]
 
-T = TypeVar("T")
 Backbone = Callable[..., Any]
 
 
-class InvariantSymmetric(OrbitModule):
+class InvariantSymmetric(Factor):
     """What one input says to the output of another (IS layer, arXiv 2310.09675).
 
     ``M(X₁) = 1/(|G₁||G₂|) Σ_{g₂} Σ_{g₁} g₂ M(g₁ X₁)``: no element of G₁ on the input changes it, and every element of
     G₂ leaves it fixed. By linearity it takes |G₁| forwards and one symmetrisation of their mean.
 
     Args:
-        backbone, views_per_forward, mesh: as in ``EquiTune``; the backbone returns one tensor (B, …).
+        backbone, views_per_forward, strict, mesh: as in ``EquiTune``.
         inp: how G₁ acts on the input, or on several.
-        out: how G₂, any group, acts on the output.
+        out: how G₂, any group, acts on the output, or on several.
 
     Shapes:
         x (B, \\*, H, W) → what the backbone gives for one batch. A rectangle under a G₁ with 90° rotations asks for
@@ -57,24 +67,32 @@ class InvariantSymmetric(OrbitModule):
         self,
         backbone: Backbone,
         inp: InputSpec,
-        out: ActionSpec,
+        out: InputSpec,
         views_per_forward: int | None = None,
+        strict: bool = True,
         mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, "trivial", views_per_forward, mesh=mesh)
-        self.fixing = action_of("out", out, None)
-        self._fixing_tables = ActionTables([self.fixing])
+        leading = input_actions("inp", inp)[1]
+        fixing = input_actions("out", out)[0]
+        outs = each_output(fixing, lambda action: Together([trivial(leading.group), action]))
+        super().__init__(backbone, inp, outs, 0, views_per_forward, strict, mesh)
+        self.fixing = fixing
+        self._fixing_tables = ActionTables(acting(fixing))
 
-    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The layer's output for a batch x and what else the backbone takes; see the class."""
-        mean = one_output("backbone", mean_of(self, self._inputs.given(x, args, kwargs)))
-        if self.fixing.order > 1 and mean.dim() < 1 + self.fixing.dims:  # the batch is no dim to act on
+        means = means_of(self, self._inputs.given(x, args, kwargs))
+        pairs = zip(means.tensors, means.specs, strict=True)
+        return means.made(self._fixed(mean, spec.actions[1]) for mean, spec in pairs)
+
+    def _fixed(self, mean: Tensor, action: GroupAction) -> Tensor:
+        if action.order > 1 and mean.dim() < 1 + action.dims:  # the batch is no dim to act on
             raise ValueError(
-                f"out: expected outputs (B, …, {checks.moved(self.fixing)}) for {self.fixing.name!r} to act on, but "
+                f"out: expected outputs (B, …, {checks.moved(action)}) for {action.name!r} to act on, but "
                 f"got {tuple(mean.shape)} from the backbone; "
                 'an output without spatial dims takes "trivial"'
             )
-        return symmetrize(mean, self._fixing_tables(self.fixing))
+        return symmetrize(mean, self._fixing_tables(action))
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
@@ -92,20 +110,23 @@ class MultiInputEquiTune(nn.Module):
     so Σ|G_i| in place of the Π|G_i| of the whole product; one kernel adds the symmetrised sum to the equivariant part.
 
     Args:
-        backbones: M_i, a list with one for each input, or one for all. Each returns one tensor (B, …).
-        inps: how G_i acts on input i: a list of actions or names.
-        outs: how it acts on output i: a list, or one name such as ``"trivial"`` for all.
-        fusions: F_j, whose output is like that of every other input's backbone: a list with one or None (says nothing
-            to the others) for each input, one for all, or None for inputs that do not meet.
-        views_per_forward, mesh: as in ``EquiTune``; each backbone's and each fusion's views are split by themselves.
+        backbones: M_i, a list with one for each input, or one for all.
+        inps: how G_i acts on input i, a tensor: a list of actions or names.
+        outs: how it acts on what M_i returns: a list, or one spec such as ``"trivial"`` for all. Backbones with several
+            outputs have a dict or tuple for each, as in ``EquiTune``.
+        fusions: F_j, whose outputs are like those of every other input's backbone: a list with one or None (says
+            nothing to the others) for each input, one for all, or None for inputs that do not meet.
+        views_per_forward, strict, mesh: as in ``EquiTune``; each backbone's and each fusion's views are split by
+            themselves.
 
     Shapes:
-        x_1, …, x_N (B, …) → a tuple of N outputs. Keywords go to every backbone and fusion, repeated for every view as
-        inputs that are not named are in ``EquiTune``.
+        x_1, …, x_N (B, …) → a tuple with what each backbone returns. Keywords go to every backbone and fusion, repeated
+        for every view as inputs that are not named are in ``EquiTune``.
 
     Raises:
         TypeError: a backbone or fusion that cannot be called, a spec that is no action.
-        ValueError: lists of other lengths, actions of different groups; in the forward, another number of inputs,
+        ValueError: lists of other lengths, actions of different groups, outputs in other containers than those that
+            fusions add to; in the forward, another number of inputs,
             fusions' outputs that do not fit, or something to add to rectangular outputs that 90° rotations turn: no
             rectangle is fixed by those.
 
@@ -123,9 +144,10 @@ class MultiInputEquiTune(nn.Module):
         self,
         backbones: Backbone | Sequence[Backbone],
         inps: Sequence[ActionSpec],
-        outs: ActionSpec | Sequence[ActionSpec],
+        outs: OutputSpec | Sequence[OutputSpec],
         fusions: Backbone | Sequence[Backbone | None] | None = None,
         views_per_forward: int | None = None,
+        strict: bool = True,
         mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
@@ -137,27 +159,30 @@ class MultiInputEquiTune(nn.Module):
         for i, model in enumerate(fusing):
             if model is not None and not callable(model):
                 raise TypeError(f"fusions[{i}]: expected a module, a callable or None, got {type(model).__name__}")
-        triples = zip(models, actions, specs, strict=True)
+        each = [
+            output_actions(spec, inp, f"outs[{i}]") for i, (spec, inp) in enumerate(zip(specs, actions, strict=True))
+        ]
+        options: dict[str, Any] = {"views_per_forward": views_per_forward, "strict": strict, "mesh": ranks}
         self.equivariant = nn.ModuleList(
-            _Plus(model, inp, action_of("outs", spec, inp), views_per_forward, mesh=ranks)
-            for model, inp, spec in triples
+            _Plus(model, inp, spec, **options) for model, inp, spec in zip(models, actions, each, strict=True)
         )
+        told = together("outs", each) if any(model is not None for model in fusing) else None
         self.invariant = nn.ModuleList(
-            nn.Identity() if model is None else _Plus(model, inp, "trivial", views_per_forward, mesh=ranks)
+            nn.Identity() if model is None else _Plus(model, inp, each_output(told, _leaving_alone(inp)), **options)
             for model, inp in zip(fusing, actions, strict=True)
         )
         self.fuses = tuple(model is not None for model in fusing)
 
-    def forward(self, *xs: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
+    def forward(self, *xs: Tensor, **kwargs: Any) -> tuple[Any, ...]:
         """An output for every input; see the class."""
         if len(xs) != len(self.fuses):
             raise ValueError(f"xs: expected {len(self.fuses)} inputs, got {len(xs)}")
         layers = zip(self.invariant, self.fuses, xs, strict=True)
-        said = [layer(x, None, kwargs) if fuses else None for layer, fuses, x in layers]
+        said = [cast(_Plus, layer).said(x, kwargs) if fuses else None for layer, fuses, x in layers]
         found = []
         for i, (layer, x) in enumerate(zip(self.equivariant, xs, strict=True)):
             others = [z for j, z in enumerate(said) if j != i and z is not None]
-            found.append(layer(x, _sum(others), kwargs))
+            found.append(layer(x, _sums(others), kwargs))
         return tuple(found)
 
     def extra_repr(self) -> str:
@@ -165,50 +190,39 @@ class MultiInputEquiTune(nn.Module):
         return f"inputs={len(self.fuses)}, fusing={sum(self.fuses)}"
 
 
-def mean_of(module: OrbitModule, given: Given, call: Call | None = None) -> Any:
-    """The mean of the views of every output."""
-    parts = module._parts(given)
-
-    def make(output: Output) -> Merge:
-        if len(parts) > 1:
-            return Summed(output, 1.0 / module.inp.order)
-        return Gathered(output, lambda y, action, *_: orbit_mean(y, action))
-
-    return module._merged(given, make, call=call, parts=parts)
-
-
 class _Plus(OrbitModule):
-    """Equitune with a tensor whose mean over the group is added in the same pass."""
+    """Equitune with tensors whose means over the group are added in the same pass."""
 
-    def forward(self, x: Tensor, plus: Tensor | None, kwargs: Mapping[str, Any]) -> Tensor:
+    def said(self, x: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The mean of every output, by name."""
+        means = means_of(self, self._inputs.given(x, (), kwargs))
+        return dict(zip(means.names, means.tensors, strict=True))
+
+    def forward(self, x: Tensor, others: dict[str, Tensor] | None, kwargs: Mapping[str, Any]) -> Any:
         given = self._inputs.given(x, (), kwargs)
-        if plus is None:
-            return one_output("backbones", mean_of(self, given))
-        parts = self._parts(given)
-        if self.out.square and not self.inp.views.keeps(x.shape):
+        if others is None:
+            return means_of(self, given).whole()
+        turning = next((spec for spec in acting(self.out) if spec.square), None)
+        if turning is not None and not self.inp.views.keeps(x.shape):
             raise ValueError(
                 f"x: expected a square image for {self.inp.name!r}, got {x.shape[-2]}×{x.shape[-1]}: what other "
-                f"inputs add to an output must be fixed under {self.out.name!r}, and 90° rotations fix no "
+                f"inputs add to an output must be fixed under {turning.name!r}, and 90° rotations fix no "
                 "rectangle"
             )
+        if len(self._parts(given)) == 1:
+            added = self._each_merged(
+                given, lambda out: Gathered(out, lambda y, action, *_: self._mean(y, action, others, out.name))
+            )
+            _check_names(others, added.names)
+            return added.whole()
+        means = means_of(self, given)
+        _check_names(others, means.names)
+        each = zip(means.names, means.tensors, means.specs, strict=True)
+        return means.made(mean + symmetrize(_like(mean, others, at), self._tables(spec)) for at, mean, spec in each)
 
-        def check(like: tuple[int, ...]) -> None:
-            if plus.shape != like:
-                raise ValueError(
-                    f"fusions: expected outputs like those of the backbones they are added to, {like}, "
-                    f"got {tuple(plus.shape)}"
-                )
-
-        def merge_one(y: Tensor, action: Action, *_: object) -> Tensor:
-            check(tuple(y.shape[1:]))
-            whole = GroupAction(self.out.group, action.name, action.maps)  # all views are here
-            return orbit_mean(y, whole, plus=plus.to(y.dtype))
-
-        if len(parts) == 1:
-            return one_output("backbones", self._merged(given, lambda output: Gathered(output, merge_one), parts=parts))
-        mean = one_output("backbones", mean_of(self, given))
-        check(tuple(mean.shape))
-        return mean + symmetrize(plus.to(mean.dtype), self._tables(self.out))
+    def _mean(self, y: Tensor, action: Action, others: dict[str, Tensor], name: str) -> Tensor:
+        whole = GroupAction(self.inp.group, action.name, action.maps)  # all views are here
+        return orbit_mean(y, whole, plus=_like(y[0], others, name))
 
 
 def named_actions(name: str, specs: object) -> list[GroupAction]:
@@ -220,32 +234,40 @@ def named_actions(name: str, specs: object) -> list[GroupAction]:
     return [action_of(f"{name}[{i}]", spec, None) for i, spec in enumerate(specs)]
 
 
-def one_each(name: str, given: Any, count: int) -> list[Any]:
-    """A list with one for each of ``count``, from such a list or from one for all."""
-    if isinstance(given, (list, tuple, nn.ModuleList)):
-        if len(given) != count:
-            raise ValueError(f"{name}: expected {count}, one for each of inps, got {len(given)}")
-        return list(given)
-    return [given] * count
+def _leaving_alone(inp: GroupAction) -> Callable[[Any], GroupAction]:
+    return lambda _: trivial(inp.group)
 
 
-def one_output(name: str, merged: Any) -> Tensor:
-    """The merged output of a backbone that may have one alone.
+def _like(mean: Tensor, others: dict[str, Tensor], name: str) -> Tensor:
+    """What other inputs say to an output, in its dtype."""
+    if name not in others:
+        _check_names(others, [name])
+    plus = others[name]
+    if plus.shape != mean.shape:
+        at = f" at {name}" if name else ""
+        raise ValueError(
+            f"fusions: expected outputs{at} like those of the backbones they are added to, {tuple(mean.shape)}, "
+            f"got {tuple(plus.shape)}"
+        )
+    return plus.to(mean.dtype)
 
-    Raises:
-        TypeError: it has several; the message begins with ``name``.
-    """
-    if not isinstance(merged, Tensor):
-        raise TypeError(f"{name}: expected one output tensor, got {type(merged).__name__}")
-    return merged
+
+def _check_names(others: dict[str, Tensor], names: Sequence[str]) -> None:
+    if set(names) != set(others):
+        raise ValueError(f"fusions: expected the outputs of the backbones, {sorted(names)}, got {sorted(others)}")
 
 
-def _sum(tensors: list[Tensor]) -> Tensor | None:
-    if not tensors:
+def _sums(said: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    """What all others say to every output."""
+    if not said:
         return None
-    total = tensors[0]
-    for t in tensors[1:]:
-        if t.shape != total.shape:
-            raise ValueError(f"fusions: expected outputs of one shape, got {tuple(total.shape)} and {tuple(t.shape)}")
-        total = total + t
+    total = dict(said[0])
+    for other in said[1:]:
+        _check_names(other, [*total])
+        for name, t in other.items():
+            if t.shape != total[name].shape:
+                raise ValueError(
+                    f"fusions: expected outputs of one shape, got {tuple(total[name].shape)} and {tuple(t.shape)}"
+                )
+            total[name] = total[name] + t
     return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from numbers import Number
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from .containers import DROPPED, parts_of, rebuilds
 from .specs import SHARED
 
-__all__ = ["Fitted"]
+__all__ = ["Fitted", "Made", "MergedOutputs"]
 
-_Made = Callable[[Iterator[Any]], Any]  # an output, from its merged tensors in their order
+Made = Callable[[Iterator[Any]], Any]  # an output, from its merged tensors in their order
 _UNLISTED = object()
 
 
@@ -24,28 +24,43 @@ class Fitted:
     Attributes:
         tree: the outputs with every tensor of the batch as (n, B, …), for what looks at all of them.
         pairs: every tensor that is merged, (n, B, …), and its spec.
+        names: where in the outputs each of them is, such as ``['logits']``.
         shape: (n, B).
         made: what puts merged tensors where theirs were, and holds none of them itself.
     """
 
-    __slots__ = ("made", "pairs", "shape", "tree")
+    __slots__ = ("made", "names", "pairs", "shape", "tree")
 
     def __init__(self, outputs: Any, spec: Any, order: int, batch: int, strict: bool) -> None:
         self.shape = order, batch
         self.pairs: list[tuple[Tensor, Any]] = []
+        self.names: list[str] = []
         if isinstance(outputs, Tensor) and not isinstance(spec, (dict, tuple)):
             self.tree = _split(outputs, order, batch, "")
             self.pairs.append((self.tree, spec))
-            self.made: _Made = next
+            self.names.append("")
+            self.made: Made = next
         else:
-            self.tree, self.made = _Fit(self.pairs, order, batch, strict).fit(outputs, spec, "")
+            self.tree, self.made = _Fit(self, order, batch, strict).fit(outputs, spec, "")
+
+
+class MergedOutputs(NamedTuple):
+    """Every merged output with its spec and name, and what puts all into the containers of the backbone's outputs."""
+
+    tensors: list[Any]
+    specs: list[Any]
+    names: list[str]
+    made: Made
+
+    def whole(self) -> Any:
+        return self.made(iter(self.tensors))
 
 
 class _Fit:
-    def __init__(self, pairs: list[tuple[Tensor, Any]], order: int, batch: int, strict: bool) -> None:
-        self.pairs, self.order, self.batch, self.strict = pairs, order, batch, strict
+    def __init__(self, found: Fitted, order: int, batch: int, strict: bool) -> None:
+        self.found, self.order, self.batch, self.strict = found, order, batch, strict
 
-    def fit(self, output: Any, spec: Any, name: str) -> tuple[Any, _Made]:
+    def fit(self, output: Any, spec: Any, name: str) -> tuple[Any, Made]:
         """An output's tree, and what makes it again."""
         parts = parts_of(output)
         if spec is None or spec is _UNLISTED or isinstance(spec, str):
@@ -60,12 +75,13 @@ class _Fit:
         tree = rebuild({key: part for key, (part, _) in fits.items()})
         return tree, lambda merged: rebuild({key: make(merged) for key, make in makers.items()})
 
-    def _leaf(self, output: Any, spec: Any, name: str) -> tuple[Any, _Made]:
+    def _leaf(self, output: Any, spec: Any, name: str) -> tuple[Any, Made]:
         if isinstance(output, Tensor):
             if isinstance(spec, (dict, tuple)):
                 raise ValueError(f"out{name}: expected one action, since the backbone returns one tensor, got {spec!r}")
             y = _split(output, self.order, self.batch, name)
-            self.pairs.append((y, spec))
+            self.found.pairs.append((y, spec))
+            self.found.names.append(name)
             return y, next
         if output is None and name:
             return None, lambda _: None

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..actions import TokenAction
+from ..actions import Action, GroupAction, TokenAction, trivial
 from ..core import checks
 from ..ops import symmetrize
 from ..views import FLOATS
-from .commuting import check_commuting, looked_up, mean_of_terms, representatives
+from .commuting import check_commuting, looked_up, representatives
+from .factors import Factor, each_output, means_of, one_each
 from .inputs import NOT_GIVEN, Given, Inputs
 from .joined import ranks_of
-from .multi import mean_of, named_actions, one_each, one_output
-from .specs import ActionSpec, action_of
-from .views import OrbitModule
+from .models import own_loss, with_loss
+from .outputs import MergedOutputs
+from .specs import InputSpec, OutputSpec, input_actions, output_actions, places, together
 
 if TYPE_CHECKING:
     from .joined import Mesh
@@ -43,13 +44,16 @@ class ProductEquiTune(nn.Module):
     it breaks them for. ``verify`` does the same whenever it is called.
 
     Args:
-        backbone: a module, or any callable that returns one tensor (B, …).
-        inps: how each factor acts on the input: a list of actions or names.
-        outs: how each acts on the output: a list, or one name such as ``"trivial"`` for all.
-        canonical: c_j, a list with a callable for each factor, from a batch (B, …) to a batch. None in its place, or
-            for the whole list: for token ids what ``equikern.nn.commuting.representatives`` gives, for numbers the mean
-            over the orbit, ``symmetrize``, which obeys the laws for any commuting actions, but blurs.
-        views_per_forward: as in ``EquiTune``.
+        backbone: a module, or any callable, as in ``EquiTune``.
+        inps: how each factor acts on the input, or on several: a list of specs as ``EquiTune``'s ``inp``. An input that
+            a factor's spec does not name is left alone by that factor.
+        outs: how each acts on the output, or on several: a list of specs as ``EquiTune``'s ``out``, all of the same
+            containers, or one such as ``"trivial"`` for all.
+        canonical: c_j, a list with a callable for each factor, from a batch (B, …) to a batch; of several inputs it
+            takes each that its factor acts on. None in its place, or for the whole list: for token ids what
+            ``equikern.nn.commuting.representatives`` gives, for numbers the mean over the orbit, ``symmetrize``, which
+            obeys the laws for any commuting actions, but blurs.
+        views_per_forward, strict: as in ``EquiTune``.
         verified: when the canonical maps are tried: ``"first"`` batch that is not the same number everywhere,
             ``"always"``, or ``"never"`` (under ``torch.compile`` never).
         mesh: as in ``EquiTune``; the views of each factor are split by themselves.
@@ -59,7 +63,7 @@ class ProductEquiTune(nn.Module):
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch. What else the backbone takes is repeated for every view,
-        as inputs that are not named are in ``EquiTune``.
+        as inputs that are not named are in ``EquiTune``; ``labels`` are for the loss of the merged logits as there.
 
     Raises:
         TypeError: a backbone or map that cannot be called, a spec that is no action, numbers that have no mean.
@@ -79,39 +83,44 @@ class ProductEquiTune(nn.Module):
     def __init__(
         self,
         backbone: Callable[..., Tensor],
-        inps: Sequence[ActionSpec],
-        outs: ActionSpec | Sequence[ActionSpec],
+        inps: Sequence[InputSpec],
+        outs: OutputSpec | Sequence[OutputSpec],
         canonical: Sequence[Callable[[Tensor], Tensor] | None] | None = None,
         views_per_forward: int | None = None,
         verified: Literal["first", "always", "never"] = "first",
+        strict: bool = True,
         mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
-        self.inps = tuple(named_actions("inps", inps))
-        specs = one_each("outs", outs, len(self.inps))
-        self.outs = tuple(
-            action_of(f"outs[{i}]", spec, inp) for i, (spec, inp) in enumerate(zip(specs, self.inps, strict=True))
-        )
-        check_commuting("inps", self.inps)
-        check_commuting("outs", self.outs)
+        if not callable(backbone):
+            raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
+        if isinstance(inps, str) or not isinstance(inps, Sequence):
+            raise TypeError(f"inps: expected a list of actions or names, got {type(inps).__name__}")
+        if not inps:
+            raise ValueError("inps: expected at least one action, got none")
+        taken = [input_actions(f"inps[{i}]", spec) for i, spec in enumerate(inps)]
+        self.inps = tuple(actions for actions, _ in taken)
+        leads = [lead for _, lead in taken]
+        specs = one_each("outs", outs, len(taken))
+        self.outs = tuple(map(output_actions, specs, leads, (f"outs[{i}]" for i in range(len(taken)))))
+        joint = together("outs", self.outs)
+        each_output(joint, lambda spec: check_commuting("outs", spec.actions))
         checks.choice("verified", verified, ("first", "always", "never"))
         if callable(canonical):
             raise TypeError("canonical: expected a list with a map for each factor, got one map")
-        maps = one_each("canonical", canonical, len(self.inps))
+        maps = one_each("canonical", canonical, len(taken))
         for j, c in enumerate(maps):
             if c is not None and not callable(c):
                 raise TypeError(f"canonical[{j}]: expected a callable or None, got {type(c).__name__}")
-        words = [inp for inp in self.inps if isinstance(inp, TokenAction)]
-        standing = representatives(words) if words and None in maps else []
-        for j, table in enumerate(standing):
-            self.register_buffer(f"_standing{j}", table, persistent=False)
-        if not callable(backbone):
-            raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
         self.backbone = backbone
-        pairs = zip(self.inps, self.outs, strict=True)
-        self._inputs = [Inputs(inp, backbone, False) for inp in self.inps]
+        self._inputs = [Inputs(actions, backbone, own_loss(backbone)) for actions in self.inps]
+        self._standing: dict[tuple[int, TokenAction], str] = {}
+        self._meet(leads, maps)
         self.ranks = ranks_of(mesh, type(self).__name__)
-        self._factors = [OrbitModule(nn.Identity(), inp, out, views_per_forward, mesh=self.ranks) for inp, out in pairs]
+        self._factors = [
+            Factor(_elsewhere, actions, joint, i, views_per_forward, strict, self.ranks)
+            for i, actions in enumerate(self.inps)
+        ]
         self._registered = nn.ModuleList(self._factors)
         self.canonical = tuple(maps)
         self._maps = nn.ModuleList(c for c in maps if isinstance(c, nn.Module))
@@ -120,64 +129,116 @@ class ProductEquiTune(nn.Module):
         if self.ranks is not None:
             self.ranks.listen(self)
 
+    def _meet(self, leads: Sequence[GroupAction], maps: Sequence[object]) -> None:
+        """Check that factors commute on every input, and keep what stands for the orbits of its token ids."""
+        found = [places(actions, inputs.names) for actions, inputs in zip(self.inps, self._inputs, strict=True)]
+        for at in dict.fromkeys(at for each in found for at in each):
+            here = [each.get(at, trivial(lead.group)) for each, lead in zip(found, leads, strict=True)]
+            check_commuting("inps", here)
+            words = [(j, action) for j, action in enumerate(here) if isinstance(action, TokenAction)]
+            if all(maps[j] is not None for j, _ in words):
+                continue
+            for pair, table in zip(words, representatives([action for _, action in words]), strict=True):
+                name = self._standing.setdefault(pair, f"_standing{len(self._standing)}")
+                if not hasattr(self, name):
+                    self.register_buffer(name, table, persistent=False)
+                elif not torch.equal(self.get_buffer(name), table) and maps[pair[0]] is None:
+                    raise ValueError(
+                        f"canonical[{pair[0]}]: expected a map, since {pair[1].name!r} acts on several inputs, on "
+                        "which different words would stand for its orbits"
+                    )
+
     @property
     def forwards(self) -> int:
         """Σ|G_i|."""
-        return sum(inp.order for inp in self.inps)
+        return sum(factor.inp.order for factor in self._factors)
 
-    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The merged output for a batch x and what else the backbone takes; see the class."""
-        given = [inputs.given(x, args, kwargs) for inputs in self._inputs]
+        given = self._inputs[0].given(x, args, kwargs)
         if not torch.compiler.is_compiling() and (
             self.verified == "always" or (self.verified == "first" and not self._seen)
         ):
-            self.verify(given[0].x)
+            self._verify(given)
         if self.ranks is not None:
             self.ranks.listen(self)
-        terms = (self._term(i, given[i]) for i in range(len(self.inps)))
-        return mean_of_terms(terms, [factor._tables(factor.out) for factor in self._factors])
+        total: MergedOutputs | None = None
+        for i in range(len(self.inps)):
+            term = self._term(i, given)
+            if total is None:
+                total = term
+                continue
+            if total.names != term.names:
+                raise ValueError(f"backbone: expected one structure of outputs, got {total.names} and {term.names}")
+            for k, t in enumerate(term.tensors):
+                total.tensors[k] = total.tensors[k] + t
+            del term
+        assert total is not None
+        merged = total.made(t / len(self.inps) for t in total.tensors)
+        return (
+            merged if given.labels is None else with_loss(self.backbone, merged, given.labels, given.beside, self.outs)
+        )
 
-    def _term(self, i: int, given: Given) -> Tensor:
-        """The mean over factor i of what the backbone says of an input in canonical form under all others."""
-        for j in range(len(self.inps)):
+    def _term(self, i: int, given: Given) -> MergedOutputs:
+        """Factor i's mean of what the backbone says of inputs canonical under all others, symmetrised under those."""
+        for j, inputs in enumerate(self._inputs):
             if j != i:
-                given = given.changed(lambda _, x, j=j: self._canonical(j, x))  # type: ignore[misc]
-        mean = mean_of(self._factors[i], given, lambda args, kwargs, _: (self.backbone(*args, **kwargs), None))
-        return one_output("backbone", mean)
+                given = given.under(inputs)
+                given = given.changed(lambda _, t, action, j=j: self._canonical(j, t, action))  # type: ignore[misc]
+        given = given.under(self._inputs[i])
+        means = means_of(self._factors[i], given, lambda args, kwargs, _: (self.backbone(*args, **kwargs), None))
+        for k, (mean, spec) in enumerate(zip(means.tensors, means.specs, strict=True)):
+            for j, factor in enumerate(self._factors):
+                if j != i:
+                    mean = symmetrize(mean, factor._tables(spec.actions[j]))
+            means.tensors[k] = mean
+        return means
 
     @torch.no_grad()
-    def verify(self, x: Tensor) -> None:
-        """Try every canonical map on a batch, with every element of every factor.
+    def verify(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> None:
+        """Try every canonical map on a batch, with every element of every factor; called as the model is.
 
         Raises:
             ValueError: ``c_j(g x)`` is not ``c_j(x)`` for a g of its own factor, or not ``g c_j(x)`` for another's.
         """
-        for j in range(len(self.inps) if len(self.inps) > 1 else 0):  # one factor alone takes no map
-            kept = self._canonical(j, x)
-            most = max(_TOLERANCE.get(dtype, 0.0) for dtype in (x.dtype, kept.dtype))  # autocast, or numbers from bytes
-            for i, inp in enumerate(self.inps):
-                for g in range(1, inp.order):
-                    found = self._canonical(j, inp.act(g, x))
-                    expected = kept if i == j else inp.act(g, kept)
-                    off = _distance(found, expected)
-                    if off is None or not off <= most:
-                        what = "invariant" if i == j else "equivariant"
-                        by = f"off by {off:.2g} of its largest value" if off is not None else "of another shape"
-                        raise ValueError(
-                            f"canonical[{j}]: expected a map that is {what} to inps[{i}] ({inp.name!r}), but for "
-                            f"{inp.group.names[g]} it is {by}"
-                        )
-        # Of a batch of one number, or of none, every map keeps its laws: the next one is tried too.
-        self._seen = self._seen or (x.numel() > 0 and bool((x != x.flatten()[0]).any()))
+        self._verify(self._inputs[0].given(x, args, kwargs))
 
-    def _canonical(self, j: int, x: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _verify(self, given: Given) -> None:
+        acted = [given.under(inputs).acted() for inputs in self._inputs]
+        for j, own in enumerate(acted if len(acted) > 1 else ()):  # one factor alone takes no map
+            for at, (x, action) in own.items():
+                kept = self._canonical(j, x, action)
+                for i, others in enumerate(acted):
+                    if at in others:
+                        self._try(j, i, x, action, kept, cast(GroupAction, others[at][1]))
+        # Of a batch of one number, or of none, every map keeps its laws: the next one is tried too.
+        tensors = {id(x): x for each in acted for x, _ in each.values()}.values()
+        self._seen = self._seen or all(x.numel() > 0 and bool((x != x.flatten()[0]).any()) for x in tensors)
+
+    def _try(self, j: int, i: int, x: Tensor, own: Action, kept: Tensor, inp: GroupAction) -> None:
+        """Factor j's map on an input with every element of factor i, which acts on it by ``inp``."""
+        most = max(_TOLERANCE.get(dtype, 0.0) for dtype in (x.dtype, kept.dtype))  # autocast, or numbers from bytes
+        for g in range(1, inp.order):
+            found = self._canonical(j, inp.act(g, x), own)
+            expected = kept if i == j else inp.act(g, kept)
+            off = _distance(found, expected)
+            if off is None or not off <= most:
+                what = "invariant" if i == j else "equivariant"
+                by = f"off by {off:.2g} of its largest value" if off is not None else "of another shape"
+                raise ValueError(
+                    f"canonical[{j}]: expected a map that is {what} to inps[{i}] ({inp.name!r}), but for "
+                    f"{inp.group.names[g]} it is {by}"
+                )
+
+    def _canonical(self, j: int, x: Tensor, action: Action) -> Tensor:
         c = self.canonical[j]
         if c is None:
-            if isinstance(self.inps[j], TokenAction):
-                return looked_up("x", self.get_buffer(f"_standing{j}"), x)
+            if isinstance(action, TokenAction):
+                return looked_up("x", self.get_buffer(self._standing[j, action]), x)
             if x.dtype not in FLOATS:
                 raise TypeError(f"canonical[{j}]: expected a map for x of dtype {x.dtype}, which has no mean, got None")
-            return symmetrize(x, self._factors[j]._tables(self.inps[j]))
+            return symmetrize(x, self._factors[j]._tables(action))
         z = c(x)
         if not isinstance(z, Tensor) or z.dim() == 0 or z.shape[0] != x.shape[0]:
             got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
@@ -187,6 +248,11 @@ class ProductEquiTune(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         return f"inps={list(self.inps)!r}, outs={list(self.outs)!r}, forwards={self.forwards}"
+
+
+def _elsewhere(*_: Any, **__: Any) -> Any:
+    """In the place of the backbone in every factor: the model has it once, and calls it for them."""
+    raise AssertionError("factors run the model's own backbone")
 
 
 def _distance(a: Tensor, b: Tensor) -> float | None:

@@ -14,11 +14,14 @@ __all__ = [
     "ActionSpec",
     "InputSpec",
     "OutputSpec",
+    "Together",
     "acting",
     "action_of",
     "input_actions",
     "mapped",
     "output_actions",
+    "places",
+    "together",
 ]
 
 SHARED = "shared"  # what every view has in common, such as a table or a temperature
@@ -81,6 +84,60 @@ def output_actions(spec: object, inp: GroupAction, name: str = "out") -> Any:
         return action_of(at, given, inp)
 
     return _made(spec, name, leaf)
+
+
+class Together:
+    """How several groups act on one output."""
+
+    __slots__ = ("actions",)
+
+    def __init__(self, actions: Sequence[GroupAction]) -> None:
+        self.actions = tuple(actions)
+
+    def __repr__(self) -> str:
+        return " and ".join(map(repr, self.actions))
+
+
+def together(name: str, specs: Sequence[Any]) -> Any:
+    """The actions of several groups on the same outputs, in the containers that all of them have.
+
+    Raises:
+        TypeError: coordinates, which one group measures from the middle of its image.
+        ValueError: containers that differ, or an output that is dropped or shared for one group alone.
+    """
+    first = specs[0]
+    if isinstance(first, (dict, tuple)):
+        keys = [*first] if isinstance(first, dict) else [*range(len(first))]
+        for spec in specs[1:]:
+            if type(spec) is not type(first) or set(spec if isinstance(spec, dict) else range(len(spec))) != set(keys):
+                raise ValueError(f"{name}: expected the outputs of {first!r} for every group, got {spec!r}")
+        parts = {key: together(f"{name}[…][{key!r}]", [spec[key] for spec in specs]) for key in keys}
+        return parts if isinstance(first, dict) else tuple(parts.values())
+    if all(isinstance(spec, GroupAction) for spec in specs):
+        return Together(specs)
+    if any(isinstance(spec, Coordinates) for spec in specs):
+        raise TypeError(f"{name}: expected actions, got coordinates among {list(specs)!r}")
+    if any(spec != first for spec in specs):
+        raise ValueError(f"{name}: expected the same for every group, None, {SHARED!r} or actions, got {list(specs)!r}")
+    return first
+
+
+def places(specs: Any, names: Sequence[str]) -> dict[tuple[int | str, ...], GroupAction]:
+    """The actions on inputs by where these are: the input's name, or position without one, and where in it."""
+    if isinstance(specs, GroupAction):
+        specs = (specs,)
+    found: dict[tuple[int | str, ...], GroupAction] = {}
+
+    def walk(at: tuple[int | str, ...], spec: Any) -> None:
+        if isinstance(spec, (dict, tuple)):
+            for key, part in spec.items() if isinstance(spec, dict) else enumerate(spec):
+                named = not at and isinstance(key, int) and key < len(names)
+                walk((*at, names[key] if named else key), part)
+        elif isinstance(spec, GroupAction):
+            found[at] = spec
+
+    walk((), specs)
+    return found
 
 
 def mapped(name: str, specs: Any, known: Mapping[str, Any]) -> Any:

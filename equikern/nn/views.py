@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from ..views import EXACT, FLOATS
 from .inputs import NOT_GIVEN, Given, Inputs
 from .joined import join, ranks_of, tied
 from .merging import Gathered, Merge, Output
-from .models import loss_of, own_loss
-from .outputs import Fitted
+from .models import own_loss, with_loss
+from .outputs import Fitted, MergedOutputs
 from .specs import InputSpec, OutputSpec, acting, input_actions, output_actions
 from .tables import ActionTables
 
@@ -148,40 +147,41 @@ class OrbitModule(nn.Module):
         parts: list[list[int]] | None = None,
     ) -> Any:
         """The merged outputs of a call: every output's views go to the merge that ``make`` gives for it."""
-        made, merges = None, None
+        return self._each_merged(given, make, dtypes, call, parts).whole()
+
+    def _each_merged(
+        self,
+        given: Given,
+        make: MakeMerge,
+        dtypes: frozenset[torch.dtype] = FLOATS,
+        call: Call | None = None,
+        parts: list[list[int]] | None = None,
+    ) -> MergedOutputs:
+        """The same, each output by itself."""
+        first, merges = None, None
         parts = self._parts(given) if parts is None else parts
         for elements, fitted, beside in self._forwards(given, parts, call):
             if merges is None:
-                made, turned = fitted.made, given.turned
-                merges = [make(self._output(spec, given.x, turned, dtypes)) for _, spec in fitted.pairs]
+                turned, specs = given.turned, [spec for _, spec in fitted.pairs]
+                first = specs, fitted.names, fitted.made
+                outputs = [self._output(spec, given.x, turned, dtypes) for spec in specs]
+                for output, name in zip(outputs, fitted.names, strict=True):
+                    output.name = name
+                merges = [make(output) for output in outputs]
             _add(merges, fitted.pairs, elements, beside)
             del fitted, beside
-        assert made is not None
+        assert first is not None
         assert merges is not None
         if self.ranks is not None:
             for merge in merges:
                 join(merge, self.ranks, parts)
-        return made(iter([merge.result() for merge in merges]))
+        return MergedOutputs([merge.result() for merge in merges], *first)
 
     def _with_loss(self, given: Given, merged: Any) -> Any:
         """The merged outputs, in front of them the model's own loss of the logits, where it was asked for."""
         if given.labels is None or not self._keeps_logits:
             return merged
-        if isinstance(merged, tuple):
-            logits = merged[0] if merged else None
-        else:
-            logits = merged.get("logits") if isinstance(merged, Mapping) else None
-        if not isinstance(logits, Tensor):
-            raise ValueError(
-                "labels: expected out to have the logits that their loss is of, as 'logits' in a dict or first in a "
-                f"tuple, got {self.out!r}; leave the labels out, or name them in inp for the backbone to have"
-            )
-        loss = loss_of(self.backbone, logits, given.labels, given.beside)
-        if isinstance(merged, tuple):
-            return (loss, *merged)
-        named = {"loss": loss, **merged}
-        kind: Any = type(merged)
-        return kind(**named) if dataclasses.is_dataclass(merged) else named
+        return with_loss(self.backbone, merged, given.labels, given.beside, self.out)
 
     @property
     def _keeps_logits(self) -> bool:

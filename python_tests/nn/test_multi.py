@@ -190,7 +190,11 @@ WIDE = torch.zeros(2, 1, 5, 8)
         (lambda: MultiInputEquiTune(conv(), [], "c4"), ValueError, r"^inps: expected at least one action"),
         (lambda: MultiInputEquiTune(conv(), ["c4", "c5"], "c4"), ValueError, r"^inps\[1\]: expected one of .*'c5'"),
         (lambda: MultiInputEquiTune([conv()], ["c4", "c4"], "c4"), ValueError, r"^backbones: expected 2, .*got 1"),
-        (lambda: MultiInputEquiTune(conv(), ["c4", "c4"], "d4"), ValueError, r"^outs: expected an action of the input"),
+        (
+            lambda: MultiInputEquiTune(conv(), ["c4", "c4"], "d4"),
+            ValueError,
+            r"^outs\[0\]: expected an action of the input",
+        ),
         (lambda: MultiInputEquiTune(3, ["c4"], "c4"), TypeError, r"^backbone: expected a module or a callable"),
         (lambda: MultiInputEquiTune(conv(), ["c4"], "c4", [3]), TypeError, r"^fusions\[0\]: expected .*got int"),
         (lambda: MultiInputEquiTune(conv(), ["c4"] * 2, "c4")(X), ValueError, r"^xs: expected 2 inputs, got 1"),
@@ -227,3 +231,56 @@ def test_group_of_the_product_acts_on_inputs_apart() -> None:
     layer = InvariantSymmetric(conv(), both, trivial(cyclic_group(2)))
     x = torch.randn(2, 1, 4, 6)
     torch.testing.assert_close(layer(x.flip(-1).flip(-2)), layer(x), rtol=1e-5, atol=1e-5)
+
+
+class Both(nn.Module):
+    """A map and what it says of the whole image, in an order of one's own."""
+
+    def __init__(self, first: str = "map") -> None:
+        super().__init__()
+        self.conv, self.first = conv(), first
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> dict[str, Any]:
+        y = self.conv(x) if scale is None else self.conv(x) * scale.reshape(-1, 1, 1, 1)
+        made = {"map": y, "whole": (y.mean((2, 3)), None)}
+        return {name: made[name] for name in sorted(made, reverse=self.first != "map")}
+
+
+def picked(y: dict[str, Any], part: str) -> Tensor:
+    return y["map"] if part == "map" else y["whole"][0]
+
+
+def test_outputs_of_several_parts() -> None:
+    """Each part is what wrappers of that part alone give, whatever the order in which fusions name theirs."""
+    models, fusions = [Both(), Both()], [Both("whole"), Both("whole")]
+    outs = [{"map": name, "whole": ("trivial", None)} for name in ("c4", "flips")]
+    model = MultiInputEquiTune(models, ["c4", "flips"], outs, fusions)
+    xs = torch.randn(2, 1, 6, 6), torch.randn(2, 1, 6, 6)
+    found = model(*xs, scale=torch.tensor([1.0, 2.0]))
+    for part, spec in (("map", ["c4", "flips"]), ("whole", "trivial")):
+
+        def of(model: nn.Module, part: str = part) -> Any:
+            return lambda x, scale: picked(model(x, scale), part)
+
+        alone = MultiInputEquiTune([of(m) for m in models], ["c4", "flips"], spec, [of(m) for m in fusions])
+        for y, expected in zip(found, alone(*xs, scale=torch.tensor([1.0, 2.0])), strict=True):
+            torch.testing.assert_close(picked(y, part), expected)
+    cut = MultiInputEquiTune(models, ["c4", "flips"], outs, fusions, views_per_forward=1)
+    torch.testing.assert_close(cut(*xs)[0]["map"], model(*xs)[0]["map"])
+    with pytest.raises(ValueError, match=r"^outs: expected the outputs of .* for every group"):
+        MultiInputEquiTune(models, ["c4", "flips"], [{"map": "c4"}, {"whole": "trivial"}], fusions)
+    MultiInputEquiTune(models, ["c4", "flips"], [{"map": "c4"}, {"whole": ("trivial", None)}], strict=False)(*xs)
+    mute = MultiInputEquiTune(models, ["c4", "flips"], outs, [lambda x: {"map": None, "whole": (x.sum(), None)}] * 2)
+    with pytest.raises(ValueError, match=r"^(fusions|backbone): expected"):
+        mute(*xs)
+
+
+def test_a_layer_with_several_outputs() -> None:
+    layer = InvariantSymmetric(Both(), "c4", {"map": "hflip", "whole": ("trivial", None)})
+    parts = [InvariantSymmetric(lambda x, m=layer.backbone: m(x)["map"], "c4", "hflip")]
+    x = torch.randn(2, 1, 6, 6)
+    y = layer(x)
+    torch.testing.assert_close(y["map"], parts[0](x))
+    torch.testing.assert_close(y["map"], y["map"].flip(-1))
+    torch.testing.assert_close(layer(x.rot90(1, (-2, -1)))["whole"][0], y["whole"][0])
+    assert y["whole"][1] is None

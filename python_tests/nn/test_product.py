@@ -388,3 +388,89 @@ def test_rotations_and_flips_are_not_a_product() -> None:
 def test_refusals(call: Callable[[], object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         call()
+
+
+class Captioned(nn.Module):
+    """An image, words that go with it, and a number: a map and scores of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.words = conv(), Words(7)
+
+    def forward(self, image: Tensor, ids: Tensor, temperature: Tensor | float = 1.0) -> dict[str, Any]:
+        scores = self.words(ids)
+        return {
+            "map": self.conv(image) * scores.mean((1, 2)).reshape(-1, 1, 1, 1).tanh() / temperature,
+            "scores": (scores * image.square().mean((1, 2, 3)).reshape(-1, 1, 1), None),
+            "unlisted": image.sum(),
+        }
+
+
+def test_several_inputs_and_outputs() -> None:
+    """Flips of the image, a swap of words and rows of the image: every pair of elements, from every way to call."""
+    flips, swap = grid("hflip"), GENDER
+    rows = grid("vflip")
+    inps = [{"image": flips}, {"ids": swap}, (rows,)]
+    still = [trivial(action.group) for action in (flips, swap, rows)]
+    outs = [
+        {"map": flips, "scores": (still[0], None)},
+        {"map": still[1], "scores": (GENDER.logits, None)},
+        {"map": rows, "scores": (still[2], None)},
+    ]
+    model = ProductEquiTune(Captioned(), inps, outs, [flipped(-1), None, flipped(-2)], strict=False)
+    assert model.forwards == 6
+    image, ids = torch.randn(2, 1, 5, 8), torch.randint(7, (2, 4))
+    found = model(image, ids=ids, temperature=2.0)
+    assert list(found) == ["map", "scores"]
+    assert found["scores"][1] is None
+    by_name = model(image=image, ids=ids, temperature=torch.tensor(2.0))
+    torch.testing.assert_close(by_name["map"], found["map"])
+    for g, h, k in product(range(2), repeat=3):
+        moved = model(rows.act(k, flips.act(g, image)), swap.act(h, ids), 2.0)
+        torch.testing.assert_close(moved["map"], rows.act(k, flips.act(g, found["map"])))
+        torch.testing.assert_close(moved["scores"][0], GENDER.logits.act(h, found["scores"][0]))
+    # One factor's output for one output is what the wrapper of one output gives.
+    alone = ProductEquiTune(
+        lambda x, ids: model.backbone(x, ids)["map"], ["hflip", "vflip"], ["hflip", "vflip"], [flipped(-1), flipped(-2)]
+    )
+    both = ProductEquiTune(
+        model.backbone, [flips, rows], [{"map": flips}, {"map": rows}], [flipped(-1), flipped(-2)], strict=False
+    )
+    torch.testing.assert_close(both(image, ids)["map"], alone(image, ids))
+
+
+def test_several_inputs_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"^inps: expected actions that commute, but rot90 of inps\[0\] .* inps\[2\]"):
+        ProductEquiTune(Captioned(), [{"image": "c4"}, {"ids": GENDER}, "hflip"], "trivial")
+    with pytest.raises(ValueError, match=r"^outs: expected the outputs of \{.*\} for every group, got \{"):
+        ProductEquiTune(conv(), ["hflip", "vflip"], [{"a": "hflip"}, {"b": "vflip"}])
+    with pytest.raises(ValueError, match=r"^outs\[…\]\['a'\]: expected the same for every group, None,"):
+        ProductEquiTune(conv(), ["hflip", "vflip"], [{"a": "hflip"}, {"a": None}])
+    with pytest.raises(ValueError, match=r"^inp: expected names of the backbone's inputs"):
+        ProductEquiTune(Captioned(), [{"picture": "hflip"}, "vflip"], "trivial")
+    model = ProductEquiTune(
+        Captioned(), ["hflip", {"ids": GENDER}], {"map": "trivial"}, [lambda x: x, None], strict=False
+    )
+    with pytest.raises(ValueError, match=r"^canonical\[0\]: expected a map that is invariant to inps\[0\] \('hflip'\)"):
+        model(torch.randn(2, 1, 4, 6), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_labels_give_the_loss_of_the_merged_logits() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
+    vit = transformers.ViTForImageClassification(config).eval()
+    model = ProductEquiTune(vit, ["c2", "hflip"], {"logits": "trivial"})
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([2, 0])
+    found = model(pixel_values=x, labels=labels)
+    assert list(found) == ["loss", "logits"]
+    torch.testing.assert_close(found.logits, model(x).logits)
+    torch.testing.assert_close(found.loss, nn.functional.cross_entropy(found.logits, labels))
+    torch.testing.assert_close(model(x.flip(-1), labels=labels).loss, found.loss)
