@@ -151,7 +151,7 @@ def made(predictions: dict[str, dict[str, list[list[int]]]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("equitune", "equizero", "verdict"),
+    ("equizero", "equitune", "verdict"),  # the paper finds equitune the better one with classifiers
     [
         ([[22, 0], [22, 0]], [[22, 99], [22, 99]], "holds"),
         ([[22, 0], [22, 0]], [[22, 0], [22, 0]], "holds with ≤"),
@@ -160,11 +160,11 @@ def made(predictions: dict[str, dict[str, list[list[int]]]]) -> dict[str, Any]:
     ],
 )
 def test_tables_count_right_and_same_answers_and_say_whether_the_order_holds(
-    equitune: list[list[int]], equizero: list[list[int]], verdict: str
+    equizero: list[list[int]], equitune: list[list[int]], verdict: str
 ) -> None:
-    found = dict(zip(report.LADDER[report.CLASSIFICATION], ([[22, 0], [0, 0]], equitune, equizero), strict=True))
+    found = dict(zip(report.COMPARED[report.CLASSIFICATION], ([[22, 0], [0, 0]], equitune, equizero), strict=True))
     right, wrong = (names.answers("other names", [label]) * 2 for label in (22, 99))
-    similar = dict(zip(report.LADDER[report.IMAGE_TEXT], ([wrong] * 2, [wrong] * 2, [right] * 2), strict=True))
+    similar = dict(zip(report.COMPARED[report.IMAGE_TEXT], ([wrong] * 2, [wrong] * 2, [right] * 2), strict=True))
     results = made({report.CLASSIFICATION: found, report.IMAGE_TEXT: similar})
     classified, chosen, order = report.tables(results)
     assert classified.rows[0] == ["plain", "1", "0", "1/4 = 0.250", "1/2", ""]
