@@ -186,7 +186,9 @@ def cross_entropy(
     space: int,
     ignore_index: int,
     smoothing: float,
+    z_loss: float,
     factor: float,
+    factors: int,
     threads: int,
     /,
 ) -> None: ...

@@ -1,5 +1,6 @@
 // Cross-entropies of the mean prediction and their gradient in one pass over the logits: each row's views stay in L2.
-// With ε the smoothing, a row's loss is −(1 − ε) log q[t] − ε/V Σ_v log q[v].
+// With ε the smoothing, a row's loss is −(1 − ε) log q[t] − ε/V Σ_v log q[v] + z · Z², where Z² is the square of the mean
+// logits' log Σ exp, or the mean of the views' squares.
 #pragma once
 
 #include "rows.h"
@@ -20,16 +21,21 @@ struct Row {
   const int64_t n = p.W;
   const A share = A(1) / A(p.views);  // of a view
   const A spread = A(p.smoothing) / A(n), kept = A(1) - A(p.smoothing);
-  const A factor = A(p.factor);
+  const A factor = p.factors ? static_cast<const A*>(p.factors)[r] : A(p.factor);
 
   Row(const RowProblem& problem, int64_t row, int64_t target, bool past) : p(problem), r(row), t(target), streaming(past), y(problem, row) {}
 
   RowOut<T> grad(int g) const { return RowOut<T>(p, p.out, r, g, streaming); }
 
-  // −(1 − ε) log q[t] − ε/V Σ log q, where an ε of 1 leaves an impossible target out.
-  A loss(double log_q, double sum) const {
+  static double lse(const Stats<A>& s) { return double(s.top) + double(s.log_sum); }
+  // The derivative of z · Z² in Z; what is added for it is added only if there is a z, for the sake of 0 · ∞.
+  double steepness(const Stats<A>& s) const { return p.z_loss == 0 ? 0 : 2 * p.z_loss * lse(s); }
+
+  // −(1 − ε) log q[t] − ε/V Σ log q + z · Z², where an ε of 1 leaves an impossible target out.
+  A loss(double log_q, double sum, double squares) const {
     const double at_target = kept == 0 ? 0 : -double(kept) * log_q;
-    return A(p.smoothing == 0 ? at_target : at_target - double(spread) * sum);
+    const double entropy = p.smoothing == 0 ? at_target : at_target - double(spread) * sum;
+    return A(p.z_loss == 0 ? entropy : entropy + p.z_loss * squares);
   }
 
   // q = softmax of the mean of the views' logits. In scratch memory that mean becomes its exponentials, then the gradient.
@@ -60,11 +66,12 @@ struct Row {
     const double log_q = log_p(s, at_target);
     if (writes) {
       const A scale = factor * share, uniform = spread * scale;
+      const double slope = 1 + steepness(s);
       for_blocks(n, [&](int64_t j, int64_t length) {
-        const A weight = exp_one(tops[j / kRowBlock] - s.top) * s.inverse * scale;
+        const A weight = exp_one(tops[j / kRowBlock] - s.top) * s.inverse * scale * A(slope);
         for_vectors<L>(length, [&](int64_t i, auto) { store<A, L>(mean + j + i, load<A, L>(mean + j + i) * weight - uniform); });
       });
-      mean[t] = A(std::exp(log_q) - double(spread) - double(kept)) * scale;
+      mean[t] = A(std::exp(log_q) * slope - double(spread) - double(kept)) * scale;
       A* const stage = scratch<A>(7, kRowBlock);
       for (int g = 0; g < p.views; ++g) {
         const RowOut<T> out = grad(g);
@@ -75,7 +82,7 @@ struct Row {
         });
       }
     }
-    return loss(log_q, sum - double(n) * (double(s.top) + double(s.log_sum)));
+    return loss(log_q, sum - double(n) * lse(s), lse(s) * lse(s));
   }
 
   // Each view's exponentials, in one row of scratch memory a view, and what was subtracted in each block.
@@ -91,6 +98,14 @@ struct Row {
   // log p_g[t], in double: its rounding would be that of the whole gradient.
   double at_target(const Stats<A>* stats, int g) const { return log_p(stats[g], up(y.rows[g][source_of(p.moves(g), t)])); }
   static double log_p(const Stats<A>& s, A x) { return double(x) - double(s.top) + std::log(double(s.inverse)); }
+
+  // The mean of the views' Z².
+  double squares(const Stats<A>* stats) const {
+    double total = 0;
+    for (int g = 0; p.z_loss != 0 && g < p.views; ++g) total += lse(stats[g]) * lse(stats[g]);
+    return total / p.views;
+  }
+  A with_penalty(A x, A penalty) const { return p.z_loss == 0 ? x : x + penalty; }
 
   // The part of view g in the views' mean probability of the target: none where the view does not allow it.
   A part_of(const Stats<A>* stats, int g, double log_q) const {
@@ -120,19 +135,21 @@ struct Row {
     double sum = 0;
     for (int g = 0; g < p.views; ++g) {
       const Stats<A> s = stats[g];
-      if (p.smoothing != 0) sum += total_of(y.rows[g], n) - double(n) * (double(s.top) + double(s.log_sum));
+      if (p.smoothing != 0) sum += total_of(y.rows[g], n) - double(n) * lse(s);
       if (!p.out.data) continue;
       const A scale = (probs ? part_of(stats, g, log_q) : share) * factor, uniform = spread * scale;
+      const A steep = A(steepness(s)) * share * factor;
       const A* const exps = kept_exps(g);
       const RowOut<T> out = grad(g);
       for_blocks(n, [&](int64_t j, int64_t length) {
-        const A weight = exp_one(kept_tops(g)[j / kRowBlock] - s.top) * s.inverse * scale;
+        const A weight = exp_one(kept_tops(g)[j / kRowBlock] - s.top) * s.inverse * with_penalty(scale, steep);
         for_vectors<L>(length, [&](int64_t i, auto count) { out.put(j, i, load<A, L>(exps + j + i) * weight - uniform, count); });
         out.end(j, length);
       });
-      out.replace(source_of(p.moves(g), t), A(std::exp(at_target(stats, g)) - double(spread) - double(kept)) * scale);
+      const double p_target = std::exp(at_target(stats, g));
+      out.replace(source_of(p.moves(g), t), with_penalty(A(p_target - double(spread) - double(kept)) * scale, A(p_target) * steep));
     }
-    return loss(log_q, sum * double(share));
+    return loss(log_q, sum * double(share), squares(stats));
   }
 
   // q = the mean of the views' p, with smoothing: every log q[v] counts, and is kept in scratch memory. share_g(v) is the part
@@ -173,13 +190,13 @@ struct Row {
       for (int g = 0; g < views; ++g) totals[g] += double(sum_of<A, L>(parts[g]));
     });
     const A log_q = log_qs[t];
-    if (!p.out.data) return loss(log_q, sum);
+    if (!p.out.data) return loss(log_q, sum, squares(stats));
     A* const stage = scratch<A>(7, kRowBlock);
     for (int g = 0; g < views; ++g) {
       const Stats<A> s = stats[g];
       const T* const row = y.rows[g];
       const A target_share = part_of(stats, g, log_q) * kept, part = share, scale = factor;
-      const A total = A(totals[g] + double(target_share));
+      const A total = with_penalty(A(totals[g] + double(target_share)), A(steepness(s)) * share);
       const int64_t source = source_of(p.moves(g), t);
       const RowOut<T> out = grad(g);
       const auto gradient = [&](V x, V q) {
@@ -196,7 +213,7 @@ struct Row {
       });
       out.replace(source, (gradient(V{} + up(row[source]), V{} + log_q)[0] - target_share) * scale);
     }
-    return loss(log_q, sum);
+    return loss(log_q, sum, squares(stats));
   }
 };
 

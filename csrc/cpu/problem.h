@@ -101,7 +101,8 @@ struct RowProblem : Problem {
   void* numbers = nullptr;         // of the accumulator's type: logarithms of sums (views, rows), losses or scores (rows)
   const int64_t* target = nullptr;
   int64_t ignore_index = 0;
-  double smoothing = 0, factor = 1;
+  double smoothing = 0, z_loss = 0, factor = 1;
+  const void* factors = nullptr;   // of the accumulator's type, one for each row, instead of the one factor
 
   Moves inverse(int g) const { return moves(g, inverse_sources); }
 };

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..views import EXACT, FLOATS, UNSIGNED, Views
 from .base import Backend, Maybe
+from .reference import Reference
 
 try:
     from equikern import _C
@@ -21,6 +22,8 @@ else:
     _VOTES = {**_DTYPES, **dict.fromkeys(UNSIGNED, _C.DTYPES["uint8"])}
 
 __all__ = ["Cpu"]
+
+_FALLBACK = Reference()
 
 
 def _views(views: Views, table: Maybe, spreads: bool = False) -> tuple[int, int, bytes, int, int, int]:
@@ -46,7 +49,7 @@ class Cpu(Backend):
     """C++ on the CPU."""
 
     name = "cpu"
-    fallback = "reference"
+    fallback = _FALLBACK.name
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why these kernels cannot run on a device, or None if they can."""
@@ -167,9 +170,19 @@ class Cpu(Backend):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
+        if weight is not None:
+            call = (y, target, loss, grad, views, table, space, ignore_index, smoothing, scale, z_loss, weight)
+            return _FALLBACK.cross_entropy(*call)
+        factor, factors = 1.0, 0
+        if scale is not None and scale.dim():
+            factors = scale.data_ptr()
+        elif scale is not None:
+            factor = scale.item()
         _C.cross_entropy(
             y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), *_strides(grad),
-            _views(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing,
-            1.0 if scale is None else scale.item(), torch.get_num_threads(),
+            _views(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing, z_loss,
+            factor, factors, torch.get_num_threads(),
         )  # fmt: skip

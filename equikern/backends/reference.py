@@ -184,23 +184,26 @@ class Reference(Backend):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
-        """``loss = −(1 − ε) log q[target] − ε/V Σ_v log q[v]`` of the mean prediction q, and its gradient in y.
+        """``loss = −(1 − ε) w_t log q[t] − ε/V Σ_v w_v log q[v] + z w_t Z²`` of the mean prediction q, and its gradient.
 
         space "logits": q is the softmax of ``1/|G| Σ map_g(y[g])``; "probs": the mean of the softmaxes; "log_probs":
-        log q is the mean of the log-softmaxes. y (|G|, *lead, V), target and loss (*lead), loss in the accumulator's
-        dtype and 0 where target is ignore_index. grad, like y, is the gradient of loss times scale (one number, None
-        for 1).
+        log q is the mean of the log-softmaxes. Z² is the square of the mean logits' log Σ exp, else the mean of the
+        views' squares. y (|G|, *lead, V), target t and loss (*lead), loss in the accumulator's dtype and 0 where the
+        target is ignore_index. grad, like y, is the gradient of loss times scale: one number, None for 1, or one for
+        each row, contiguous like target. weight w (V,), in the accumulator's dtype too; None for ones.
 
         Raises:
-            ValueError: a target that is neither ignore_index nor 0 … V − 1.
+            ValueError: on a CPU, a target that is neither ignore_index nor 0 … V − 1; elsewhere it gives NaN.
         """
         wide, order, size = accumulator(y), y.shape[0], y.shape[-1]
         kept = target != ignore_index
         outside = kept & ((target < 0) | (target >= size))
-        if bool(outside.any()):
+        if y.is_cpu and bool(outside.any()):
             raise ValueError(f"target: expected 0 … {size - 1} or {ignore_index}, got {int(target[outside][0])}")
-        t = target.where(kept, 0).unsqueeze(-1)
+        t = target.where(kept & ~outside, 0).unsqueeze(-1)
         v = _mapped(y, views, table).to(wide)
         if space == "logits":
             log_q = v.mean(0).log_softmax(-1)
@@ -208,18 +211,29 @@ class Reference(Backend):
             log_q = v.log_softmax(-1).mean(0)
         else:
             log_q = v.log_softmax(-1).logsumexp(0) - math.log(order)
-        wanted = torch.zeros_like(log_q).scatter_(-1, t, 1.0 - smoothing) + smoothing / size  # Σ is 1
-        found = -(wanted * log_q).sum(-1) if smoothing else -log_q.gather(-1, t).squeeze(-1)
-        loss.copy_(torch.where(kept, found, 0.0))
+        wanted = torch.zeros_like(log_q).scatter_(-1, t, 1.0 - smoothing) + smoothing / size
+        if weight is not None:
+            wanted = wanted * weight
+        found = -(wanted * log_q).sum(-1) if smoothing or weight is not None else -log_q.gather(-1, t).squeeze(-1)
+        asked: Tensor | float = 1.0 if weight is None else wanted.sum(-1, keepdim=True)
+        slope: Tensor | float = 0.0  # of the penalty, in Z
+        if z_loss:
+            lse = (v.mean(0) if space == "logits" else v).logsumexp(-1)
+            penalty = lse.square() if space == "logits" else lse.square().mean(0)
+            row = z_loss if weight is None else z_loss * weight[t].squeeze(-1)
+            found, slope = found + row * penalty, (2.0 * row * lse).unsqueeze(-1)
+        loss.copy_(torch.where(kept, found.masked_fill(outside, math.nan), 0.0))
         if grad is None:
             return
         if space == "logits":
-            mapped = ((log_q.exp() - wanted) / order).expand_as(v)
+            mapped = ((log_q.exp() * (asked + slope) - wanted) / order).expand_as(v)
         elif space == "log_probs":
-            mapped = (v.softmax(-1) - wanted) / order
+            mapped = (v.softmax(-1) * (asked + slope) - wanted) / order
         else:
             log_p = v.log_softmax(-1)
             share = (log_p - log_q).exp().masked_fill(log_p == -math.inf, 0.0) / order * wanted  # a view's part in q
-            mapped = log_p.exp() * share.sum(-1, keepdim=True) - share
-        mapped = torch.where(kept.unsqueeze(-1), mapped if scale is None else mapped * scale, 0.0)
+            mapped = log_p.exp() * (share.sum(-1, keepdim=True) + slope / order) - share
+        factor = scale.unsqueeze(-1) if scale is not None and scale.dim() else scale
+        mapped = mapped if factor is None else mapped * factor
+        mapped = torch.where(kept.unsqueeze(-1), mapped.masked_fill(outside.unsqueeze(-1), math.nan), 0.0)
         grad.copy_(_mapped(mapped, of(transposed(views.code)), table))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import kernels
-from ..views import accumulator, of
+from ..views import Views, accumulator, of
 from .batching import batched
 from .library import checked, memory, nothing, register, register_batching, view_empty, written
 
@@ -100,28 +100,60 @@ def _cross_entropy_empty(y: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
     return memory(y, y.shape[1:-1], accumulator(y)), memory(y, y.shape if gradient else (0,))
 
 
-def _cross_entropy(
+def weights_of(target: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
+    """Each target's class weight, 0 where it is ignored; one outside is for the kernels to refuse."""
+    return torch.where(target == ignore_index, 0.0, weight[target.clamp(0, max(0, weight.shape[0] - 1))])
+
+
+def cross_entropy_into(
     y: Tensor,
     target: Tensor,
-    code: str,
+    loss: Tensor,
+    grad: Tensor | None,
+    views: Views,
     table: Tensor | None,
     space: str,
     ignore_index: int,
     smoothing: float,
+    z_loss: float,
+    softcap: float,
+    weight: Tensor | None,
     scale: Tensor | None,
-    gradient: bool,
+) -> None:
+    """The rows' losses and the gradient of Σ scale · loss, written into given memory; a softcap of 0 is none.
+
+    Kernels know no softcap, whose logits and then slopes take memory like one y; and no class weights, which without
+    smoothing are a factor of the row.
+    """
+    logits, row = y, None
+    if softcap:
+        logits = torch.div(y, softcap).tanh_().mul_(softcap)
+    if weight is not None and not smoothing:
+        row = weights_of(target, weight, ignore_index)
+        weight, scale = None, (row if scale is None else row * scale).contiguous()
+    kernels(y).cross_entropy(
+        logits, target, loss, grad, views, table, space, ignore_index, smoothing, scale, z_loss, weight
+    )
+    if row is not None:
+        loss.mul_(row)
+    if softcap and grad is not None:  # 1 − tanh² = 1/cosh², which keeps its digits where tanh is close to 1
+        grad.mul_(torch.div(y, softcap, out=logits).cosh_().reciprocal_().square_())
+
+
+def _cross_entropy(
+    y: Tensor, target: Tensor, code: str, table: Tensor | None, *call: Any
 ) -> tuple[Tensor, Tensor]:
+    *options, gradient = call
     loss, grad = _cross_entropy_empty(y, gradient)
-    views, into = checked(code, table, y), grad if gradient else None
-    kernels(y).cross_entropy(y, target, loss, into, views, table, space, ignore_index, smoothing, scale)
+    cross_entropy_into(y, target, loss, grad if gradient else None, checked(code, table, y), table, *options)
     return loss, grad
 
 
 cross_entropy = register(
     "cross_entropy(Tensor y, Tensor target, str views, Tensor? table, str space, int ignore_index, float smoothing, "
-    "Tensor? scale, bool gradient) -> (Tensor, Tensor)",
+    "float z_loss, float softcap, Tensor? weight, Tensor? scale, bool gradient) -> (Tensor, Tensor)",
     _cross_entropy,
-    lambda y, target, code, table, space, ignore_index, smoothing, scale, gradient: _cross_entropy_empty(y, gradient),
+    lambda y, *call: _cross_entropy_empty(y, call[-1]),
 )
 
 
@@ -131,6 +163,8 @@ def _batched_cross_entropy(info: Any, in_dims: tuple[Any, ...], *arguments: Any)
     each = in_dims[-2] is not None
     call = (*arguments[:-2], None if each else scale, gradient)
     dims = (*in_dims[:-2], None, None)
+    if in_dims[-3] is not None:
+        raise ValueError("weight: expected the same class weights for all samples of vmap, got a batch of them")
     (loss, grad), _ = batched(cross_entropy, (1, 0), (0, 1), small=(1,))(info, dims, *call)
     if not gradient:
         return (loss, grad), (0, None)

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
-from ..backends import kernels
 from ..core import checks, library
+from ..core import rows as kernels
 from ..core.batching import one_by_one
 from ..core.functions import Differentiable, functional, needs_grad, transformed
 from ..views import accumulator
 from ..views.maps import Maps, Placed
 from . import softmax
-from .cross_entropy import checked, counted, in_torch, is_one, reduced
+from .cross_entropy import Options, checked, counted, in_torch, is_one, reduced
 
 __all__ = ["linear_orbit_cross_entropy"]
 
 # A chunk's logits and their gradient together: no more than this many bytes, and at most an eighth of all logits unless
 # a GPU's multiprocessors would get too few rows.
 _MOST_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
+_COMPOSED = 8  # what class weights with smoothing take beside, in tensors of a chunk's size in the sums' dtype
 _LEAST_ROWS = 4  # a multiprocessor: a program takes one row of all views, and fewer leave most of a GPU idle
 
 
@@ -36,6 +37,9 @@ def linear_orbit_cross_entropy(
     ignore_index: int = -100,
     reduction: Literal["mean", "sum", "none"] = "mean",
     label_smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """``orbit_cross_entropy(hidden @ weightᵀ + bias, target, action, space)`` that never holds all the logits.
 
@@ -52,7 +56,9 @@ def linear_orbit_cross_entropy(
         action: how the group acts on the V logits, a permutation of dim −1 or trivial.
         space: what is averaged, see ``orbit_cross_entropy``.
         bias: (V,) of hidden's dtype, or None.
-        ignore_index, reduction, label_smoothing: see ``orbit_cross_entropy``.
+        ignore_index, reduction, label_smoothing, z_loss, softcap: see ``orbit_cross_entropy``; softcap is of the
+            logits, bias included.
+        class_weight: (V,), ``orbit_cross_entropy``'s weight.
 
     Under autocast hidden, weight and bias are cast as ``torch.nn.functional.linear`` casts them.
 
@@ -76,17 +82,18 @@ def linear_orbit_cross_entropy(
     hidden, weight, bias = _operands(hidden, weight, bias)
     back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
-    options = checked(space, ignore_index, reduction, label_smoothing)
+    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
+    class_weight = checks.class_weights("class_weight", class_weight, weight.shape[0], hidden)
     placed = back.placed(hidden)
     if needs_grad(hidden, weight) or (bias is not None and needs_grad(bias)):
         # Transforms take derivatives of derivatives, which no gradient made here would serve.
         early = reduction != "none" and not transformed()
         asked = tuple(early and t is not None and t.requires_grad for t in (hidden, weight, bias))
-        arguments = (hidden, weight, bias, target, placed, options, reduction, asked)
+        arguments = (hidden, weight, bias, target, class_weight, placed, options, reduction, asked)
         return cast(Tensor, _LinearCrossEntropy.call(*arguments))
-    call = (hidden, weight, bias, target, *placed, *options, None, False, False, False)
+    call = (hidden, weight, bias, target, *placed, *options, class_weight, None, False, False, False)
     loss = _linear_cross_entropy(*call)[0]
-    return reduced(loss, reduction, counted(loss.dtype, target, options[1], reduction))
+    return reduced(loss, reduction, counted(loss.dtype, target, class_weight, options, reduction))
 
 
 def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -121,14 +128,16 @@ def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Maps:
     return checks.logits("hidden @ weightᵀ", logits, action)[1]
 
 
-def chunk_rows(order: int, rows: int, logits_bytes: int, device: str, processors: int = 0) -> int:
+def chunk_rows(order: int, rows: int, logits_bytes: int, device: str, processors: int = 0, held: int = 2) -> int:
     """Rows of one chunk: its logits (``logits_bytes`` a row and view) and their gradient within the limits above.
+
+    ``held``: tensors like the chunk's logits that are in memory at once.
 
     ``processors``: of a GPU, which all get work as far as the bytes allow it. There whole vectors of every view start
     equally far into 16 bytes, whatever the vocabulary: a multiple of 8 rows sees to it.
     """
-    most = _MOST_BYTES.get(device, _MOST_BYTES["cpu"]) // max(1, 2 * order * logits_bytes)
-    found = max(1, min(max(rows // 18, _LEAST_ROWS * processors), most))
+    most = _MOST_BYTES.get(device, _MOST_BYTES["cpu"]) // max(1, held * order * logits_bytes)
+    found = max(1, min(max(rows // (9 * held), _LEAST_ROWS * processors), most))
     return found // 8 * 8 if processors and found >= 8 else found
 
 
@@ -146,6 +155,9 @@ def _forward(
     space: str,
     ignore_index: int,
     smoothing: float,
+    z_loss: float,
+    softcap: float,
+    class_weight: Tensor | None,
     scale: Tensor | None,
     *asked: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -157,6 +169,7 @@ def _forward(
     hidden_gradient, weight_gradient, bias_gradient = asked
     order, size = hidden.shape[0], weight.shape[0]
     views = library.checked(code, table, hidden)
+    options = (space, ignore_index, smoothing, z_loss, softcap, class_weight)
     rows = hidden.flatten(1, -2) if hidden.dim() > 2 else hidden[:, None]
     targets, losses = target.flatten(), loss.view(-1)
     into = grad_hidden.view(rows.shape) if hidden_gradient else grad_hidden
@@ -165,7 +178,9 @@ def _forward(
     sum_bias = torch.zeros_like(grad_bias, dtype=wide)
     gradient = any(asked)
     row_bytes = size * hidden.element_size()
-    step = chunk_rows(order, rows.shape[1], row_bytes, hidden.device.type, _processors(hidden))
+    composed = _COMPOSED * wide.itemsize // hidden.element_size() if class_weight is not None and smoothing else 0
+    held = 2 + (softcap > 0) + composed
+    step = chunk_rows(order, rows.shape[1], row_bytes, hidden.device.type, _processors(hidden), held)
     each = scale is not None and scale.dim() > 0
     # The chunks share their memory: fresh pages would cost more than the loss itself.
     memory = hidden.new_empty((2 if gradient else 1, order * min(step, rows.shape[1]), size))
@@ -181,9 +196,7 @@ def _forward(
         parts = logits.view(order, -1, size)
         slopes = memory[1, : len(flat)].view(parts.shape) if gradient else None
         factor = None if each else scale
-        kernels(hidden).cross_entropy(
-            parts, targets[some], losses[some], slopes, views, table, space, ignore_index, smoothing, factor
-        )
+        kernels.cross_entropy_into(parts, targets[some], losses[some], slopes, views, table, *options, factor)
         if slopes is None:
             continue
         if each:
@@ -221,8 +234,8 @@ def _empty(hidden: Tensor, weight: Tensor, target: Tensor, *asked: bool) -> tupl
 
 _linear_cross_entropy = library.register(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str views, Tensor? table, "
-    "str space, int ignore_index, float smoothing, Tensor? scale, bool hidden_gradient, bool weight_gradient, "
-    "bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
+    "str space, int ignore_index, float smoothing, float z_loss, float softcap, Tensor? class_weight, Tensor? scale, "
+    "bool hidden_gradient, bool weight_gradient, bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     lambda hidden, weight, bias, target, *call: _empty(hidden, weight, target, *call[-3:]),
 )
@@ -231,10 +244,11 @@ library.register_batching(_linear_cross_entropy, one_by_one(_linear_cross_entrop
 
 class _LinearCrossEntropy(
     Differentiable,
-    schema="linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, str views, Tensor? table, "
-    "str space, int ignore_index, float smoothing, str reduction, bool hidden_gradient, bool weight_gradient, "
-    "bool bias_gradient) -> (Tensor, Tensor, Tensor, Tensor)",
-    tuples={4: 2, 5: 3, 7: 3},
+    schema="linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, "
+    "str views, Tensor? table, str space, int ignore_index, float smoothing, float z_loss, float softcap, "
+    "str reduction, bool hidden_gradient, bool weight_gradient, bool bias_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    tuples={5: 2, 6: 5, 8: 3},
 ):
     hidden = 3
 
@@ -244,49 +258,49 @@ class _LinearCrossEntropy(
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
+        class_weight: Tensor | None,
         placed: Placed,
-        options: tuple[str, int, float],
+        options: Options,
         reduction: str,
         early: tuple[bool, ...],
     ) -> tuple[Tensor, ...]:
-        scale = counted(accumulator(hidden), target, options[1], reduction)
-        loss, *gradients = _linear_cross_entropy(hidden, weight, bias, target, *placed, *options, scale, *early)
+        scale = counted(accumulator(hidden), target, class_weight, options, reduction)
+        call = (hidden, weight, bias, target, *placed, *options, class_weight, scale)
+        loss, *gradients = _linear_cross_entropy(*call, *early)
         return reduced(loss, reduction, scale), *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        hidden, weight, bias, target, *ctx.call = inputs
+        hidden, weight, bias, target, class_weight, *ctx.call = inputs
         gradients = output[1:]
         ctx.mark_non_differentiable(*gradients)
-        ctx.save_for_backward(hidden, weight, bias, target, *gradients)  # as in orbit_cross_entropy
+        ctx.save_for_backward(hidden, weight, bias, target, class_weight, *gradients)  # as in orbit_cross_entropy
         ctx.given = False
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, *gradients = ctx.saved_tensors
+        hidden, weight, bias, target, class_weight, *gradients = ctx.saved_tensors
         placed, options, reduction, early = ctx.call
         asked = tuple(ctx.needs_input_grad[:3])
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if torch.is_grad_enabled():  # somebody wants the second derivative
 
-            def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-                return _in_torch(h, w, b, target, placed, options, reduction)
+            def again(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+                return _in_torch(h, w, b, target, class_weight, placed, options, reduction)
 
-            return (*softmax.gradients(call, (hidden, weight, bias), asked, grad), *nothing)
+            return (*softmax.gradients(again, (hidden, weight, bias), asked, grad), *nothing)
+        call = (hidden, weight, bias, target, *placed, *options, class_weight)
         if reduction == "none":
-            again = (hidden, weight, bias, target, *placed, *options, grad.contiguous(), *asked)
-            gradients = _linear_cross_entropy(*again)[1:]
+            gradients = _linear_cross_entropy(*call, grad.contiguous(), *asked)[1:]
         elif any(wanted and not made for wanted, made in zip(asked, early, strict=True)):
-            scale = counted(grad.dtype, target, options[1], reduction)
-            again = (hidden, weight, bias, target, *placed, *options, grad if scale is None else grad * scale, *asked)
-            gradients = _linear_cross_entropy(*again)[1:]
+            scale = counted(grad.dtype, target, class_weight, options, reduction)
+            gradients = _linear_cross_entropy(*call, grad if scale is None else grad * scale, *asked)[1:]
         elif functional(grad):
             gradients = [(g * grad).to(g.dtype) for g in gradients]
         else:
             if ctx.given:
-                scale = counted(grad.dtype, target, options[1], reduction)
-                again = (hidden, weight, bias, target, *placed, *options, scale, *asked)
-                gradients = _linear_cross_entropy(*again)[1:]
+                scale = counted(grad.dtype, target, class_weight, options, reduction)
+                gradients = _linear_cross_entropy(*call, scale, *asked)[1:]
             ctx.given = True
             gradients = [g.data for g in gradients]  # with versions of their own
             if not is_one(grad):
@@ -296,11 +310,11 @@ class _LinearCrossEntropy(
 
     @staticmethod
     def jvp(ctx: Any, hidden_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: Any) -> Tensor:
-        hidden, weight, bias, target, *_gradients = ctx.saved_tensors
+        hidden, weight, bias, target, class_weight, *_gradients = ctx.saved_tensors
         placed, options, reduction, _early = ctx.call
 
         def call(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-            return _in_torch(h, w, b, target, placed, options, reduction)
+            return _in_torch(h, w, b, target, class_weight, placed, options, reduction)
 
         return softmax.tangent(call, (hidden, weight, bias), (hidden_t, weight_t, bias_t))
 
@@ -310,9 +324,11 @@ def _in_torch(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    class_weight: Tensor | None,
     placed: Placed,
-    options: tuple[str, int, float],
+    options: Options,
     reduction: str,
 ) -> Tensor:
     """The same loss, with all the logits, from parts that differentiate to every order."""
-    return in_torch(torch.nn.functional.linear(hidden, weight, bias), target, placed, options, reduction)
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return in_torch(logits, target, class_weight, placed, options, reduction)

@@ -143,7 +143,11 @@ class Triton(Backend):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
-        if loss.numel():
-            call = (y, target, loss, grad, views, table, space, ignore_index, smoothing, scale)
+        call = (y, target, loss, grad, views, table, space, ignore_index, smoothing, scale, z_loss)
+        if weight is not None:
+            _FALLBACK.cross_entropy(*call, weight)
+        elif loss.numel():
             _of_rows("cross_entropies", "cross_entropy")(*call)
