@@ -187,7 +187,8 @@ class Reference(Backend):
         z_loss: float = 0.0,
         weight: Maybe = None,
     ) -> None:
-        """``loss = −(1 − ε) w_t log q[t] − ε/V Σ_v w_v log q[v] + z w_t Z²`` of the mean prediction q, and its gradient.
+        """``loss = −(1 − ε) w_t log q[t] − ε/V Σ_v w_v log q[v] + z w_t Z²`` of the mean prediction q, with its
+        gradient.
 
         space "logits": q is the softmax of ``1/|G| Σ map_g(y[g])``; "probs": the mean of the softmaxes; "log_probs":
         log q is the mean of the log-softmaxes. Z² is the square of the mean logits' log Σ exp, else the mean of the

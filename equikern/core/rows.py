@@ -140,9 +140,7 @@ def cross_entropy_into(
         grad.mul_(torch.div(y, softcap, out=logits).cosh_().reciprocal_().square_())
 
 
-def _cross_entropy(
-    y: Tensor, target: Tensor, code: str, table: Tensor | None, *call: Any
-) -> tuple[Tensor, Tensor]:
+def _cross_entropy(y: Tensor, target: Tensor, code: str, table: Tensor | None, *call: Any) -> tuple[Tensor, Tensor]:
     *options, gradient = call
     loss, grad = _cross_entropy_empty(y, gradient)
     cross_entropy_into(y, target, loss, grad if gradient else None, checked(code, table, y), table, *options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import equikern
@@ -283,13 +284,13 @@ def test_losses(triton: Backend, name: str, space: str, smoothing: float) -> Non
     target = torch.randint(action.views.size, shape[:-1])
     target.view(-1)[0] = -100
     loss, table = torch.empty(shape[:-1], dtype=accumulator(y)), maps.table(y)
-    scale = torch.tensor(0.5, dtype=accumulator(y))
-    compared(
-        triton,
-        lambda k, o, g: k.cross_entropy(y, target, o, g, maps.views, table, space, -100, smoothing, scale),
-        [loss, y],
-        4 * TOLERANCE[dtype],
-    )
+    one, each = torch.tensor(0.5, dtype=accumulator(y)), torch.rand_like(loss)
+
+    def of(k: Backend, o: Tensor, g: Tensor, scale: Tensor, z_loss: float) -> None:
+        k.cross_entropy(y, target, o, g, maps.views, table, space, -100, smoothing, scale, z_loss)
+
+    for scale, z_loss in ((one, 0.0), (each, 0.01)):
+        compared(triton, partial(of, scale=scale, z_loss=z_loss), [loss, y], 4 * TOLERANCE[dtype])
 
 
 def test_token_ids(triton: Backend) -> None:

@@ -51,7 +51,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     vectors = random_values((3, 2, 3), torch.float32, 9, "positive")
     words = [(". . .", None), of(swaps.inverse_maps, logits)]
     hidden, weight = random_values((3, 2, 7), torch.float32, 6), random_values((41, 7), torch.float32, 7)
-    target = torch.tensor([40, -100])
+    target, classes = torch.tensor([40, -100]), random_values((41,), torch.float32, 8, "positive")
 
     def out(t: Tensor = x) -> Tensor:
         return torch.zeros_like(t)
@@ -137,12 +137,28 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (laid_out(logits, "transposed"), target, *words[1], "log_probs", -100, 0.1, 0.0, 0.0, classes, None, False),
         ],
         "linear_cross_entropy": [
-            (hidden, weight, bias, target, *words[1], "logits", -100, 0.0, 0.0, 0.0, None, None, True, True, bias is not None)
+            (
+                hidden,
+                weight,
+                bias,
+                target,
+                *words[1],
+                "logits",
+                -100,
+                0.0,
+                0.0,
+                0.0,
+                None,
+                None,
+                True,
+                True,
+                bias is not None,
+            )
             for bias in (None, random_values((41,), torch.float32, 8))
         ]
         + [
-            (hidden, weight, None, target, *words[1], "probs", -100, s, 0.1, 5.0, classes, torch.ones(2), False, True, False)
-            for s in (0.0, 0.1)
+            (hidden, weight, None, target, *words[1], "probs", -100, s, 0.1, 5.0, classes, torch.ones(2), *asked)
+            for s, asked in ((0.0, (False, True, False)), (0.1, (True, True, False)))
         ],
         **traced_samples(),
     }

@@ -291,8 +291,8 @@ def cross_entropy_views_rows(
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     ta: tl.int64, tb: tl.int64, tx: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
     ORDER: tl.constexpr, SMOOTH: tl.constexpr, SQUARES: tl.constexpr, EACH: tl.constexpr, LOG: tl.constexpr,
-    DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
-    WHOLE: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
+    DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
+    UNIT: tl.constexpr, WHOLE: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """log q from the views' own softmaxes: only at the target does it matter what a view moves.
 
@@ -442,11 +442,12 @@ def cross_entropy_views_rows(
 
 @lru_cache(maxsize=1024)
 def plan(
-    views: Views, table: Known, space: str, ignore_index: int, smoothing: float, z_loss: float, each: bool, y: Operand,
+    views: Views, table: Known, space: str, ignore_index: int, smoothing: float, z_loss: float, y: Operand,
     grad: Known, target: Operand, loss: Operand, scale: Known,
 ) -> Plan | None:  # fmt: skip
-    """The launch for operands such as these, or None if the tensors must be copied first; each: a scale a row."""
+    """The launch for operands such as these, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (grad, True)], [(target, False), (loss, False)]
+    each = scale is not None and len(scale.shape) > 0
     asked = {"SMOOTH": smoothing > 0, "SQUARES": z_loss > 0, "EACH": each}
     constants = {**asked, **({} if space == "logits" else {"LOG": space == "log_probs"})}
     tables = described(views, table)
@@ -472,8 +473,7 @@ def cross_entropy(
 ) -> None:
     """See ``Reference.cross_entropy``; here a target that is none makes its loss and its gradient NaN."""
     given = operand(y), known(grad), operand(target), operand(loss), known(scale)
-    each = scale is not None and scale.dim() > 0
-    found = plan(views, known(table), space, ignore_index, smoothing, z_loss, each, *given)
+    found = plan(views, known(table), space, ignore_index, smoothing, z_loss, *given)
     if found is not None:
         sources = lists(views, table)
         return run(found, y, grad, target, loss, scale, *sources, whole(views, table), skipped(views, table))

@@ -333,16 +333,17 @@ def test_score_select(case: Logits, kind: str, minimum: bool, layout: str, threa
 
 
 @given(
-    logits(), st.sampled_from(("logits", "probs", "log_probs")), st.sampled_from((0.0, 0.1, 1.0)), st.booleans(),
-    st.sampled_from(LAYOUTS),
+    logits(), st.sampled_from(("logits", "probs", "log_probs")), st.sampled_from((0.0, 0.1, 1.0)),
+    st.sampled_from(("none", "one", "each")), st.sampled_from((0.0, 0.02)), st.sampled_from(LAYOUTS),
 )  # fmt: skip
-def test_cross_entropy(case: Logits, space: str, smoothing: float, scaled: bool, layout: str) -> None:
+def test_cross_entropy(case: Logits, space: str, smoothing: float, scaled: str, z_loss: float, layout: str) -> None:
     y, size = case.y, case.y.shape[-1]
     target = torch.randint(0, size, y.shape[1:-1], generator=generator(case.seed))
     target = torch.where(torch.rand(target.shape, generator=generator(case.seed)) < 0.3, -7, target)
     loss, grad = torch.empty(target.shape, dtype=wide_of(y)), output_like(y, layout)
-    scale = torch.tensor(0.3, dtype=loss.dtype) if scaled else None
-    call = *case.maps, space, -7, smoothing, scale
+    each = torch.rand(target.shape, dtype=loss.dtype, generator=generator(case.seed))
+    scale = {"none": None, "one": torch.tensor(0.3, dtype=loss.dtype), "each": each}[scaled]
+    call = *case.maps, space, -7, smoothing, scale, z_loss
     cpu.cross_entropy(y, target, loss, grad, *call)
     exact_loss, exact_grad = torch.empty(target.shape).double(), torch.empty(y.shape).double()
     reference.cross_entropy(case.exact, target, exact_loss, exact_grad, *call)

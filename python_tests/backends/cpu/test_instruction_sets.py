@@ -122,9 +122,9 @@ for _ in range(60):
                 compare("chosen", chosen, theirs, 0.0)
                 compare("score_select", ours, view, 0.0)
         for space in ("logits", "probs", "log_probs"):
-            for smoothing in (0.0, 0.1):
+            for smoothing, z_loss in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.1, 0.01)):
                 loss, slope = made(y[0, :, 0], number), made(y, y.dtype)
-                backend.cross_entropy(y, target, loss, slope, *maps, space, -100, smoothing, None)
+                backend.cross_entropy(y, target, loss, slope, *maps, space, -100, smoothing, None, z_loss)
         return results
     for k, (ours, theirs) in enumerate(zip(run(cpu, y, grad), run(reference, y.double(), grad.double()))):
         scale = max(1.0, float(theirs.nan_to_num(0, 0, 0).abs().max()))  # the margin of a tie is infinite

@@ -242,11 +242,12 @@ else:
         target = torch.randint(4, action.size, lead)
         target.view(-1)[0], target.view(-1)[1] = -100, 1
         loss = torch.empty(lead, dtype=accumulator(y))
-        scale = torch.tensor(0.25, dtype=loss.dtype)
+        scale, each = torch.tensor(0.25, dtype=loss.dtype), torch.rand(lead, dtype=loss.dtype)
         for maps in both(name):
-            for grad, factor in ((1, scale), (1, None), (None, None)):
+            calls = (1, scale, 0.0), (1, None, 0.0), (None, None, 0.0), (1, each, 0.02), (None, None, 0.02)
+            for grad, factor, z_loss in calls:
                 outputs = [loss, y] if grad else [loss]
-                options = (maps, space, -100, smoothing, factor)
+                options = (maps, space, -100, smoothing, factor, z_loss)
                 same("cross_entropy", outputs, y, target, 0, grad, *options, tolerance=TOLERANCE[dtype])
 
     @pytest.mark.parametrize("space", ["logits", "probs", "log_probs"])
