@@ -60,8 +60,8 @@ def orbit_cross_entropy(
 
     Reads the logits once and, where they require grad, writes their gradient: no averaged logits, no probabilities in
     memory. ``backward`` hands the gradient over, multiplied by the upstream one if that is not 1. softcap needs memory
-    like the logits during the forward. Class weights together with smoothing are computed in plain torch, with
-    several float32 tensors of that size.
+    like the logits during the forward. Class weights together with smoothing are computed in plain torch,
+    several times as slowly and with four float32 tensors of that size.
 
     Args:
         logits: (|G|, \\*lead, V), any strides; float16, bfloat16, float32 or float64. The V classes or words are on

@@ -22,7 +22,7 @@ __all__ = ["linear_orbit_cross_entropy"]
 # A chunk's logits and their gradient together: no more than this many bytes, and at most an eighth of all logits unless
 # a GPU's multiprocessors would get too few rows.
 _MOST_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
-_COMPOSED = 8  # what class weights with smoothing take beside, in tensors of a chunk's size in the sums' dtype
+_COMPOSED = 12  # what class weights with smoothing take beside, in tensors of a chunk's size in the sums' dtype
 _LEAST_ROWS = 4  # a multiprocessor: a program takes one row of all views, and fewer leave most of a GPU idle
 
 
@@ -47,7 +47,8 @@ def linear_orbit_cross_entropy(
     part of the hidden state's and the weight's. Beyond inputs and gradients it needs an eighth of one logits tensor
     at most, or on a GPU four rows for every multiprocessor, and never more than 128 MiB on CPUs and 512 MiB on GPUs
     unless one row is longer (for float16 and bfloat16 weights a float32 sum of their gradient as well). With
-    ``reduction="none"`` the upstream gradient is needed first, so the backward makes the logits once more.
+    ``reduction="none"`` the upstream gradient is needed first, so the backward makes the logits once more. With softcap,
+    or class weights together with smoothing, chunks are shorter for what these need, see ``orbit_cross_entropy``.
 
     Args:
         hidden: (|G|, \\*lead, D), the last hidden state of every view; float16, bfloat16, float32 or float64.

@@ -216,6 +216,19 @@ def test_what_is_refused(options: dict[str, Any], kind: type[Exception], message
             orbit_cross_entropy(torch.zeros(3, 4, 50), TARGET, NINE, **options)
 
 
+def test_weights_are_those_of_all_samples() -> None:
+    """A batch of logits with one weight is a vmap like any other; a batch of weights is refused by name."""
+    y, weights = random_values((2, 3, 4, 50), torch.float64, 1), torch.stack([class_weights(50), class_weights(50, 10)])
+
+    def call(t: Tensor, w: Tensor) -> Tensor:
+        return orbit_cross_entropy(t, TARGET, NINE, weight=w, z_loss=0.1)
+
+    found = torch.vmap(call, (0, None))(y, weights[0])
+    torch.testing.assert_close(found, torch.stack([call(t, weights[0]) for t in y]))
+    with pytest.raises(ValueError, match=r"^weight: expected the same class weights for all samples of vmap"):
+        torch.vmap(call)(y, weights)
+
+
 # -- what a loss keeps
 
 CALLS = {
