@@ -47,8 +47,8 @@ def linear_orbit_cross_entropy(
     part of the hidden state's and the weight's. Beyond inputs and gradients it needs an eighth of one logits tensor
     at most, or on a GPU four rows for every multiprocessor, and never more than 128 MiB on CPUs and 512 MiB on GPUs
     unless one row is longer (for float16 and bfloat16 weights a float32 sum of their gradient as well). With
-    ``reduction="none"`` the upstream gradient is needed first, so the backward makes the logits once more. With softcap,
-    or class weights together with smoothing, chunks are shorter for what these need, see ``orbit_cross_entropy``.
+    ``reduction="none"`` the upstream gradient is needed first, so the backward makes the logits once more. With
+    softcap, or class weights and smoothing together, chunks are shorter by what these need.
 
     Args:
         hidden: (|G|, \\*lead, D), the last hidden state of every view; float16, bfloat16, float32 or float64.
