@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import TypeGuard
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["amount", "index", "kind_of", "share"]
+
+_AMOUNT = {True: "a finite number of 0 or more", False: "a finite number above 0"}
 
 
 def index(name: str, n: object) -> int:
@@ -53,18 +56,17 @@ def share(name: str, value: object) -> float:
     return number
 
 
-def amount(name: str, value: object, *, zero: bool) -> float:
+def amount(name: str, value: object, zero: bool) -> float:
     """A finite number above 0, or 0 itself where that is allowed.
 
     Raises:
         TypeError, ValueError: not a number, or another one; called ``name``.
     """
-    expected = "a finite number of 0 or more" if zero else "a finite number above 0"
     if not _real(value):
-        raise TypeError(f"{name}: expected {expected}, got {kind_of(value)}")
+        raise TypeError(f"{name}: expected {_AMOUNT[zero]}, got {kind_of(value)}")
     number = float(value)
-    if not 0 <= number < float("inf") or (number == 0 and not zero):  # NaN, too
-        raise ValueError(f"{name}: expected {expected}, got {value}")
+    if not 0 <= number < math.inf or (number == 0 and not zero):  # NaN, too
+        raise ValueError(f"{name}: expected {_AMOUNT[zero]}, got {value}")
     return number
 
 

@@ -239,10 +239,8 @@ def targets(name: str, target: object, shape: tuple[int, ...], like: Tensor) -> 
     return target.contiguous()
 
 
-def class_weights(name: str, weight: object, size: int, like: Tensor) -> Tensor | None:
+def class_weights(name: str, weight: object, size: int, like: Tensor) -> Tensor:
     """A loss's weights of its classes, in the dtype of the kernels' sums; their values where asking stops no queue."""
-    if weight is None:
-        return None
     weight = _tensor(name, weight)
     if weight.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device} like the logits, got one on {weight.device}")

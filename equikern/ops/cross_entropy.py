@@ -102,7 +102,8 @@ def orbit_cross_entropy(
     rows, back = checks.logits("logits", logits, action)
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
     options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
-    weight = checks.class_weights("weight", weight, rows.shape[-1], rows)
+    if weight is not None:
+        weight = checks.class_weights("weight", weight, rows.shape[-1], rows)
     placed = back.placed(rows)
     if needs_grad(rows):
         return cast(Tensor, _CrossEntropy.call(rows, target, weight, placed, options, reduction))
@@ -121,8 +122,8 @@ def checked(
         raise ValueError(f"ignore_index: expected a number of int64, got {ignored}")
     # What is 0 is a case of its own for the compiler, too, which otherwise takes it for a float that may change.
     smoothed = share("label_smoothing", smoothing) or 0.0
-    cap = 0.0 if softcap is None else amount("softcap", softcap, zero=False)
-    return space or "logits", ignored, smoothed, amount("z_loss", z_loss, zero=True) or 0.0, cap
+    cap = 0.0 if softcap is None else amount("softcap", softcap, False)
+    return space or "logits", ignored, smoothed, amount("z_loss", z_loss, True) or 0.0, cap
 
 
 def _losses(
@@ -136,12 +137,13 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """The rows' losses and the gradient of Σ scale · loss, of the operator that takes no more than is asked for."""
     space, ignored, smoothing, z_loss, softcap = options
+    found: tuple[Tensor, Tensor]
     if weight is None and not z_loss and not softcap:
         found = kernels.cross_entropy(y, target, *placed, space, ignored, smoothing, scale, gradient)
     else:
         call = (*placed, space, ignored, smoothing, scale, gradient, z_loss, softcap, weight)
         found = kernels.weighed_cross_entropy(y, target, *call)
-    return cast(tuple[Tensor, Tensor], found)
+    return found
 
 
 def counted(

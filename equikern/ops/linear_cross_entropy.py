@@ -85,7 +85,8 @@ def linear_orbit_cross_entropy(
     back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
     options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
-    class_weight = checks.class_weights("class_weight", class_weight, weight.shape[0], hidden)
+    if class_weight is not None:
+        class_weight = checks.class_weights("class_weight", class_weight, weight.shape[0], hidden)
     placed = back.placed(hidden)
     if needs_grad(hidden, weight) or (bias is not None and needs_grad(bias)):
         # Transforms take derivatives of derivatives, which no gradient made here would serve.
@@ -268,11 +269,12 @@ def _losses(
     """What ``_forward`` says, of the operator that takes no more than is asked for, as in ``orbit_cross_entropy``."""
     space, ignored, smoothing, z_loss, softcap = options
     call = (hidden, weight, bias, target, *placed, space, ignored, smoothing, scale, *asked)
+    found: tuple[Tensor, Tensor, Tensor, Tensor]
     if class_weight is None and not z_loss and not softcap:
         found = _linear_cross_entropy(*call)
     else:
         found = _weighed_linear_cross_entropy(*call, z_loss, softcap, class_weight)
-    return cast(tuple[Tensor, Tensor, Tensor, Tensor], found)
+    return found
 
 
 def _decomposed(
