@@ -175,7 +175,7 @@ void score_select(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr
 
 void cross_entropy(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t target, uintptr_t loss, uintptr_t grad,
                    const Ints& grad_strides, const Views& views, int dtype, int space, int64_t ignore_index,
-                   double smoothing, double factor, int threads) {
+                   double smoothing, double z_loss, double softcap, uintptr_t class_weights, double factor, int threads) {
   if (shape.has_zero()) return;
   Builder b(sample_of(shape), views.of_rows(), dtype, threads);
   b.add(b.p.in, y, y_strides, true);
@@ -193,6 +193,9 @@ void cross_entropy(uintptr_t y, const Ints& shape, const Ints& y_strides, uintpt
   b.p.space = space;
   b.p.ignore_index = ignore_index;
   b.p.smoothing = smoothing;
+  b.p.z_loss = z_loss;
+  b.p.softcap = softcap;
+  b.p.class_weights = at<void>(class_weights);
   b.p.factor = factor;
   b.run(kernels().cross_entropy);
 }

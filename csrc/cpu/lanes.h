@@ -108,6 +108,51 @@ EQK_INLINE A largest_of(Vec<A, L> v) {
   }
 }
 
+// tanh x of |x| below kNear, from polynomials: Cephes' tanhf and tanh.
+template <class A>
+constexpr A kNear = A(0.625);
+template <class A, int L>
+EQK_INLINE Vec<A, L> tanh_near(Vec<A, L> x) {
+  typedef Vec<A, L> V;
+  const V z = x * x;
+  V near;
+  if constexpr (sizeof(A) == 4) {
+    near = z * A(-5.70498872745e-3) + A(2.06390887954e-2);
+    near = near * z + A(-5.37397155531e-2);
+    near = near * z + A(1.33314422036e-1);
+    near = near * z + A(-3.33332819422e-1);
+  } else {
+    const V p = (z * A(-9.64399179425052238628e-1) + A(-9.92877231001918586564e1)) * z + A(-1.61468768441708447952e3);
+    const V q = ((z + A(1.12811678491632931402e2)) * z + A(2.23548839060100448583e3)) * z + A(4.84406305325125486048e3);
+    near = p / q;
+  }
+  return near * z * x + x;
+}
+template <class A, int L>
+EQK_INLINE Vec<A, L> size_of(Vec<A, L> x) {
+  return x < A(0) ? -x : x;
+}
+
+// tanh x to about two units in the last place. Most numbers that it is taken of are small: those alone take no exponential.
+template <class A, int L>
+EQK_INLINE Vec<A, L> tanh_lanes(Vec<A, L> x) {
+  typedef Vec<A, L> V;
+  const V size = size_of<A, L>(x), near = tanh_near<A, L>(x);
+  if (largest_of<A, L>(size) < kNear<A>) return near;
+  const V e = exp_lanes<A, L>(size * A(-2)), far = (A(1) - e) / (A(1) + e);
+  return size < kNear<A> ? near : x < A(0) ? -far : far;
+}
+
+// The derivative of tanh, 1 − tanh² = 1/cosh²: all digits of it, however close tanh is to 1.
+template <class A, int L>
+EQK_INLINE Vec<A, L> tanh_slope_lanes(Vec<A, L> x) {
+  typedef Vec<A, L> V;
+  const V size = size_of<A, L>(x), t = tanh_near<A, L>(x), near = A(1) - t * t;
+  if (largest_of<A, L>(size) < kNear<A>) return near;
+  const V e = exp_lanes<A, L>(size * A(-2)), sum = A(1) + e;
+  return size < kNear<A> ? near : A(4) * e / (sum * sum);
+}
+
 // One number's exponential, the same bits as in a vector.
 template <class A>
 inline A exp_one(A x) {

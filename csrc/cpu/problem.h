@@ -101,7 +101,9 @@ struct RowProblem : Problem {
   void* numbers = nullptr;         // of the accumulator's type: logarithms of sums (views, rows), losses or scores (rows)
   const int64_t* target = nullptr;
   int64_t ignore_index = 0;
-  double smoothing = 0, factor = 1;
+  double smoothing = 0, z_loss = 0, softcap = 0, factor = 1;  // a softcap of 0 is none
+  const void* class_weights = nullptr;  // of the accumulator's type, one for each word
+  double class_weight_sum = 0;
 
   Moves inverse(int g) const { return moves(g, inverse_sources); }
 };

@@ -116,5 +116,8 @@ class Backend(ABC):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
         """The loss of the mean prediction, and its gradient in y."""

@@ -167,9 +167,13 @@ class Cpu(Backend):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
         _C.cross_entropy(
             y.data_ptr(), y.shape, y.stride(), target.data_ptr(), loss.data_ptr(), *_strides(grad),
-            _views(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing,
-            1.0 if scale is None else scale.item(), torch.get_num_threads(),
+            _views(views, table), _FLOATS[y.dtype], _C.SPACES[space], ignore_index, smoothing, z_loss, softcap,
+            0 if weight is None else weight.data_ptr(), 1.0 if scale is None else scale.item(),
+            torch.get_num_threads(),
         )  # fmt: skip

@@ -129,6 +129,21 @@ def score(logits: Tensor, kind: str) -> Tensor:
     return unsure
 
 
+def capped(y: Tensor, softcap: float) -> Tensor:
+    """``c · tanh(y / c)``, rounded to y's dtype."""
+    return ((y.to(accumulator(y)) / softcap).tanh() * softcap).to(y.dtype)
+
+
+def cap_slope(y: Tensor, softcap: float) -> Tensor:
+    """The derivative of ``capped``: 1 − tanh² = 1/cosh², which keeps its digits where tanh is close to 1."""
+    return (y.to(accumulator(y)) / softcap).cosh().reciprocal().square()
+
+
+def weights_of(target: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
+    """Each target's class weight, 0 where it is ignored; one outside is for the kernels to refuse."""
+    return torch.where(target == ignore_index, 0.0, weight[target.clamp(0, max(0, weight.shape[0] - 1))])
+
+
 def cross_entropy(
     y: Tensor,
     target: Tensor,
@@ -139,6 +154,9 @@ def cross_entropy(
     smoothing: float,
     scale: Maybe,
     gradient: bool,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    weight: Maybe = None,
 ) -> tuple[Tensor, Maybe]:
     """The rows' losses and, if asked for, their gradient; see ``Backend.cross_entropy``.
 
@@ -147,25 +165,37 @@ def cross_entropy(
     order, size = y.shape[0], y.shape[-1]
     kept = target != ignore_index
     t = torch.where((target < 0) & kept, size, target.where(kept, 0)).unsqueeze(-1)
-    v = mapped(y, views, table).to(accumulator(y))
+    v = mapped(capped(y, softcap) if softcap else y, views, table).to(accumulator(y))
     if space == "logits":
         log_q = v.mean(0).log_softmax(-1)
     elif space == "log_probs":
         log_q = v.log_softmax(-1).mean(0)
     else:
         log_q = v.log_softmax(-1).logsumexp(0) - math.log(order)
-    wanted = torch.zeros_like(log_q).scatter(-1, t, 1.0 - smoothing) + smoothing / size  # Σ is 1
-    found = -(wanted * log_q).sum(-1) if smoothing else -log_q.gather(-1, t).squeeze(-1)
-    loss = torch.where(kept, found, 0.0)
+    wanted = torch.zeros_like(log_q).scatter(-1, t, 1.0 - smoothing) + smoothing / size
+    row: Tensor | float = 1.0 if weight is None else weight[t]
+    total: Tensor | float = 1.0  # Σ_v wanted[v]
+    if weight is not None:
+        wanted = wanted * weight
+        total = wanted.sum(-1, keepdim=True)
+    found = -(wanted * log_q).sum(-1, keepdim=True) if smoothing else -log_q.gather(-1, t) * row
+    slope: Tensor | float = 0.0  # of the penalty, in Z
+    if z_loss:
+        lse = (v.mean(0) if space == "logits" else v).logsumexp(-1, keepdim=True)
+        penalty = lse.square() if space == "logits" else lse.square().mean(0)
+        found, slope = found + z_loss * row * penalty, 2.0 * z_loss * row * lse
+    loss = torch.where(kept, found.squeeze(-1), 0.0)
     if not gradient:
         return loss, None
     if space == "logits":
-        back = ((log_q.exp() - wanted) / order).expand_as(v)
+        back = ((log_q.exp() * (total + slope) - wanted) / order).expand_as(v)
     elif space == "log_probs":
-        back = (v.softmax(-1) - wanted) / order
+        back = (v.softmax(-1) * (total + slope) - wanted) / order
     else:
         log_p = v.log_softmax(-1)
         share = (log_p - log_q).exp().masked_fill(log_p == -math.inf, 0.0) / order * wanted  # a view's part in q
-        back = log_p.exp() * share.sum(-1, keepdim=True) - share
-    back = torch.where(kept.unsqueeze(-1), back if scale is None else back * scale, 0.0)
-    return loss, mapped(back, of(transposed(views.code)), table)
+        back = log_p.exp() * (share.sum(-1, keepdim=True) + slope / order) - share
+    if scale is not None:
+        back = back * scale
+    back = mapped(torch.where(kept.unsqueeze(-1), back, 0.0), of(transposed(views.code)), table)
+    return loss, back * cap_slope(y, softcap) if softcap else back

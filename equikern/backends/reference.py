@@ -5,6 +5,8 @@ What each computes is in ``plain.py``. The output tensors are written in place a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -116,24 +118,31 @@ class Reference(Backend):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
-        """``loss = −(1 − ε) log q[target] − ε/V Σ_v log q[v]`` of the mean prediction q, and its gradient in y.
+        """``loss = −(1 − ε) w_t log q[t] − ε/V Σ_v w_v log q[v] + z w_t Z²`` of the mean prediction q, with its
+        gradient.
 
         space "logits": q is the softmax of ``1/|G| Σ map_g(y[g])``; "probs": the mean of the softmaxes; "log_probs":
-        log q is the mean of the log-softmaxes. y (|G|, *lead, V), target and loss (*lead), loss in the accumulator's
-        dtype and 0 where target is ignore_index. grad, like y, is the gradient of loss times scale (one number, None
-        for 1).
+        log q is the mean of the log-softmaxes. Z² is the square of the mean logits' log Σ exp, else the mean of the
+        views' squares. y (|G|, *lead, V), target t and loss (*lead), loss in the accumulator's dtype and 0 where the
+        target is ignore_index. grad, like y, is the gradient of loss times scale (one number, None for 1). weight w
+        (V,), contiguous, in the accumulator's dtype too; None for ones. softcap c: y is c · tanh(y / c), rounded to
+        y's dtype, before anything else; 0 for none.
 
         Raises:
-            ValueError: a target that is neither ignore_index nor 0 … V − 1.
+            ValueError: on a CPU, a target that is neither ignore_index nor 0 … V − 1; elsewhere it gives NaN.
         """
-        size = y.shape[-1]
+        size, ours = y.shape[-1], target
         outside = (target != ignore_index) & ((target < 0) | (target >= size))
-        if bool(outside.any()):
+        if not y.is_cpu:  # where asking would stop a queue
+            ours = target.masked_fill(outside, ignore_index)
+        elif bool(outside.any()):
             raise ValueError(f"target: expected 0 … {size - 1} or {ignore_index}, got {int(target[outside][0])}")
-        found, slopes = plain.cross_entropy(
-            y, target, views, table, space, ignore_index, smoothing, scale, grad is not None
-        )
-        loss.copy_(found)
+        call = space, ignore_index, smoothing, scale, grad is not None, z_loss, softcap, weight
+        found, slopes = plain.cross_entropy(y, ours, views, table, *call)
+        loss.copy_(found if y.is_cpu else found.masked_fill(outside, math.nan))
         if grad is not None and slopes is not None:
-            grad.copy_(slopes)
+            grad.copy_(slopes if y.is_cpu else slopes.masked_fill(outside.unsqueeze(-1), math.nan))

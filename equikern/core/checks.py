@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..scalars import index, kind_of
-from ..views import EXACT, FLOATS, UNSIGNED
+from ..views import EXACT, FLOATS, UNSIGNED, accumulator
 from ..views.grid import sides_named
 from ..views.maps import Acting, Maps
 from ..views.permutation import Permutation
@@ -237,6 +237,22 @@ def targets(name: str, target: object, shape: tuple[int, ...], like: Tensor) -> 
     if tuple(target.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, one class for each prediction, got {tuple(target.shape)}")
     return target.contiguous()
+
+
+def class_weights(name: str, weight: object, size: int, like: Tensor) -> Tensor:
+    """A loss's weights of its classes, in the dtype of the kernels' sums; their values where asking stops no queue."""
+    weight = _tensor(name, weight)
+    if weight.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device} like the logits, got one on {weight.device}")
+    if weight.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected {_kinds(FLOATS)}, got {weight.dtype}")
+    if tuple(weight.shape) != (size,):
+        raise ValueError(f"{name}: expected shape ({size},), one weight for each class, got {tuple(weight.shape)}")
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: expected constants, got a tensor that requires grad; detach it")
+    if weight.is_cpu and not functions.functional(weight) and not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(f"{name}: expected finite numbers of 0 or more, got others among them")
+    return weight.to(accumulator(like)).contiguous()
 
 
 def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:

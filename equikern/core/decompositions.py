@@ -6,6 +6,8 @@ call, in ``functions.py``.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..backends import plain
@@ -98,8 +100,9 @@ def _cross_entropy(
     smoothing: float,
     scale: Maybe,
     gradient: bool,
+    *terms: Any,
 ) -> tuple[Tensor, Tensor]:
-    call = space, ignore_index, smoothing, scale, gradient
+    call = space, ignore_index, smoothing, scale, gradient, *terms
     loss, slopes = plain.cross_entropy(y, target, of(code), table, *call)
     return loss.contiguous(), y.new_empty(0) if slopes is None else slopes.to(y.dtype).contiguous()
 
@@ -121,5 +124,6 @@ decompositions.update(
         rows.score: _score,
         rows.score_select: _score_select,
         rows.cross_entropy: _cross_entropy,
+        rows.weighed_cross_entropy: _cross_entropy,
     }
 )

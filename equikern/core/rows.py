@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends import kernels
 from ..views import accumulator, of
-from .batching import batched
+from .batching import Rule, batched
 from .library import checked, memory, nothing, register, register_batching, view_empty, written
 
 
@@ -117,26 +117,50 @@ def _cross_entropy(
     return loss, grad
 
 
-cross_entropy = register(
-    "cross_entropy(Tensor y, Tensor target, str views, Tensor? table, str space, int ignore_index, float smoothing, "
-    "Tensor? scale, bool gradient) -> (Tensor, Tensor)",
-    _cross_entropy,
-    lambda y, target, code, table, space, ignore_index, smoothing, scale, gradient: _cross_entropy_empty(y, gradient),
-)
+def _weighed_cross_entropy(
+    y: Tensor, target: Tensor, code: str, table: Tensor | None, *call: Any
+) -> tuple[Tensor, Tensor]:
+    options, gradient, terms = call[:4], call[4], call[5:]
+    loss, grad = _cross_entropy_empty(y, gradient)
+    views, into = checked(code, table, y), grad if gradient else None
+    kernels(y).cross_entropy(y, target, loss, into, views, table, *options, *terms)
+    return loss, grad
 
 
-def _batched_cross_entropy(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+def _cross_entropy_fake(y: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+    return _cross_entropy_empty(y, call[7])
+
+
+def _batched_cross_entropy(operator: Any) -> Rule:
     """The batch is one more leading dim; a scale for each sample is multiplied behind the kernel, which takes one."""
-    scale, gradient = arguments[-2:]
-    each = in_dims[-2] is not None
-    call = (*arguments[:-2], None if each else scale, gradient)
-    dims = (*in_dims[:-2], None, None)
-    (loss, grad), _ = batched(cross_entropy, (1, 0), (0, 1), small=(1,))(info, dims, *call)
-    if not gradient:
-        return (loss, grad), (0, None)
-    if each:
-        grad = (grad * scale.view(1, -1, *(1,) * (grad.dim() - 2))).to(grad.dtype)
-    return (loss, grad), (0, 1)
+    run = batched(operator, (1, 0), (0, 1), small=(1,))
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        scale, gradient, *terms = arguments[7:]
+        if terms and in_dims[-1] is not None:
+            raise ValueError("weight: expected the same class weights for all samples of vmap, got a batch of them")
+        each = in_dims[7] is not None
+        call = (*arguments[:7], None if each else scale, gradient, *terms)
+        (loss, grad), _ = run(info, (*in_dims[:7], *(None,) * len(call[7:])), *call)
+        if not gradient:
+            return (loss, grad), (0, None)
+        if each:
+            grad = (grad * scale.view(1, -1, *(1,) * (grad.dim() - 2))).to(grad.dtype)
+        return (loss, grad), (0, 1)
+
+    return rule
 
 
-register_batching(cross_entropy, _batched_cross_entropy)
+# Two operators, since in small calls arguments take time, those that are 0 or None too.
+_CALL = (
+    "Tensor y, Tensor target, str views, Tensor? table, str space, int ignore_index, float smoothing, Tensor? scale, "
+    "bool gradient"
+)
+cross_entropy = register(f"cross_entropy({_CALL}) -> (Tensor, Tensor)", _cross_entropy, _cross_entropy_fake)
+weighed_cross_entropy = register(
+    f"weighed_cross_entropy({_CALL}, float z_loss, float softcap, Tensor? weight) -> (Tensor, Tensor)",
+    _weighed_cross_entropy,
+    _cross_entropy_fake,
+)
+for _operator in (cross_entropy, weighed_cross_entropy):
+    register_batching(_operator, _batched_cross_entropy(_operator))

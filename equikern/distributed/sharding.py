@@ -75,7 +75,9 @@ RULES = {
     "score_select": Rule("y..-.", "xt", rows=True),
     "score_select_out": Rule("y..-.x", "t", rows=True),
     "cross_entropy": Rule("yt.-...-.", "ty", rows=True),
+    "weighed_cross_entropy": Rule("yt.-...-...-", "ty", rows=True),
     "linear_cross_entropy": Rule("y--t.-...t...", "tyss", rows=True),
+    "weighed_linear_cross_entropy": Rule("y--t.-...t.....-", "tyss", rows=True),
 }
 _GROUPED = "ywl"
 _CODE = "views"  # what schemas call it

@@ -146,7 +146,9 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
             position_ids: (B, S) or (1, S).
             past_key_values, cache_params: the cache of an earlier forward, by the model's name for it, with |G|·B rows,
                 or B for each view of this process.
-            labels: (B, S) int64, the words to predict, −100 where none; shifted by one here, as in transformers.
+            labels: (B, S) int64, the words to predict, −100 where none; shifted by one here, as in transformers. Other
+                losses, such as one with class weights or a z term, are of ``logits``, in which a model's softcap is
+                already.
             use_cache, logits_to_keep: passed to the model. Labels need all logits.
             inputs_embeds, output_attentions, output_hidden_states: refused.
             return_dict: False for a tuple without the parts that are None.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import equikern
@@ -320,13 +321,14 @@ def test_losses(triton: Backend, name: str, space: str, smoothing: float) -> Non
     target = torch.randint(action.views.size, shape[:-1])
     target.view(-1)[0] = -100
     loss, table = torch.empty(shape[:-1], dtype=accumulator(y)), maps.table(y)
-    scale = torch.tensor(0.5, dtype=accumulator(y))
-    compared(
-        triton,
-        lambda k, o, g: k.cross_entropy(y, target, o, g, maps.views, table, space, -100, smoothing, scale),
-        [loss, y],
-        4 * TOLERANCE[dtype],
-    )
+    scale, classes = torch.tensor(0.5, dtype=accumulator(y)), torch.rand(y.shape[-1], dtype=accumulator(y))
+
+    def of(k: Backend, o: Tensor, g: Tensor, z_loss: float, weight: Tensor | None) -> None:
+        k.cross_entropy(y, target, o, g, maps.views, table, space, -100, smoothing, scale, z_loss, 0.0, weight)
+
+    # Class weights are factors of the rows there, beside a smoothing they have no kernel.
+    for z_loss, weight in ((0.0, None), (0.01, None if smoothing else classes)):
+        compared(triton, partial(of, z_loss=z_loss, weight=weight), [loss, y], 4 * TOLERANCE[dtype])
 
 
 def test_token_ids(triton: Backend) -> None:

@@ -401,14 +401,23 @@ def a_cross_entropy(draw: st.DrawFn) -> None:
     target = torch.randint(0, s.shape[-1], s.shape[:-1], generator=g)
     target = torch.where(torch.rand(target.shape, generator=g) < 0.2, -100, target)
     y = logits(draw, s)
+    chosen = drawn_tensor(draw, "class weights", s.shape[-1:], torch.float32, "positive", spread=False)
+    chosen[: draw(st.integers(0, 1))] = 0.0
+    chosen = chosen if draw(st.booleans()) else None
+    z_loss, softcap = draw(st.sampled_from((0.0, 0.0, 0.02))), draw(st.sampled_from((None, None, 3.0)))
+    if y.dtype.itemsize == 2:  # where capped logits are rounded
+        softcap = None
+    terms: dict[str, Any] = {"z_loss": z_loss, "softcap": softcap}
 
     def exact(y: Tensor) -> Tensor:
-        return definitions.cross_entropy(s.definition.undone(y), target, space, -100, smoothing)
+        return definitions.cross_entropy(s.definition.undone(y), target, space, -100, smoothing, chosen, **terms)
 
     def call(y: Tensor) -> Tensor:
-        return orbit_cross_entropy(y, target, s.action, space, reduction="none", label_smoothing=smoothing)
+        options: Any = {"reduction": "none", "label_smoothing": smoothing, "weight": chosen, **terms}
+        return orbit_cross_entropy(y, target, s.action, space, **options)
 
-    near("loss", call(y), exact(y.double()), y.double().abs().amax() * 4 + 8 if y.numel() else None)
+    most = y.double().abs().amax() if y.numel() else torch.zeros(())
+    near("loss", call(y), exact(y.double()), most * 5 + 10 + z_loss * (most + 8) ** 2 if y.numel() else None)
     t = drawn_tensor(draw, "y", (s.group_order, *s.shape), torch.float64, "positive")
     gradients(draw, "loss", call, exact, (t,))
     hidden = drawn_tensor(draw, "hidden", (*t.shape[:-1], 3), torch.float64, "positive")
@@ -417,7 +426,7 @@ def a_cross_entropy(draw: st.DrawFn) -> None:
         draw,
         "linear loss",
         lambda h, w: linear_orbit_cross_entropy(
-            h, w, target, s.action, space=space, reduction="none", label_smoothing=smoothing
+            h, w, target, s.action, space, reduction="none", label_smoothing=smoothing, class_weight=chosen, **terms
         ),
         lambda h, w: exact(h @ w.T),
         (hidden, weight),

@@ -57,7 +57,7 @@ _MOVED = {
     **dict.fromkeys(("of_max", "of_min", "of_std"), (2, 1)),
     "of_mean_std": (2, 2),
     **dict.fromkeys(("select", "take", "choose", "chosen", "symmetrize"), (0, 2)),
-    "loss": (2, 0),
+    **dict.fromkeys(("loss", "weighed"), (2, 0)),
     "score": (1, 0),
 }
 

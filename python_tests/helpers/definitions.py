@@ -230,8 +230,18 @@ def mean_of(v: Tensor, space: str | None) -> Tensor:
     return v.softmax(-1).mean(0) if space == "probs" else v.log_softmax(-1).mean(0)
 
 
-def cross_entropy(v: Tensor, target: Tensor, space: str | None, ignore: int, smoothing: float) -> Tensor:
+def cross_entropy(
+    v: Tensor,
+    target: Tensor,
+    space: str | None,
+    ignore: int,
+    smoothing: float,
+    weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
     """The losses (*lead) of the mean prediction."""
+    v = v if softcap is None else softcap * (v / softcap).tanh()
     if space is None:
         log_q = v.mean(0).log_softmax(-1)
     elif space == "probs":
@@ -239,7 +249,12 @@ def cross_entropy(v: Tensor, target: Tensor, space: str | None, ignore: int, smo
     else:
         log_q = v.log_softmax(-1).mean(0)
     kept = target != ignore
-    loss = -log_q.gather(-1, target.where(kept, 0).unsqueeze(-1)).squeeze(-1)
+    right = target.where(kept, 0)
+    classes = torch.ones(v.shape[-1], dtype=v.dtype) if weight is None else weight.to(v.dtype)
+    loss = -log_q.gather(-1, right.unsqueeze(-1)).squeeze(-1) * classes[right]
     if smoothing:
-        loss = (1 - smoothing) * loss - smoothing * log_q.mean(-1)
+        loss = (1 - smoothing) * loss - smoothing * (log_q * classes).mean(-1)
+    if z_loss:
+        squares = v.mean(0).logsumexp(-1) ** 2 if space is None else (v.logsumexp(-1) ** 2).mean(0)
+        loss = loss + z_loss * classes[right] * squares
     return loss.where(kept, 0.0)

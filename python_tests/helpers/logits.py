@@ -58,14 +58,34 @@ def log_prediction(y: Tensor, action: Action, space: str | None) -> Tensor:
 
 
 def loss(
-    y: Tensor, target: Tensor, action: Action, space: str | None, reduction: str, smoothing: float, ignored: int
+    y: Tensor,
+    target: Tensor,
+    action: Action,
+    space: str | None,
+    reduction: str,
+    smoothing: float,
+    ignored: int,
+    weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """What orbit_cross_entropy replaces; torch's own cross_entropy where q is a softmax of logits."""
+    if softcap is not None:
+        y = softcap * torch.tanh(y / softcap)
+    weight = None if weight is None else weight.to(y.dtype)
+    if z_loss:
+        entropy = loss(y, target, action, space, reduction, smoothing, ignored, weight)
+        squares = undone(y, action).mean(0).logsumexp(-1) ** 2 if space is None else (y.logsumexp(-1) ** 2).mean(0)
+        kept = target != ignored
+        counts = kept.to(y.dtype) if weight is None else weight[target.where(kept, 0)] * kept
+        each = z_loss * counts * squares
+        return entropy + (each if reduction == "none" else each.sum() / (counts.sum() if reduction == "mean" else 1))
     if space is None:
         mean = undone(y, action).mean(0)
         found = cross_entropy(
             mean.reshape(-1, mean.shape[-1]),
             target.flatten(),
+            weight=weight,
             reduction=reduction,
             label_smoothing=smoothing,
             ignore_index=ignored,
@@ -73,11 +93,12 @@ def loss(
         return found.reshape(target.shape) if reduction == "none" else found
     log_q = log_prediction(y, action, space)
     kept = target != ignored
-    each = -(1 - smoothing) * log_q.gather(-1, target.where(kept, 0).unsqueeze(-1)).squeeze(-1)
+    counts = kept.to(y.dtype) if weight is None else weight[target.where(kept, 0)] * kept
+    each = -(1 - smoothing) * log_q.gather(-1, target.where(kept, 0).unsqueeze(-1)).squeeze(-1) * counts
     if smoothing:
-        each = each - smoothing * log_q.mean(-1)
+        each = each - smoothing * (log_q if weight is None else log_q * weight).mean(-1)
     each = each.where(kept, 0.0)
-    return each if reduction == "none" else each.sum() if reduction == "sum" else each.sum() / kept.sum()
+    return each if reduction == "none" else each.sum() if reduction == "sum" else each.sum() / counts.sum()
 
 
 def targets(shape: tuple[int, ...], size: int, seed: int, ignored: int | None = None) -> Tensor:

@@ -151,6 +151,14 @@ def logits(world: World) -> int:
         [torch.randn(2, 6, 3, generator=numbers), torch.randn(4, 3, generator=numbers), target[:, 0]],
         [[Shard(1), Replicate()], [Replicate(), Replicate()], [Shard(0), Replicate()]],
     )
+    classes = torch.tensor([0.5, 1.0, 2.0, 0.0])
+    everywhere: list[Placement] = [Replicate(), Replicate()]
+    calls["weighed loss"] = _weighed, [y, target, classes], [rows_sharded, [Shard(0), Shard(1)], everywhere]
+    calls["weighed loss of hidden states"] = (
+        _weighed_linear,
+        [*calls["loss of hidden states"][1], classes],
+        [*calls["loss of hidden states"][2], everywhere],
+    )
     for name, (run, given, placements) in calls.items():
         expected = _called(run, [t.clone() for t in given])
         shards = [distribute_tensor(t, mesh, p) if p else t for t, p in zip(given, placements, strict=True)]
@@ -179,6 +187,16 @@ def _act(x: Tensor, elements: Tensor) -> Tensor:
 
 def _linear(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return linear_orbit_cross_entropy(hidden, weight, target, _SWAP)
+
+
+def _weighed(y: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return orbit_cross_entropy(y, target, _SWAP, label_smoothing=0.1, weight=weight.detach(), z_loss=0.1, softcap=3.0)
+
+
+def _weighed_linear(hidden: Tensor, weight: Tensor, target: Tensor, classes: Tensor) -> Tensor:
+    return linear_orbit_cross_entropy(
+        hidden, weight, target, _SWAP, class_weight=classes.detach(), z_loss=0.1, softcap=3.0
+    )
 
 
 def corners(world: World) -> None:

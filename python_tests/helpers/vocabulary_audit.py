@@ -51,7 +51,7 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
     each, views = dense(ROWS, wide), dense((order, *ROWS), wide)
     kind, _, option = kind.partition("-")
     space = {"logs": "log_probs", "smooth": "probs"}.get(option, option)
-    target = dense(ROWS, torch.int64)
+    target, smoothing = dense(ROWS, torch.int64), 0.1 if option == "smooth" else 0.0
     # As many rows as one kernel scores and selects.
     scored = dense((order, 8, 16, size), dtype), dense((8, 16, size), dtype), dense((8, 16), torch.int64)
     plans: dict[str, Callable[[], Any]] = {
@@ -68,7 +68,11 @@ def build(kind: str, group: str, dtype: torch.dtype, size: int) -> Plan:
         "score": lambda: scores.plan.__wrapped__(option, y, views),
         "scored": lambda: scores.select_plan.__wrapped__(*maps, option, True, *scored),
         "loss": lambda: cross_entropies.plan.__wrapped__(
-            *maps, space, -100, 0.1 if option == "smooth" else 0.0, y, y, target, each, dense((), wide)
+            *maps, space, -100, smoothing, 0.0, y, y, target, each, dense((), wide)
+        ),
+        # With a penalty, and each row by a weight where nothing is smoothed.
+        "weighed": lambda: cross_entropies.plan.__wrapped__(
+            *maps, space, -100, smoothing, 0.01, y, y, target, each, dense((), wide) if smoothing else each
         ),
     }
     found: Any = plans[kind]()
@@ -122,6 +126,10 @@ VOCABULARY = [
     "loss-smooth all3 fp32 1000",
     "loss-logs few2 fp64 1000",
     "loss-probs few3 fp16 8",
+    "weighed-logits few2 bf16 50257",
+    "weighed-probs all3 fp32 1000",
+    "weighed-smooth few2 bf16 50257",
+    "weighed-logs few2 fp64 1000",
     "permute few2 bf16 50257",
     "permute all3 bf16 50256",
     "gather few2 bf16 50257",

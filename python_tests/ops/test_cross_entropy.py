@@ -310,6 +310,7 @@ def test_chunks_give_every_multiprocessor_work() -> None:
     assert chunk_rows(2, 100_000, 2 * 49_152, "cuda", 132) == 2**29 // (4 * 2 * 49_152) // 8 * 8
     assert chunk_rows(8, 2048, 4 * 262_144, "cuda", 132) == 2**29 // (16 * 4 * 262_144)
     assert chunk_rows(2, 100_000, 2 * 8, "cuda", 132) == 100_000 // 18 // 8 * 8
+    assert chunk_rows(2, 100_000, 2 * 49_152, "cuda", 132, 5) == 2**29 // (5 * 2 * 2 * 49_152) // 8 * 8  # with softcap
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -54,7 +54,7 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
     vectors = random_values((3, 2, 3), torch.float32, 9, "positive")
     words = [(". . .", None), of(swaps.inverse_maps, logits)]
     hidden, weight = random_values((3, 2, 7), torch.float32, 6), random_values((41, 7), torch.float32, 7)
-    target = torch.tensor([40, -100])
+    target, classes = torch.tensor([40, -100]), random_values((41,), torch.float32, 8, "positive")
 
     def out(t: Tensor = x) -> Tensor:
         return torch.zeros_like(t)
@@ -139,11 +139,20 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (logits.bfloat16(), target, *words[0], "probs", -100, 0.1, torch.tensor(0.5), True),
             (laid_out(logits, "transposed"), target, *words[1], "log_probs", -100, 0.1, None, False),
         ],
+        "weighed_cross_entropy": [
+            (logits, target, *words[1], "logits", -100, 0.0, None, True, 0.0, 5.0, None),
+            (logits.bfloat16(), target, *words[0], "probs", -100, 0.1, torch.tensor(0.5), True, 0.01, 5.0, classes),
+            (laid_out(logits, "transposed"), target, *words[1], "log_probs", -100, 0.1, None, False, 0.0, 0.0, classes),
+        ],
         "linear_cross_entropy": [
             (hidden, weight, bias, target, *words[1], "logits", -100, 0.0, None, True, True, bias is not None)
             for bias in (None, random_values((41,), torch.float32, 8))
         ]
         + [(hidden, weight, None, target, *words[1], "probs", -100, 0.1, torch.ones(2), False, True, False)],
+        "weighed_linear_cross_entropy": [
+            (hidden, weight, None, target, *words[1], "probs", -100, s, torch.ones(2), *asked, 0.1, 5.0, classes)
+            for s, asked in ((0.0, (False, True, False)), (0.1, (True, True, False)))
+        ],
         **traced_samples(),
     }
 
@@ -158,7 +167,8 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
     x, y, weights = leaf(2, 4, 4, seed=11), leaf(8, 2, 4, 4, seed=12), leaf(8, 2, seed=13, kind="positive")
     logits, hidden, layer = leaf(3, 2, 41, seed=14), leaf(3, 2, 7, seed=15), leaf(41, 7, seed=16)
     index, target, permuted = torch.tensor([5, 0]), torch.tensor([40, -100]), of(words, logits)
-    loss = (target, *permuted, "probs", -100, 0.1)
+    of_loss = (*permuted, "probs", -100, 0.1)
+    losses = [(target, None, *of_loss, 0.0, 0.0), (target, torch.ones(41).double(), *of_loss, 0.01, 5.0)]
     return {
         "traced_orbit": [(x, None, *maps, 0.5), (x, weights, *maps, 1.0)],
         "traced_sum": [(y, None, *back, 0.5), (y, weights, *back, 1.0)],
@@ -178,10 +188,10 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
             (logits, None, "entropy", *permuted, True, "selected"),
         ],
         "traced_softmax_mean": [(logits, *permuted, "probs")],
-        "traced_cross_entropy": [(logits, *loss, reduction) for reduction in ("mean", "none")],
+        "traced_cross_entropy": [(logits, *loss, reduction) for loss in losses for reduction in ("mean", "none")],
         "traced_linear_cross_entropy": [
-            (hidden, layer, None, *loss, "mean", True, True, False),
-            (hidden, layer, None, *loss, "sum", False, False, False),
+            (hidden, layer, None, *losses[0], "mean", True, True, False),
+            (hidden, layer, None, *losses[1], "sum", False, False, False),
         ],
     }
 

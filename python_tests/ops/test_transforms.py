@@ -36,6 +36,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 C4, D4 = CASES["c4"].action, CASES["d4"].action
+CLASSES = torch.tensor([0.5, 1.0, 0.0, 2.0], dtype=torch.float64)
 SWAPS = permutation([[0, 1, 2, 3], [1, 2, 0, 3], [2, 0, 1, 3]])
 TARGET = torch.tensor([0, 3, -100])
 
@@ -70,15 +71,26 @@ def of_rows() -> dict[str, tuple[Function, tuple[Tensor, ...]]]:
     }
     for kind in ("max_prob", "entropy", "margin", "max"):
         found[f"score {kind}"] = (lambda t, kind=kind: orbit_score(t, kind), (y,))
-    for space, reduction in ((None, "mean"), ("probs", "sum"), ("log_probs", "none"), ("probs", "mean")):
-        options = {"reduction": reduction, "label_smoothing": 0.1}
-        found[f"loss {space} {reduction}"] = (
-            lambda t, space=space, options=options: orbit_cross_entropy(t, TARGET, SWAPS, space, **options),
+    terms = {"z_loss": 0.05, "softcap": 2.0}
+    for space, reduction, more in (
+        (None, "mean", {}),
+        ("probs", "sum", {}),
+        ("log_probs", "none", {}),
+        ("probs", "mean", {}),
+        (None, "mean", terms),
+        ("probs", "none", terms),
+    ):
+        options = {"reduction": reduction, "label_smoothing": 0.0 if space is None and more else 0.1, **more}
+        classes = CLASSES if more else None
+        found[f"loss {space} {reduction} {len(more)}"] = (
+            lambda t, space=space, options=options, classes=classes: orbit_cross_entropy(
+                t, TARGET, SWAPS, space, weight=classes, **options
+            ),
             (y,),
         )
-        found[f"linear loss {space} {reduction}"] = (
-            lambda h, w, b, space=space, options=options: linear_orbit_cross_entropy(
-                h, w, TARGET, SWAPS, space, bias=b, **options
+        found[f"linear loss {space} {reduction} {len(more)}"] = (
+            lambda h, w, b, space=space, options=options, classes=classes: linear_orbit_cross_entropy(
+                h, w, TARGET, SWAPS, space, bias=b, class_weight=classes, **options
             ),
             (hidden, weight, bias),
         )

@@ -282,6 +282,12 @@ ROWS: dict[str, Call] = {  # and those of views that only move entries
     "linear_cross_entropy": lambda x, y, code, table: OPERATORS.linear_cross_entropy(
         y, x, None, torch.arange(4), code, table, "logits", -100, 0.0, None, True, True, False
     ),
+    "weighed_cross_entropy": lambda x, y, code, table: OPERATORS.weighed_cross_entropy(
+        y, torch.arange(4), code, table, "logits", -100, 0.0, None, True, 0.1, 0.0, None
+    ),
+    "weighed_linear_cross_entropy": lambda x, y, code, table: OPERATORS.weighed_linear_cross_entropy(
+        y, x, None, torch.arange(4), code, table, "logits", -100, 0.0, None, True, True, False, 0.1, 0.0, None
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...reductions import REDUCTIONS
 from ...views import Views
+from .. import plain
 from ..base import Backend, Maybe
 from ..reference import Reference
 
@@ -151,7 +152,22 @@ class Triton(Backend):
         ignore_index: int,
         smoothing: float,
         scale: Maybe,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+        weight: Maybe = None,
     ) -> None:
-        if loss.numel():
-            call = (y, target, loss, grad, views, table, space, ignore_index, smoothing, scale)
-            _of_rows("cross_entropies", "cross_entropy")(*call)
+        """Kernels know of class weights what is a factor of the row, and no softcap, which takes passes of its own."""
+        options = views, table, space, ignore_index, smoothing
+        if weight is not None and smoothing:
+            return _FALLBACK.cross_entropy(y, target, loss, grad, *options, scale, z_loss, softcap, weight)
+        if not loss.numel():
+            return
+        logits, row = plain.capped(y, softcap) if softcap else y, None
+        if weight is not None:
+            row = plain.weights_of(target, weight, ignore_index).contiguous()
+            scale = row if scale is None else row * scale
+        _of_rows("cross_entropies", "cross_entropy")(logits, target, loss, grad, *options, scale, z_loss)
+        if row is not None:
+            loss.mul_(row)
+        if softcap and grad is not None:
+            grad.mul_(plain.cap_slope(y, softcap))

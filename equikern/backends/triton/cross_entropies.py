@@ -110,6 +110,21 @@ def weighed(weight, log_q):
 
 
 @triton.jit
+def row_scale(scale, a, b, x, ta, tb, tx, within, EACH: tl.constexpr, ACC: tl.constexpr):
+    """What gradients are multiplied by: one number, or each row's, where its target lies."""
+    if EACH:
+        return tl.load(scale + a * ta + b * tb + x * tx, mask=within, other=0).to(ACC)
+    else:
+        return tl.load(scale).to(ACC)
+
+
+@triton.jit
+def steepness(z_loss, lse, ACC: tl.constexpr):
+    """The derivative of z · Z² in Z."""
+    return tl.full([], 2.0 * z_loss, ACC) * lse
+
+
+@triton.jit
 def units_of(logs, ORDER: tl.constexpr):
     """The views' log Σ in the unit of ``raised``."""
     found = ()
@@ -128,13 +143,13 @@ def where_good(good, otherwise, p_factor, every):
 def cross_entropy_mean_rows(
     y, grad, target, loss, scale, positions, sources, whole, skip,
     rows: tl.int64, nb: tl.int64, nx: tl.int64, V: tl.int32, M: tl.int32, width: tl.int32, ignore: tl.int64,
-    smoothing: tl.float64,
+    smoothing: tl.float64, z_loss: tl.float64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     ta: tl.int64, tb: tl.int64, tx: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
-    ORDER: tl.constexpr, SMOOTH: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr,
-    VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, KM: tl.constexpr,
-    ACC: tl.constexpr,
+    ORDER: tl.constexpr, SMOOTH: tl.constexpr, SQUARES: tl.constexpr, EACH: tl.constexpr, DENSE: tl.constexpr,
+    R: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
+    WHOLE: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """log q = log softmax of the views' mean logits; the entries that views move are summed and written on their own.
 
@@ -202,14 +217,20 @@ def cross_entropy_mean_rows(
         once = tl.full([], 1.0 - smoothing, ACC)
         every = tl.full([], smoothing, ACC) / V
         found = weighed(once, found) - every * (tl.sum(sums, 1) + V * (pivot - top) - V * log)
+    if SQUARES:
+        lse = top + log
+        found += tl.full([], z_loss, ACC) * (lse * lse)
     if grad is not None:
         put, _ = row_start(a, b, x, oa, ob, ox, VEC, SHIFT)
         factor = tl.full([], 1.0 / ORDER, ACC)
         if scale is not None:
-            factor = factor * tl.load(scale).to(ACC)
+            factor = factor * row_scale(scale, a, b, x, ta, tb, tx, within, EACH, ACC)
         top = tl.where(good, top, 0.0)
         row_unit, row_shift, row_rounding = scale_of(top)
-        p_factor, every = where_good(good, otherwise, row_rounding * factor / total, every * factor)
+        p_factor = row_rounding * factor / total
+        if SQUARES:
+            p_factor *= 1.0 + steepness(z_loss, lse, ACC)
+        p_factor, every = where_good(good, otherwise, p_factor, every * factor)
         once = once * factor
         for i in range(blocks):
             k = (blocks - 1 - i) * (J * E)
@@ -265,13 +286,13 @@ def cross_entropy_mean_rows(
 def cross_entropy_views_rows(
     y, grad, target, loss, scale, positions, sources, whole, skip,
     rows: tl.int64, nb: tl.int64, nx: tl.int64, V: tl.int32, M: tl.int32, width: tl.int32, ignore: tl.int64,
-    smoothing: tl.float64,
+    smoothing: tl.float64, z_loss: tl.float64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     ta: tl.int64, tb: tl.int64, tx: tl.int64, la: tl.int64, lb: tl.int64, lx: tl.int64,
-    ORDER: tl.constexpr, SMOOTH: tl.constexpr, LOG: tl.constexpr, DENSE: tl.constexpr, R: tl.constexpr,
-    J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr, UNIT: tl.constexpr,
-    WHOLE: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
+    ORDER: tl.constexpr, SMOOTH: tl.constexpr, SQUARES: tl.constexpr, EACH: tl.constexpr, LOG: tl.constexpr,
+    DENSE: tl.constexpr, R: tl.constexpr, J: tl.constexpr, E: tl.constexpr, VEC: tl.constexpr, SHIFT: tl.constexpr,
+    UNIT: tl.constexpr, WHOLE: tl.constexpr, KM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """log q from the views' own softmaxes: only at the target does it matter what a view moves.
 
@@ -354,14 +375,26 @@ def cross_entropy_views_rows(
             weights = ()
             for g in tl.static_range(ORDER):
                 weights = weights + (every * parts[g] + once * shares[g],)
+    if SQUARES:
+        squares = tl.zeros([R], ACC)
+        steeper = ()
+        for g in tl.static_range(ORDER):
+            lse = tops[g] + logs[g]
+            squares += lse * lse
+            steep = steepness(z_loss, lse, ACC)
+            if not LOG:
+                steep = steep * tl.full([], 1.0 / ORDER, ACC)
+            steeper = steeper + (weights[g] + steep,)
+        weights = steeper
+        found += tl.full([], z_loss, ACC) * (squares * tl.full([], 1.0 / ORDER, ACC))
     if grad is not None:
         put, _ = row_start(a, b, x, oa, ob, ox, VEC, SHIFT)
         factor = tl.full([], 1.0, ACC)
         if scale is not None:
-            factor = tl.load(scale).to(ACC)
+            factor = row_scale(scale, a, b, x, ta, tb, tx, within, EACH, ACC)
         if LOG:
             factor = factor * tl.full([], 1.0 / ORDER, ACC)
-        every = every * factor
+        every = every * factor * tl.full([R], 1.0, ACC)
         once = once * factor
         if SMOOTH and not LOG:
             mixture_gradients(
@@ -409,17 +442,19 @@ def cross_entropy_views_rows(
 
 @lru_cache(maxsize=1024)
 def plan(
-    views: Views, table: Known, space: str, ignore_index: int, smoothing: float, y: Operand,
+    views: Views, table: Known, space: str, ignore_index: int, smoothing: float, z_loss: float, y: Operand,
     grad: Known, target: Operand, loss: Operand, scale: Known,
 ) -> Plan | None:  # fmt: skip
     """The launch for operands such as these, or None if the tensors must be copied first."""
     moving, fixed = [(y, True), (grad, True)], [(target, False), (loss, False)]
-    constants = {"SMOOTH": smoothing > 0, **({} if space == "logits" else {"LOG": space == "log_probs"})}
+    each = scale is not None and len(scale.shape) > 0
+    asked = {"SMOOTH": smoothing > 0, "SQUARES": z_loss > 0, "EACH": each}
+    constants = {**asked, **({} if space == "logits" else {"LOG": space == "log_probs"})}
     tables = described(views, table)
     others = [scale, *tables, TABLE if tables[1] else None, SKIP if tables[0] else None]
     # Of mixtures every view's share is kept beside its logit.
     kernel, live = (cross_entropy_mean_rows, 1) if space == "logits" else (cross_entropy_views_rows, 3)
-    scalars = {"ignore": ignore_index, "smoothing": smoothing}
+    scalars = {"ignore": ignore_index, "smoothing": smoothing, "z_loss": z_loss}
     return plan_rows(kernel, views, table, "yo", moving, "tl", fixed, others, scalars, constants, live=live)
 
 
@@ -434,12 +469,13 @@ def cross_entropy(
     ignore_index: int,
     smoothing: float,
     scale: Maybe,
+    z_loss: float,
 ) -> None:
     """See ``Reference.cross_entropy``; here a target that is none makes its loss and its gradient NaN."""
     given = operand(y), known(grad), operand(target), operand(loss), known(scale)
-    found = plan(views, known(table), space, ignore_index, smoothing, *given)
+    found = plan(views, known(table), space, ignore_index, smoothing, z_loss, *given)
     if found is not None:
         sources = lists(views, table)
         return run(found, y, grad, target, loss, scale, *sources, whole(views, table), skipped(views, table))
-    options = views, table, space, ignore_index, smoothing, scale
+    options = views, table, space, ignore_index, smoothing, scale, z_loss
     on_copies(lambda to: cross_entropy(contiguous_views(y), target, loss, to, *options), grad)

@@ -174,7 +174,7 @@ def mixture_slopes(chances, weights, every, factor, ORDER: tl.constexpr, DIMS: t
     """The views' gradients: p · Σ of its shares, less the share of the entry, but for the target's."""
     best, parts, total = mixture(chances, ORDER, ACC)
     largest = raised(best)
-    lost = reciprocal(total) * every
+    lost = reciprocal(total) * (every[:, None, None] if DIMS == 3 else every[:, None])
     slopes = ()
     for g in tl.static_range(ORDER):
         weight = factor * weights[g]
@@ -239,6 +239,6 @@ def mixture_gradients(
         t_chances = t_chances + (log_chance(t_v, tops[g][:, None], logs[g][:, None]),)
     t_slopes = mixture_slopes(t_chances, weights, every, factor, ORDER, 2, ACC)
     for g in tl.static_range(ORDER):
-        t_d = t_slopes[g] - once * shares[g][:, None]
+        t_d = t_slopes[g] - (once * shares[g])[:, None]
         t_at = at_places(put, off, read[g][:, None], on, UNIT)
         tl.store(grad + g * (og * VEC) + t_at, t_d.to(grad.dtype.element_ty), mask=good[:, None])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from equikern.backends import unavailable
+from equikern.backends import plain, unavailable
 from equikern.backends.cpu import Cpu
 from equikern.backends.reference import Reference
 from equikern.ops.score import KINDS as SCORES
@@ -333,25 +334,58 @@ def test_score_select(case: Logits, kind: str, minimum: bool, layout: str, threa
 
 
 @given(
-    logits(), st.sampled_from(("logits", "probs", "log_probs")), st.sampled_from((0.0, 0.1, 1.0)), st.booleans(),
-    st.sampled_from(LAYOUTS),
+    logits(), st.sampled_from(("logits", "probs", "log_probs")), st.sampled_from((0.0, 0.1, 1.0)),
+    st.booleans(), st.sampled_from(list(product((0.0, 0.02), (0.0, 3.0), (False, True)))), st.sampled_from(LAYOUTS),
 )  # fmt: skip
-def test_cross_entropy(case: Logits, space: str, smoothing: float, scaled: bool, layout: str) -> None:
+def test_cross_entropy(
+    case: Logits, space: str, smoothing: float, scaled: bool, terms: tuple[float, float, bool], layout: str
+) -> None:
     y, size = case.y, case.y.shape[-1]
     target = torch.randint(0, size, y.shape[1:-1], generator=generator(case.seed))
     target = torch.where(torch.rand(target.shape, generator=generator(case.seed)) < 0.3, -7, target)
     loss, grad = torch.empty(target.shape, dtype=wide_of(y)), output_like(y, layout)
     scale = torch.tensor(0.3, dtype=loss.dtype) if scaled else None
-    call = *case.maps, space, -7, smoothing, scale
+    z_loss, softcap, weighed = terms
+    weight = torch.rand(size, dtype=loss.dtype, generator=generator(case.seed)) if weighed else None
+    call = *case.maps, space, -7, smoothing, scale, z_loss, softcap, weight
     cpu.cross_entropy(y, target, loss, grad, *call)
     exact_loss, exact_grad = torch.empty(target.shape).double(), torch.empty(y.shape).double()
-    reference.cross_entropy(case.exact, target, exact_loss, exact_grad, *call)
+    # Capped logits are rounded once more before anything is computed of them.
+    exact = plain.capped(y, softcap).double() if softcap else case.exact
+    wide = None if weight is None else weight.double()
+    reference.cross_entropy(exact, target, exact_loss, exact_grad, *call[:-2], 0.0, wide)
+    if softcap:
+        exact_grad *= plain.cap_slope(case.exact, softcap)
     agree(loss, exact_loss, case)
     agree(grad, exact_grad, case)
     assert not grad[:, target == -7].any()
     alone = torch.empty_like(loss)
     cpu.cross_entropy(y, target, alone, None, *call)
     assert torch.equal(bits(alone), bits(loss))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_caps_of_logits_of_every_size(dtype: torch.dtype) -> None:
+    """All digits of c · tanh(y / c) and of its slope, as far as they are normal numbers."""
+    sizes = torch.logspace(-30, 3, 997, dtype=torch.float64)
+    y, c = torch.cat((sizes, -sizes)).to(dtype), 0.75
+    exact = y.double()
+    loss, slope = torch.empty(1, dtype=dtype), torch.empty(1, 1, len(y), dtype=dtype)
+    target = torch.zeros(1, dtype=torch.int64)
+    cpu.cross_entropy(y[None, None], target, loss, slope, still(1), None, "logits", -100, 0.0, None, 0.0, c, None)
+    capped = c * (exact / c).tanh()
+    expected = capped.softmax(0) / (exact / c).cosh() ** 2
+    eps = torch.finfo(dtype).eps
+    normal = expected > torch.finfo(dtype).tiny * 4
+    torch.testing.assert_close(
+        slope[0, 0, 1:][normal[1:]].double(), expected[1:][normal[1:]], rtol=2000 * eps, atol=0.0
+    )
+    # The loss of two words tells the logit of one: log(1 + e^(y − y')) for y' = 0.
+    for x in (1e-9, 1e-4, 0.3, 0.46, 0.47, 0.8, 5.0, -0.3, -0.47, -2.0):
+        pair, value = torch.tensor([[[x, 0.0]]], dtype=dtype), torch.empty(1, dtype=dtype)
+        cpu.cross_entropy(pair, target, value, None, still(1), None, "logits", -100, 0.0, None, 0.0, c, None)
+        exact = torch.nn.functional.softplus(-c * (pair[0, 0, 0].double() / c).tanh())
+        torch.testing.assert_close(value[0].double(), exact, rtol=4 * eps, atol=0.0)
 
 
 @pytest.mark.parametrize("bad", [-1, 5, 2**40])

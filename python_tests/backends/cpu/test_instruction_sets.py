@@ -98,7 +98,7 @@ for _ in range(60):
     order, size, rows = random.choice((1, 2, 3)), random.choice((1, 5, 8, 40, 67, 1000, 5000)), random.choice((1, 3, 7))
     maps = random.choice((permutations(order, size), (of(" ".join("." * order)), None)))
     y, grad = torch.randn(order, rows, size).to(dtype), torch.randn(rows, size).to(dtype)
-    target = torch.randint(0, size, (rows,))
+    target, classes = torch.randint(0, size, (rows,)), torch.rand(size)
     def run(backend, y, grad):
         results = []
         def made(like, dtype):
@@ -122,9 +122,13 @@ for _ in range(60):
                 compare("chosen", chosen, theirs, 0.0)
                 compare("score_select", ours, view, 0.0)
         for space in ("logits", "probs", "log_probs"):
-            for smoothing in (0.0, 0.1):
+            for smoothing, z_loss in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.1, 0.01)):
                 loss, slope = made(y[0, :, 0], number), made(y, y.dtype)
-                backend.cross_entropy(y, target, loss, slope, *maps, space, -100, smoothing, None)
+                terms = z_loss, 0.0, classes.to(number) if z_loss else None
+                backend.cross_entropy(y, target, loss, slope, *maps, space, -100, smoothing, None, *terms)
+            if dtype.itemsize > 2:  # else what is capped is rounded once more
+                loss, slope = made(y[0, :, 0], number), made(y, y.dtype)
+                backend.cross_entropy(y, target, loss, slope, *maps, space, -100, 0.0, None, 0.0, 2.0, None)
         return results
     for k, (ours, theirs) in enumerate(zip(run(cpu, y, grad), run(reference, y.double(), grad.double()))):
         scale = max(1.0, float(theirs.nan_to_num(0, 0, 0).abs().max()))  # the margin of a tie is infinite

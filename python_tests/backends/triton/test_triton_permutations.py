@@ -242,11 +242,13 @@ else:
         target = torch.randint(4, action.size, lead)
         target.view(-1)[0], target.view(-1)[1] = -100, 1
         loss = torch.empty(lead, dtype=accumulator(y))
-        scale = torch.tensor(0.25, dtype=loss.dtype)
+        scale, weight = torch.tensor(0.25, dtype=loss.dtype), torch.rand(action.size, dtype=loss.dtype)
         for maps in both(name):
-            for grad, factor in ((1, scale), (1, None), (None, None)):
+            plain, terms, weights = (0.0, 0.0, None), (0.02, 3.0, None), (0.02, 0.0, weight)
+            calls = (1, scale, plain), (1, None, plain), (None, None, plain), (1, scale, weights), (None, None, terms)
+            for grad, factor, more in (*calls, (1, None, weights), (1, scale, terms)):
                 outputs = [loss, y] if grad else [loss]
-                options = (maps, space, -100, smoothing, factor)
+                options = (maps, space, -100, smoothing, factor, *more)
                 same("cross_entropy", outputs, y, target, 0, grad, *options, tolerance=TOLERANCE[dtype])
 
     @pytest.mark.parametrize("space", ["logits", "probs", "log_probs"])
