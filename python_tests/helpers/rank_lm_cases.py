@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
-from equikern.lm import EquiLM, ProductEquiLM, REquiLM, WordLists
+import torch.distributed as dist
+from equikern import EquiTune
+from equikern.lm import EquiLM, EquiZeroLM, ProductEquiLM, REquiLM, REquiZeroLM, WordLists
 from helpers.lm_models import GENERAL, V, left_padded, sentences, tiny, words
+from helpers.rank_training import scale_of_fsdp
 from helpers.ranks import World
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from transformers import ViTConfig, ViTForImageClassification
 
 _FACTORS = [WordLists([[3, 4], [10, 50]], size=V), WordLists([[31, 32, 33], [41, 42, 43]], size=V)]
 Make = Callable[[Any, Any], Any]
@@ -62,16 +71,20 @@ def generation(world: World, size: int) -> int:
         return 0
     model = tiny("llama", eos=0)
     ids, mask = left_padded(sentences(2, 6))
+    beams = {"num_beams": 2, "num_return_sequences": 2}
     for name, kind, options in (
         ("greedy", "mean", {}),
         ("sampled", "mean", {"do_sample": True}),
         ("sampled as it is", "relaxed", {"do_sample": True}),
-        ("beams", "mean", {"num_beams": 2}),
+        ("beams", "mean", beams),
+        ("beams that are drawn", "mean", beams | {"do_sample": True}),
+        ("beams of a product", "product", beams),
+        ("a cache of one size", "mean", {"cache_implementation": "static", "disable_compile": True}),
     ):
         one, several = (CASES[kind](model, m) for m in (None, mesh))
         torch.manual_seed(0)
         expected = one.generate(ids, attention_mask=mask, max_new_tokens=4, **options)
-        torch.manual_seed(several.ranks.rank)
+        torch.manual_seed(several.ranks.rank)  # those of the first count
         found = several.generate(ids, attention_mask=mask, max_new_tokens=4, **options)
         assert torch.equal(found, expected), f"{name}: {found} for {expected}"
         done += 1
@@ -81,3 +94,97 @@ def generation(world: World, size: int) -> int:
     rows = max(1, lm.ranks.counts(3)[lm.ranks.rank]) * len(ids)
     assert cache.layers[0].keys.shape[0] == rows, f"{cache.layers[0].keys.shape} for {rows} rows"
     return done
+
+
+class Numbers:
+    """In place of a tokenizer: every token is its number."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Token by token."""
+        return " ".join(map(str, ids))
+
+
+def _liked(texts: list[str]) -> list[float]:
+    return [sum(int(v) % 17 for v in text.split()) / 7 for text in texts]
+
+
+def choices(world: World, size: int) -> int:
+    """What EquiZeroLM goes on with, drawn or not, with ends here and there, is what one process goes on with."""
+    mesh, done = world.views.get(size), 0
+    if mesh is None:
+        return 0
+    ids, mask = left_padded(sentences(3, 6))
+    for ends in (None, [v for v in range(13, 30) if v not in GENERAL]):
+        model = tiny("llama")
+        model.generation_config.eos_token_id = ends
+        drawn = {"do_sample": True, "top_k": 30}
+        for kind, options in (
+            (EquiZeroLM, {}),
+            (EquiZeroLM, drawn),
+            (EquiZeroLM, drawn | {"seed": 3}),
+            (REquiZeroLM, drawn),
+        ):
+            lists = words(3, GENERAL if kind is REquiZeroLM else None)
+            one, several = (kind(model, lists, _liked, Numbers(), 3, mesh=m) for m in (None, mesh))
+            found = []
+            for lm, seed in ((one, 0), (several, several.ranks.rank)):
+                torch.manual_seed(seed)
+                found.append((lm.generate(ids, mask, max_new_tokens=8, **options), torch.rand(1)))
+            assert torch.equal(found[1][0], found[0][0]), f"{options}, ends {ends}: {found[1][0]} for {found[0][0]}"
+            if "seed" not in options and options:
+                assert torch.equal(found[1][1], found[0][1]), "the random numbers are out of step"
+            done += 1
+    return done
+
+
+def beside(world: World) -> None:
+    """Losses of labels, files of models that are shared, and what each process must have for itself."""
+    mesh = world.views[2]
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = ViTConfig(**small, image_size=8, patch_size=4, num_labels=3)
+    torch.manual_seed(0)
+    net = ViTForImageClassification(config).eval()
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([2, 0])
+    pair = []
+    for m in (None, mesh):
+        model = EquiTune(copy.deepcopy(net), "d4", {"logits": "trivial"}, mesh=m)
+        output = model(pixel_values=x, labels=labels)
+        output["loss"].backward()
+        pair.append((output["loss"].detach(), output["logits"].detach(), model.backbone.classifier.weight.grad))
+    for a, b in zip(*pair, strict=True):
+        assert torch.allclose(a, b, 1e-5, 1e-6), f"{b} for {a}"
+    lm = EquiLM(tiny("llama"), words(3), "probs", mesh=mesh)
+    ids = sentences(2, 5)
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+    lm.save_pretrained(folder[0], is_main_process=dist.get_rank() == 0)
+    dist.barrier()
+    again = EquiLM.from_pretrained(folder[0], mesh=mesh)
+    assert torch.equal(again(ids).logits, lm(ids).logits)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(str(folder[0]))
+    sharded = tiny("llama")
+    fully_shard(sharded, mesh=world.mesh)
+    with pytest.raises(ValueError, match="EquiZeroLM: expected a model that is whole in every process"):
+        EquiZeroLM(sharded, words(3), _liked, Numbers(), mesh=mesh).generate(ids, max_new_tokens=2)
+
+
+def sharded(world: World) -> None:
+    """A language model that is sharded over all processes trains beside shared views, and generates."""
+    ids, mask = left_padded(sentences(3, 8))
+    found: list[tuple[Tensor, ...]] = []
+    for mesh in (None, world.views[2]):
+        model = tiny("llama")
+        lm = EquiLM(model, words(3), mesh=mesh)
+        if mesh is not None:
+            for layer in (*model.model.layers, model):
+                fully_shard(layer, mesh=world.mesh)
+        with torch.no_grad():
+            said = lm.generate(ids, attention_mask=mask, max_new_tokens=3)
+        lm(ids, attention_mask=mask, labels=ids).loss.backward()
+        grad = model.lm_head.weight.grad
+        found.append((said, grad if mesh is None else grad.full_tensor() / scale_of_fsdp(world.mesh)))
+    assert torch.equal(found[1][0], found[0][0])
+    off = float((found[1][1] - found[0][1]).abs().max())
+    assert off <= 1e-5 * (1 + float(found[0][1].abs().max())), f"off by {off}"
