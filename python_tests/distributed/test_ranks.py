@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from equikern import EquiDetector, EquiTune, boxes
 from helpers import rank_cases, rank_training, shard_cases
 from helpers.ranks import Pool, pool
 
@@ -87,6 +91,21 @@ def test_accumulated_second_and_compiled_gradients(four: Pool) -> None:
 
 def test_meshes_that_do_not_fit_are_refused(four: Pool) -> None:
     four(rank_training.refusals)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traces_and_groups_that_are_no_more_are_refused(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        group, net = dist.group.WORLD, rank_cases.conv()
+        model = EquiTune(net, "d4", "d4", mesh=group)
+        with pytest.raises(RuntimeError, match=r"EquiTune: torch\.jit\.trace takes no wrapper with a mesh"):
+            torch.jit.trace(model, torch.zeros(1, 2, 4, 4))
+    finally:
+        dist.destroy_process_group()
+    for kind in (EquiTune, EquiDetector):
+        with pytest.raises(ValueError, match="mesh: expected one of processes that have met"):
+            kind(net, "d4", boxes("d4"), mesh=group)
 
 
 def test_every_operator_takes_shards_of_the_batch(four: Pool) -> None:

@@ -120,6 +120,17 @@ class Clouds(nn.Module):
         return said * scale, self.second(other.flatten(1)).unflatten(1, (3, 2)) + said.mean(1)[:, None, None]
 
 
+class Frame(nn.Module):
+    """A rotation that turns with points and learns which of them counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor([0.5, -1.0, 2.0, 0.3, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return vector_frame((x * self.share[:, None]).sum(1, keepdim=True))
+
+
 class Finder(nn.Module):
     """Boxes around the brightest pixels, how many differs, with masks and keypoints of theirs."""
 
@@ -282,6 +293,12 @@ CASES: list[Case] = [  # what it is, the model, the wrapper, the inputs' shapes
     ("canonical, mean", coordinates, _canonical(False), [(3, 5, 2)]),
     ("canonical, weights", coordinates, _canonical(True, out="equivariant", undo=True), [(3, 5, 2)]),
     (
+        "canonical, learned",
+        coordinates,
+        lambda net, mesh: CanonicalLambdaEquiTune(net, Frame(), QUARTERS, out="equivariant", mesh=mesh),
+        [(3, 5, 2)],
+    ),
+    (
         "canonical, several inputs and outputs",
         Clouds,
         _canonical(True, out=("invariant", "equivariant"), inp=("turned", "turned", None)),
@@ -372,7 +389,7 @@ def bits(world: World, size: int) -> int:
         for op in ("max", "min", "median"):
             a, b = (EquiTune(nets[0], "d4", "d4", reduce=op, mesh=m)(x).detach() for m in (mesh, None))
             assert torch.allclose(a, b, 0, 0, equal_nan=True), f"{op}, {dtype}: {a} for {b}"
-            with torch.no_grad():
+            with torch.inference_mode():
                 c = EquiTune(nets[0], "d4", "d4", reduce=op, mesh=mesh)(x)
             assert torch.allclose(a, c, 0, 0, equal_nan=True), f"{op} without gradients, {dtype}: {c} for {a}"
             done += 2

@@ -18,6 +18,7 @@ from helpers.rank_training import scale_of_fsdp
 from helpers.ranks import World
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import ViTConfig, ViTForImageClassification
 
 _FACTORS = [WordLists([[3, 4], [10, 50]], size=V), WordLists([[31, 32, 33], [41, 42, 43]], size=V)]
@@ -171,8 +172,9 @@ def beside(world: World) -> None:
 
 
 def sharded(world: World) -> None:
-    """A language model that is sharded over all processes trains beside shared views, and generates."""
-    ids, mask = left_padded(sentences(3, 8))
+    """Language models train beside shared views, sharded over all processes or with DDP; sharded ones generate."""
+    ids = sentences(4, 8)
+    mask = torch.ones_like(ids)
     found: list[tuple[Tensor, ...]] = []
     for mesh in (None, world.views[2]):
         model = tiny("llama")
@@ -186,5 +188,11 @@ def sharded(world: World) -> None:
         grad = model.lm_head.weight.grad
         found.append((said, grad if mesh is None else grad.full_tensor() / scale_of_fsdp(world.mesh)))
     assert torch.equal(found[1][0], found[0][0])
-    off = float((found[1][1] - found[0][1]).abs().max())
-    assert off <= 1e-5 * (1 + float(found[0][1].abs().max())), f"off by {off}"
+    rows = slice(*((0, 2), (2, 4))[world.mesh.get_local_rank("batch")])
+    lm = EquiLM(tiny("llama"), words(3), mesh=world.mesh["views"])
+    parallel = DistributedDataParallel(lm, process_group=world.mesh["batch"].get_group())
+    parallel(ids[rows], attention_mask=mask[rows], labels=ids[rows]).loss.backward()
+    found.append((found[0][0], lm.model.lm_head.weight.grad))
+    for _, grad in found[1:]:
+        off = float((grad - found[0][1]).abs().max())
+        assert off <= 1e-5 * (1 + float(found[0][1].abs().max())), f"off by {off}"

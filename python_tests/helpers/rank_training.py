@@ -144,6 +144,12 @@ def gradients(world: World) -> None:
             )
         for a, b in zip(found, expected, strict=True):
             _same(type(plain).__name__, a, b)
+    for plain, shared in zip(_models(None), _models(mesh), strict=True):
+        both: list[dict[str, Tensor]] = []
+        for model in (plain.double(), shared.double()):  # after it was made, as models are moved to devices
+            nn.functional.cross_entropy(model(x.double()), target).backward()
+            both.append({name: cast(Tensor, p.grad) for name, p in model.named_parameters()})
+        _same(f"{type(plain).__name__}, moved", both[1], both[0])
     torch.manual_seed(0)
     net = classifier()
     x = x[..., :6]
