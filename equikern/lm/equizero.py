@@ -184,7 +184,7 @@ class EquiZeroLM(Stored, nn.Module):
         else:
             new, scores, sums = self._shared(self.ranks, views, mask, length, options, ends)
         best = [_choice(scores[b::batch], sums[b::batch]) for b in range(batch)]
-        chosen = new.unflatten(0, (order, batch))[best, range(batch)]
+        chosen = new.unflatten(0, (order, batch))[best, range(batch)]  # type: ignore[no-untyped-call]
         return orbit_act(chosen, torch.tensor(best, device=ids.device), self._tables(self.action), inverse=True)
 
     def _continued(
@@ -222,7 +222,8 @@ class EquiZeroLM(Stored, nn.Module):
         said = torch.full((max(count, 1), batch, 2 + length), -1.0, dtype=torch.float64, device=views.device)
         if count:
             own = views[first : first + count].flatten(0, 1)
-            with draws if options["do_sample"] else contextlib.nullcontext():
+            drawing: Any = draws if options["do_sample"] else contextlib.nullcontext()
+            with drawing:
                 new, scores, sums = self._continued(own, mask.repeat(count, 1), length, options, ends)
             numbers = torch.tensor([scores, sums], dtype=torch.float64, device=views.device)
             said.flatten(0, 1)[:, : 2 + new.shape[1]] = torch.cat((numbers.T, new.double()), 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from ..actions import TokenAction
@@ -37,6 +37,7 @@ REFUSED = {
 }
 
 
+M = TypeVar("M", bound=nn.Module)
 _THEIRS: Any = GenerationMixin  # whose annotations of self ask for more than a module that is wrapped
 
 
@@ -193,7 +194,7 @@ class Generates(Pretrained, GenerationMixin):
         return made if frame is None else type(made)([frames.stops(item, frame) for item in made])
 
 
-def _twin(module: Any) -> Any:
+def _twin(module: M) -> M:
     """A shallow copy of a module. ``copy.copy`` fails for what ``fully_shard`` has sharded."""
     made = object.__new__(type(module))
     vars(made).update(vars(module))

@@ -415,7 +415,7 @@ def detectors(world: World, size: int) -> int:
     if mesh is None:
         return 0
     numbers = torch.Generator().manual_seed(4)
-    out = {"boxes": boxes("d4"), "masks": "d4", "points": keypoints("d4", swap=[1, 0])}
+    out: dict[str, Any] = {"boxes": boxes("d4"), "masks": "d4", "points": keypoints("d4", swap=[1, 0])}
     inputs: list[Any] = [torch.rand(2, 2, *sides, generator=numbers) for sides in ((6, 6), (6, 8))]
     inputs.append([*inputs[0], *inputs[1], torch.rand(2, 5, 4, generator=numbers)])
     for x in inputs:
@@ -450,7 +450,7 @@ class Counted(nn.Module):
 
 def shares(world: World, size: int) -> dict[str, list[tuple[int, ...]]]:
     """The shapes of the batches that this process's backbone is given."""
-    mesh, found = world.views.get(size), {}
+    mesh, found = world.views.get(size), dict[str, list[tuple[int, ...]]]()
     for name, shape, most in (("square", SQUARE, None), ("wide", WIDE, None), ("in parts", WIDE, 2)):
         if mesh is not None:
             net = Counted(conv())
@@ -461,7 +461,7 @@ def shares(world: World, size: int) -> dict[str, list[tuple[int, ...]]]:
 
 def messages(world: World) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
     """How many messages forwards send, and their backward passes for the input alone."""
-    mesh, found = world.views[2], {}
+    mesh, found = world.views[2], dict[str, tuple[dict[str, int], dict[str, int]]]()
     ways: dict[str, tuple[Callable[[], nn.Module], Make]] = {
         "mean": (conv, _tuned("d4")),
         "sum in parts": (conv, _tuned("d4", reduce="sum", views_per_forward=1)),
@@ -484,11 +484,11 @@ def messages(world: World) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
     return found
 
 
-class Heard(TorchDispatchMode):  # type: ignore[misc]
+class Heard(TorchDispatchMode):
     """How often each collective is called."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -118,13 +118,14 @@ def choices(world: World, size: int) -> int:
     for ends in (None, [v for v in range(13, 30) if v not in GENERAL]):
         model = tiny("llama")
         model.generation_config.eos_token_id = ends
-        drawn = {"do_sample": True, "top_k": 30}
-        for kind, options in (
+        drawn: dict[str, Any] = {"do_sample": True, "top_k": 30}
+        ways: list[tuple[Any, dict[str, Any]]] = [
             (EquiZeroLM, {}),
             (EquiZeroLM, drawn),
             (EquiZeroLM, drawn | {"seed": 3}),
             (REquiZeroLM, drawn),
-        ):
+        ]
+        for kind, options in ways:
             lists = words(3, GENERAL if kind is REquiZeroLM else None)
             one, several = (kind(model, lists, _liked, Numbers(), 3, mesh=m) for m in (None, mesh))
             found = []
@@ -141,30 +142,32 @@ def choices(world: World, size: int) -> int:
 def beside(world: World) -> None:
     """Losses of labels, files of models that are shared, and what each process must have for itself."""
     mesh = world.views[2]
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = ViTConfig(**small, image_size=8, patch_size=4, num_labels=3)
+    small: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    small |= {"image_size": 8, "patch_size": 4, "num_labels": 3}
+    config = ViTConfig(**small)
     torch.manual_seed(0)
-    net = ViTForImageClassification(config).eval()
+    net: Any = ViTForImageClassification(config).eval()
     x, labels = torch.randn(2, 3, 8, 8), torch.tensor([2, 0])
     pair = []
     for m in (None, mesh):
-        model = EquiTune(copy.deepcopy(net), "d4", {"logits": "trivial"}, mesh=m)
-        output = model(pixel_values=x, labels=labels)
+        backbone = copy.deepcopy(net)
+        output = EquiTune(backbone, "d4", {"logits": "trivial"}, mesh=m)(pixel_values=x, labels=labels)
         output["loss"].backward()
-        pair.append((output["loss"].detach(), output["logits"].detach(), model.backbone.classifier.weight.grad))
+        pair.append((output["loss"].detach(), output["logits"].detach(), backbone.classifier.weight.grad))
     for a, b in zip(*pair, strict=True):
         assert torch.allclose(a, b, 1e-5, 1e-6), f"{b} for {a}"
     lm = EquiLM(tiny("llama"), words(3), "probs", mesh=mesh)
     ids = sentences(2, 5)
-    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(folder)
-    lm.save_pretrained(folder[0], is_main_process=dist.get_rank() == 0)
+    told = [tempfile.mkdtemp()] if dist.get_rank() == 0 else [""]
+    dist.broadcast_object_list(told)
+    (folder,) = told
+    lm.save_pretrained(folder, is_main_process=dist.get_rank() == 0)
     dist.barrier()
-    again = EquiLM.from_pretrained(folder[0], mesh=mesh)
+    again = EquiLM.from_pretrained(folder, mesh=mesh)
     assert torch.equal(again(ids).logits, lm(ids).logits)
     dist.barrier()
     if dist.get_rank() == 0:
-        shutil.rmtree(str(folder[0]))
+        shutil.rmtree(folder)
     sharded = tiny("llama")
     fully_shard(sharded, mesh=world.mesh)
     with pytest.raises(ValueError, match="EquiZeroLM: expected a model that is whole in every process"):
