@@ -178,20 +178,24 @@ def sharded(world: World) -> None:
     """Language models train beside shared views, sharded over all processes or with DDP; sharded ones generate."""
     ids = sentences(4, 8)
     mask = torch.ones_like(ids)
+    batch = world.mesh.get_local_rank("batch")
+    rows = slice(2 * batch, 2 * batch + 2)
     found: list[tuple[Tensor, ...]] = []
     for mesh in (None, world.views[2]):
         model = tiny("llama")
+        model.generation_config.eos_token_id = list(range(13, 30))  # so that they end after different steps
         lm = EquiLM(model, words(3), mesh=mesh)
+        torch.manual_seed(0)
         if mesh is not None:
             for layer in (*model.model.layers, model):
                 fully_shard(layer, mesh=world.mesh)
         with torch.no_grad():
-            said = lm.generate(ids, attention_mask=mask, max_new_tokens=3)
+            synced: dict[str, Any] = {} if mesh is None else {"synced_gpus": True}
+            said = lm.generate(ids[rows], max_new_tokens=12, do_sample=True, **synced)
         lm(ids, attention_mask=mask, labels=ids).loss.backward()
         grad = model.lm_head.weight.grad
         found.append((said, grad if mesh is None else grad.full_tensor() / scale_of_fsdp(world.mesh)))
     assert torch.equal(found[1][0], found[0][0])
-    rows = slice(*((0, 2), (2, 4))[world.mesh.get_local_rank("batch")])
     lm = EquiLM(tiny("llama"), words(3), mesh=world.mesh["views"])
     parallel = DistributedDataParallel(lm, process_group=world.mesh["batch"].get_group())
     parallel(ids[rows], attention_mask=mask[rows], labels=ids[rows]).loss.backward()
