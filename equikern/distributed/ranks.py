@@ -53,7 +53,8 @@ class Ranks:
 
     Raises:
         TypeError: a mesh that is neither.
-        ValueError: a mesh of several axes, or one that this process does not belong to.
+        ValueError: a mesh of several axes, one that this process does not belong to, or one of processes that have
+            not met.
 
     Example:
         >>> import os, tempfile
@@ -70,12 +71,15 @@ class Ranks:
     """
 
     def __init__(self, mesh: DeviceMesh | dist.ProcessGroup, gradients: bool = True) -> None:
+        if isinstance(mesh, (DeviceMesh, dist.ProcessGroup)) and not dist.is_initialized():
+            raise ValueError(
+                "mesh: expected one of processes that have met, but torch.distributed is not initialized, or is no more"
+            )
         if isinstance(mesh, DeviceMesh):
             if mesh.ndim != 1:
-                names = mesh.mesh_dim_names or ("…",)
-                raise ValueError(
-                    f"mesh: expected one axis, such as mesh[{names[-1]!r}], got {mesh.ndim} in {tuple(mesh.shape)}"
-                )
+                names = mesh.mesh_dim_names
+                one = f"mesh[{names[-1]!r}]" if names else "mesh['views'] of one with mesh_dim_names"
+                raise ValueError(f"mesh: expected one axis, such as {one}, got {mesh.ndim} in {tuple(mesh.shape)}")
             if mesh.get_coordinate() is None:
                 raise ValueError(f"mesh: expected one that this process belongs to, got {mesh}")
             mesh = mesh.get_group()
@@ -204,6 +208,12 @@ class Ranks:
         needed = x.requires_grad and torch.is_grad_enabled()
         return cast(Tensor, _Entered.apply(x, self)) if needed else x  # type: ignore[no-untyped-call]
 
+    def told(self, said: Any, what: str) -> list[Any]:
+        """What every process says, in their order: anything that can be pickled, tensors on the CPU bit for bit."""
+        found: list[Any] = [None] * self.size
+        self._call(lambda: dist.all_gather_object(found, said, group=self.group), f"all-gather of {what}")
+        return found
+
     def share_generator(self, device: torch.device) -> None:
         """The random numbers of the first process for all, so that all draw alike."""
         self._share_state(torch.get_rng_state(), device, torch.set_rng_state)
@@ -223,12 +233,16 @@ class Ranks:
         return out
 
     def _call(self, collective: Callable[[], object], what: str) -> None:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(f"{self.owner}: torch.jit.trace takes no wrapper with a mesh")
         if torch.compiler.is_compiling():  # which cannot follow what becomes of errors
             collective()
             return
         try:
             collective()
         except RuntimeError as error:
+            if "No backend type associated with device type" in str(error):  # torch's words, in all its releases
+                raise ValueError(f"mesh: expected one for the device of the model, in the {what}: {error}") from error
             others = [rank for rank in dist.get_process_group_ranks(self.group) if rank != dist.get_rank()]
             raise RuntimeError(
                 f"{self.owner}: rank {dist.get_rank()} waited in vain for {others} in the {what}: one has died, has "
@@ -242,8 +256,16 @@ class Ranks:
 
         Raises:
             ValueError: parameters sharded over processes that do not include those of the views.
+            RuntimeError: in a compiled call, parameters that no call before has met.
         """
-        if not self.gradients or torch.compiler.is_compiling():
+        if not self.gradients:
+            return
+        if torch.compiler.is_compiling():
+            if len(self._listening) < sum(p.is_floating_point() or p.is_complex() for p in module.parameters()):
+                raise RuntimeError(
+                    f"{self.owner}: expected one call before torch.compile after it was copied or got further "
+                    "parameters, whose gradients are not added up over the mesh yet"
+                )
             return
         for name, p in module.named_parameters():
             known = self._listening.get(id(p))
@@ -258,6 +280,19 @@ class Ranks:
             self._listening[id(p)] = weakref.ref(p)
         if self.size > 1:
             self._check_shards(module)
+
+    def check_whole(self, module: nn.Module) -> None:
+        """Refuse what takes all of its processes for every forward, where each makes as many as it needs.
+
+        Raises:
+            ValueError: a module that ``fully_shard`` has sharded.
+        """
+        for name, part in module.named_modules():
+            if isinstance(part, FSDPModule):
+                raise ValueError(
+                    f"{self.owner}: expected a model that is whole in every process, which each goes on with by "
+                    f"itself, got fully_shard on {name or 'the model'}"
+                )
 
     def _check_shards(self, module: nn.Module) -> None:
         views = set(dist.get_process_group_ranks(self.group))

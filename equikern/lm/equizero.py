@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..actions import TokenAction
 from ..core import checks
+from ..nn.joined import ranks_of
 from ..nn.tables import ActionTables
 from ..ops import orbit, orbit_act
 from . import frames, models, states
 from .storage import Stored
 from .words import WordLists
+
+if TYPE_CHECKING:
+    from ..distributed import Ranks
+    from ..nn.joined import Mesh
 
 __all__ = ["EquiZeroLM", "REquiZeroLM"]
 
@@ -55,6 +61,8 @@ class EquiZeroLM(Stored, nn.Module):
         score: from a list of texts to one number each; higher is better.
         tokenizer: decodes the texts, without special tokens.
         beam_length: m, the number of tokens from choice to choice.
+        mesh: as in ``EquiTune``. Each process goes on from its own views and scores their texts; they tell one another
+            the scores and the tokens. They draw what one process would draw, from the random numbers of the first.
 
     Raises:
         TypeError: a model, action, score or beam_length of another kind.
@@ -75,7 +83,13 @@ class EquiZeroLM(Stored, nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, action: TokenAction | WordLists, score: Score, tokenizer: Any, beam_length: int = 5
+        self,
+        model: nn.Module,
+        action: TokenAction | WordLists,
+        score: Score,
+        tokenizer: Any,
+        beam_length: int = 5,
+        mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
         models.check(model)
@@ -89,6 +103,7 @@ class EquiZeroLM(Stored, nn.Module):
         self.beam_length = checks.whole("beam_length", beam_length, 1)
         self.model, self.score, self.tokenizer = model, score, tokenizer
         self.training = model.training
+        self.ranks = ranks_of(mesh, type(self).__name__, learns=False)
 
     def _check_words(self) -> None:
         if self.words is not None and self.words.has_general:
@@ -126,7 +141,8 @@ class EquiZeroLM(Stored, nn.Module):
         Raises:
             ValueError: ids of a wrong shape, padding on the right, tokens that the action moves where the
                 generation_config names some (special, suppressed, bad or biased ones), beams or several sequences in
-                it, scores that are not one number for each text, a model whose state is no ``transformers.Cache``.
+                it, scores that are not one number for each text, a model whose state is no ``transformers.Cache``;
+                with a mesh, a model that is sharded.
         """
         ids = models.check_ids(input_ids)
         total = checks.whole("max_new_tokens", max_new_tokens, 1)
@@ -142,6 +158,10 @@ class EquiZeroLM(Stored, nn.Module):
         options: dict[str, Any] = {"do_sample": do_sample, "pad_token_id": pad}
         if do_sample:
             options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if self.ranks is not None:
+            self.ranks.check_whole(self.model)
+            if do_sample and seed is None:
+                self.ranks.share_generator(ids.device)
         running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         with _seeded(seed, ids.device):
             while ids.shape[1] < start + total and bool(running.any()):
@@ -158,8 +178,19 @@ class EquiZeroLM(Stored, nn.Module):
     def _best(self, ids: Tensor, mask: Tensor, length: int, options: dict[str, Any], ends: Tensor) -> Tensor:
         """(b, n) new tokens for (b, S) contexts: each row's best view, transformed back."""
         order, batch = self.action.order, len(ids)
-        views = orbit(ids, self._tables(self.action)).flatten(0, 1)
-        rows = mask.repeat(order, 1)
+        views = orbit(ids, self._tables(self.action))
+        if self.ranks is None:
+            new, scores, sums = self._continued(views.flatten(0, 1), mask.repeat(order, 1), length, options, ends)
+        else:
+            new, scores, sums = self._shared(self.ranks, views, mask, length, options, ends)
+        best = [_choice(scores[b::batch], sums[b::batch]) for b in range(batch)]
+        chosen = new.unflatten(0, (order, batch))[best, range(batch)]  # type: ignore[no-untyped-call]
+        return orbit_act(chosen, torch.tensor(best, device=ids.device), self._tables(self.action), inverse=True)
+
+    def _continued(
+        self, views: Tensor, rows: Tensor, length: int, options: dict[str, Any], ends: Tensor
+    ) -> tuple[Tensor, list[float], list[float]]:
+        """The new tokens of every row, its text's score, and the sum of their log-probabilities."""
         output = self.model.generate(
             views,
             attention_mask=rows,
@@ -169,7 +200,7 @@ class EquiZeroLM(Stored, nn.Module):
             **{name: value for name, value in options.items() if value is not None},
         )
         states.check(self.model, output, "set model.generation_config.use_cache = False")
-        new = output.sequences[:, ids.shape[1] :]
+        new = output.sequences[:, views.shape[1] :]
         end = torch.isin(new, ends).long()
         ended = end.cumsum(1) > end  # behind the first end
         log_p = torch.stack([step.float().log_softmax(-1) for step in output.logits], 1)
@@ -178,11 +209,31 @@ class EquiZeroLM(Stored, nn.Module):
             self.tokenizer.decode(torch.cat((view[row != 0], more[~over])).tolist(), skip_special_tokens=True)
             for view, row, more, over in zip(views, rows, new, ended, strict=True)
         ]
-        scores = _numbers(self.score(texts), len(texts))
-        sums = log_p.tolist()
-        best = [_choice(scores[b::batch], sums[b::batch]) for b in range(batch)]
-        chosen = new.unflatten(0, (order, batch))[best, range(batch)]
-        return orbit_act(chosen, torch.tensor(best, device=ids.device), self._tables(self.action), inverse=True)
+        return new, _numbers(self.score(texts), len(texts)), log_p.tolist()
+
+    def _shared(
+        self, ranks: Ranks, views: Tensor, mask: Tensor, length: int, options: dict[str, Any], ends: Tensor
+    ) -> tuple[Tensor, list[float], list[float]]:
+        """The same of the rows of all views (|G|, b, S), of which each process goes on from its own."""
+        order, batch, _ = views.shape
+        first, count = ranks.start(ranks.rank, order), ranks.counts(order)[ranks.rank]
+        draws = _Draws(first * batch, order * batch, self.action.size, views.device)
+        # Of every row its score, the sum and the tokens, −1 where there is none: all are whole in float64.
+        said = torch.full((max(count, 1), batch, 2 + length), -1.0, dtype=torch.float64, device=views.device)
+        if count:
+            own = views[first : first + count].flatten(0, 1)
+            drawing: Any = draws if options["do_sample"] else contextlib.nullcontext()
+            with drawing:
+                new, scores, sums = self._continued(own, mask.repeat(count, 1), length, options, ends)
+            numbers = torch.tensor([scores, sums], dtype=torch.float64, device=views.device)
+            said.flatten(0, 1)[:, : 2 + new.shape[1]] = torch.cat((numbers.T, new.double()), 1)
+        said = ranks.gathered(said, order, "the scores of the views' texts").flatten(0, 1)
+        new = said[:, 2:].long()
+        new = new[:, : int((new >= 0).any(0).sum())]
+        if options["do_sample"]:
+            draws.catch_up(new.shape[1])
+        new = new.masked_fill(new < 0, options["pad_token_id"] or 0)
+        return new, said[:, 0].tolist(), said[:, 1].tolist()
 
     def _special(self) -> tuple[list[int], int | None]:
         """The tokens that end a text, and the one behind them."""
@@ -217,17 +268,52 @@ class REquiZeroLM(EquiZeroLM):
     and g x are each other's transforms as in ``EquiZeroLM``.
 
     Args:
-        model, score, tokenizer, beam_length: as for ``EquiZeroLM``.
+        model, score, tokenizer, beam_length, mesh: as for ``EquiZeroLM``.
         words: the ``WordLists``.
     """
 
-    def __init__(self, model: nn.Module, words: WordLists, score: Score, tokenizer: Any, beam_length: int = 5) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        words: WordLists,
+        score: Score,
+        tokenizer: Any,
+        beam_length: int = 5,
+        mesh: Mesh | None = None,
+    ) -> None:
         if not isinstance(words, WordLists):
             raise TypeError(f"words: expected WordLists, got {type(words).__name__}")
-        super().__init__(model, words, score, tokenizer, beam_length)
+        super().__init__(model, words, score, tokenizer, beam_length, mesh)
 
     def _check_words(self) -> None:
         pass  # general words are welcome
+
+
+class _Draws(TorchFunctionMode):
+    """Draws for the rows of all processes, of which this one keeps its own: what one process draws for them.
+
+    Rows are drawn alike whatever the others hold. Without a word to the others all random numbers stay in step.
+    """
+
+    def __init__(self, first: int, count: int, classes: int, device: torch.device) -> None:
+        super().__init__()
+        self.first, self.count, self.classes, self.device = first, count, classes, device
+        self.done = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.multinomial:
+            return func(*args, **(kwargs or {}))
+        p, *rest = args
+        self.done += 1
+        own = slice(self.first, self.first + len(p))
+        every = torch.ones(self.count, p.shape[1], dtype=p.dtype, device=p.device)
+        every[own] = p
+        return torch.multinomial(every, *rest, **(kwargs or {}))[own]
+
+    def catch_up(self, steps: int) -> None:
+        """Draw for the steps that other processes' rows have gone on for."""
+        for _ in range(steps - self.done):
+            torch.multinomial(torch.ones(self.count, self.classes, device=self.device), 1)
 
 
 @contextlib.contextmanager

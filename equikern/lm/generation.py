@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from ..actions import TokenAction
@@ -38,6 +37,7 @@ REFUSED = {
 }
 
 
+M = TypeVar("M", bound=nn.Module)
 _THEIRS: Any = GenerationMixin  # whose annotations of self ask for more than a module that is wrapped
 
 
@@ -113,7 +113,7 @@ class Generates(Pretrained, GenerationMixin):
             frame = self._canonical(inputs, options.get("attention_mask"))
         if self.ranks is not None:
             self.ranks.share_generator(next(self.model.parameters()).device)
-        call = copy.copy(self)
+        call = _twin(self)
         call._frame = frame
         if frame is None:
             return _THEIRS.generate(call, inputs, *given, streamer=streamer, **options)
@@ -141,7 +141,7 @@ class Generates(Pretrained, GenerationMixin):
 
     def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
         """This, through the model's own compiled call. The views and their mean stay outside."""
-        call = copy.copy(self)
+        call = _twin(self)
         call._compiled = self.model.get_compiled_call(compile_config)
         return call
 
@@ -150,7 +150,7 @@ class Generates(Pretrained, GenerationMixin):
     ) -> Any:
         """The model's: which cache, and under which name, follows from its class. For all views of this process."""
         # On a copy: the length of a static one would stay on the model.
-        model = copy.copy(self.model)
+        model = _twin(self.model)
         prepare = getattr(model, "_prepare_cache_for_generation", None)
         if prepare is None:
             prepare = functools.partial(_THEIRS._prepare_cache_for_generation, self)
@@ -192,6 +192,13 @@ class Generates(Pretrained, GenerationMixin):
         self._crossed |= {"criteria"}
         frame = self._frame
         return made if frame is None else type(made)([frames.stops(item, frame) for item in made])
+
+
+def _twin(module: M) -> M:
+    """A shallow copy of a module. ``copy.copy`` fails for what ``fully_shard`` has sharded."""
+    made = object.__new__(type(module))
+    vars(made).update(vars(module))
+    return made
 
 
 def refuse(name: str, value: Any) -> None:

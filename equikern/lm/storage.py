@@ -116,7 +116,7 @@ class Stored:
             model: the model, loaded already; by default ``AutoModelForCausalLM.from_pretrained(folder)`` loads it, in
                 evaluation mode and the dtype it was saved in.
             options: keywords of the wrapper: ``score`` and ``tokenizer``, which cannot be saved, for the EquiZero
-                wrappers, a ``mesh`` for others; what else they name takes the place of what was saved. All else goes to
+                wrappers, a ``mesh``; what else they name takes the place of what was saved. All else goes to
                 ``AutoModelForCausalLM.from_pretrained``: ``dtype``, ``device_map``, …
 
         Raises:

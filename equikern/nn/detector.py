@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,13 +16,19 @@ from ..ops.checked import orbit_some
 from ..scalars import share
 from ..views import FLOATS
 from .fusion import Found, fused
-from .inputs import NOT_GIVEN, Given, repeated
+from .inputs import NOT_GIVEN, Given, repeated, split
+from .joined import ranks_of
 from .specs import InputSpec, OutputSpec
 from .views import OrbitModule
+
+if TYPE_CHECKING:
+    from .joined import Mesh
 
 __all__ = ["EquiDetector"]
 
 Detections = dict[str, Tensor]
+Size = tuple[int, int]
+Forwards = Callable[[list[list[int]]], Iterable[tuple[list[int], list[Detections], Any]]]
 _ALWAYS = ("boxes", "scores", "labels")
 
 
@@ -47,7 +54,7 @@ class EquiDetector(OrbitModule):
             or outside of the image.
         confidence: the score of fused boxes: ``"avg"``, the mean over all views, with 0 for those that have not found
             it, or ``"max"``.
-        views_per_forward: as in ``EquiTune``.
+        views_per_forward, mesh: as in ``EquiTune``. Processes tell one another what they have found, and each fuses it.
 
     Shapes:
         x (B, C, H, W) → a list of B dicts: "boxes" (n, 4) on x in the backbone's format and units, clipped to the
@@ -84,8 +91,10 @@ class EquiDetector(OrbitModule):
         min_score: float = 0.0,
         confidence: Literal["avg", "max"] = "avg",
         views_per_forward: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(backbone, inp, out, views_per_forward)
+        ranks = ranks_of(mesh, type(self).__name__, learns=False)
+        super().__init__(backbone, inp, out, views_per_forward, mesh=ranks)
         specs = self.out if isinstance(self.out, dict) else {"boxes": self.out}
         found = specs.get("boxes")
         if not isinstance(found, Coordinates) or found.format is None:
@@ -107,31 +116,39 @@ class EquiDetector(OrbitModule):
         """What every view found, turned back on x: |G| dicts for each image, in the group's order."""
         return [views for views, _ in self._undone(x, args, kwargs)]
 
-    def _undone(
-        self, x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> list[tuple[list[Detections], tuple[int, int]]]:
+    def _undone(self, x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[list[Detections], Size]]:
         """For every image the detections of its views, turned back, and its size."""
         first = next(iter(self._inputs.names), None)
         if x is NOT_GIVEN and isinstance(kwargs.get(first or "x"), (list, tuple)):
             x = kwargs[first or "x"]
             kwargs = {name: value for name, value in kwargs.items() if name != (first or "x")}
         if isinstance(x, (list, tuple)):
-            sizes, forwards = self._of_list(list(x), args, kwargs)
-        else:
-            given = self._inputs.given(x, args, kwargs)
-            sizes = [(given.x.shape[-2], given.x.shape[-1])] * given.batch
-            forwards = ((elements, outputs) for elements, outputs, _ in self._forwards(given, self._parts(given)))
-        found: list[list[Detections]] = [[{}] * self.inp.order for _ in sizes]
-        for elements, outputs in forwards:
+            return self._found(*self._of_list(list(x), args, kwargs))
+        given = self._inputs.given(x, args, kwargs)
+        sizes = [(given.x.shape[-2], given.x.shape[-1])] * given.batch
+        forwards = lambda parts: self._run_each(given, parts, None)  # noqa: E731
+        return self._found(sizes, given.x.device, self._parts(given), forwards)
+
+    def _found(
+        self, sizes: list[Size], device: torch.device, parts: list[list[int]], forwards: Forwards
+    ) -> list[tuple[list[Detections], Size]]:
+        """What the views in ``parts`` are found to show of images of these sizes, by this process or another one."""
+        own, spare = (parts, 0) if self.ranks is None else self.ranks.own(parts)
+        found: dict[tuple[int, int], Detections] = {}
+        for elements, outputs, _ in islice(forwards(own), spare, None):
             for i, detections in enumerate(outputs):
                 g, b = elements[i // len(sizes)], i % len(sizes)
-                found[b][g] = {name: self._back(name, t, g, sizes[b]) for name, t in detections.items()}
-        return list(zip(found, sizes, strict=True))
+                found[g, b] = {name: self._back(name, t, g, sizes[b]) for name, t in detections.items()}
+        if self.ranks is not None:
+            said = {at: {name: t.detach().cpu().clone() for name, t in one.items()} for at, one in found.items()}
+            every = self.ranks.told(said, "what is found in the views")
+            found = {at: {name: t.to(device) for name, t in one.items()} for each in every for at, one in each.items()}
+        return [([found[g, b] for g in range(self.inp.order)], size) for b, size in enumerate(sizes)]
 
     def _of_list(
         self, images: list[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[list[tuple[int, int]], Iterator[tuple[list[int], list[Detections]]]]:
-        """Images of any sizes: their sizes, and for each part of the group its elements and detections."""
+    ) -> tuple[list[Size], torch.device, list[list[int]], Forwards]:
+        """Images of any sizes: their sizes and device, the parts of the group, and what is found in some parts."""
         inp = self._inputs.actions
         if isinstance(inp, (tuple, dict)) and len(inp) == 1:
             inp = inp[0] if isinstance(inp, tuple) else inp.get(next(iter(self._inputs.names), "x"), inp)
@@ -141,17 +158,17 @@ class EquiDetector(OrbitModule):
             if not isinstance(image, Tensor) or image.dim() != inp.dims + 1:
                 got = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
                 raise ValueError(f"x[{i}]: expected an image (C, H, W), got {got}")
-        every, size = list(range(inp.order)), self.views_per_forward or inp.order
 
-        def forwards() -> Iterator[tuple[list[int], list[Detections]]]:
+        def forwards(parts: list[list[int]]) -> Iterable[tuple[list[int], list[Detections], None]]:
             acting = self._tables(inp)
-            for start in range(0, inp.order, size):
-                elements = every[start : start + size]
+            for elements in parts:
                 seen = [orbit_some(image, acting, [g])[0] for g in elements for image in images]
                 beside, named = repeated(args, kwargs, len(elements), len(images))
-                yield elements, self._listed(self.backbone(seen, *beside, **named), len(seen))
+                yield elements, self._listed(self.backbone(seen, *beside, **named), len(seen)), None
 
-        return [(image.shape[-2], image.shape[-1]) for image in images], forwards()
+        parts = split([list(range(inp.order))], self.views_per_forward, self.ranks)
+        device = images[0].device if images else torch.device("cpu")
+        return [(image.shape[-2], image.shape[-1]) for image in images], device, parts, forwards
 
     def _split(
         self, outputs: Any, beside: Tensor | None, elements: list[int], given: Given

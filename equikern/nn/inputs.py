@@ -18,7 +18,7 @@ from .tables import ActionTables
 if TYPE_CHECKING:
     from ..distributed import Ranks
 
-__all__ = ["NOT_GIVEN", "Given", "Inputs", "buckets", "repeated"]
+__all__ = ["NOT_GIVEN", "Given", "Inputs", "buckets", "repeated", "split"]
 
 
 class _NotGiven:
@@ -64,12 +64,7 @@ class Given:
 
     def parts(self, most: int | None, ranks: Ranks | None = None) -> list[list[int]]:
         """The elements of every forward: views of one shape and of one process, as many as are allowed."""
-        found = buckets(self._acted)
-        if ranks is not None:
-            found = ranks.cut(found)
-        if most is None:
-            return found
-        return [bucket[start : start + most] for bucket in found for start in range(0, len(bucket), most)]
+        return split(buckets(self._acted), most, ranks)
 
     def seen(self, elements: Sequence[int], tables: ActionTables) -> tuple[list[Any], dict[str, Any]]:
         """What the backbone is given for some elements: their views of one input behind the other, (n·B, …)."""
@@ -245,7 +240,7 @@ def _given(args: list[Any], kwargs: dict[str, Any], specs: dict[int | str, Any])
     if not acted:
         names = [key if isinstance(key, str) else f"position {key}" for key in specs]
         raise ValueError(f"inp: expected an input that the group acts on, got none among {names}")
-    lead = next((pair for pair in acted if pair[0].sides), acted[0])
+    lead = ([pair for pair in acted if pair[0].sides] or acted)[0]
     return Given(lead[1], lead[0], args, kwargs, specs, acted)
 
 
@@ -324,6 +319,15 @@ def _check_acted(at: str, t: object, action: Action, batch: int | None) -> None:
         )
     if batch is not None and t.shape[0] != batch:
         raise ValueError(f"{at}: expected the batch of the other inputs, {batch}, got shape {tuple(t.shape)}")
+
+
+def split(found: list[list[int]], most: int | None, ranks: Ranks | None) -> list[list[int]]:
+    """Buckets of elements in parts that each are one process's, of as many as are allowed."""
+    if ranks is not None:
+        found = ranks.cut(found)
+    if most is None:
+        return found
+    return [bucket[start : start + most] for bucket in found for start in range(0, len(bucket), most)]
 
 
 def buckets(seen: Sequence[tuple[Action, Tensor]]) -> list[list[int]]:

@@ -41,13 +41,18 @@ __all__ = ["Chosen", "join", "neutral", "ranks_of", "tied"]
 _Grads = tuple[Tensor | None, ...]
 
 
-def ranks_of(mesh: object, owner: str) -> Ranks | None:
-    """What shares the views of a wrapper called ``owner``; without a mesh torch.distributed is not imported."""
+def ranks_of(mesh: object, owner: str, learns: bool = True) -> Ranks | None:
+    """What shares the views of a wrapper called ``owner``; without a mesh torch.distributed is not imported.
+
+    ``learns`` is whether its parameters get gradients through the wrapper.
+    """
     if mesh is None:
         return None
     from ..distributed import Ranks
 
-    return Ranks.of(mesh, owner)
+    ranks = Ranks.of(mesh, owner)
+    ranks.gradients = ranks.gradients and learns
+    return ranks
 
 
 class Chosen(Selected):

@@ -85,7 +85,7 @@ class Output:
             y = turn_grid(y, upright(back.views.words[0]))
             back = self.back(elements)
         shape = tuple(y.shape[1:])
-        if self.turned and self._shape not in (None, shape):
+        if self.turned and self._shape is not None and self._shape != shape:
             raise ValueError(
                 f"backbone: expected the same output shape for an image and the turned image (turned back), got "
                 f"{' and '.join(map(str, sorted([self._shape, shape])))}"

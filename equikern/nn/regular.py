@@ -42,7 +42,7 @@ class RegularLift(OrbitModule):
     ``M^R_G(h x)[g] = h · M^R_G(x)[g h]``.
 
     Args:
-        backbone, inp, out, views_per_forward, strict: as in ``EquiTune``.
+        backbone, inp, out, views_per_forward, strict, mesh: as in ``EquiTune``; all processes get all views.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch with a group axis directly before the dims that ``out``

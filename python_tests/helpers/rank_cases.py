@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from equikern import (
     CanonicalLambdaEquiTune,
+    EquiDetector,
     EquiTune,
     EquiZero,
     InvariantSymmetric,
     LambdaEquiTune,
     MultiInputEquiTune,
     ProductEquiTune,
+    RegularLift,
+    boxes,
     keypoints,
     permutation,
     vector_frame,
@@ -22,6 +27,7 @@ from equikern import (
 from equikern.nn.containers import leaves
 from helpers.ranks import World
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Make = Callable[[nn.Module, Any], Any]
 
@@ -63,6 +69,45 @@ class Several(nn.Module):
         return y * scale[..., None, None]
 
 
+@dataclass
+class Said:
+    """What ``Asked`` says."""
+
+    map: Tensor
+    pair: tuple[Tensor, None]
+    anchors: Tensor
+    steps: int
+
+
+class Asked(nn.Module):
+    """Called by names alone: an image, numbers of each sample, and a mask that turns beside words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.scale = nn.Parameter(torch.tensor([0.5, 1.5]))
+
+    def forward(self, *, image: Tensor, prompt: Tensor, extra: dict[str, Any]) -> Said:
+        assert len(extra["words"]) == len(image) == len(prompt)
+        y = self.conv(image * extra["mask"]) * prompt[..., None, None]
+        return Said(y, (y.square().mean((-2, -1)), None), self.scale * 2, 7)
+
+
+class ByName(nn.Module):
+    """A wrapper of ``Asked`` as it is called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, mask: Tensor, prompt: Tensor) -> tuple[Tensor, ...]:
+        extra = {"mask": mask, "words": ["a"] * len(x)}
+        said = self.model(prompt=prompt, image=x, extra=extra)
+        assert (said.steps, said.pair[1]) == (7, None)
+        assert torch.equal(said.anchors, torch.tensor([1.0, 3.0]))
+        return said.map, said.pair[0], said.anchors
+
+
 class Clouds(nn.Module):
     """Two sets of points that turn and numbers of each sample, to numbers and points."""
 
@@ -73,6 +118,38 @@ class Clouds(nn.Module):
     def forward(self, x: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         said = self.first(x.flatten(1)).tanh()
         return said * scale, self.second(other.flatten(1)).unflatten(1, (3, 2)) + said.mean(1)[:, None, None]
+
+
+class Frame(nn.Module):
+    """A rotation that turns with points and learns which of them counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor([0.5, -1.0, 2.0, 0.3, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return vector_frame((x * self.share[:, None]).sum(1, keepdim=True))
+
+
+class Finder(nn.Module):
+    """Boxes around the brightest pixels, how many differs, with masks and keypoints of theirs."""
+
+    def forward(self, images: Any) -> list[dict[str, Tensor]]:
+        found = []
+        for image in images:
+            plane = image[0] * torch.linspace(0.7, 1.0, image.shape[-1])  # not equivariant
+            rows, columns = (plane > 0.7 * plane.max()).nonzero().T
+            low, score = torch.stack((columns, rows), 1).float(), plane[rows, columns].clamp(0, 1)
+            found.append(
+                {
+                    "boxes": torch.cat((low, low + 1.5 + score[:, None]), 1),
+                    "scores": score,
+                    "labels": (image[1, rows, columns] > 0.5).long(),
+                    "masks": plane * score[:, None, None],
+                    "points": low[:, None] + torch.tensor([[0.5, 0.25], [1.0, 0.5]]),
+                }
+            )
+        return found
 
 
 def conv() -> nn.Module:
@@ -151,6 +228,23 @@ CASES: list[Case] = [  # what it is, the model, the wrapper, the inputs' shapes
     ),
     ("several inputs", Several, _tuned("d4", MIXED), [SQUARE, (3, 1, 6, 6), (3, 3), (3, 2, 3, 3)]),
     ("several rectangles", Several, _tuned("d4", MIXED), [WIDE, (3, 1, 6, 8), (3, 3), (3, 2, 3, 3)]),
+    *(
+        (
+            f"by name, {shape}",
+            Asked,
+            lambda net, mesh: ByName(
+                EquiTune(
+                    net,
+                    {"image": "d4", "extra": {"mask": "d4"}},
+                    {"map": "d4", "pair": ("trivial", None), "anchors": "shared"},
+                    views_per_forward=2,
+                    mesh=mesh,
+                )
+            ),
+            [shape, (3, 1, *shape[2:]), (3, 3)],
+        )
+        for shape in (SQUARE, WIDE)
+    ),
     ("keypoints", regressor, _tuned(keypoints("d4", swap=[1, 0, 2])), [WIDE]),
     (
         "permuted classes",
@@ -199,6 +293,12 @@ CASES: list[Case] = [  # what it is, the model, the wrapper, the inputs' shapes
     ("canonical, mean", coordinates, _canonical(False), [(3, 5, 2)]),
     ("canonical, weights", coordinates, _canonical(True, out="equivariant", undo=True), [(3, 5, 2)]),
     (
+        "canonical, learned",
+        coordinates,
+        lambda net, mesh: CanonicalLambdaEquiTune(net, Frame(), QUARTERS, out="equivariant", mesh=mesh),
+        [(3, 5, 2)],
+    ),
+    (
         "canonical, several inputs and outputs",
         Clouds,
         _canonical(True, out=("invariant", "equivariant"), inp=("turned", "turned", None)),
@@ -210,6 +310,8 @@ CASES: list[Case] = [  # what it is, the model, the wrapper, the inputs' shapes
         lambda net, mesh: ProductEquiTune(net, ["hflip", "vflip"], ["hflip", "vflip"], mesh=mesh),
         [WIDE],
     ),
+    ("regular features", conv, lambda net, mesh: RegularLift(net, "d4", "d4", mesh=mesh), [WIDE]),
+    ("regular features of rows", classifier, lambda net, mesh: RegularLift(net, "c4", "trivial", 1, mesh=mesh), [WIDE]),
     ("two inputs", lambda: nn.Conv2d(2, 3, 3, padding=1), _several, [SQUARE, SQUARE]),
     ("invariant", conv, lambda net, mesh: InvariantSymmetric(net, "c4", "flips", mesh=mesh), [SQUARE]),
 ]
@@ -287,7 +389,7 @@ def bits(world: World, size: int) -> int:
         for op in ("max", "min", "median"):
             a, b = (EquiTune(nets[0], "d4", "d4", reduce=op, mesh=m)(x).detach() for m in (mesh, None))
             assert torch.allclose(a, b, 0, 0, equal_nan=True), f"{op}, {dtype}: {a} for {b}"
-            with torch.no_grad():
+            with torch.inference_mode():
                 c = EquiTune(nets[0], "d4", "d4", reduce=op, mesh=mesh)(x)
             assert torch.allclose(a, c, 0, 0, equal_nan=True), f"{op} without gradients, {dtype}: {c} for {a}"
             done += 2
@@ -305,3 +407,91 @@ def bits(world: World, size: int) -> int:
     found, expected = (model.weights(torch.ones(2, 3, 6, 8)).detach() for model in weighted)
     _alike("weights", found, expected, 1e-6)
     return done
+
+
+def detectors(world: World, size: int) -> int:
+    """What a detector finds in a batch and in images of several sizes, shared by so many, is what one finds."""
+    mesh, done = world.views.get(size), 0
+    if mesh is None:
+        return 0
+    numbers = torch.Generator().manual_seed(4)
+    out: dict[str, Any] = {"boxes": boxes("d4"), "masks": "d4", "points": keypoints("d4", swap=[1, 0])}
+    inputs: list[Any] = [torch.rand(2, 2, *sides, generator=numbers) for sides in ((6, 6), (6, 8))]
+    inputs.append([*inputs[0], *inputs[1], torch.rand(2, 5, 4, generator=numbers)])
+    for x in inputs:
+        for views_per_forward in (None, 1):
+            one, several = (
+                EquiDetector(Finder(), "d4", out, 0.3, 0.0, "avg", views_per_forward, m) for m in (None, mesh)
+            )
+            for call in ("forward", "views"):
+                expected, found = (leaves(getattr(model, call)(x)) for model in (one, several))
+                assert len(found) == len(expected) > 0
+                for a, b in zip(found, expected, strict=True):
+                    assert a.dtype == b.dtype
+                    assert torch.equal(a, b), f"{call}: {a} for {b}"
+                done += 1
+        assert one(x)[0]["boxes"].numel(), "nothing to find"
+    return done
+
+
+class Counted(nn.Module):
+    """A backbone that keeps the shapes that it has seen."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        y: Tensor = self.net(x)
+        return y
+
+
+def shares(world: World, size: int) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of the batches that this process's backbone is given."""
+    mesh, found = world.views.get(size), dict[str, list[tuple[int, ...]]]()
+    for name, shape, most in (("square", SQUARE, None), ("wide", WIDE, None), ("in parts", WIDE, 2)):
+        if mesh is not None:
+            net = Counted(conv())
+            EquiTune(net, "d4", "d4", views_per_forward=most, mesh=mesh)(torch.zeros(shape))
+            found[name] = net.shapes
+    return found
+
+
+def messages(world: World) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
+    """How many messages forwards send, and their backward passes for the input alone."""
+    mesh, found = world.views[2], dict[str, tuple[dict[str, int], dict[str, int]]]()
+    ways: dict[str, tuple[Callable[[], nn.Module], Make]] = {
+        "mean": (conv, _tuned("d4")),
+        "sum in parts": (conv, _tuned("d4", reduce="sum", views_per_forward=1)),
+        "weights as they are": (conv, _weighted("d4", lambda: nn.Linear(3, 1), normalize=None)),
+        "softmax of weights": (conv, _weighted("d4", lambda: nn.Linear(3, 1))),
+        "choice": (classifier, _zero("trivial")),
+        "largest": (conv, _tuned("d4", reduce="max")),
+        "median": (conv, _tuned("d4", reduce="median")),
+    }
+    for name, (net, make) in ways.items():
+        model = make(net().requires_grad_(False), mesh).requires_grad_(False)
+        for shape in (SQUARE, WIDE):
+            with Heard() as forward, torch.no_grad():
+                model(torch.zeros(shape))
+            y = model(torch.zeros(shape).requires_grad_())
+            with Heard() as backward:
+                y.sum().backward()
+            both = dict(forward.counts), dict(backward.counts)
+            assert found.setdefault(name, both) == both, shape
+    return found
+
+
+class Heard(TorchDispatchMode):
+    """How often each collective is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.overloadpacket.__name__.strip("_")] += 1
+        return func(*args, **(kwargs or {}))

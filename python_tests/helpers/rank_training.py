@@ -6,16 +6,19 @@ import copy
 import os
 import pickle
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
-from equikern import EquiTune, EquiZero, LambdaEquiTune, permutation
+from equikern import EquiDetector, EquiTune, EquiZero, LambdaEquiTune, RegularLift, boxes, permutation
 from equikern.distributed import Ranks
 from helpers.rank_cases import classifier
 from helpers.ranks import World
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -77,7 +80,7 @@ def data_parallel(world: World) -> None:
             _same(f"{type(plain).__name__}, DDP {way}", found, expected)
 
 
-def _scale_of_fsdp(mesh: Any) -> float:
+def scale_of_fsdp(mesh: Any) -> float:
     """What FSDP2 multiplies gradients by: torch 2.8's adds them up over gloo, where it is to take their mean."""
     layer = nn.Linear(1, 1, bias=False)
     fully_shard(layer, mesh=mesh)
@@ -99,7 +102,7 @@ def fully_sharded(world: World) -> None:
             for layer in (backbone[0], backbone[4], backbone, *[shared] * isinstance(shared, LambdaEquiTune)):
                 fully_shard(layer, mesh=mesh)  # type: ignore[arg-type]
             assert isinstance(next(backbone.parameters()), DTensor)
-            found = _step(shared, x[half], target[half], _scale_of_fsdp(mesh))
+            found = _step(shared, x[half], target[half], scale_of_fsdp(mesh))
             _same(f"{type(plain).__name__}, FSDP2", found, _step(plain, x, target))
     x, target = _batch((4, 4))
     for views_per_forward in (1, 2):
@@ -108,7 +111,7 @@ def fully_sharded(world: World) -> None:
         plain = EquiTune(copy.deepcopy(net), _CYCLE, _CYCLE, views_per_forward=views_per_forward)
         fully_shard(net, mesh=every)  # type: ignore[arg-type]
         shared = EquiTune(net, _CYCLE, _CYCLE, views_per_forward=views_per_forward, mesh=world.mesh["views"])
-        found = _step(shared, x[half], target[half], _scale_of_fsdp(every))
+        found = _step(shared, x[half], target[half], scale_of_fsdp(every))
         _same("uneven shares", found, _step(plain, x, target))
     wrong = classifier()
     fully_shard(wrong, mesh=world.mesh["batch"])
@@ -141,13 +144,23 @@ def gradients(world: World) -> None:
             )
         for a, b in zip(found, expected, strict=True):
             _same(type(plain).__name__, a, b)
+    for plain, shared in zip(_models(None), _models(mesh), strict=True):
+        both: list[dict[str, Tensor]] = []
+        for model in (plain.double(), shared.double()):  # after it was made, as models are moved to devices
+            nn.functional.cross_entropy(model(x.double()), target).backward()
+            both.append({name: cast(Tensor, p.grad) for name, p in model.named_parameters()})
+        _same(f"{type(plain).__name__}, moved", both[1], both[0])
     torch.manual_seed(0)
     net = classifier()
-    pair = EquiTune(copy.deepcopy(net), "d4", "trivial"), EquiTune(net, "d4", "trivial", mesh=mesh)
-    for call in (pair[0], torch.compile(pair[1], backend="aot_eager")):
+    x = x[..., :6]
+    several = EquiTune(net, "d4", "trivial", mesh=mesh)
+    if world.rank > 1:  # a copy, whose parameters are found by a call that is not compiled: Dynamo gives it up
+        several = copy.deepcopy(several)
+    one = EquiTune(copy.deepcopy(net), "d4", "trivial")
+    for call in (one, torch.compile(several, backend="aot_eager")):
         nn.functional.cross_entropy(call(x), target).backward()
-    one, several = ({name: cast(Tensor, p.grad) for name, p in model.named_parameters()} for model in pair)
-    _same("compiled", several, one)
+    grads = [{name: cast(Tensor, p.grad) for name, p in model.named_parameters()} for model in (several, one)]
+    _same("compiled", *grads)
 
 
 def refusals(world: World) -> None:
@@ -155,10 +168,21 @@ def refusals(world: World) -> None:
     net = classifier()
     with pytest.raises(ValueError, match=r"mesh: expected one axis, such as mesh\['views'\], got 2 in \(2, 2\)"):
         EquiTune(net, "d4", "trivial", mesh=world.mesh)
+    unnamed = DeviceMesh("cpu", torch.arange(4).reshape(2, 2))
+    with pytest.raises(ValueError, match=r"such as mesh\['views'\] of one with mesh_dim_names, got 2 in \(2, 2\)"):
+        EquiTune(net, "d4", "trivial", mesh=unnamed)
     with pytest.raises(TypeError, match="mesh: expected one axis of a DeviceMesh or a process group, got str"):
         EquiTune(net, "d4", "trivial", mesh="views")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="gradients: expected True or False, got int"):
         Ranks(world.mesh["views"], gradients=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mesh: expected one axis of a DeviceMesh or a process group, got NoneType"):
+        Ranks(None)  # type: ignore[arg-type]
+    for kind in (EquiDetector, RegularLift):
+        with pytest.raises(ValueError, match="mesh: expected one axis"):
+            kind(net, "d4", boxes("d4"), mesh=world.mesh)
+    elsewhere = dist.new_group(backend="cuda:gloo")  # which no tensor of a CPU can go through
+    with pytest.raises(ValueError, match="mesh: expected one for the device of the model, in the all-reduce of"):
+        EquiTune(net, "d4", "trivial", mesh=elsewhere)(torch.zeros(1, 2, 6, 6))
     if world.rank == 3:
         with pytest.raises((ValueError, TypeError), match="mesh: expected"):
             EquiTune(net, "d4", "trivial", mesh=dist.GroupMember.NON_GROUP_MEMBER)  # type: ignore[arg-type]
@@ -170,24 +194,63 @@ def refusals(world: World) -> None:
         model(torch.zeros(3))
 
 
-def elsewhere(_: object) -> str:
-    """A process that takes no part until the others have given up."""
+def waits(_: object) -> list[tuple[str, float]]:
+    """The first process waits for others, one that is elsewhere and some that end in the middle: what it is told.
+
+    Each pair has a group of its own, since none is of use after an error.
+    """
+    rank, pair = dist.get_rank(), {}
+    short = dist.new_group([0, 1], timeout=timedelta(seconds=1))
+    for other in (1, 2, 3):
+        pair[other] = dist.new_group([0, other])
+    x, target = _batch()
+    ends: list[Callable[[], None]] = [
+        lambda: _elsewhere(short, x),
+        lambda: _chooses(pair[1], x),
+        lambda: _trains(pair[2], x, target),
+        lambda: _finds(pair[3], x),
+    ]
+    found: list[tuple[str, float]] = []
+    for other, end in zip((1, 1, 2, 3), ends, strict=True):
+        if rank == other:
+            end()
+        elif rank == 0:
+            start = time.monotonic()
+            with pytest.raises(RuntimeError) as caught:
+                end()
+            found.append((str(caught.value), time.monotonic() - start))
+    return found
+
+
+def _elsewhere(group: Any, x: Tensor) -> None:
     if dist.get_rank():
-        time.sleep(4)
-        return ""
-    with pytest.raises(RuntimeError) as caught, torch.no_grad():
-        EquiTune(classifier(), "c4", "trivial", mesh=dist.group.WORLD)(_batch()[0])
-    return str(caught.value)
+        time.sleep(2)
+        return
+    with torch.no_grad():
+        EquiTune(classifier(), "c4", "trivial", mesh=group)(x)
 
 
-def dies(_: object) -> str:
-    """A process that ends in the middle."""
-    model = EquiZero(classifier(), "c4", "trivial", mesh=dist.group.WORLD)
-    x = _batch()[0]
+def _chooses(group: Any, x: Tensor) -> None:
+    model = EquiZero(classifier(), "c4", "trivial", mesh=group)
     with torch.no_grad():
         model(x)
         if dist.get_rank():
             os._exit(3)
-        with pytest.raises(RuntimeError) as caught:
-            model(x)
-    return str(caught.value)
+        model(x)
+
+
+def _trains(group: Any, x: Tensor, target: Tensor) -> None:
+    model = LambdaEquiTune(classifier(), "c4", "trivial", 6, features="1", normalize=None, mesh=group)
+    loss = nn.functional.cross_entropy(model(x), target)
+    if dist.get_rank():
+        os._exit(3)
+    loss.backward()
+
+
+def _finds(group: Any, x: Tensor) -> None:
+    def fails(images: Tensor) -> Any:
+        if dist.get_rank():
+            os._exit(3)
+        return [{"boxes": x[0, 0, :1, :4], "scores": x[0, 0, 0, :1], "labels": x[0, 0, 0, :1].long()} for _ in images]
+
+    EquiDetector(fails, "c4", boxes("c4"), mesh=group)(x)

@@ -238,12 +238,16 @@ def corners(world: World) -> None:
     def training(t: Tensor) -> Tensor:
         return orbit_mean(t, flip) * 2
 
+    # Sharded over the batch, or over dims that are made whole; each pair of processes has half of these.
     calls: list[tuple[str, Run, list[Tensor], list[int]]] = [("mean in a function", training, [y], [1])]
     for call in CALLS.values():
-        if call.name in FEW:
+        if call.name in FEW and not (_OLD and call.name == "median"):  # whose gradient sorts
             given = call.tensors(flip, LEAD, 4)
-            calls.append((call.name, partial(call.run, flip), given, [int(call.takes != "image"), *[1] * len(given)]))
-    for name, run, given, skips in calls:
+            grouped = int(call.takes != "image")
+            calls.append((call.name, partial(call.run, flip), given, [grouped, *[1] * len(given)]))
+            given = call.tensors(action, LEAD, 4)
+            calls.append((f"{call.name} of sharded columns", partial(call.run, action), given, [-1, *[1] * len(given)]))
+    for name, run, given, skips in calls[world.rank // 2 :: 2]:
         parts = [distribute_tensor(t, mesh, [Shard(skip)]).detach() for t, skip in zip(given, skips, strict=False)]
         torch.compiler.reset()  # which forgets how often the same code was compiled before
         compiled = torch.compile(run, backend="aot_eager", fullgraph=True)

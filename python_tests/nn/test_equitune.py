@@ -149,6 +149,18 @@ def test_compiles_without_graph_breaks(dense):
         compiled(x).sum().backward()
 
 
+def test_compiles_in_pieces_where_the_backbone_breaks_the_graph(dense):
+    torch._dynamo.reset()
+
+    def backbone(v):
+        torch._dynamo.graph_break()
+        return dense(v)
+
+    x = torch.randn(2, 3, 5, 6)  # upright and turned views
+    model = EquiTune(backbone, "d4", "d4")
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x))
+
+
 def test_channels_last_stays(dense):
     x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     seen = []
