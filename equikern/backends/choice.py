@@ -31,7 +31,7 @@ _SHARED = 48 * 1024 - 5 * 1024  # for planes, beside weights and partial dots
 # large planes. Elements of 16 bytes are whole vectors themselves.
 _ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
     # operator       bytes         aligned: small staged large   odd: small staged large
-    ("orbit", (1,), "triton triton triton", "triton cuda cuda"),
+    ("orbit", (1,), "cuda triton triton", "triton cuda triton"),
     ("orbit", (2, 4, 8), "triton triton triton", "triton cuda triton"),
     ("orbit", (16,), "triton triton triton", ""),
     ("scaled orbit", (2, 4, 8), "triton triton triton", "triton cuda triton"),
@@ -40,7 +40,7 @@ _ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
     ("symmetrize", (2, 4, 8), "triton triton triton", "triton triton triton"),
     ("orbit_dot", (2, 4), "triton triton triton", "triton cuda triton"),
     ("orbit_dot", (8,), "triton triton triton", "triton triton triton"),
-    ("select", (1, 2), "cuda triton triton", "triton cuda triton"),
+    ("select", (1, 2), "cuda triton triton", "cuda cuda triton"),
     ("select", (4, 8), "triton triton triton", "triton triton triton"),
     ("select", (16,), "triton triton triton", ""),
 ]
