@@ -186,23 +186,35 @@ struct MoveRuns {
       if (Map::kScales && thread < p.n_views) factors[thread] = Map::factor(p, thread, planes.first);
     } else {
       const Range range = views_to_write<Map>(p, state.chosen);
-      const int staged = staged_run(p, x, 0);
+      const uint32_t start = Places<E>::both(staged_run(p, x, 0));
       const Kept kept = kept_view<Map>(p, planes.first);
+      // Whether a vector is as far from a boundary in every view, and to be read.
+      const bool alike = Map::kSelects || (p.out.view % Places<E>::kCount == 0 && !kept.one);
       for (int n = thread; n < Places<E>::most(planes.elements); n += kThreads) {
         Places<E> places;
         E* out = reinterpret_cast<E*>(p.out.data) + range.begin * p.out.view + offset;
+        places.find(p, n, misalignment(out), planes.elements);
+        E values[Places<E>::kCount];
+        const auto read = [&](int g) {
+          places.read(shared, start, p.views[g], values);
+          const Factor factor = Map::kScales ? factors[g] : Factor(1);
+          for (int k = 0; k < Places<E>::kCount; ++k) values[k] = Map::apply(values[k], factor);
+        };
+        if (alike && places.whole) {
+          E* to = out + places.first;
+          for (int g = range.begin; g < range.end; ++g, to += p.out.view) {
+            read(g);
+            places.write_whole(values, to);
+          }
+          continue;
+        }
         for (int g = range.begin; g < range.end; ++g, out += p.out.view) {
           if (places.shift != misalignment(out)) places.find(p, n, misalignment(out), planes.elements);
-          E values[Places<E>::kCount];
-          if (kept.blanks(g)) {
+          if (kept.blanks(g))
             for (int k = 0; k < Places<E>::kCount; ++k) values[k] = zero<E>();
-            places.write(values, planes.elements, out);
-          } else {
-            places.read(shared, staged, p.views[g], values);
-            const Factor factor = Map::kScales ? factors[g] : Factor(1);
-            for (int k = 0; k < Places<E>::kCount; ++k) values[k] = Map::apply(values[k], factor);
-            places.write(values, planes.elements, out);
-          }
+          else
+            read(g);
+          places.write(values, planes.elements, out);
         }
       }
     }

@@ -68,9 +68,13 @@ struct Places {
     }
   }
 
-  // The elements that a view shows, in the order in which they are read, of planes staged at a byte of shared memory.
-  EQK_HD void read(const unsigned char* shared, int staged, const LinearView& view, E (&values)[kCount]) const {
-    const uint32_t origin = (staged + view.origin - view.right) * 0x10001u;
+  // A byte of shared memory, or bytes from one, for both elements of a pair.
+  static EQK_HD uint32_t both(int bytes) { return bytes * 0x10001u; }
+
+  // The elements that a view shows, in the order in which they are read, of planes that start at a byte of shared memory;
+  // that byte and the view's origin are given for both.
+  EQK_HD void read(const unsigned char* shared, uint32_t start, const LinearView& view, E (&values)[kCount]) const {
+    const uint32_t origin = start + view.origin;
     for (int pair = 0; pair < kPairs; ++pair) {
       const uint32_t both = plane[pair] + origin + i[pair] * view.down + j[pair] * view.right;
       values[2 * pair] = *reinterpret_cast<const E*>(shared + (both & 0xFFFF));
@@ -80,17 +84,18 @@ struct Places {
 
   // Writes elements that come in that order.
   EQK_HD void write(const E (&values)[kCount], int elements, E* run) const {
-    E* to = run + first;
-    if (!whole) {
+    if (whole) return write_whole(values, run + first);
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-      for (int k = 0; k < kCount; ++k) {
-        const int n = first + element(k);
-        if (n >= 0 && n < elements) to[element(k)] = values[k];
-      }
-      return;
+    for (int k = 0; k < kCount; ++k) {
+      const int n = first + element(k);
+      if (n >= 0 && n < elements) run[n] = values[k];
     }
+  }
+
+  // All of them, at a 16-byte boundary.
+  EQK_HD void write_whole(const E (&values)[kCount], E* to) const {
     Unit unit[kUnits];
     for (int u = 0; u < kUnits; ++u) unit[u] = joined(values + u * kPerUnit);
     for (int bit = 1; bit < kUnits; bit *= 2)

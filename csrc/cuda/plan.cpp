@@ -153,7 +153,9 @@ void plan_corner(Plan& p) {
   } else {
     p.corner = p.n_views == (across ? 2 : 1) * (down ? 2 : 1) ? Corner::whole : Corner::asked;
   }
-  p.by_box = divider(int64_t{p.box_H} * p.box_W);
+  const int64_t box = int64_t{p.box_H} * p.box_W;
+  p.box_planes = static_cast<int32_t>(std::max<int64_t>(1, kThreads / box));
+  p.by_box = divider(box);
   p.by_box_W = divider(p.box_W);
 }
 
@@ -202,6 +204,8 @@ bool plan_runs(Plan& p, Operator op) {
     const int size = p.element_size;
     const LinearView view = linear_view(p.code[g], static_cast<int>(p.H), static_cast<int>(p.W), p.row_bytes / size);
     p.views[g] = {view.origin * size, view.down * size, view.right * size};
+    if (op != Operator::dots && !p.invariant)  // for both elements of a pair, counted from column 1: see Places
+      p.views[g].origin = static_cast<int>((p.views[g].origin - p.views[g].right) * 0x10001u);
   }
   if (p.invariant) plan_corner(p);
   constexpr int64_t kWarps = kThreads / kWarp;

@@ -64,9 +64,10 @@ struct Plan {
   int32_t row_bytes, plane_bytes;   // runs: from one staged row, and plane, to the next
   FastDivider by_plane, by_out_W;   // runs
   FastDivider by_parts;             // runs: of one, which as many warps stage
-  LinearView views[kMaxViews];      // runs: the views of a staged plane, in bytes
+  LinearView views[kMaxViews];      // runs: the views of a staged plane, in bytes, see plan_runs
   FastDivider by_row;               // runs, invariant: vectors of a row
   int32_t box_H, box_W;             // runs, invariant: the box of the corner
+  int32_t box_planes;               // runs, invariant: boxes side by side in a block's threads
   FastDivider by_box, by_box_W;     // runs, invariant
   int8_t order[kMaxLead + 2];       // strided: dims from the innermost; n_lead is H, n_lead + 1 is W
   uint8_t code[kMaxViews];

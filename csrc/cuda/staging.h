@@ -63,6 +63,18 @@ EQK_HD void store_group(Group* to, const Group& group) {
   *to = group;
 }
 
+// One 16-byte load from shared memory: nvcc knows no alignment of what a reference is copied from.
+EQK_HD Bytes16 load_staged(const void* from) {
+#if defined(__CUDA_ARCH__)
+  const uint4 words = *static_cast<const uint4*>(from);
+  Bytes16 bytes;
+  memcpy(&bytes, &words, sizeof(words));
+  return bytes;
+#else
+  return *static_cast<const Bytes16*>(from);
+#endif
+}
+
 // 16 bytes from global to shared memory, past the registers where the GPU can; await_copies before the barrier.
 template <class E>
 EQK_HD void copy_vector(const E* from, E* shared) {
@@ -197,9 +209,7 @@ EQK_HD void unstage_run(const Plan& p, const unsigned char* from, E* out, int mi
   const int vectors = (elements - head) / kLanes<E>, tail = head + vectors * kLanes<E>;
   for (int v = thread; v < vectors; v += kThreads) {
     const int n = head + v * kLanes<E>;
-    // As words: nvcc reads a vector of elements byte by byte here.
-    store_group(reinterpret_cast<Bytes16*>(out + n),
-                *reinterpret_cast<const Bytes16*>(staged + n + bytes_between<E>(p, v) / int(sizeof(E))));
+    store_group(reinterpret_cast<Bytes16*>(out + n), load_staged(staged + n + bytes_between<E>(p, v) / int(sizeof(E))));
   }
   const int single = thread < head ? thread : tail + thread - head;
   if (kLanes<E> > 1 && single < elements) out[single] = staged[single];

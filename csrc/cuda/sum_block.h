@@ -21,7 +21,7 @@ struct SumRuns {
   };
   struct alignas(2 * sizeof(A)) Term {  // of the sum: a view's weight, and where its run is staged
     A factor;
-    int staged;
+    uint32_t start;
   };
   static_assert(sizeof(Term) <= kViewBytes, "as the plan has room for");
   static constexpr int kPhases = 2;
@@ -38,7 +38,7 @@ struct SumRuns {
       stage_runs(p, x, p.x.view ? p.n_views : 1, planes.elements, thread, shared);
       if (thread < p.n_views)
         terms[thread] = {p.weights ? weight_of<A>(p, thread, planes.first) : A(1),
-                         staged_run(p, x + thread * p.x.view, p.x.view ? thread : 0)};
+                         Places<T>::both(staged_run(p, x + thread * p.x.view, p.x.view ? thread : 0))};
     } else {
       using Vector = Places<T>;
       const A last = final_factor<A>(p, planes.first);
@@ -49,7 +49,7 @@ struct SumRuns {
         T values[Vector::kCount];
         for (int g = 0; g < p.n_views; ++g) {
           const Term term = terms[g];
-          places.read(shared, term.staged, p.views[g], values);
+          places.read(shared, term.start, p.views[g], values);
           for (int k = 0; k < Vector::kCount; ++k) sums[k] += term.factor * widen(values[k]);
         }
         for (int k = 0; k < Vector::kCount; ++k) narrow(sums[k] * last, values[k]);

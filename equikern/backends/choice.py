@@ -31,16 +31,18 @@ _SHARED = 48 * 1024 - 5 * 1024  # for planes, beside weights and partial dots
 # large planes. Elements of 16 bytes are whole vectors themselves.
 _ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
     # operator       bytes         aligned: small staged large   odd: small staged large
-    ("orbit", (1,), "triton triton triton", "triton cuda cuda"),
+    ("orbit", (1,), "cuda triton triton", "triton cuda triton"),
     ("orbit", (2, 4, 8), "triton triton triton", "triton cuda triton"),
     ("orbit", (16,), "triton triton triton", ""),
     ("scaled orbit", (2, 4, 8), "triton triton triton", "triton cuda triton"),
     ("sum", (2, 4), "triton triton triton", "triton cuda triton"),
     ("sum", (8,), "triton triton triton", "triton triton triton"),
-    ("symmetrize", (2, 4, 8), "triton triton triton", "triton triton triton"),
+    ("symmetrize", (2,), "triton triton triton", "cuda cuda triton"),
+    ("symmetrize", (4,), "triton triton triton", "triton cuda triton"),
+    ("symmetrize", (8,), "triton triton triton", "cuda triton triton"),
     ("orbit_dot", (2, 4), "triton triton triton", "triton cuda triton"),
     ("orbit_dot", (8,), "triton triton triton", "triton triton triton"),
-    ("select", (1, 2), "cuda triton triton", "triton cuda triton"),
+    ("select", (1, 2), "cuda triton triton", "cuda cuda triton"),
     ("select", (4, 8), "triton triton triton", "triton triton triton"),
     ("select", (16,), "triton triton triton", ""),
 ]

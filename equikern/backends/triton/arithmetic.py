@@ -19,7 +19,7 @@ def prepare(v, OP: tl.constexpr):
         low = tl.full([], 1e-6, v.dtype)
         high = tl.full([], 1 - 1e-6, v.dtype)
         v = tl.where(v < low, low, tl.where(v > high, high, v))  # NaN fails both comparisons and stays
-        return tl.log(v / (1.0 - v))  # two units of the quotient's last place are none of a probability's
+        return log_of_odds(v / (1.0 - v))  # two units of the quotient's last place are none of a probability's
     elif OP == "log1p":
         return log1p(v)
     elif OP == "std" or OP == "mean_std":  # a mean far from zero would round the spread away: see ``combine``
@@ -29,19 +29,72 @@ def prepare(v, OP: tl.constexpr):
 
 
 @triton.jit
+def near(m, k):
+    """k · log 2 + log(1 + m) in float32, for m between −1/4 and 1/2, and k where a float keeps its exponent."""
+    p = m * -0.04490908980369568 + 0.10448277741670609
+    p = tl.fma(p, m, -0.13162223994731903)
+    p = tl.fma(p, m, 0.1448206752538681)
+    p = tl.fma(p, m, -0.16647768020629883)
+    p = tl.fma(p, m, 0.19990606606006622)
+    p = tl.fma(p, m, -0.250000536441803)
+    p = tl.fma(p, m, 0.3333345353603363)
+    p = tl.fma(p, m, -0.5)
+    return tl.fma(k.to(tl.float32), 8.262958405176314e-08, tl.fma(p, m * m, m))  # log 2 · 2⁻²³
+
+
+@triton.jit
+def log_of_odds(v):
+    """log v of what is neither tiny nor large; NaN stays."""
+    if v.dtype == tl.float64:
+        return tl.log(v)
+    else:
+        k = (v.to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
+        m = (v.to(tl.int32, bitcast=True) - k).to(tl.float32, bitcast=True) - 1.0
+        return tl.where(v == v, near(m, k), v)
+
+
+@triton.jit
 def log1p(v):
-    """log(1 + v): what the sum's rounding changes in the logarithm, the quotient takes back."""
-    u = 1.0 + v
-    d = u - 1.0
-    return tl.where(d == 0.0, v, tl.where(u == float("inf"), u, tl.log(u) * divided(v, d)))
+    """log(1 + v), in float32 within two units of the last place and without a division.
+
+    With 1 + v next to a power of two 2ᵏ, it is k · log 2 and the logarithm of 1 + m, m = v / 2ᵏ + (1 / 2ᵏ − 1) exact.
+    In float64 what the sum's rounding changes in the logarithm, the quotient takes back.
+    """
+    if v.dtype == tl.float64:
+        u = 1.0 + v
+        d = u - 1.0
+        return tl.where(d == 0.0, v, tl.where(u == float("inf"), u, tl.log(u) * divided(v, d)))
+    else:
+        k = ((1.0 + v).to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
+        m = (v.to(tl.int32, bitcast=True) - k).to(tl.float32, bitcast=True)
+        m += (0x40800000 - k).to(tl.float32, bitcast=True) * 0.25 - 1.0
+        ends = tl.where(v < -1.0, float("nan"), v * float("inf"))
+        return tl.where((v > -1.0) & (v < float("inf")), near(m, k), ends)
 
 
 @triton.jit
 def expm1(v):
-    """exp(v) − 1: the same the other way round."""
-    u = tl.exp(v)
-    d = u - 1.0
-    return tl.where(d == 0.0, v, tl.where((d == -1.0) | (u == float("inf")), d, d * divided(v, tl.log(u))))
+    """exp(v) − 1, in float32 within two units of the last place and without a division: as 2ᵏ · (exp(f) − 1) + 2ᵏ − 1.
+
+    In float64 as in ``log1p``, the other way round.
+    """
+    if v.dtype == tl.float64:
+        u = tl.exp(v)
+        d = u - 1.0
+        return tl.where(d == 0.0, v, tl.where((d == -1.0) | (u == float("inf")), d, d * divided(v, tl.log(u))))
+    else:
+        v = tl.where(v > 89.0, 89.0, tl.where(v < -30.0, -30.0, v))  # which are ∞ and −1 already
+        k = tl.fma(v, 1.4426950408889634, 12582912.0)  # 3 · 2²²: in the last bits of the sum is the rounded product
+        half = ((k.to(tl.int32, bitcast=True) << 23) + 0x3F000000).to(tl.float32, bitcast=True)  # 2ᵏ / 2, finite
+        k -= 12582912.0
+        f = tl.fma(k, -1.42860677e-6, tl.fma(k, -0.693145752, v))
+        p = f * 1.97350979e-4 + 1.39309070e-3
+        p = tl.fma(p, f, 8.33343994e-3)
+        p = tl.fma(p, f, 4.16668020e-2)
+        p = tl.fma(p, f, 1.66666716e-1)
+        p = tl.fma(p, f, 4.99999970e-1)
+        found = tl.fma(p * f, f, f)
+        return tl.where(k == 0.0, found, tl.fma(found, half, half - 0.5) * 2.0)
 
 
 @triton.jit

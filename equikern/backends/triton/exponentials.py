@@ -4,7 +4,8 @@ In float32 exp(d) is the hardware's power of two of one rounded product. The pro
 d is never positive, so beside the largest exponential that is no more than 2⁻²⁵. For the power NVIDIA states two units
 of the last place (those of exp2f), which no GPU here has confirmed.
 Results below 2⁻¹²⁶ are 0, beside a largest of 1; what a score must tell apart below it takes ``tl.exp`` (``scores``).
-Logarithms are those of the device's library; quotients of rows and mixtures are within two units of the last place.
+Logarithms are those of the device's library, but for those of ``arithmetic``; quotients of rows and mixtures are within
+two units of the last place.
 Float64 has no short forms.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator, misc"

@@ -47,7 +47,7 @@ def test_quotients_and_roots_are_rounded_to_nearest(kind: str) -> None:
         assert "div.full" not in code, case
         assert "div.approx" not in code, case
         assert "sqrt.approx" not in code, case
-        assert "div.rn" in code or "sqrt.rn" in code, case
+        assert ("div.rn" in code or "sqrt.rn" in code) == (kind != "log1p"), case  # which divides nothing
 
 
 @pytest.mark.parametrize("path", [None, *EXTRA])

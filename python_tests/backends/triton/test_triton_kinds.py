@@ -182,11 +182,23 @@ else:
 
     def test_log1p_of_small_and_large_values() -> None:
         """Relative to the result, where log and exp alone would have lost all digits."""
-        y = torch.tensor([1e-30, 1e-9, -3e-8, 3e-4, -0.5, 7.0, 1e30, math.inf, -1.0, -2.0]).expand(2, 10)
-        out = torch.empty(10)
-        kernels.reduce(y, out, of(". ."), None, "log1p", 1.0, None, None, None)
-        expected = y.double().log1p().mean(0).expm1()
-        torch.testing.assert_close(out.double(), expected, rtol=2e-5, atol=0, equal_nan=True)
+        small = torch.cat([torch.logspace(-39, 10, 500), -torch.logspace(-39, -0.01, 500)])
+        large = torch.tensor([1e30, 3e38, math.inf, -1 + 2**-24, -1.0, -2.0, -math.inf, math.nan])
+        for values, close in ((small, 2e-6), (large, 2e-5)):
+            y = values.expand(2, -1)
+            out = torch.empty_like(values)
+            kernels.reduce(y, out, of(". ."), None, "log1p", 1.0, None, None, None)
+            expected = y.double().log1p().mean(0).expm1()
+            torch.testing.assert_close(out.double(), expected, rtol=close, atol=1e-44, equal_nan=True)
+
+    def test_log_odds_of_certain_and_uncertain_values() -> None:
+        values = torch.cat([torch.linspace(0, 1, 1001), torch.logspace(-8, 0, 500), 1 - torch.logspace(-6, 0, 500)])
+        y = torch.stack([values, values.flip(0)])
+        y = torch.cat([y, torch.tensor([[-1.0, 2.0, math.inf, math.nan], [0.25, 0.5, 0.5, 0.5]])], 1)
+        out = torch.empty(y.size(1))
+        kernels.reduce(y, out, of(". ."), None, "logodd", 1.0, None, None, None)
+        expected = torch.sigmoid(torch.logit(y.clamp(1e-6, 1 - 1e-6).double()).mean(0))
+        torch.testing.assert_close(out.double(), expected, rtol=2e-6, atol=0, equal_nan=True)
 
     def test_every_reduction_has_its_kernel() -> None:
         y = torch.rand(3, 4)

@@ -23,7 +23,7 @@ _FAMILIES: list[tuple[str, Callable[[str, list[str]], Step], str]] = [
     ("PLOP3 UPLOP3", integers.predicate_lut, "LUT"),
     ("SHF USHF", integers.shifted, "L R U32 S32 U64 S64 HI W"),
     ("LEA ULEA", integers.shifted_and_added, "HI X SX32"),
-    ("ISETP UISETP", comparisons.set_whole, f"{_COMPARISONS} U32 EX"),
+    ("ISETP UISETP", comparisons.set_whole, f"{_COMPARISONS} XOR U32 EX"),
     ("FSETP FSET DSETP", comparisons.set_real, f"{_COMPARISONS} LTU LEU GTU GEU EQU NEU NAN NUM MAX MIN FTZ BF"),
     ("FCHK", comparisons.set_where_division_needs_care, ""),
     ("FADD FMUL FFMA DADD DMUL DFMA", reals.computed, "FTZ RP RM RZ"),

@@ -81,11 +81,16 @@ def set_real(name: str, ops: list[str]) -> Step:
     return step_of_predicates
 
 
+def constants(high: str, low: str) -> Callable[[Block], tuple[Lanes, Lanes]]:
+    return lambda b: (np.full(b.lanes, float(low), np.float32), np.full(b.lanes, float(high), np.float32))
+
+
 def set_halves(name: str, ops: list[str]) -> Step:
-    """A predicate for each half."""
+    """A predicate for each half; of two constants the high half's comes first."""
     kind = "bf" if "BF16" in name else "f2"
     how = next(p for p in name.split(".")[1:] if p in COMPARE or p == "NAN")
-    outs, a, c, other = [put(ops[0]), put(ops[1])], halves(ops[2], kind), halves(ops[3], kind), predicate(ops[4])
+    outs, a, other = [put(ops[0]), put(ops[1])], halves(ops[2], kind), predicate(ops[-1])
+    c = halves(ops[3], kind) if len(ops) == 5 else constants(*ops[3:5])
 
     def step(b: Block, mask: Lanes) -> None:
         rest = other(b)
