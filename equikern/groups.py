@@ -86,9 +86,10 @@ class Group:
 def _table(multiply: object) -> Tensor:
     try:
         return torch.as_tensor(multiply, device="cpu")  # wherever new tensors go by default
-    except ValueError as error:  # ragged, or numbers beyond 64 bits
-        raise ValueError(f"multiply: expected a square table of integers, got this: {error}") from None
-    except (TypeError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError) as error:
+        # Ragged, or numbers beyond 64 bits, of which older releases of torch say it is a RuntimeError.
+        if isinstance(error, ValueError) or "verflow" in str(error):
+            raise ValueError(f"multiply: expected a square table of integers, got this: {error}") from None
         raise TypeError(f"multiply: expected a square table of integers, got {type(multiply).__name__}") from None
 
 

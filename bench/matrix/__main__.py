@@ -98,9 +98,9 @@ def main() -> int:
             except AssertionError as error:
                 failed = True
                 print(error, file=sys.stderr)
+            if options.cells is not None:
+                options.cells.write_text(json.dumps([[*key, said] for key, said in cells.items()]), encoding="utf-8")
         print(feature, file=sys.stderr)
-        if options.cells is not None:
-            options.cells.write_text(json.dumps([[*key, said] for key, said in cells.items()]), encoding="utf-8")
     if failed:
         return 1
     if len(cells) == len(CASES) * len(FEATURES):

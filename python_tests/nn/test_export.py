@@ -45,6 +45,10 @@ def test_traced() -> None:
             features.traced(case)
 
 
+def test_a_choice_in_parts_trains_in_programs_made_without_gradients() -> None:
+    features.export_trains(BY_NAME["EquiZero, dict in parts"])
+
+
 def test_the_frozen_features_stay_frozen_in_programs() -> None:
     """Also where gradients are off while the program is made, and in forward mode, which does not ask."""
     case = BY_NAME["LambdaEquiTune, frozen"]
