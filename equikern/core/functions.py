@@ -43,7 +43,7 @@ def recorded() -> bool:
 
 def recorded_for_later() -> bool:
     """Whether gradients that are off now may be on when what is recorded runs: unlike torch.compile's, it is kept."""
-    return _tracing() or torch.compiler.is_exporting()
+    return torch.compiler.is_exporting() if _compiling() else _tracing()
 
 
 def transformed() -> bool:
