@@ -19,8 +19,8 @@ def outside_of_compiled(what: str) -> None:
     """That nobody makes it inside a compiled function, which knows no values to check laws by."""
     if torch.compiler.is_dynamo_compiling():  # an error with fullgraph, by every release of torch with its message
         torch._dynamo.graph_break(
-            f"torch.compile: expected {what} made outside of the compiled function, since its laws are checked by its "
-            "values; make it once and use it inside (grid(…) alone may be called there)"
+            msg=f"torch.compile: expected {what} made outside of the compiled function, since its laws are checked by "
+            "its values; make it once and use it inside (grid(…) alone may be called there)"
         )
 
 

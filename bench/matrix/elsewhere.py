@@ -66,5 +66,10 @@ def _process(imports: str) -> subprocess.Popen[str]:
     paths = [str(Path(equikern.__file__).parents[1])] if imports == "equikern" else []
     command = [sys.executable, "-I", "-W", "ignore", "-c", _LOADS, imports, *paths]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # warnings; what goes wrong is said in the answer
+        text=True,
+        cwd=tempfile.gettempdir(),
     )
