@@ -283,7 +283,7 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Any]:
         y = self.map(x)
-        return {"maps": [y, nn.functional.avg_pool2d(y, 2)], "hidden": y.relu(), "levels": 2, "cache": None}
+        return {"maps": [y, y[..., 1:-1, 1:-1]], "hidden": y.relu(), "levels": 2, "cache": None}
 
 
 @dataclass

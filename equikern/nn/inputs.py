@@ -226,7 +226,7 @@ def _given(args: list[Any], kwargs: dict[str, Any], specs: dict[int | str, Any])
     if not acted:
         names = [key if isinstance(key, str) else f"position {key}" for key in specs]
         raise ValueError(f"inp: expected an input that the group acts on, got none among {names}")
-    lead = next((pair for pair in acted if pair[0].sides), acted[0])
+    lead = ([pair for pair in acted if pair[0].sides] or acted)[0]
     return Given(lead[1], lead[0], args, kwargs, specs, acted)
 
 

