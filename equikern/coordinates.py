@@ -206,6 +206,8 @@ class Coordinates:
 
 def _numbers(values: Sequence[float], like: Tensor) -> Tensor:
     """Whole numbers or halves as a tensor of another's dtype and device, where they are made: see ``listed``."""
+    if torch.compiler.is_compiling() and values:  # of sides of any length, which a list would take for these alone
+        return torch.stack([like.new_full((), value) for value in values])
     if like.is_cpu or not values:
         return like.new_tensor(values)
     least = math.floor(min(values))

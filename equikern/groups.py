@@ -17,10 +17,10 @@ _MAX_ORDER = 1024
 
 def outside_of_compiled(what: str) -> None:
     """That nobody makes it inside a compiled function, which knows no values to check laws by."""
-    if torch.compiler.is_dynamo_compiling():
-        raise ValueError(
-            f"torch.compile: expected {what} made outside of the compiled function, since its laws are checked by its "
-            "values; make it once and use it inside (grid(…) alone may be called there)"
+    if torch.compiler.is_dynamo_compiling():  # an error with fullgraph, by every release of torch with its message
+        torch._dynamo.graph_break(
+            msg=f"torch.compile: expected {what} made outside of the compiled function, since its laws are checked by "
+            "its values; make it once and use it inside (grid(…) alone may be called there)"
         )
 
 
@@ -86,9 +86,10 @@ class Group:
 def _table(multiply: object) -> Tensor:
     try:
         return torch.as_tensor(multiply, device="cpu")  # wherever new tensors go by default
-    except ValueError as error:  # ragged, or numbers beyond 64 bits
-        raise ValueError(f"multiply: expected a square table of integers, got this: {error}") from None
-    except (TypeError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError) as error:
+        # Ragged, or numbers beyond 64 bits, of which older releases of torch say it is a RuntimeError.
+        if isinstance(error, ValueError) or "verflow" in str(error):
+            raise ValueError(f"multiply: expected a square table of integers, got this: {error}") from None
         raise TypeError(f"multiply: expected a square table of integers, got {type(multiply).__name__}") from None
 
 

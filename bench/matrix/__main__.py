@@ -1,4 +1,4 @@
-"""``python -m bench.matrix``: tries every feature on every case and writes ``docs/matrix.md``; five minutes.
+"""``python -m bench.matrix``: tries every feature on every case and writes ``docs/matrix.md``; half an hour.
 
 It fails where a cell has no "yes" and no reason. A cell that is known to fail has its reason in ``KNOWN``, and fails,
 too, if it does not any more.
@@ -7,6 +7,7 @@ too, if it does not any more.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Iterable
@@ -14,10 +15,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench.matrix.cases import CASES, OPERATORS, WRAPPERS, Case
-from bench.matrix.features import FEATURES, NothingToTryError, tried
+from bench.matrix.features import FEATURES, LONG, NothingToTryError, tried
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
-KNOWN: dict[tuple[str, str], str] = {}  # (case, feature): why it fails
+_TRACED = "torch.jit.trace takes outputs of tensors alone, in containers of one kind of them, of any model"
+_NUMBERS = "torch.onnx.export takes no numbers among the outputs, of any model"
+_SAVED = "what loads it has to know the dataclass, too, as with any model"
+# (case, feature): why it fails
+KNOWN: dict[tuple[str, str], str] = {
+    ("EquiTune, nested", "jit.trace"): _TRACED,
+    ("EquiTune, dataclass", "jit.trace"): _TRACED,
+    ("EquiTune, nested", "onnx"): _NUMBERS,
+    ("EquiTune, nested", "AOTInductor"): "AOTInductor gives numbers among the outputs as tensors, of any model",
+    **{("EquiTune, dataclass", feature): _SAVED for feature in ("pt2", "AOTInductor", "portable pt2")},
+}
 Cells = dict[tuple[str, str], str]
 
 
@@ -60,7 +71,8 @@ def page(cells: Cells) -> str:
         f"Written by `python -m bench.matrix` with {versions}, on CPU\n"
         "tensors. Every cell was tried, and its result compared with that of a plain call.\n\n"
         f"{says}\n## Operators\n\n{table(OPERATORS)}\n## Wrappers\n\n{table(WRAPPERS)}\n"
-        "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n\n"
+        "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n"
+        "`python -m bench.matrix --features AOTInductor` compiles every wrapper ahead of time, which takes long.\n\n"
         f"## Reasons\n\n{notes}"
     )
 
@@ -75,23 +87,38 @@ def main() -> int:
     """Fill the table; the exit status says whether a cell failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.matrix", description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE, help="the page (%(default)s)")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--features", nargs="+", choices=[*FEATURES, *LONG], default=list(FEATURES), help="these alone")
+    parser.add_argument("--cells", type=Path, help="a file that keeps what was found, and is not tried again")
+    options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # the compilers and exporters tell much
-    cells: Cells = {}
+    cells = _kept(options.cells)
     failed = False
-    for feature in FEATURES:
+    for feature in options.features:
         for case in CASES:
+            if (case.name, feature) in cells or (case.operator and feature in LONG):
+                continue
             try:
                 cells[case.name, feature] = cell(case, feature)
             except AssertionError as error:
                 failed = True
                 print(error, file=sys.stderr)
+            if options.cells is not None:
+                options.cells.write_text(json.dumps([[*key, said] for key, said in cells.items()]), encoding="utf-8")
         print(feature, file=sys.stderr)
     if failed:
         return 1
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(page(cells), encoding="utf-8")
+    if all((case.name, feature) in cells for case in CASES for feature in FEATURES):
+        options.out.parent.mkdir(exist_ok=True)
+        options.out.write_text(page(cells), encoding="utf-8")
     return 0
+
+
+def _kept(path: Path | None) -> Cells:
+    if path is None or not path.exists():
+        return {}
+    names = {case.name for case in CASES}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {(case, feature): said for case, feature, said in found if case in names and feature in {**FEATURES, **LONG}}
 
 
 if __name__ == "__main__":

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from bench.matrix import elsewhere
 from bench.matrix.cases import Case
 from equikern import portable, use_backend
+from equikern.nn.containers import leaves
 from torch import Tensor, nn
 
-__all__ = ["FEATURES", "NothingToTryError", "tried"]
+__all__ = ["FEATURES", "LONG", "NothingToTryError", "tried"]
 
 # From 16 on: below, torch's convolutions may take another kernel, which is a guard of its own on |G|·B.
 BATCHES = (17, 20, 18, 22, 19, 24, 21, 23, 26, 25, 28, 27)
@@ -27,10 +30,7 @@ class NothingToTryError(Exception):
 
 def flat(result: Any) -> list[Tensor]:
     """The tensors of a result."""
-    if isinstance(result, Tensor):
-        return [result]
-    values = result.values() if isinstance(result, Mapping) else result
-    return [t for value in values for t in flat(value)]
+    return [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -52,11 +52,11 @@ def incoming(result: Any) -> list[Tensor]:
 
 def gradients(case: Case, module: nn.Module, call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Those of the inputs and of the module's parameters."""
-    leaves = [t.clone().requires_grad_(case.smooth and t.is_floating_point()) for t in inputs]
-    wanted = [t for t in (*leaves, *module.parameters()) if t.requires_grad]
-    if not wanted:
+    given = [t.clone().requires_grad_(case.smooth and t.is_floating_point()) for t in inputs]
+    wanted = [t for t in (*given, *module.parameters()) if t.requires_grad]
+    if case.integers or not wanted:
         raise NothingToTryError("integers have no gradient")
-    result = call(*leaves)
+    result = call(*given)
     found = torch.autograd.grad(floats(flat(result)), wanted, incoming(result), allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)]
 
@@ -68,18 +68,19 @@ def _smooth(case: Case) -> None:
 
 def eager(case: Case) -> None:
     """As the plain-torch reference."""
-    module, inputs = case.module(), case.inputs(3)
-    found = module(*inputs)
+    call, inputs = case.call(case.module()), case.inputs(3)
+    found = call(*inputs)
     with use_backend("reference"):
-        close(found, module(*inputs))
+        close(found, call(*inputs))
 
 
 def grad(case: Case) -> None:
     """Gradients as those of the reference."""
     module, inputs = case.module(), case.inputs(3)
-    found = gradients(case, module, module, inputs)
+    call = case.call(module)
+    found = gradients(case, module, call, inputs)
     with use_backend("reference"):
-        close(found, gradients(case, module, module, inputs))
+        close(found, gradients(case, module, call, inputs))
 
 
 def double_grad(case: Case) -> None:
@@ -89,7 +90,7 @@ def double_grad(case: Case) -> None:
     x = tuple(t.double() if t.is_floating_point() else t for t in x)
 
     def slope(first: Tensor) -> Tensor:
-        return sum((t.square().sum() for t in floats(flat(module(first, *x[1:])))), first.new_zeros(()))
+        return sum((t.square().sum() for t in floats(flat(case.call(module)(first, *x[1:])))), first.new_zeros(()))
 
     first = x[0].requires_grad_()
     (g,) = torch.autograd.grad(slope(first), first, create_graph=True)
@@ -102,10 +103,10 @@ def double_grad(case: Case) -> None:
 
 def vmap(case: Case) -> None:
     """A batch of batches as one batch after the other."""
-    module, many = case.module(), [case.inputs(2), tuple(t.flip(0) for t in case.inputs(2))]
-    found = torch.vmap(module)(*map(torch.stack, zip(*many, strict=True)))
+    call, many = case.call(case.module()), [case.inputs(2), tuple(t.flip(0) for t in case.inputs(2))]
+    found = torch.vmap(lambda *inputs: flat(call(*inputs)))(*map(torch.stack, zip(*many, strict=True)))
     for k, inputs in enumerate(many):
-        close([t[k] for t in flat(found)], module(*inputs))
+        close([t[k] for t in found], call(*inputs))
 
 
 def jvp(case: Case) -> None:
@@ -116,7 +117,7 @@ def jvp(case: Case) -> None:
 
     def call(*some: Tensor) -> tuple[Tensor, ...]:
         given = [some[moving.index(i)] if i in moving else t for i, t in enumerate(inputs)]
-        return tuple(floats(flat(module(*given))))
+        return tuple(floats(flat(case.call(module)(*given))))
 
     points = tuple(inputs[i] for i in moving)
     tangents = tuple(torch.cos(7 * t) for t in points)
@@ -136,7 +137,7 @@ def sample_grads(case: Case) -> None:
     samples = [first, tuple(t + 1 if t.is_floating_point() else t for t in first)]
 
     def loss(*inputs: Tensor) -> Tensor:
-        return sum((t.square().sum() for t in floats(flat(module(*inputs)))), inputs[0].new_zeros(()))
+        return sum((t.square().sum() for t in floats(flat(case.call(module)(*inputs)))), inputs[0].new_zeros(()))
 
     call = torch.func.grad(loss)
     found = torch.vmap(call)(*map(torch.stack, zip(*samples, strict=True)))
@@ -162,14 +163,15 @@ def _compiled(case: Case, dynamic: bool | None, backward: bool) -> None:
     with _compiler():
         aot = torch._dynamo.lookup_backend("aot_eager")
         module = case.module()
-        compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=dynamic)
+        quick = case.call(torch.compile(module, backend=backend, fullgraph=True, dynamic=dynamic))
+        call = case.call(module)
         for batch in BATCHES:
             inputs = case.inputs(batch)
             if backward:
-                close(gradients(case, module, compiled, inputs), gradients(case, module, module, inputs), 1e-4)
+                close(gradients(case, module, quick, inputs), gradients(case, module, call, inputs), 1e-4)
             else:
                 with torch.no_grad():
-                    close(compiled(*inputs), module(*inputs))
+                    close(quick(*inputs), call(*inputs))
     if len(graphs) > 2:
         raise AssertionError(f"{len(graphs)} graphs for {len(BATCHES)} batch sizes")
 
@@ -181,28 +183,37 @@ def compiled(case: Case) -> None:
 
 def compiled_dynamic(case: Case) -> None:
     """With dynamic=True, gradients too."""
-    _compiled(case, True, case.smooth or not case.operator)
+    _compiled(case, True, not case.integers)
 
 
-def _dims(case: Case, more: Mapping[int, Any] | None = None) -> tuple[Dims, ...]:
+def _moving(case: Case, inputs: Sequence[Tensor]) -> list[bool]:
+    """Which inputs have sides."""
+    return [case.sides > 0 and t.dim() - case.sides > at >= 0 for t, at in zip(inputs, case.batch, strict=True)]
+
+
+def exported(case: Case, strict: bool = False, group: str | None = None) -> Any:
+    """A case's program, with a dynamic batch; of another group with dynamic sides, too."""
+    inputs = case.inputs(3, group)
     batch = torch.export.Dim("batch", min=2, max=1024)
-    return tuple({} if dim < 0 else {dim: batch, **(more or {})} for dim in case.batch)
-
-
-def exported(case: Case, strict: bool = False, dims: tuple[Dims, ...] | None = None) -> Any:
-    """A case's program, with a dynamic batch."""
-    dims = _dims(case) if dims is None else dims
-    takes = next(iter(inspect.signature(case.module().forward).parameters.values()))
-    shapes = (dims,) if takes.kind is takes.VAR_POSITIONAL else dims
+    sides: Dims = {}
+    if group is not None:
+        sides = {-k: torch.export.Dim("whd"[k - 1], min=4, max=512) for k in range(1, case.sides + 1)}
+    dims: list[Dims] = []
+    for at, t, moving in zip(case.batch, inputs, _moving(case, inputs), strict=True):
+        own = {t.dim() + k: side for k, side in sides.items()} if moving else {}
+        dims.append({} if at < 0 else {at: batch, **own})
+    module = case.call(case.module(group))
+    shapes = inspect.signature(module.forward).bind(*dims).arguments
     with torch.no_grad():
-        return torch.export.export(case.module(), case.inputs(3), dynamic_shapes=shapes, strict=strict)
+        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=strict)
 
 
 def _same(case: Case, program: Callable[..., Any], module: nn.Module, tolerance: float = 1e-5) -> None:
+    """That a program gives what the module gives, for other batches than that it was made with."""
     with torch.no_grad():
         for batch in (2, 7):
             inputs = case.inputs(batch)
-            close(program(*inputs), module(*inputs), tolerance)
+            close(program(*inputs), case.call(module)(*inputs), tolerance)
 
 
 def export(case: Case) -> None:
@@ -216,24 +227,25 @@ def export_strict(case: Case) -> None:
 
 
 def export_sides(case: Case) -> None:
-    """A program with a dynamic batch and dynamic sides."""
+    """A program with a dynamic batch and dynamic sides, under a group without quarter turns."""
     if not case.sides:
-        raise NothingToTryError("its views exchange the sides, or it has none")
-    sides = {-2: torch.export.Dim("height", min=4, max=512), -1: torch.export.Dim("width", min=4, max=512)}
-    inputs = case.inputs(3)
-    dims = _dims(case, {inputs[0].dim() + dim: size for dim, size in sides.items()})
-    program, module = exported(case, dims=dims).module(), case.module()
+        raise NothingToTryError("it has no sides, or its action is of one size")
+    group = {2: "flips", 3: "flips3d"}[case.sides]
+    program, module = exported(case, group=group).module(), case.module(group)
     with torch.no_grad():
-        for height, width in ((6, 8), (9, 5)):
-            given = [nn.functional.interpolate(t, (height, width)) for t in case.inputs(4)]
-            close(program(*given), module(*given))
+        for lengths in ((4, 6, 8), (7, 9, 5)):
+            inputs = list(case.inputs(4, group))
+            for i, moving in enumerate(_moving(case, inputs)):
+                for k in range(-case.sides, 0) if moving else ():
+                    inputs[i] = inputs[i].index_select(k, torch.arange(lengths[k]) % inputs[i].shape[k])
+            close(program(*inputs), case.call(module)(*inputs))
 
 
 def export_trains(case: Case) -> None:
     """A program's gradients are the module's."""
     module, inputs = case.module(), case.inputs(3)
     program = exported(case).module()
-    close(gradients(case, program, program, inputs), gradients(case, module, module, inputs), 1e-4)
+    close(gradients(case, program, program, inputs), gradients(case, module, case.call(module), inputs), 1e-4)
 
 
 def traced(case: Case) -> None:
@@ -241,9 +253,9 @@ def traced(case: Case) -> None:
     module, inputs = case.module(), case.inputs(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.jit.trace(module, inputs, strict=False)
+        program = torch.jit.trace(case.call(module), inputs, strict=False)
     other = tuple(t.flip(dim) if dim >= 0 else t for t, dim in zip(inputs, case.batch, strict=True))
-    close(program(*other), module(*other))
+    close(program(*other), case.call(module)(*other))
 
 
 def made_portable(case: Case) -> None:
@@ -252,6 +264,48 @@ def made_portable(case: Case) -> None:
     names = {str(node.target) for node in program.graph.nodes if "equikern" in str(node.target)}
     assert not names, names
     _same(case, program.module(), case.module())
+
+
+def saved(case: Case) -> None:
+    """Loaded by torch.export.load in another process, which has imported equikern alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.export.save(exported(case), f"{folder}/program.pt2")
+        _elsewhere(case, "equikern", "export", folder)
+
+
+def saved_portable(case: Case) -> None:
+    """The portable program loaded in another process, without equikern."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.export.save(portable(exported(case)), f"{folder}/program.pt2")
+        _elsewhere(case, "nothing", "export", folder)
+
+
+def compiled_ahead(case: Case) -> None:
+    """Compiled by AOTInductor with a dynamic batch, for another process, which has imported equikern alone."""
+    from torch._inductor import config
+
+    # Scalar code, not optimised, which compiles in a fraction of the time.
+    quick = {"cpp.vec_isa_ok": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+    with tempfile.TemporaryDirectory() as folder, config.patch(quick), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._inductor.aoti_compile_and_package(exported(case), package_path=f"{folder}/program.pt2")
+        _elsewhere(case, "equikern", "aoti", folder)
+
+
+def _elsewhere(case: Case, imports: str, how: str, folder: str) -> None:
+    """That the program saved in a folder gives in another process what the module gives here."""
+    calls: list[Any] = []
+
+    def note(*inputs: Tensor) -> Any:
+        result = call(*inputs)
+        calls.append((inputs, flat(result)))
+        return result
+
+    module = case.module()
+    call = case.call(module)
+    _same(case, note, module)
+    torch.save(calls, f"{folder}/calls.pt")
+    elsewhere.check(imports, how, folder)
 
 
 def onnx(case: Case) -> None:
@@ -276,20 +330,20 @@ def onnx(case: Case) -> None:
 
 def autocast(case: Case) -> None:
     """In bfloat16 as the reference is."""
-    module, inputs = case.module(), case.inputs(3)
+    call, inputs = case.call(case.module()), case.inputs(3)
     with torch.autocast("cpu", torch.bfloat16):
-        found = module(*inputs)
+        found = call(*inputs)
         with use_backend("reference"):
-            close(found, module(*inputs), 2e-2)
+            close(found, call(*inputs), 2e-2)
 
 
 def bfloat16(case: Case) -> None:
     """A model and its inputs in bfloat16 as the reference is."""
-    module = case.module().bfloat16()
+    call = case.call(case.module().bfloat16())
     inputs = tuple(t.bfloat16() if t.is_floating_point() else t for t in case.inputs(3))
-    found = module(*inputs)
+    found = call(*inputs)
     with use_backend("reference"):
-        close(found, module(*inputs), 2e-2)
+        close(found, call(*inputs), 2e-2)
 
 
 def copied(case: Case) -> None:
@@ -297,7 +351,7 @@ def copied(case: Case) -> None:
     module, inputs = case.module(), case.inputs(3)
     fresh = copy.deepcopy(module)
     fresh.load_state_dict(module.state_dict())
-    close(fresh(*inputs), module(*inputs))
+    close(case.call(fresh)(*inputs), case.call(module)(*inputs))
 
 
 FEATURES: dict[str, Callable[[Case], None]] = {
@@ -314,12 +368,18 @@ FEATURES: dict[str, Callable[[Case], None]] = {
     "dynamic sides": export_sides,
     "export trains": export_trains,
     "jit.trace": traced,
+    "pt2": saved,
     "portable": made_portable,
+    "portable pt2": saved_portable,
     "onnx": onnx,
     "autocast": autocast,
     "bfloat16": bfloat16,
     "deepcopy": copied,
 }
+
+
+# Not in the table, since the C++ compiler takes most of an hour.
+LONG: dict[str, Callable[[Case], None]] = {"AOTInductor": compiled_ahead}
 
 
 def tried(case: Case, feature: str) -> str | None:
@@ -329,7 +389,7 @@ def tried(case: Case, feature: str) -> str | None:
         NothingToTryError: there is nothing to try.
     """
     try:
-        FEATURES[feature](case)
+        {**FEATURES, **LONG}[feature](case)
     except NothingToTryError:
         raise
     except Exception as error:  # whatever it is goes into the table

@@ -170,6 +170,7 @@ def regular(group: Group, dim: int = -3) -> PermutationAction:
         >>> regular(cyclic_group(3), dim=-1).act(1, torch.tensor([10, 11, 12])).tolist()
         [11, 12, 10]
     """
+    outside_of_compiled("the regular action")
     if not isinstance(group, Group):
         raise TypeError(f"group: expected a Group, got {type(group).__name__}; pass the group, e.g. grid('c4').group")
     moved = group.multiply[:, group.inverse].T  # moved[h, g] = g h⁻¹

@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from ..core import checks
+from ..groups import outside_of_compiled
 from ..scalars import kind_of
 from .grid import GridAction, grid
 from .permutation import PermutationAction
@@ -37,6 +38,7 @@ def patches(action: GridAction | str, size: int | Sequence[int], prefix: int = 1
         >>> patches("hflip", 2).act(1, tokens).flatten().tolist()
         [0.0, 2.0, 1.0, 4.0, 3.0]
     """
+    outside_of_compiled("patches")
     if isinstance(action, str):
         action = grid(action)
     if not isinstance(action, GridAction) or not action.sides:

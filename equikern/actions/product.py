@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..groups import product_group
+from ..groups import outside_of_compiled, product_group
 from ..views.grid import compose
 from .base import GroupAction
 from .grid import GridAction
@@ -33,6 +33,7 @@ def product_action(*actions: GroupAction) -> GroupAction:
         >>> product_action(gender, number).perm[3].tolist()
         [1, 0, 3, 2, 4]
     """
+    outside_of_compiled("products")
     kinds = {type(action) for action in actions}
     if len(actions) < 2 or len(kinds) != 1 or not kinds <= {GridAction, PermutationAction, TokenAction}:
         raise TypeError(

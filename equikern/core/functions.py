@@ -24,6 +24,7 @@ __all__ = [
     "in_forward_mode",
     "needs_grad",
     "recorded",
+    "recorded_for_later",
     "transformed",
     "transposed",
 ]
@@ -38,6 +39,11 @@ _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_trans
 def recorded() -> bool:
     """Whether calls are being recorded: by torch.compile, torch.export or torch.jit.trace."""
     return _compiling() or _tracing()
+
+
+def recorded_for_later() -> bool:
+    """Whether gradients that are off now may be on when what is recorded runs: unlike torch.compile's, it is kept."""
+    return torch.compiler.is_exporting() if _compiling() else _tracing()
 
 
 def transformed() -> bool:

@@ -265,7 +265,7 @@ def vector_frame(x: Tensor, points: int | Sequence[int] | None = None, centred: 
         undefined = _undefined(vectors).unsqueeze(-1)
     axes = torch.eye(d, dtype=x.dtype, device=x.device)
     # Put in before the divisions, so that their gradients stay finite.
-    vectors = [torch.where(undefined, axis, v) for axis, v in zip(axes, vectors, strict=False)]
+    vectors = [torch.where(undefined, axes[k], v) for k, v in enumerate(vectors)]
     first = vectors[0] / vectors[0].norm(dim=-1, keepdim=True)
     if d == 2:
         return _with_last((first,))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..actions import Action
 from ..core import checks
 from ..core.act import listed
+from ..core.functions import recorded_for_later
 from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
 from ..reductions import best_view
@@ -111,7 +112,8 @@ class EquiZero(OrbitModule):
         if self.ranks is not None:
             gradient = self.gradient if torch.is_grad_enabled() else None
             return Chosen(output, gradient, self.inp.order, self.ranks)
-        if parts > 1 and (self.gradient is None or not torch.is_grad_enabled()):
+        trains = self.gradient is not None and (torch.is_grad_enabled() or recorded_for_later())
+        if parts > 1 and not trains:
             return Selected(output)
         return Gathered(output, self._merge_one)
 

@@ -40,7 +40,7 @@ class Pool:
         """The features, of the first tensor where there are several; a loss has none."""
         while isinstance(features, (tuple, list, Mapping)) and features:
             parts = list(features.values() if isinstance(features, Mapping) else features)
-            features = next((part for part in parts if not isinstance(part, Tensor) or part.dim()), parts[0])
+            features = ([part for part in parts if not isinstance(part, Tensor) or part.dim()] or parts)[0]
         if not isinstance(features, Tensor):
             raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
         if self.how is None or features.dim() < 3:

@@ -181,7 +181,7 @@ class Inputs:
         """Whether a keyword x is the first input, as it is called here: where the backbone has none of that name."""
         if isinstance(self.actions, dict) and "x" in self.actions:
             return False
-        return bool(self.names) and "x" not in self.names and "x" not in (self.known or ())
+        return len(self.names) > 0 and "x" not in self.names and "x" not in (self.known or ())
 
     def _placed(self, positional: list[Any], named: dict[str, Any]) -> dict[int | str, Any]:
         """The specs by the places that their inputs have in this call."""
@@ -271,7 +271,7 @@ def _walked(at: str, value: Any, spec: Any, leaf: Callable[[str, Any, Any], Any]
 
 
 def _words(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(word, str) for word in value)
+    return isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(word, str) for word in value)
 
 
 def _repeated(at: str, value: Any, n: int, batch: int, spec: Any) -> Any:

@@ -113,7 +113,7 @@ def _operands(hidden: object, weight: object, bias: object) -> tuple[Tensor, Ten
     kind = first.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind) and first.dtype != torch.float64:
         found = [t.to(torch.get_autocast_dtype(kind)) for t in found]
-    for name, t in zip(("hidden", "weight", "bias"), found, strict=False):
+    for name, t in zip(("hidden", "weight", "bias")[: len(found)], found, strict=True):
         if t.dtype != found[0].dtype:
             raise TypeError(f"{name}: expected {found[0].dtype} like hidden, got {t.dtype}")
         if t.device != first.device:

@@ -26,7 +26,7 @@ class Tables:
 
     def __init__(self, *own: Tensor) -> None:
         self.own = own
-        self.on_cpu = bool(own) and own[0].is_cpu
+        self.on_cpu = len(own) > 0 and own[0].is_cpu
         self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
 
     @staticmethod

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import equikern
 import pytest
 import torch
+from bench.matrix import elsewhere, features
 from bench.matrix.cases import CASES
 from bench.matrix.features import exported
 from equikern import grid, orbit, portable
@@ -17,34 +15,33 @@ from torch import Tensor, nn
 BY_NAME = {case.name: case for case in CASES}
 
 
-LOADED = ("EquiTune, rectangle", "EquiTune, permutation", "EquiTune, mixed field", "EquiTune, words", "EquiZero")
-LOAD = """
-import sys, torch
-if sys.argv[2] == "equikern":
-    import equikern
-for name in sys.argv[3:]:
-    program = torch.export.load(f"{sys.argv[1]}/{name}.pt2").module()
-    inputs, expected = torch.load(f"{sys.argv[1]}/{name}.pt")
-    assert torch.allclose(program(*inputs), expected, atol=1e-6), name
-assert ("equikern" in sys.modules) == (sys.argv[2] == "equikern")
-"""
+LOADED = ("EquiTune, rectangle", "EquiTune, permutation", "EquiTune, mixed field", "EquiTune, keywords", "EquiZero")
 
 
-@pytest.mark.parametrize("needs", ["equikern", "nothing"])
-def test_programs_in_another_process(needs: str, tmp_path: Path) -> None:
+def test_programs_in_another_process() -> None:
     """With equikern imported and no action made; without equikern, if the program is portable."""
     for name in LOADED:
-        case = BY_NAME[name]
-        program = exported(case) if needs == "equikern" else portable(exported(case))
-        torch.export.save(program, tmp_path / f"{name}.pt2")
-        inputs = case.inputs(5)
-        with torch.no_grad():
-            torch.save((inputs, case.module()(*inputs)), tmp_path / f"{name}.pt")
-    paths = [] if needs == "nothing" else [str(Path(equikern.__file__).parents[1])]
-    code = f"import sys; sys.path[:0] = {paths!r}\n{LOAD}"
-    command = [sys.executable, "-c", code, str(tmp_path), needs, *LOADED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+        features.saved(BY_NAME[name])
+        features.saved_portable(BY_NAME[name])
+
+
+def test_a_program_that_gives_something_else_is_told(tmp_path: Path) -> None:
+    case = BY_NAME["EquiTune, permutation"]
+    program = exported(case)
+    torch.export.save(program, tmp_path / "program.pt2")
+    (x,) = case.inputs(2)
+    torch.save([((x,), [program.module()(x) + 1])], tmp_path / "calls.pt")
+    with pytest.raises(RuntimeError, match="AssertionError: Tensor-likes are not close"):
+        elsewhere.check("equikern", "export", str(tmp_path))
+    torch.save([((x,), [program.module()(x)])], tmp_path / "calls.pt")
+    elsewhere.check("equikern", "export", str(tmp_path))
+    with pytest.raises(RuntimeError, match="Error: "):  # torch says of the operator, or of the file, that it has none
+        elsewhere.check("nothing", "export", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["EquiTune, rectangle", "EquiTune, keywords", "EquiTune, dict", "EquiZero"])
+def test_in_onnxruntime(name: str) -> None:
+    features.onnx(BY_NAME[name])
 
 
 def test_a_portable_program_leaves_the_other_as_it_is() -> None:
