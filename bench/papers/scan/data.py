@@ -109,13 +109,14 @@ def reachable(name: str) -> Tensor:
     ids, known = encoded(found.test, found.language).ids, encoded(found.train, found.language).ids
     swaps = [word_swap(found.language, *pair) for pair in found.swaps]
     action = product_action(*swaps) if len(swaps) > 1 else swaps[0]
-    shown = {_sentence(row) for row in known.tolist()}
-    views = [action.act(g, ids).tolist() for g in range(action.order)]
-    return torch.tensor([any(_sentence(row) in shown for row in rows) for rows in zip(*views, strict=True)])
+    size = len(words(found.language))
+    shown = codes(known, size)
+    return torch.stack([torch.isin(codes(action.act(g, ids), size), shown) for g in range(action.order)]).any(0)
 
 
-def _sentence(row: list[int]) -> tuple[int, ...]:
-    return tuple(word for word in row if word != END_ID["words"])
+def codes(ids: Tensor, size: int) -> Tensor:
+    """A number for every command, whatever its row is filled up to: (N,). Words are digits, the end is 0."""
+    return (ids * size ** torch.arange(ids.shape[1])).sum(1)
 
 
 class Data(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,8 +113,14 @@ class Prepared(NamedTuple):
 def prepared(name: str, seed: int) -> Prepared:
     """A split as numbers, its validation chosen by the seed."""
     about = split(name)
-    rest, kept = parts(encoded(about.train, about.language), seed)
-    return Prepared(about, rest, kept, encoded(about.test, about.language), reachable(name))
+    train, test, reached = _numbers(name)
+    return Prepared(about, *parts(train, seed), test, reached)
+
+
+@cache
+def _numbers(name: str) -> tuple[Data, Data, Tensor]:
+    about = split(name)
+    return encoded(about.train, about.language), encoded(about.test, about.language), reachable(name)
 
 
 def zero_shot(network: Seq2Seq, found: Prepared, every: int) -> dict[str, dict[str, float]]:
