@@ -55,7 +55,7 @@ def train(
 
     Args:
         measured: what is said of the model before the first and after every round, "validation" among it.
-        path: the checkpoint, which is removed at the end.
+        path: the checkpoint, from which a training that was stopped goes on, and which one that is done gives again.
 
     Returns:
         What was measured, with the "update" and the round's "loss".
@@ -98,7 +98,6 @@ def train(
             path,
         )
     network.load_state_dict(best)
-    path.unlink(missing_ok=True)
     return history
 
 
