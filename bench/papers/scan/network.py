@@ -70,8 +70,9 @@ class Seq2Seq(nn.Module):
         words, actions: the sizes of the vocabularies.
 
     Shapes:
-        ids (B, words), filled up with their end → (B, T, actions). A row of zeros, which no distribution is, stands
-        behind the end: behind the true one where targets are given, and behind the network's own where it decodes.
+        ids (B, words), filled up with their end → (B, T, actions), T that of the targets, or 50. Rows of zeros, which
+        are no distributions, stand behind the end: behind the true one where targets are given, and behind the
+        network's own where it decodes.
     """
 
     def __init__(self, cell: str, words: int, actions: int) -> None:
@@ -83,7 +84,7 @@ class Seq2Seq(nn.Module):
         """Decode greedily, or along targets (B, T).
 
         Args:
-            targets: the true actions, filled up with their end. The output then has their length.
+            targets: the true actions, filled up with their end.
             forced: (B,), which sentences go along their targets (teacher forcing); all, if it is not said. The others
                 are given what they themselves said last, and only stop with their targets.
         """
@@ -105,7 +106,9 @@ class Seq2Seq(nn.Module):
             true = targets[:, t]
             before = true if forced is None else torch.where(forced, true, own)
             going = going & (true != end) & (before != end)
-        return torch.stack(said, 1)
+        found = torch.stack(said, 1)
+        # Of one length for all batches, so that those of several groups' views have a mean.
+        return found if targets is not None else nn.functional.pad(found, (0, 0, 0, MOST_ACTIONS - len(said)))
 
 
 def real(log_probs: Tensor) -> Tensor:
@@ -115,11 +118,7 @@ def real(log_probs: Tensor) -> Tensor:
 
 def exact(log_probs: Tensor, targets: Tensor) -> Tensor:
     """Whether each sentence is translated exactly, its end included: (B,)."""
-    said = log_probs.argmax(-1)
-    short = targets.shape[1] - said.shape[1]
-    if short > 0:
-        said = nn.functional.pad(said, (0, short), value=START_ID)
-    said = said[:, : targets.shape[1]]
+    said = log_probs.argmax(-1)[:, : targets.shape[1]]
     asked = torch.arange(targets.shape[1], device=targets.device) < lengths(targets, END_ID["actions"])[:, None]
     return ((said == targets) | ~asked).all(1)
 

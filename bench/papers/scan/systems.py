@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from equikern import EquiTune, EquiZero, TokenAction, product_action, symmetrize
+from equikern import EquiTune, EquiZero, TokenAction, product_action
 from equikern.nn import ProductEquiTune
-from equikern.nn.commuting import representatives
+from equikern.nn.commuting import mean_of_terms, representatives
 from torch import Tensor, nn
 
 from .data import END_ID, Data, Split, action_swap, lengths, word_swap
@@ -74,25 +74,14 @@ class ProductEquiZero(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor | None = None, forced: Tensor | None = None) -> Tensor:
         """As the network's, one forward for every element of every factor."""
-        total: list[Tensor] = []
+        terms = []
         for i, factor in enumerate(self.factors):
             seen, along = ids, targets
             for j, (word, action) in enumerate(self.standing):
                 if j != i:
                     seen, along = word[seen], None if along is None else action[along]
-            term = factor(seen, along, forced)
-            for j, out in enumerate(self.outs):
-                if j != i:
-                    term = symmetrize(term, out)
-            total.append(term)
-        return mean_of_sequences(total)
-
-
-def mean_of_sequences(terms: list[Tensor]) -> Tensor:
-    """The mean of outputs (B, T, actions) of several lengths T; rows that one has not are zeros."""
-    most = max(term.shape[1] for term in terms)
-    padded = [nn.functional.pad(term, (0, 0, 0, most - term.shape[1])) for term in terms]
-    return torch.stack(padded).mean(0)
+            terms.append(factor(seen, along, forced))
+        return mean_of_terms(terms, self.outs)
 
 
 @torch.no_grad()
