@@ -1,0 +1,176 @@
+"""The command: options, the jobs with their progress bar, the results file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+# Updates, sentences of each, Adam's rate, updates between validations, weight decay, whether the rate falls to 0.
+FULL = {
+    "seeds": 3,
+    "pretraining": {
+        "add_jump": (4000, 64, 2e-3, 500, 0.0, True),
+        "around_right": (4000, 64, 2e-3, 500, 0.0, True),
+        "scan_ii": (8000, 64, 2e-3, 1000, 0.0, True),
+    },
+    "tuning": {
+        "add_jump": (10_000, 1, 2e-5, 1000, 1e-4, False),
+        "around_right": (10_000, 1, 5e-5, 1000, 1e-4, False),
+        "scan_ii": (10_000, 1, 2e-5, 1000, 1e-4, False),
+    },
+    "validated": (3000, 1000),
+    "tested": (1, 10),
+}
+QUICK = {
+    **FULL,
+    "seeds": 1,
+    "tuning": {"add_jump": (60, 8, 3e-4, 20, 1e-4, False)},
+    "validated": (300, 100),
+    "tested": (20, 40),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    arguments = argparse.ArgumentParser(
+        prog="python bench/papers/scan",
+        description="SCAN's commands translated by RNN, GRU and LSTM, made equivariant to swaps of words",
+    )
+    arguments.add_argument(
+        "--quick", action="store_true", help="the committed network, a part of the test, a short tuning: a minute"
+    )
+    arguments.add_argument("--full", action="store_true", help="all networks, trained here: hours (without --quick)")
+    arguments.add_argument("--seeds", type=_count, metavar="N", help="networks of each kind (3)")
+    arguments.add_argument(
+        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
+    )
+    arguments.add_argument(
+        "--work",
+        type=Path,
+        default=HERE / "work",
+        metavar="DIR",
+        help="folder of networks and checkpoints (%(default)s)",
+    )
+    arguments.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--report", action="store_true", help="train nothing: results of what is done so far")
+    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
+    return arguments
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    if options.quick and options.full:
+        parser().error("--quick and --full: expected one of them at most")
+    if options.readme:
+        from .. import figures
+        from . import report
+
+        path = HERE / "results/scan.json"
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return figures.update(HERE / "README.md", report.figures(results, "results/scan.png"))
+    if missing := [name for name in ("matplotlib", "rich", "safetensors") if find_spec(name) is None]:
+        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
+        return 2
+    from .. import figures
+    from . import report
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        results = quick(options.threads) if options.quick else full(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    stem = options.output / ("quick" if options.quick else "scan")
+    stem.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    report.plot(results, stem.with_suffix(".png"))
+    figures.show(report.tables(results))
+    print(f"{stem}.json and {stem.name}.png")
+    return 0
+
+
+def full(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the results file holds; ``options.work`` keeps what is done, and a stopped run goes on.
+
+    Raises:
+        ValueError: the folder's results were made with other settings.
+    """
+    import torch
+    from bench.ops import machine
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from ..fairness.checkpoint import Checkpoint
+    from . import runs
+
+    torch.set_num_threads(options.threads)
+    settings = runs.Settings.of({**FULL, "seeds": options.seeds or FULL["seeds"]})
+    done = Checkpoint(options.work / "scan.checkpoint.jsonl", {**settings._asdict(), "seeds": None})
+    todo = list(runs.jobs(settings.seeds))
+    if not options.report:
+        columns = TextColumn("{task.description:38.38}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
+        with Progress(*columns) as bar:
+            sizes = {job: (settings.tuning if job.system else settings.pretraining)[job.split].updates for job in todo}
+            task = bar.add_task("", total=sum(sizes.values()))
+            for job in todo:
+                bar.update(task, description=job.key)
+                if job.key in done:
+                    bar.advance(task, sizes[job])
+                    continue
+                runs.run(job, settings, done, options.work, lambda count: bar.advance(task, count))
+                print(f"{job.key}: {json.dumps(done[job.key]['accuracy'])}", flush=True)
+    return {
+        "settings": settings._asdict(),
+        "machine": machine.describe(options.threads, "cpu"),
+        "runs": {job.key: done[job.key] for job in todo if job.key in done},
+    }
+
+
+def quick(threads: int) -> dict[str, Any]:
+    """What the committed network does, and a short tuning of it.
+
+    It is the LSTM of seed 0, and its results are named as in the whole run.
+    """
+    import tempfile
+
+    import torch
+    from bench.ops import machine
+    from rich.progress import Progress
+
+    from .. import figures
+    from . import runs
+    from .systems import accuracy
+
+    torch.set_num_threads(threads)
+    settings = runs.Settings.of(QUICK)
+    first = runs.Job("add_jump", "LSTM", 0)
+    found = runs.prepared(first.split, first.seed)
+    network = runs.load(runs.untrained(first.cell, found.about.language), HERE / runs.PRETRAINED)
+    kept = accuracy(network.eval(), found.validation.of(torch.arange(settings.validated[0])))
+    done: dict[str, Any] = {
+        first.key: {
+            "history": [{"update": 0, "validation": kept}],
+            "accuracy": runs.zero_shot(network, found, settings.tested[0]),
+            "commit": figures.commit(),
+        }
+    }
+    tunings = [first._replace(system=name) for name in runs.TUNED[first.split]]
+    with Progress() as bar, tempfile.TemporaryDirectory() as folder:
+        task = bar.add_task("tuning", total=len(tunings) * settings.tuning[first.split].updates)
+        for job in tunings:
+            runs.load(network, HERE / runs.PRETRAINED)
+            done[job.key] = runs.tuned(
+                job, settings, network, found, Path(folder), lambda count: bar.advance(task, count)
+            )
+    return {"settings": settings._asdict(), "machine": machine.describe(threads, "cpu"), "runs": done}
