@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ import numpy
 import pytest
 import torch
 from equikern import Coordinates, boxes, grid, heat_maps, keypoints
+from helpers import vision
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -98,28 +98,11 @@ def image_of(size: tuple[int, int]) -> Tensor:
 
 # -- torchvision
 
-DECLARED = []  # forgotten with the object that declared them
-
 
 def torchvision(name: str) -> Any:
-    """A module of torchvision.
-
-    Its C++ operators do not load beside another build of torch than theirs, such as the one for CPUs. Its Python code
-    then fails to import, since it says what the fakes of two of them do: they are declared, and never called.
-    """
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        for half in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
-            del sys.modules[half]
-        DECLARED.append(torch.library.Library("torchvision", "DEF"))
-        for operator in ("nms", "qnms"):
-            DECLARED[-1].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module(f"torchvision.{name}")
+    return vision.torchvision(name)
 
 
 def turned_by_torchvision(g: int, x: Any) -> Any:
