@@ -32,7 +32,7 @@ def torchvision(name: str) -> Any:
         for operator in ("nms", "qnms"):
             DECLARED[-1].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         DECLARED[-1].impl("nms", _nms, "CPU")
-        boxes = importlib.import_module("torchvision.ops.boxes")
+        boxes: Any = importlib.import_module("torchvision.ops.boxes")
         boxes._assert_has_ops = lambda: None
     return importlib.import_module(f"torchvision.{name}")
 
