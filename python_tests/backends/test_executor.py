@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.warps import FaultError, Launch, Memory, lines_touched, parameters, wavefronts
+from helpers.accesses import lines_touched, wavefronts
+from helpers.warps import FaultError, Launch, Memory, parameters
 from torch import Tensor
 
 pytestmark = pytest.mark.audit
