@@ -131,6 +131,12 @@ class ProductEquiTune(nn.Module):
 
     def _meet(self, leads: Sequence[GroupAction], maps: Sequence[object]) -> None:
         """Check that factors commute on every input, and keep what stands for the orbits of its token ids."""
+        kinds = [isinstance(actions, dict) for actions in self.inps]
+        if not self._inputs[0].names and any(kinds) and not all(kinds):  # the same input, or not: nobody could say
+            raise ValueError(
+                f"inps[{kinds.index(False)}]: expected a dict that names its input, as inps[{kinds.index(True)}] does, "
+                f"since the backbone names none, got {self.inps[kinds.index(False)]!r}"
+            )
         found = [places(actions, inputs.names) for actions, inputs in zip(self.inps, self._inputs, strict=True)]
         for at in dict.fromkeys(at for each in found for at in each):
             here = [each.get(at, trivial(lead.group)) for each, lead in zip(found, leads, strict=True)]
@@ -175,9 +181,9 @@ class ProductEquiTune(nn.Module):
             del term
         assert total is not None
         merged = total.made(t / len(self.inps) for t in total.tensors)
-        return (
-            merged if given.labels is None else with_loss(self.backbone, merged, given.labels, given.beside, self.outs)
-        )
+        if given.labels is None:
+            return merged
+        return with_loss(self.backbone, merged, given.labels, given.beside, self.outs)
 
     def _term(self, i: int, given: Given) -> MergedOutputs:
         """Factor i's mean of what the backbone says of inputs canonical under all others, symmetrised under those."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import torch
 from torch import Tensor, nn
 
 
@@ -32,3 +36,20 @@ class Pooled(nn.Module):
 
 def conv() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1))
+
+
+def classifier(**changed: Any) -> Any:
+    """A small vision transformer of transformers for 12×12 images and five classes."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        image_size=12,
+        patch_size=4,
+        num_labels=5,
+        **changed,
+    )
+    return transformers.ViTForImageClassification(config).eval()

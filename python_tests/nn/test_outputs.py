@@ -21,6 +21,7 @@ from equikern import (
     patches,
     permutation,
 )
+from helpers.backbones import classifier
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -182,22 +183,6 @@ def test_tokens_of_patches() -> None:
 
 
 # -- transformers' models
-
-
-def classifier(**changed: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        image_size=12,
-        patch_size=4,
-        num_labels=5,
-        **changed,
-    )
-    return transformers.ViTForImageClassification(config).eval()
 
 
 PIXELS, LABELS = torch.randn(3, 3, 12, 12), torch.tensor([0, 4, 2])

@@ -25,7 +25,7 @@ from equikern import (
     trivial,
 )
 from equikern.nn.commuting import check_commuting, representatives
-from helpers.backbones import Counted, Pooled, conv
+from helpers.backbones import Counted, Pooled, classifier, conv
 from helpers.looped import each
 from helpers.oracles import powers
 from torch import Tensor, nn
@@ -448,6 +448,8 @@ def test_several_inputs_that_do_not_fit() -> None:
         ProductEquiTune(conv(), ["hflip", "vflip"], [{"a": "hflip"}, {"a": None}])
     with pytest.raises(ValueError, match=r"^inp: expected names of the backbone's inputs"):
         ProductEquiTune(Captioned(), [{"picture": "hflip"}, "vflip"], "trivial")
+    with pytest.raises(ValueError, match=r"^inps\[0\]: expected a dict that names its input, as inps\[1\] does"):
+        ProductEquiTune(lambda **inputs: inputs["x"], ["c4", {"x": "hflip"}], "trivial")
     model = ProductEquiTune(
         Captioned(), ["hflip", {"ids": GENDER}], {"map": "trivial"}, [lambda x: x, None], strict=False
     )
@@ -456,19 +458,9 @@ def test_several_inputs_that_do_not_fit() -> None:
 
 
 def test_labels_give_the_loss_of_the_merged_logits() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    vit = transformers.ViTForImageClassification(config).eval()
+    vit = classifier()
     model = ProductEquiTune(vit, ["c2", "hflip"], {"logits": "trivial"})
-    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([2, 0])
+    x, labels = torch.randn(2, 3, 12, 12), torch.tensor([2, 0])
     found = model(pixel_values=x, labels=labels)
     assert list(found) == ["loss", "logits"]
     torch.testing.assert_close(found.logits, model(x).logits)
