@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench.papers.fairness import checkpoint, command, contexts, metrics, report, sources
+from bench.papers import checkpoint
+from bench.papers.fairness import command, contexts, metrics, report, sources
 from helpers.repository import ROOT, python, without_packages
 
 FOLDER = ROOT / "bench" / "papers" / "fairness"

@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 pytest.importorskip("safetensors")
 
 from bench.papers import figures
-from bench.papers.scan import command, data, network, report, runs, systems, training
+from bench.papers.scan import command, data, names, network, report, runs, systems, training
 
 FOLDER = ROOT / "bench" / "papers" / "scan"
 
@@ -36,12 +36,13 @@ def test_counts_of_the_language_and_of_the_splits() -> None:
     assert len(every) == 20_910
     assert max(len(command.split()) for command in every) == 9
     assert max(len(moves.split()) for moves in every.values()) == 48
-    jump, right, multi = map(data.split, runs.SPLITS)
+    jump, right, multi = map(data.split, names.SPLITS)
     assert (len(jump.train), len(jump.test)) == (14_670, 7_706)
     assert sum("jump" in command for command, _ in jump.train) == 1_467
     assert (len(right.train), len(right.test)) == (15_225, 4_476)
     assert len(every) - len(right.train) - len(right.test) == 1_209
     assert len(data.sentences("SCAN-II")) == 64 * 3 + 2 * (64 * 3) ** 2
+    assert (len(multi.train), len(multi.test)) == (51_168, 30_552)
     for held in ("jump", "turn left", "turn up"):
         some = [command for command, _ in multi.train if held in command]
         assert set(some) == {held}
@@ -64,7 +65,7 @@ def test_examples_of_the_grammar() -> None:
         assert every[sentence] == moves
 
 
-@pytest.mark.parametrize("name", runs.SPLITS)
+@pytest.mark.parametrize("name", names.SPLITS)
 def test_swaps_map_the_language_to_itself(name: str) -> None:
     found = data.split(name)
     every = data.encoded(list(data.sentences(found.language).items()), found.language)
@@ -87,6 +88,8 @@ def test_reachable_sentences_have_a_view_in_training() -> None:
         expected = [" ".join(other.get(w, w) for w in command.split()) in shown for command, _ in found.test]
         assert data.reachable(name).tolist() == expected
         assert 0.7 < sum(expected) / len(expected) < 0.9
+    said = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(f"{100 * data.reachable(name).double().mean():.1f} %" in said for name in names.SPLITS)
     # Of those that jump, the ones that run, too, have no such view.
     assert sum("run" in command for command, _ in data.split("add_jump").test) == int(
         (~data.reachable("add_jump")).sum()
@@ -117,7 +120,7 @@ def tiny(cell: str = "LSTM", name: str = "add_jump") -> tuple[Any, data.Split, d
     return runs.untrained(cell, found.language).eval(), found, data.encoded(found.test[5::97], found.language)
 
 
-@pytest.mark.parametrize("cell", runs.CELLS)
+@pytest.mark.parametrize("cell", names.CELLS)
 def test_a_sentence_does_not_see_its_batch(cell: str) -> None:
     model, _, test = tiny(cell)
     some = test.of(torch.tensor([0, 40, 20, 60]))
@@ -195,7 +198,7 @@ def test_unsure_is_a_mean_over_real_positions() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, kind) for name in runs.SPLITS for kind in systems.SYSTEMS[1:]] + [("scan_ii", p) for p in systems.PRODUCTS],
+    [(name, kind) for name in names.SPLITS for kind in names.SYSTEMS[1:]] + [("scan_ii", p) for p in names.PRODUCTS],
 )
 def test_systems_move_with_their_sentences(name: str, kind: str) -> None:
     model, found, _ = tiny("GRU", name)
@@ -318,8 +321,8 @@ def test_rates_fall_or_stay() -> None:
 
 SMALL = {
     **command.FULL,
-    "pretraining": dict.fromkeys(runs.SPLITS, (2, 4, 1e-3, 1, 0.0, True)),
-    "tuning": dict.fromkeys(runs.SPLITS, (2, 1, 1e-3, 1, 1e-4, False)),
+    "pretraining": dict.fromkeys(names.SPLITS, (2, 4, 1e-3, 1, 0.0, True)),
+    "tuning": dict.fromkeys(names.SPLITS, (2, 1, 1e-3, 1, 1e-4, False)),
     "validated": (10, 5),
     "tested": (3000, 3000),
 }
@@ -349,7 +352,7 @@ def test_a_whole_run_of_all_splits_and_one_that_goes_on(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "out/scan.json").read_text())["runs"] == results["runs"]
     monkeypatch.setattr(command, "FULL", {**SMALL, "tested": (2999, 3000)})
     assert command.run(call) == 2
-    assert "other settings (tested)" in capsys.readouterr().err
+    assert "other settings (tested): choose another --work" in capsys.readouterr().err
 
 
 def test_the_quick_run_shows_the_order_of_the_paper(tmp_path: Path, monkeypatch: Any) -> None:

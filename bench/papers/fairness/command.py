@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import Checkpoint
+from ..options import count
 from . import sources
-from .checkpoint import Checkpoint
 from .contexts import ENDINGS, PAIRS, SYSTEMS, prompts
 
 HERE = Path(__file__).resolve().parent
@@ -29,9 +30,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help=f"{QUICK['samples']} sample a context, {QUICK['tokens']} tokens of text: minutes",
     )
-    arguments.add_argument("--samples", type=_count, metavar="N", help=f"samples a context ({FULL['samples']})")
+    arguments.add_argument("--samples", type=count, metavar="N", help=f"samples a context ({FULL['samples']})")
     arguments.add_argument(
-        "--tokens", type=_count, metavar="N", help=f"tokens of the text for the perplexity ({FULL['tokens']})"
+        "--tokens", type=count, metavar="N", help=f"tokens of the text for the perplexity ({FULL['tokens']})"
     )
     arguments.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (%(default)s)")
     arguments.add_argument(
@@ -43,16 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--force", action="store_true", help="overwrite the results of as many samples")
     arguments.add_argument("--model", type=Path, metavar="DIR", help="a saved causal model instead of SmolLM2-135M")
-    arguments.add_argument("--threads", type=_count, metavar="N", help="CPU threads (torch's choice)")
+    arguments.add_argument("--threads", type=count, metavar="N", help="CPU threads (torch's choice)")
     arguments.add_argument("--readme", action="store_true", help="measure nothing: README.md's tables from the results")
     return arguments
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value
 
 
 def run(arguments: list[str]) -> int:

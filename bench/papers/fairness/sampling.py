@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from equikern.lm import EquiLM, EquiZeroLM, REquiLM, REquiZeroLM, WordLists
 
-from .checkpoint import Checkpoint
+from ..checkpoint import Checkpoint
 from .contexts import ENDINGS, PAIRS, SYSTEMS, Pair, prompts
 
 NEW_TOKENS, TOP_K, BEAM_LENGTH = 15, 40, 5

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..options import count
+
 HERE = Path(__file__).resolve().parent
 # Updates, sentences of each, Adam's rate, updates between validations, weight decay, whether the rate falls to 0.
 FULL = {
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="the committed network, a part of the test, a short tuning: a minute"
     )
     arguments.add_argument("--full", action="store_true", help="all networks, trained here: hours (without --quick)")
-    arguments.add_argument("--seeds", type=_count, metavar="N", help="networks of each kind (3)")
+    arguments.add_argument("--seeds", type=count, metavar="N", help="networks of each kind (3)")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
     )
@@ -56,17 +58,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of networks and checkpoints (%(default)s)",
     )
-    arguments.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument("--report", action="store_true", help="train nothing: results of what is done so far")
     arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
     return arguments
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value
 
 
 def run(arguments: list[str]) -> int:
@@ -111,12 +106,12 @@ def full(options: argparse.Namespace) -> dict[str, Any]:
     from bench.ops import machine
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from ..fairness.checkpoint import Checkpoint
+    from ..checkpoint import Checkpoint
     from . import runs
 
     torch.set_num_threads(options.threads)
     settings = runs.Settings.of({**FULL, "seeds": options.seeds or FULL["seeds"]})
-    done = Checkpoint(options.work / "scan.checkpoint.jsonl", {**settings._asdict(), "seeds": None})
+    done = Checkpoint(options.work / "scan.checkpoint.jsonl", {**settings._asdict(), "seeds": None}, "--work")
     todo = list(runs.jobs(settings.seeds))
     if not options.report:
         columns = TextColumn("{task.description:38.38}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
@@ -150,6 +145,7 @@ def quick(threads: int) -> dict[str, Any]:
 
     from .. import figures
     from . import runs
+    from .names import TUNED
     from .systems import accuracy
 
     torch.set_num_threads(threads)
@@ -165,7 +161,7 @@ def quick(threads: int) -> dict[str, Any]:
             "commit": figures.commit(),
         }
     }
-    tunings = [first._replace(system=name) for name in runs.TUNED[first.split]]
+    tunings = [first._replace(system=name) for name in TUNED[first.split]]
     with Progress() as bar, tempfile.TemporaryDirectory() as folder:
         task = bar.add_task("tuning", total=len(tunings) * settings.tuning[first.split].updates)
         for job in tunings:

@@ -14,7 +14,6 @@ HIDDEN = 64  # of the encoder, in each direction; the decoder has twice as many
 DROPOUT = 0.1
 LAYERS: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 CELLS: dict[str, Any] = {"RNN": nn.RNNCell, "GRU": nn.GRUCell, "LSTM": nn.LSTMCell}
-CELL_NAMES = tuple(CELLS)
 START_ID = 0
 
 

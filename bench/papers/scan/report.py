@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..figures import Table, markdown
+from .names import CELLS, PRODUCTS, SCAN, SPLITS, SYSTEMS, TUNED
 
 Runs = dict[str, dict[str, Any]]
 
-CELLS = ("LSTM", "GRU", "RNN")
-SPLITS = ("add_jump", "around_right")
-SYSTEMS = ("plain", "equitune", "equizero")
-TUNED = ("equitune", "equizero")
-MULTI = (*SYSTEMS, "product equitune", "product equizero")
+MULTI = SYSTEMS + PRODUCTS
 
 # arXiv 2305.09900: mean and deviation over three seeds, percent.
 PAPER: dict[tuple[str, str], tuple[tuple[float, float], ...]] = {
@@ -73,7 +70,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     """Zero-shot, tuned and SCAN-II; a row for every split and cell of which there are results."""
     runs: Runs = results["runs"]
     rows, tuned, multi = [], [], []
-    for split in SPLITS:
+    for split in SCAN:
         for cell in CELLS:
             found = of(runs, split, cell, "network")
             if not found:
@@ -82,17 +79,17 @@ def tables(results: dict[str, Any]) -> list[Table]:
             for k, system in enumerate(SYSTEMS):
                 row += [spread(accuracies(found, system)), _paper(PAPER[split, cell][k])]
             rows.append([*row, spread(accuracies(found, "equizero", "reachable"))])
-            each = [of(runs, split, cell, system) for system in TUNED]
+            each = [of(runs, split, cell, system) for system in TUNED[split]]
             if any(each):
                 row = [f"{split}, {cell}", str(max(map(len, each)))]
-                for k, (system, some) in enumerate(zip(TUNED, each, strict=True)):
+                for k, (system, some) in enumerate(zip(TUNED[split], each, strict=True)):
                     row += [spread(accuracies(some, system)), f"{PAPER_TUNED[split, cell][k]:.1f}"]
                 tuned.append(row)
     for cell in CELLS:
         if found := of(runs, "scan_ii", cell, "network"):
             row = [cell, str(len(found)), spread(validations(found))]
             row += [spread(accuracies(found, system)) for system in MULTI]
-            for system in ("equitune", "product equitune"):
+            for system in TUNED["scan_ii"]:
                 row.append(spread(accuracies(of(runs, "scan_ii", cell, system), system)))
             multi.append(row)
     heads = [head for system in SYSTEMS for head in (system, "paper")]
@@ -104,10 +101,10 @@ def tables(results: dict[str, Any]) -> list[Table]:
         )
     ]
     if tuned:
-        heads = [head for system in TUNED for head in (f"{system}, tuned", "paper")]
+        heads = [head for system in TUNED[SCAN[0]] for head in (f"{system}, tuned", "paper")]
         made.append(Table(f"Behind {_iterations(results)} of tuning", ["", "seeds", *heads], tuned))
     if multi:
-        heads = [*MULTI, "equitune, tuned", "product equitune, tuned"]
+        heads = [*MULTI, *(f"{system}, tuned" for system in TUNED["scan_ii"])]
         made.append(Table("SCAN-II: a product of three groups", ["", "seeds", "validation", *heads], multi))
     return made
 
@@ -133,7 +130,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     runs: Runs = results["runs"]
-    places = [(s, c) for s in (*SPLITS, "scan_ii") for c in CELLS if any(of(runs, s, c, t) for t in MULTI)]
+    places = [(s, c) for s in SPLITS for c in CELLS if any(of(runs, s, c, t) for t in MULTI)]
     columns = min(3, max(1, len(places)))
     lines = max(1, -(-len(places) // columns))
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")

@@ -12,20 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import figures
-from ..fairness.checkpoint import Checkpoint
+from ..checkpoint import Checkpoint
 from .data import Data, Split, actions, encoded, parts, reachable, split, words
+from .names import CELLS, PRODUCTS, SCAN, SYSTEMS, TUNED
 from .network import Seq2Seq
-from .systems import PRODUCTS, SYSTEMS, accuracy, system
+from .systems import accuracy, system
 from .training import Plan, chosen, train
 
-CELLS = ("LSTM", "GRU", "RNN")
 MULTI_CELLS = ("LSTM",)  # of SCAN-II, whose tuning takes eight views of a sentence
-SPLITS = ("add_jump", "around_right", "scan_ii")
-TUNED = {
-    "add_jump": ("equitune", "equizero"),
-    "around_right": ("equitune", "equizero"),
-    "scan_ii": ("equitune", "product equitune"),
-}
 PRETRAINED = "lstm-add_jump.safetensors"  # what the quick run begins with
 
 
@@ -74,9 +68,9 @@ class Job(NamedTuple):
 def jobs(seeds: int) -> Iterator[Job]:
     """All of them: first SCAN's, a cell after the other, then SCAN-II's."""
     for cell in CELLS:
-        for name in SPLITS[:2]:
+        for name in SCAN:
             yield from (Job(name, cell, seed) for seed in range(seeds))
-        for name in SPLITS[:2]:
+        for name in SCAN:
             yield from (Job(name, cell, seed, tuned) for seed in range(seeds) for tuned in TUNED[name])
     for cell in MULTI_CELLS:
         yield from (Job("scan_ii", cell, seed) for seed in range(seeds))

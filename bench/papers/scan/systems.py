@@ -11,11 +11,10 @@ from equikern.nn.commuting import mean_of_terms, representatives
 from torch import Tensor, nn
 
 from .data import END_ID, Data, Split, action_swap, lengths, word_swap
+from .names import PRODUCTS, SYSTEMS
 from .network import exact, real
 
 Model = Callable[..., Tensor]
-SYSTEMS = ("plain", "equitune", "equizero")
-PRODUCTS = ("product equitune", "product equizero")
 
 
 def unsure(log_probs: Tensor) -> Tensor:

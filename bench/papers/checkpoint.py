@@ -13,12 +13,13 @@ class Checkpoint:
     Args:
         path: the file; its folder is made.
         settings: what the values depend on; the file's first line.
+        option: the command's option that names the file's folder.
 
     Raises:
         ValueError: the file was made with other settings.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], option: str = "--output") -> None:
         self.path = path
         self._values: dict[str, Any] = {}
         settings = json.loads(json.dumps(settings))  # as it is read again: lists for tuples
@@ -31,7 +32,7 @@ class Checkpoint:
         found = json.loads(whole[0])
         if found != settings:
             differ = ", ".join(sorted(k for k in {*found, *settings} if found.get(k, ...) != settings.get(k, ...)))
-            raise ValueError(f"{path} was made with other settings ({differ}): choose another --output, or delete it")
+            raise ValueError(f"{path} was made with other settings ({differ}): choose another {option}, or delete it")
         for line in whole[1:]:
             key, value = json.loads(line)
             self._values[key] = value
