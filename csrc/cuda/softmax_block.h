@@ -1,6 +1,7 @@
 // What one thread of a mean of softmaxes does between barriers. A block stages a row of every view, read once; while
 // the rest is on its way, each thread finds the largest logit and the sum of exponentials of what it has copied itself.
-// Exponentials are those of backends/triton/exponentials.py, with its accuracy; sums depend on the shapes alone.
+// Exponentials are those of backends/triton/exponentials.py, with its accuracy. The order of a sum depends on the
+// row's length and on its start within 16 bytes alone.
 #pragma once
 
 #include <cmath>

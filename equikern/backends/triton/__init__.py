@@ -164,7 +164,8 @@ class Triton(Backend):
             return
         logits, row = plain.capped(y, softcap) if softcap else y, None
         if weight is not None:
-            row = plain.weights_of(target, weight, ignore_index).contiguous()
+            target = target.contiguous()  # kernels look for a row's factor where its target lies
+            row = plain.weights_of(target, weight, ignore_index)
             scale = row if scale is None else row * scale
         _of_rows("cross_entropies", "cross_entropy")(logits, target, loss, grad, *options, scale, z_loss)
         if row is not None:

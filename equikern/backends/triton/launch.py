@@ -57,7 +57,7 @@ FEW_VIEWS = 8
 # Of single points a thread takes as many as keep so many registers, in which the loads of all views wait, or so many.
 WAITING = 32
 MOST_POINTS = 8
-VECTORS = 4  # of as many views are in registers
+VECTORS = 4  # that a thread of pixels with their channels has in registers, of all views together
 CUBE = 8  # the side of cubes in which volumes are walked through: see ``device.unravel_cubes``
 THREADS = 128  # of a program that does, twice as many beyond small planes: then it reads most of one
 

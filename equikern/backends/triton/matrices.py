@@ -20,7 +20,7 @@ from ...views import Views
 from ...views.grid import numbers
 from ..base import Maybe
 from . import launch
-from .arithmetic import finish, outcome
+from .arithmetic import deviation, outcome
 from .compat import jit_kernel
 from .device import map_offset, narrow, quotient, unravel
 from .launch import (
@@ -149,7 +149,7 @@ def matrix_reduce(
         s = outcome(states[i][0], states[i][1], scale, len(WORDS), OP)
         tl.store(out + put + i * oe, s.to(out.dtype.element_ty), mask=inside)
         if spread is not None:
-            m = finish(states[i][1], scale, len(WORDS), "std")
+            m = deviation(states[i][0], states[i][1], len(WORDS))
             tl.store(spread + beside_put + i * pe, m.to(spread.dtype.element_ty), mask=inside)
 
 
@@ -316,7 +316,7 @@ def _plan(
     each = not grid and values["per"] == 1  # a weight, say, for every vector: neighbours' lie together
     dtype = moving[0][0].dtype
     few = each or constants.get("OP", "sum") not in ("sum", "max", "min")  # whose arithmetic fills the registers
-    words = views.size * ceil_div(dtype.itemsize, 4) * 1
+    words = views.size * ceil_div(dtype.itemsize, 4)
     block = THREADS * (1 if few else max(1, next_power_of_two(ENTRIES // words + 1) // 2))
     forms = numbers(views.words if grid else (".",) * views.order).words
     own: dict[str, Any] = {"WORDS": forms, "DIMS": 3 * grid, "D": views.size, "P": block, **constants}

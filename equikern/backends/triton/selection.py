@@ -131,8 +131,8 @@ def walked(p, word, n0, n1, n2, s0, s1, s2, K: tl.constexpr, DIMS: tl.constexpr)
     if DIMS == 3:
         size = tl.where(axis == 0, n0, size)
         step = tl.where(axis == 0, s0, step)
-    backwards = (word & (4 << (3 * K))) != 0
-    return p * tl.where(backwards, -step, step) + tl.where(backwards, (size - 1) * step, 0)
+    back = (word & (4 << (3 * K))) != 0
+    return p * tl.where(back, -step, step) + tl.where(back, (size - 1) * step, 0)
 
 
 @triton.jit

@@ -251,6 +251,11 @@ else:
                 options = (maps, space, -100, smoothing, factor, *more)
                 same("cross_entropy", outputs, y, target, 0, grad, *options, tolerance=TOLERANCE[dtype])
 
+    def test_class_weights_of_targets_of_any_strides() -> None:
+        y, target = torch.randn(2, 5, 3, 40), torch.randint(0, 40, (3, 5)).T
+        call = (target, 0, 1, Maps(". ."), "logits", -100, 0.0, None, 0.0, 0.0, torch.rand(40))
+        same("cross_entropy", [torch.empty(5, 3), y], y, *call, tolerance=1e-5)
+
     @pytest.mark.parametrize("space", ["logits", "probs", "log_probs"])
     def test_a_target_outside_gives_nan(space: str) -> None:
         action = ROWS["cycle3"]
