@@ -73,7 +73,7 @@ ROWS = {
 }
 
 _LONG = 108 * 1024  # bytes of a row of every view: with four on every multiprocessor, more than a GPU's L2 cache
-_KEPT = 64 * 1024  # registers of Triton's largest program for the logits of its rows
+_KEPT = 64  # registers of a thread of Triton's kernel that hold the logits of its rows
 
 
 def alignment_class(width: int, size: int) -> str:
@@ -93,8 +93,9 @@ def plane_class(operator: str, elements: int, size: int, views: int) -> str:
 def row_class(entries: int, size: int, views: int) -> str:
     """ "long" where Triton's kernel reads a row twice, the second time from memory, else "short"."""
     held = 1 << (entries - 1).bit_length()
-    full = held * size <= 16 * 1024 or 5 * entries >= 4 * held
-    if alignment_class(entries, size) == "aligned" and full and views * held * max(size, 4) // 4 <= _KEPT:
+    threads = 512 if entries * size > 32 * 1024 else 256  # 1,024 only for rows that not even these hold
+    full = held * size <= 16 * threads or 5 * entries >= 4 * held
+    if alignment_class(entries, size) == "aligned" and full and views * held * max(size, 4) // 4 <= _KEPT * threads:
         return "short"
     return "long" if views * entries * size > _LONG else "short"
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from equikern.backends import choice
+from equikern.views import accumulator, still
 from helpers import budget
 from helpers.looped import each
 
@@ -96,3 +98,21 @@ def test_every_entry_for_rows_follows_from_the_counts(key: tuple[int, bool, str]
 
     faster = predicted("nvcc") < 0.95 * predicted("triton")
     assert choice.ROWS[key] == ("cuda" if faster else "triton"), names
+
+
+@each("size", budget.REALS)
+def test_long_rows_are_those_that_triton_does_not_hold(size: int) -> None:
+    """As its plan says; those that the L2 cache holds are short in any case."""
+    from equikern.backends.triton import softmaxes
+    from equikern.backends.triton.layout import operand
+
+    lengths = [5, 4000, 4001, 8000, 8192, 12000, 16384, 20000, 30000, 32000, 32768, 50257, 60000, 65536, 128256]
+    for order in (1, 2, 3, 4, 8, 16):
+        for entries in lengths:
+            y = torch.empty(order, 64, entries, dtype=budget.REALS[size], device="meta")
+            lse = torch.empty(order, 64, dtype=accumulator(y), device="meta")
+            described = (operand(t)._replace(aligned=True) for t in (y, y[0], lse))
+            plan = softmaxes.mean_plan.__wrapped__(still(order), None, "probs", *described)
+            assert plan is not None
+            again = not plan.constants["WHOLE"] and y[:, 0].nbytes > 108 * 1024
+            assert choice.row_class(entries, size, order) == ("long" if again else "short"), (order, entries)

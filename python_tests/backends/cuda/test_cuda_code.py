@@ -138,7 +138,8 @@ def test_the_choice(
     [
         (2, 50257, torch.bfloat16, True),
         (2, 49152, torch.bfloat16, True),
-        (2, 32000, torch.bfloat16, False),  # Triton holds it in registers
+        (2, 32000, torch.bfloat16, True),
+        (2, 16384, torch.float32, False),  # Triton holds it in registers
         (2, 8000, torch.bfloat16, False),
         (4, 50257, torch.float32, True),  # asked, and refused by its size
     ],
