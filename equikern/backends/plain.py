@@ -141,7 +141,7 @@ def cap_slope(y: Tensor, softcap: float) -> Tensor:
 
 def weights_of(target: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
     """Each target's class weight, 0 where it is ignored; one outside is for the kernels to refuse."""
-    return torch.where(target == ignore_index, 0.0, weight[target.clamp(0, max(0, weight.shape[0] - 1))])
+    return torch.where(target == ignore_index, 0.0, weight[target.clamp(0, weight.shape[0] - 1)])
 
 
 def cross_entropy(

@@ -185,6 +185,14 @@ def logits(name: str, y: object, action: Acting) -> tuple[Tensor, Maps]:
     return y, action.inverse_maps
 
 
+def logits_of_loss(name: str, y: object, action: Acting) -> tuple[Tensor, Maps]:
+    """``logits``, one or more: of none the kernels write no loss."""
+    y, back = logits(name, y, action)
+    if y.shape[-1] == 0:
+        raise ValueError(f"{name}: expected one or more logits, got shape {tuple(y.shape)} with them last")
+    return y, back
+
+
 def along_last(maps: Maps) -> Maps:
     """The same permutations of the last dim."""
     if maps.views.dim == -1:
@@ -250,9 +258,12 @@ def class_weights(name: str, weight: object, size: int, like: Tensor) -> Tensor:
         raise ValueError(f"{name}: expected shape ({size},), one weight for each class, got {tuple(weight.shape)}")
     if weight.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: expected constants, got a tensor that requires grad; detach it")
-    if weight.is_cpu and not functions.functional(weight) and not bool(((weight >= 0) & weight.isfinite()).all()):
-        raise ValueError(f"{name}: expected finite numbers of 0 or more, got others among them")
-    return weight.to(accumulator(like)).contiguous()
+    if functions.in_forward_mode() and _is_dual(weight):
+        raise ValueError(f"{name}: expected constants, got a tensor with a tangent; detach it")
+    wide = weight.to(accumulator(like)).contiguous()
+    if wide.is_cpu and not functions.functional(weight) and not bool(((wide >= 0) & wide.isfinite()).all()):
+        raise ValueError(f"{name}: expected finite numbers of 0 or more, got others among them in {wide.dtype}")
+    return wide
 
 
 def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:

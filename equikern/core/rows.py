@@ -110,20 +110,11 @@ def _cross_entropy(
     smoothing: float,
     scale: Tensor | None,
     gradient: bool,
+    *terms: Any,
 ) -> tuple[Tensor, Tensor]:
     loss, grad = _cross_entropy_empty(y, gradient)
     views, into = checked(code, table, y), grad if gradient else None
-    kernels(y).cross_entropy(y, target, loss, into, views, table, space, ignore_index, smoothing, scale)
-    return loss, grad
-
-
-def _weighed_cross_entropy(
-    y: Tensor, target: Tensor, code: str, table: Tensor | None, *call: Any
-) -> tuple[Tensor, Tensor]:
-    options, gradient, terms = call[:4], call[4], call[5:]
-    loss, grad = _cross_entropy_empty(y, gradient)
-    views, into = checked(code, table, y), grad if gradient else None
-    kernels(y).cross_entropy(y, target, loss, into, views, table, *options, *terms)
+    kernels(y).cross_entropy(y, target, loss, into, views, table, space, ignore_index, smoothing, scale, *terms)
     return loss, grad
 
 
@@ -159,7 +150,7 @@ _CALL = (
 cross_entropy = register(f"cross_entropy({_CALL}) -> (Tensor, Tensor)", _cross_entropy, _cross_entropy_fake)
 weighed_cross_entropy = register(
     f"weighed_cross_entropy({_CALL}, float z_loss, float softcap, Tensor? weight) -> (Tensor, Tensor)",
-    _weighed_cross_entropy,
+    _cross_entropy,
     _cross_entropy_fake,
 )
 for _operator in (cross_entropy, weighed_cross_entropy):

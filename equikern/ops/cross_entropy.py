@@ -86,9 +86,9 @@ def orbit_cross_entropy(
 
     Raises:
         TypeError: logits that are no dense float tensor, target that is not int64, action that is not an action.
-        ValueError: shapes or devices that do not fit, a target outside 0 … V − 1, signs, an unknown space or reduction,
-            smoothing outside 0 … 1, weights that are negative, not finite or require grad, a negative z_loss, a softcap
-            that is not above 0.
+        ValueError: shapes or devices that do not fit, no logits, a target outside 0 … V − 1, signs, an unknown space or
+            reduction, smoothing outside 0 … 1, weights that are negative, not finite in the loss's dtype, require grad
+            or have a tangent, a negative z_loss, a softcap that is not above 0.
 
     Example:
         >>> import torch
@@ -99,7 +99,7 @@ def orbit_cross_entropy(
         >>> torch.allclose(orbit_cross_entropy(logits, target, action), plain)
         True
     """
-    rows, back = checks.logits("logits", logits, action)
+    rows, back = checks.logits_of_loss("logits", logits, action)
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
     options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
     if weight is not None:

@@ -127,7 +127,7 @@ def _on_logits(hidden: Tensor, weight: Tensor, action: Action) -> Maps:
     if own.kind.permutes and own.dim != -1:
         raise ValueError(f"action: expected a permutation of dim -1, which holds the logits, got dim {own.dim}")
     logits = hidden.new_zeros(()).expand(*hidden.shape[:-1], weight.shape[0])
-    return checks.logits("hidden @ weightᵀ", logits, action)[1]
+    return checks.logits_of_loss("hidden @ weightᵀ", logits, action)[1]
 
 
 def chunk_rows(order: int, rows: int, logits_bytes: int, device: str, processors: int = 0, held: int = 2) -> int:
@@ -243,15 +243,17 @@ _CALL = (
     "float smoothing, Tensor? scale, bool hidden_gradient, bool weight_gradient, bool bias_gradient"
 )
 _RESULTS = "(Tensor, Tensor, Tensor, Tensor)"
-_linear_cross_entropy = library.register(
-    f"linear_cross_entropy({_CALL}) -> {_RESULTS}",
-    _forward,
-    lambda hidden, weight, bias, target, *call: _empty(hidden, weight, target, *call[6:9]),
-)
+
+
+def _fake(hidden: Tensor, weight: Tensor, _: Tensor | None, target: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    return _empty(hidden, weight, target, *call[6:9])
+
+
+_linear_cross_entropy = library.register(f"linear_cross_entropy({_CALL}) -> {_RESULTS}", _forward, _fake)
 _weighed_linear_cross_entropy = library.register(
     f"weighed_linear_cross_entropy({_CALL}, float z_loss, float softcap, Tensor? class_weight) -> {_RESULTS}",
     _forward,
-    lambda hidden, weight, bias, target, *call: _empty(hidden, weight, target, *call[6:9]),
+    _fake,
 )
 
 

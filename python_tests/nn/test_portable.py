@@ -58,6 +58,17 @@ def test_ids_outside_of_the_vocabulary_are_refused() -> None:
             program(torch.full((2, 3), wrong))
 
 
+@pytest.mark.parametrize("name", ["orbit_cross_entropy", "linear_orbit_cross_entropy"])
+def test_targets_outside_of_the_classes_are_refused(name: str) -> None:
+    case = BY_NAME[name]
+    program = portable(exported(case)).module()
+    *others, target = case.inputs(3)
+    program(*others, target)
+    for wrong in (-1, 1 << 20):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            program(*others, torch.full_like(target, wrong))
+
+
 class Writes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x.new_zeros(4, *x.shape)

@@ -15,6 +15,7 @@ from helpers.strategies import FLOATS, laid_out, layouts, random_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import linear
@@ -211,6 +212,11 @@ def test_compiled(linear_one: bool) -> None:
         ({"weight": -torch.ones(50)}, ValueError, "weight: expected finite numbers of 0 or more"),
         ({"weight": torch.full((50,), torch.nan)}, ValueError, "weight: expected finite numbers of 0 or more"),
         ({"weight": torch.full((50,), torch.inf)}, ValueError, "weight: expected finite numbers of 0 or more"),
+        (
+            {"weight": torch.full((50,), 1e39, dtype=torch.float64)},
+            ValueError,
+            "weight: expected finite .* in torch.float32",
+        ),
         ({"weight": torch.ones(49)}, ValueError, r"weight: expected shape \(50,\), one weight for each class"),
         ({"weight": torch.ones(1, 50)}, ValueError, r"weight: expected shape \(50,\)"),
         ({"weight": torch.ones(50, device="meta")}, ValueError, "weight: expected a tensor on cpu like the logits"),
@@ -248,6 +254,29 @@ def test_weights_are_those_of_all_samples() -> None:
     torch.testing.assert_close(found, torch.stack([call(t, weights[0]) for t in y]))
     with pytest.raises(ValueError, match=r"^weight: expected the same class weights for all samples of vmap"):
         torch.vmap(call)(y, weights)
+
+
+def test_weights_have_no_derivative() -> None:
+    """A tangent is refused as a gradient is, not dropped."""
+    y, weight = random_values((3, 4, 50), torch.float64, 1), class_weights(50)
+
+    def call(w: Tensor) -> Tensor:
+        return orbit_cross_entropy(y, TARGET, NINE, weight=w)
+
+    with pytest.raises(ValueError, match=r"^weight: expected constants, got a tensor with a tangent"):
+        torch.func.jvp(call, (weight,), (torch.ones_like(weight),))
+    with forward_ad.dual_level(), pytest.raises(ValueError, match=r"^weight: expected constants"):
+        call(forward_ad.make_dual(weight, torch.ones_like(weight)))
+    with pytest.raises(ValueError, match=r"^weight: expected constants"):
+        torch.func.grad(call)(weight)
+
+
+def test_a_loss_of_no_classes_is_refused() -> None:
+    alone, target = trivial(cyclic_group(3)), torch.full((2,), -100)
+    with pytest.raises(ValueError, match=r"^logits: expected one or more logits, got shape \(3, 2, 0\)"):
+        orbit_cross_entropy(torch.zeros(3, 2, 0), target, alone)
+    with pytest.raises(ValueError, match=r"^hidden @ weightᵀ: expected one or more logits, got shape \(3, 2, 0\)"):
+        linear_orbit_cross_entropy(torch.zeros(3, 2, 4), torch.zeros(0, 4), target, alone)
 
 
 # -- what a loss keeps
