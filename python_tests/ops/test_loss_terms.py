@@ -352,3 +352,17 @@ def test_checkpoints_and_offloading(name: str, options: dict[str, Any]) -> None:
     for factor in (2.0, 1.0, 3.0):  # each backward gets what was stored, whatever the one before did with it
         found = torch.autograd.grad(value, leaves, torch.tensor(factor).double(), retain_graph=True)
         torch.testing.assert_close(found, tuple(factor * g for g in expected))
+
+
+@each("weighed", [False, True])
+def test_operators_take_targets_of_any_strides(weighed: bool) -> None:
+    """The public functions lay them out; what calls the operator itself, as a compiler may, need not."""
+    y, target = random_values((2, 4, 3, 7), torch.float32), torch.arange(12).reshape(3, 4).t() % 7
+    code, table = trivial(cyclic_group(2)).inverse_maps.placed(y)
+    call = (code, table, "logits", -100, 0.1, None, True)
+    terms = (0.1, 0.0, torch.rand(7, generator=torch.Generator().manual_seed(0))) if weighed else ()
+    operator = torch.ops.equikern.weighed_cross_entropy if weighed else torch.ops.equikern.cross_entropy
+    for found, expected in zip(
+        operator(y, target, *call, *terms), operator(y, target.contiguous(), *call, *terms), strict=True
+    ):
+        assert torch.equal(found, expected)
