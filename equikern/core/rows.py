@@ -114,7 +114,9 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     loss, grad = _cross_entropy_empty(y, gradient)
     views, into = checked(code, table, y), grad if gradient else None
-    kernels(y).cross_entropy(y, target.contiguous(), loss, into, views, table, space, ignore_index, smoothing, scale, *terms)
+    kernels(y).cross_entropy(
+        y, target.contiguous(), loss, into, views, table, space, ignore_index, smoothing, scale, *terms
+    )
     return loss, grad
 
 
