@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast
@@ -164,6 +165,10 @@ class Ranks:
         spare = max(map(len, shares)) - len(own)
         return [[own[0][0] if own else parts[0][0]]] * spare + own, spare
 
+    def views(self, count: int) -> list[int]:
+        """Those of ``count`` views that this process takes; the first one if there is none for it."""
+        return list(range(self.start(self.rank, count), self.start(self.rank + 1, count))) or [0]
+
     def idle(self, count: int) -> bool:
         """Whether there is none of ``count`` views for this process."""
         return self.start(self.rank, count) == self.start(self.rank + 1, count)
@@ -261,9 +266,10 @@ class Ranks:
         if not self.gradients:
             return
         if torch.compiler.is_compiling():
-            if len(self._listening) < sum(p.is_floating_point() or p.is_complex() for p in module.parameters()):
+            found = (p for p in module.parameters() if p.is_floating_point() or p.is_complex())
+            if not all(id(p) in self._listening for p in found):
                 raise RuntimeError(
-                    f"{self.owner}: expected one call before torch.compile after it was copied or got further "
+                    f"{self.owner}: expected one call before torch.compile after it was copied or got other "
                     "parameters, whose gradients are not added up over the mesh yet"
                 )
             return
@@ -277,7 +283,8 @@ class Ranks:
             p.requires_grad_(True)
             p.register_hook(_Mean(self, f"gradient of {name}"))  # type: ignore[no-untyped-call]
             p.requires_grad_(learns)  # one that stands still now may learn later
-            self._listening[id(p)] = weakref.ref(p)
+            # Forgotten with it: another one may get its number, and compiled calls go by that alone.
+            self._listening[id(p)] = weakref.ref(p, functools.partial(_forget, self._listening, id(p)))
         if self.size > 1:
             self._check_shards(module)
 
@@ -305,14 +312,23 @@ class Ranks:
                     )
 
 
+def _forget(known: dict[int, weakref.ref[Tensor]], key: int, gone: weakref.ref[Tensor]) -> None:
+    if known.get(key) is gone:
+        del known[key]
+
+
 def _ordered(t: Tensor) -> Tensor:
     """Integers in the order of floats, −0 before 0."""
-    bits = t.view(torch.int32 if t.dtype == torch.float32 else torch.int64)
-    return bits ^ ((bits >> (8 * t.element_size() - 1)) & torch.iinfo(bits.dtype).max)
+    return _flipped(t.view(torch.int32 if t.dtype == torch.float32 else torch.int64))
 
 
 def _unordered(keys: Tensor, dtype: torch.dtype) -> Tensor:
-    return (keys ^ ((keys >> (8 * keys.element_size() - 1)) & torch.iinfo(keys.dtype).max)).view(dtype)
+    return _flipped(keys).view(dtype)
+
+
+def _flipped(bits: Tensor) -> Tensor:
+    """All bits but the sign of negative numbers turned over: twice, they are what they were."""
+    return bits ^ ((bits >> (8 * bits.element_size() - 1)) & torch.iinfo(bits.dtype).max)
 
 
 def _bytes(t: Tensor) -> Tensor:

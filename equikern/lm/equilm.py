@@ -197,11 +197,6 @@ class EquiLM(Stored, Generates):  # type: ignore[misc]  # Stored's files hold a 
         """The sentences that the model sees, (views, B, S)."""
         return orbit(ids, self._tables(self.action))
 
-    def _own(self) -> list[int]:
-        """The views that this process runs, one after another; the first one if there is none for it."""
-        views = list(range(self._count))
-        return views if self.ranks is None else self.ranks.own(self.ranks.cut([views]))[0][-1]
-
     def _views(
         self, ids: Tensor, inputs: dict[str, Any], caches: dict[str, Any], use_cache: bool | None
     ) -> tuple[Tensor, dict[str, Any]]:

@@ -60,7 +60,8 @@ class Generates(Pretrained, GenerationMixin):
         return frames.Frame(self._tables(self.action), self._tables(self.action.logits), ids, mask)
 
     def _own(self) -> list[int]:
-        raise NotImplementedError
+        """The views that this process runs, one after another; the first one if there is none for it."""
+        return list(range(self._count)) if self.ranks is None else self.ranks.views(self._count)
 
     def generate(  # type: ignore[override]  # the rest of transformers' parameters are options
         self,

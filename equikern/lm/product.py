@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..actions import TokenAction, product_action
 from ..nn.commuting import check_commuting, looked_up, mean_of_terms, representatives
 from ..nn.tables import ActionTables
-from ..ops import orbit, orbit_mean, symmetrize
+from ..ops import orbit, orbit_mean
 from . import models
 from .equilm import EquiLM, Space, log_of, mean_of_some, single
 from .storage import made, told
@@ -127,16 +127,14 @@ class ProductEquiLM(EquiLM):
 
     def _part(self, y: Tensor) -> Tensor:
         actions = [self._tables(action.logits) for action in self.factors]
-        own, start, found = self._own(), 0, []
-        for i, action in enumerate(actions):
-            some = [(k, g - start) for k, g in enumerate(own) if start <= g < start + action.order]
-            start += action.order
-            if some:
-                term = mean_of_some(y[some[0][0] : some[-1][0] + 1], action, [g for _, g in some], self.space)
-                for other in actions[:i] + actions[i + 1 :]:
-                    term = symmetrize(term, other)
-                found.append(term)
-        return sum(found[1:], found[0]) / len(actions)
+        own, start, done = self._own(), 0, 0
+        terms: list[Tensor | None] = []
+        for action in actions:
+            some = [g - start for g in own if start <= g < start + action.order]
+            part = y[done : done + len(some)]
+            terms.append(mean_of_some(part, action, some, self.space) if some else None)
+            start, done = start + action.order, done + len(some)
+        return mean_of_terms(terms, actions)
 
     def _loss(self, y: Tensor, merged: Tensor, target: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
         return models.loss(single(merged), target, self.space is None, reduction)

@@ -178,8 +178,8 @@ class CanonicalLambdaEquiTune(nn.Module):
 
     def _own(self) -> list[int]:
         """The poses that this process takes; the first one if there is none for it."""
-        elements = list(range(self.theta.order))
-        return elements if self.ranks is None else self.ranks.own(self.ranks.cut([elements]))[0][-1]
+        order = self.theta.order
+        return list(range(order)) if self.ranks is None else self.ranks.views(order)
 
     def _posed(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Given, Tensor]:
         """The inputs in the canonical pose of the one that leads, z, and h(x)."""

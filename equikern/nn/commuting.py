@@ -142,10 +142,15 @@ def representatives(
     return found
 
 
-def mean_of_terms(terms: Iterable[Tensor], actions: Sequence[Action]) -> Tensor:
-    """``1/N Σ_i Sym_{G_j, j≠i} terms[i]``: every factor's term, symmetrised under all other factors."""
+def mean_of_terms(terms: Iterable[Tensor | None], actions: Sequence[Action]) -> Tensor:
+    """``1/N Σ_i Sym_{G_j, j≠i} terms[i]``: every factor's term, symmetrised under all other factors; None adds nothing.
+
+    One at least is a tensor.
+    """
     total: Tensor | None = None
     for i, term in enumerate(terms):
+        if term is None:
+            continue
         for j, other in enumerate(actions):
             if j != i:
                 term = symmetrize(term, other)

@@ -234,7 +234,7 @@ def _check_found(shares: Tensor, scores: Tensor, out: Coordinates) -> None:
             f"{[round(float(v), 4) for v in shares[wrong][0]]}"
         )
     if scores.numel() and not bool(((scores >= 0) & (scores <= 1)).all()):
-        raise ValueError(f'backbone: expected "scores" in 0 … 1, got {scores.aminmax()}')
+        raise ValueError(f'backbone: expected "scores" in 0 … 1, got {scores.min():.4g} … {scores.max():.4g}')
 
 
 def _mean(parts: list[tuple[Tensor, float]]) -> Tensor:

@@ -161,6 +161,12 @@ def gradients(world: World) -> None:
         nn.functional.cross_entropy(call(x), target).backward()
     grads = [{name: cast(Tensor, p.grad) for name, p in model.named_parameters()} for model in (several, one)]
     _same("compiled", *grads)
+    former = list(several.parameters())
+    several.load_state_dict(copy.deepcopy(several.state_dict()), assign=True)  # as many parameters, but others
+    nn.functional.cross_entropy(torch.compile(several, backend="aot_eager")(x), target).backward()
+    found_anew = {name: cast(Tensor, p.grad) for name, p in several.named_parameters()}
+    assert all(old is not new for old, new in zip(former, several.parameters(), strict=True))
+    _same("compiled with assigned weights", found_anew, grads[1])
 
 
 def refusals(world: World) -> None:
