@@ -51,8 +51,9 @@ def ranks_of(mesh: object, owner: str, learns: bool = True) -> Ranks | None:
     from ..distributed import Ranks
 
     ranks = Ranks.of(mesh, owner)
-    ranks.gradients = ranks.gradients and learns
-    return ranks
+    if learns or not ranks.gradients:
+        return ranks
+    return Ranks.of(Ranks(ranks.group, gradients=False), owner)  # those of another wrapper, if given, stay as they are
 
 
 class Chosen(Selected):

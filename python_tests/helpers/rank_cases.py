@@ -431,6 +431,9 @@ def detectors(world: World, size: int) -> int:
                     assert torch.equal(a, b), f"{call}: {a} for {b}"
                 done += 1
         assert one(x)[0]["boxes"].numel(), "nothing to find"
+    ranks: Any = EquiTune(Finder(), "d4", {"boxes": boxes("d4")}, mesh=mesh).ranks
+    EquiDetector(Finder(), "d4", out, mesh=ranks)
+    assert ranks.gradients, "a detector takes no gradients, the wrapper whose processes it shares does"
     return done
 
 
