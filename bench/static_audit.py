@@ -3,12 +3,12 @@
     python bench/static_audit.py                      # read everything, write bench/results/static/
     python bench/static_audit.py --check              # compare with what is written there; exit status 1 if it is worse
     python bench/static_audit.py --targets sm_90      # of one GPU only
-    python bench/static_audit.py --few                # as the tests read it with other releases of Triton
+    python bench/static_audit.py --cases kernels      # as the tests read it with other releases of Triton
 
 The machine code for Hopper is also executed, to count what it issues: bench/results/static/issue.md, some minutes.
-Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``); with
-``--few`` for targets other than sm_90 each kernel once. CUDA's are read out of the built ``equikern._C``, whichever it
-has; a build without CUDA leaves what the table says of them.
+Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``): all cases
+for all targets; the tests compile all for sm_90 alone (``--cases main``) and each kernel once for the others. CUDA's
+are read out of the built ``equikern._C``, whichever it has; a build without CUDA leaves what the table says of them.
 One JSON file per target holds the kernels by the compiler that made them, so that other releases of Triton and CUDA
 have tables of their own; the Markdown file beside it says the same to people.
 """
@@ -146,12 +146,11 @@ def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def regressions(old: Table, new: Table) -> list[str]:
-    """Every way in which kernels are worse than the table says, or are not in it, or no longer exist."""
+def regressions(old: Table, new: Table, whole: bool = True) -> list[str]:
+    """Every way in which kernels are worse than the table says, or not in it, or, if the new one is whole, gone."""
     found = [f"{name}: {what}" for name in old if name in new for what in worse(old[name], new[name])]
     found += [f"{name}: not in the table" for name in new if name not in old]
-    found += [f"{name}: in the table, but no such kernel" for name in old if name not in new]
-    return found
+    return found + [f"{name}: in the table, but no such kernel" for name in old if whole and name not in new]
 
 
 def read(target: str) -> Tables:
@@ -161,14 +160,18 @@ def read(target: str) -> Tables:
     return tables
 
 
-def check(fresh: Mapping[str, Tables]) -> tuple[list[str], list[str]]:
-    """Regressions against the written tables, and which compilers have none to be compared with."""
+def check(fresh: Mapping[str, Tables], whole: bool = True) -> tuple[list[str], list[str]]:
+    """Regressions against the written tables, and which compilers have none to be compared with.
+
+    Args:
+        whole: the fresh tables have every kernel that there is.
+    """
     found, unknown = [], []
     for target, tables in fresh.items():
         written = read(target)
         for compiler, table in tables.items():
             if compiler in written:
-                found += [f"{target}, {compiler}: {line}" for line in regressions(written[compiler], table)]
+                found += [f"{target}, {compiler}: {line}" for line in regressions(written[compiler], table, whole)]
             else:
                 unknown.append(f"{target}: no table for {compiler}, only for {', '.join(sorted(written)) or 'none'}")
                 found += [f"{target}, {compiler}: {n}: {r['error']}" for n, r in table.items() if "error" in r]
@@ -190,8 +193,7 @@ def write(target: str, tables: Tables) -> None:
         "share of a multiprocessor's warps that registers, shared memory and threads let run at once. CUDA kernels ask",
         "for shared memory at the launch: counted is the most that a call of the speed goals' shapes asks for (C4 and",
         "D4, all float types). No such call launches a kernel that is marked `≤`: its occupancy is an upper bound.",
-        "Other releases of Triton than the one that the tests run with compile every case for sm_90, and each kernel",
-        "once for other GPUs.",
+        "Tables by other releases of Triton than the one that the tests run with need not have every case.",
     ]
     for compiler, table in merged.items():
         columns = ("warps", *COLUMNS) if compiler.startswith("triton") else ("threads", *COLUMNS)
@@ -261,12 +263,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="%(default)s")
     parser.add_argument("--check", action="store_true", help="compare with the written tables, write nothing")
-    parser.add_argument("--few", action="store_true", help="fewer of Triton's: see above")
+    parser.add_argument("--cases", choices=("all", "main", "kernels"), default="all", help="of Triton's (%(default)s)")
     options = parser.parse_args()
     from helpers.compiling import MAIN
     from helpers.triton_audit import audit_all
 
-    fresh = triton_tables(audit_all(options.targets, options.few))
+    fresh = triton_tables(audit_all(options.targets, options.cases))
     cuda = cuda_tables()
     if isinstance(cuda, str):
         print(cuda, file=sys.stderr)
@@ -289,18 +291,18 @@ def main() -> None:
             for target, tables in fresh.items()
             for name, table in tables.items()
         )
-        if options.few and lost:
-            sys.exit(f"nothing written: {lost} tables have more cases than --few compiles; leave it out")
+        if options.cases != "all" and lost:
+            sys.exit(f"nothing written: {lost} tables have more cases than --cases {options.cases}; leave it out")
         for target, tables in fresh.items():
             write(target, tables)
             print(RESULTS / f"{target}.md")
-        if MAIN in options.targets and not options.few:  # a part of the cases would take the place of all
+        if MAIN in options.targets and options.cases == "all":  # a part of the cases would take the place of all
             write_issue(issue())
             print(RESULTS / "issue.md")
         return
-    found, unknown = check(fresh)
+    found, unknown = check(fresh, options.cases == "all")
     if MAIN in options.targets:
-        found += issues_more(issue(options.few), read_issue())
+        found += issues_more(issue(options.cases != "all"), read_issue())
     print("\n".join([*unknown, *found]) or "no kernel is worse than its table")
     if found:
         sys.exit(UPDATE)

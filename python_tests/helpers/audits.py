@@ -31,22 +31,28 @@ def script(name: str, *options: str, triton: str | None = None) -> Any:
     return json.loads(done.stdout)
 
 
+def scope(triton: str | None) -> str:
+    """Which cases the tests compile, of ``compiling.SCOPES``; ``bench/static_audit.py`` compiles all."""
+    return "kernels" if triton else "main"
+
+
 def family(name: str, triton: str | None) -> list[dict[str, Any]]:
-    """The records of a script of ``compiling.report``; with another release of Triton of few cases."""
-    records: list[dict[str, Any]] = script(name, *TARGETS, *(["--few"] if triton else []), triton=triton)
+    """The records of a script of ``compiling.report``."""
+    records: list[dict[str, Any]] = script(name, scope(triton), *TARGETS, triton=triton)
     return records
 
 
-def audit(*options: str, triton: str | None = None) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = script("triton_audit", "--json", *options, triton=triton)
+def audit(triton: str | None = None) -> list[dict[str, Any]]:
+    options = "--json", "--cases", scope(triton), "--targets", *TARGETS
+    records: list[dict[str, Any]] = script("triton_audit", *options, triton=triton)
     assert records
     return records
 
 
 @functools.cache
 def machine_code() -> list[dict[str, Any]]:
-    """Every case for every target, compiled once for all tests."""
-    return audit("--targets", *TARGETS)
+    """The cases that tests compile, compiled once for all of them."""
+    return audit()
 
 
 @functools.cache
@@ -63,9 +69,9 @@ def static_audit() -> ModuleType:
     return module
 
 
-def compare(fresh_tables: dict[str, Any]) -> None:
+def compare(fresh_tables: dict[str, Any], whole: bool = True) -> None:
     """Fail where a kernel is worse than the written tables say, skip where they do not know the compiler."""
-    found, unknown = static_audit().check(fresh_tables)
+    found, unknown = static_audit().check(fresh_tables, whole)
     assert not found, "\n".join([*found, static_audit().UPDATE])
     if unknown:
         pytest.skip("; ".join(unknown))

@@ -319,12 +319,20 @@ def of_cuda_rows(library: Path, name: str) -> Budget:
     return {**budget(*sampled(cuda_launch(one, codes), memory, one.blocks), moved), "memory": 1.0}
 
 
+def _first_of_each(classes: Iterable[tuple[str, Any]]) -> list[str]:
+    """The first name of every class."""
+    found: dict[Any, str] = {}
+    for name, key in classes:
+        found.setdefault(key, name)
+    return [*found.values()]
+
+
 def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budget]]:
     """By compiler and case.
 
     Args:
         library: what ``compile_blocks`` made; without it, or a build with CUDA, there is none of nvcc's.
-        few: each of Triton's kernels once, and of the choice's calls CUDA's under D4 alone, of two bytes.
+        few: each of Triton's kernels once; of the choice's calls, CUDA's first of each class, of two bytes, under D4.
     """
     import triton
     from helpers.compiling import of_each_kernel
@@ -335,20 +343,22 @@ def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budg
     some = [*CASES, *others]
     if few:
         some = of_each_kernel(CASES, build) + of_each_kernel(others, lambda name: others[name][0](others[name][1]))
-    named = [name for name, (key, group, _) in calls().items() if not few or (group == "d4" and key[1] == 2)]
+    named, rows = [*calls()], [*row_calls()]
+    if few:
+        named = _first_of_each((name, key) for name, (key, group, _) in calls().items() if group == "d4" and key[1] == 2)
+        rows = _first_of_each((name, key) for name, (key, _) in row_calls().items() if key[0] == 2)
     fork = get_context("fork")  # see compiling.compiled
     with ProcessPoolExecutor(2, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         table = dict(zip(some, pool.map(of_case, some, chunksize=2), strict=True))
         if not few:
             table |= zip(named, pool.map(of_triton_call, named, chunksize=2), strict=True)
-            table |= zip(row_calls(), pool.map(of_triton_rows, row_calls()), strict=True)
+            table |= zip(rows, pool.map(of_triton_rows, rows), strict=True)
         found[f"triton {triton.__version__}"] = table
         if library is not None and not isinstance(cuda_codes(), str):
             release = re.search(r"release (\d+\.\d+)", equikern.build_info().nvcc or "")
             of_call = functools.partial(of_cuda_call, library)
             name = f"nvcc {release[1]}" if release else "nvcc"
             found[name] = dict(zip(named, pool.map(of_call, named, chunksize=2), strict=True))
-            rows = [row for row in row_calls() if not few or row.startswith("softmax 2")]
             found[name] |= zip(rows, pool.map(functools.partial(of_cuda_rows, library), rows), strict=True)
     return found
 

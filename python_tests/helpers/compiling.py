@@ -17,6 +17,7 @@ from helpers.machine_code import amd_kernel, cuda_kernels, dumped
 
 Build = Callable[[str], Plan]
 MAIN = "sm_90"
+SCOPES = ("all", "main", "kernels")
 
 
 def of_each_kernel(cases: Iterable[str], build: Build) -> list[str]:
@@ -27,12 +28,12 @@ def of_each_kernel(cases: Iterable[str], build: Build) -> list[str]:
     return list(found.values())
 
 
-def jobs(cases: Sequence[str], build: Build, targets: Iterable[str], few: bool = False) -> list[tuple[str, str]]:
-    """Every case for every target; with ``few``, as for other releases of Triton, for all but the main one each kernel
-    once: what differs there is the compiler alone.
+def jobs(cases: Sequence[str], build: Build, targets: Iterable[str], scope: str = "all") -> list[tuple[str, str]]:
+    """Every case for every target; of scope ``"main"`` each kernel once for all but the main target, and of scope
+    ``"kernels"`` for that too: what differs there is the compiler alone.
     """
-    rest = of_each_kernel(cases, build) if few else cases
-    return [(case, target) for target in targets for case in (cases if target == MAIN else rest)]
+    once = cases if scope == "all" else of_each_kernel(cases, build)
+    return [(case, target) for target in targets for case in (cases if (target, scope) == (MAIN, "main") else once)]
 
 
 def _compiled(build: Build, job: tuple[str, str]) -> tuple[dict[str, Any], bytes | None, int]:
@@ -68,6 +69,6 @@ def compiled(build: Build, work: Sequence[tuple[str, str]]) -> list[dict[str, An
 
 
 def report(cases: Sequence[str], build: Build) -> None:
-    """Print the records of cases for the targets on the command line, as JSON; with ``--few`` of a few."""
-    targets = [argument for argument in sys.argv[1:] if argument != "--few"]
-    print(json.dumps(compiled(build, jobs(cases, build, targets, "--few" in sys.argv))))
+    """Print the records of cases for a scope and targets, which the command line names, as JSON."""
+    scope, *targets = sys.argv[1:]
+    print(json.dumps(compiled(build, jobs(cases, build, targets, scope))))

@@ -17,7 +17,7 @@ import torch
 from equikern.backends.triton.launch import Plan
 from equikern.backends.triton.layout import Operand
 from equikern.views import Views, of
-from helpers.compiling import MAIN, compiled, jobs
+from helpers.compiling import MAIN, SCOPES, compiled, jobs
 from helpers.vocabulary_audit import VOCABULARY, dense
 from helpers.vocabulary_audit import build as build_vocabulary
 
@@ -207,9 +207,9 @@ OTHERS = [
 CASES = ALIGNED + OTHERS + VOCABULARY
 
 
-def audit_all(targets: Iterable[str], few: bool = False) -> list[dict[str, Any]]:
+def audit_all(targets: Iterable[str], scope: str = "all") -> list[dict[str, Any]]:
     """The records of what ``compiling.jobs`` says."""
-    return compiled(build, jobs(CASES, build, targets, few))
+    return compiled(build, jobs(CASES, build, targets, scope))
 
 
 COLUMNS = ("warps", "registers", "spills", "shared", "occupancy", "loads", "stores", "barriers", "shuffles")
@@ -235,12 +235,12 @@ def table(records: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = COL
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=[MAIN], help="whose machine code to read (%(default)s)")
-    parser.add_argument("--few", action="store_true", help="as many cases as for other releases of Triton")
+    parser.add_argument("--cases", choices=SCOPES, default="all", help="which: see compiling.jobs (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print records instead of a table")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("the interpreter replaces the kernels: unset TRITON_INTERPRET")
-    records = audit_all(options.targets, options.few)
+    records = audit_all(options.targets, options.cases)
     print(json.dumps(records) if options.json else table({f"{r['case']} {r['target']}": r for r in records}))
 
 
