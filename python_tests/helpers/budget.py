@@ -345,7 +345,7 @@ def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budg
         some = of_each_kernel(CASES, build) + of_each_kernel(others, lambda name: others[name][0](others[name][1]))
     named, rows = [*calls()], [*row_calls()]
     if few:
-        named = _first_of_each((name, key) for name, (key, group, _) in calls().items() if group == "d4" and key[1] == 2)
+        named = _first_of_each((name, key) for name, (key, group, _) in calls().items() if (group, key[1]) == ("d4", 2))
         rows = _first_of_each((name, key) for name, (key, _) in row_calls().items() if key[0] == 2)
     fork = get_context("fork")  # see compiling.compiled
     with ProcessPoolExecutor(2, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
