@@ -1,4 +1,4 @@
-"""``python -m bench.matrix``: tries every feature on every case and writes ``docs/matrix.md``; half an hour.
+"""``python -m bench.matrix``: tries every feature on every case and writes ``docs/matrix.md``; an hour.
 
 It fails where a cell has no "yes" and no reason. A cell that is known to fail has its reason in ``KNOWN``, and fails,
 too, if it does not any more.
@@ -10,12 +10,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from bench.matrix.cases import CASES, OPERATORS, WRAPPERS, Case
-from bench.matrix.features import FEATURES, LONG, NothingToTryError, tried
+from bench.matrix.features import FEATURES, NothingToTryError, of, tried
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
 _TRACED = "torch.jit.trace takes outputs of tensors alone, in containers of one kind of them, of any model"
@@ -58,9 +58,10 @@ def page(cells: Cells) -> str:
         sign, _, reason = text.partition(" ")
         return "yes" if text == "yes" else f"{sign} ({reasons.index(reason) + 1})"
 
-    def table(cases: Iterable[Case]) -> str:
-        head = f"| | {' | '.join(FEATURES)} |\n|---{'|---' * len(FEATURES)}|\n"
-        rows = ([short(cells[case.name, feature]) for feature in FEATURES] for case in cases)
+    def table(cases: Sequence[Case]) -> str:
+        features = of(cases[0])
+        head = f"| | {' | '.join(features)} |\n|---{'|---' * len(features)}|\n"
+        rows = ([short(cells[case.name, feature]) for feature in features] for case in cases)
         return head + "".join(f"| {case.name} | {' | '.join(row)} |\n" for case, row in zip(cases, rows, strict=True))
 
     says = "".join(f"- **{name}**: {_said(call.__doc__)}\n" for name, call in FEATURES.items())
@@ -73,7 +74,7 @@ def page(cells: Cells) -> str:
         f"{says}\n## Operators\n\n{table(OPERATORS)}\n## Wrappers\n\n{table(WRAPPERS)}\n"
         "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n"
         "Not tried either: language models (`equikern.lm`), and the pools and heads of group convolutions.\n"
-        "`python -m bench.matrix --features AOTInductor` compiles every wrapper ahead of time, which takes long.\n\n"
+        "Neither: operators by themselves under AOTInductor, which takes half a minute for a program.\n\n"
         f"## Reasons\n\n{notes}"
     )
 
@@ -88,7 +89,7 @@ def main() -> int:
     """Fill the table; the exit status says whether a cell failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.matrix", description=__doc__)
     parser.add_argument("--out", type=Path, default=PAGE, help="the page (%(default)s)")
-    parser.add_argument("--features", nargs="+", choices=[*FEATURES, *LONG], default=list(FEATURES), help="these alone")
+    parser.add_argument("--features", nargs="+", choices=list(FEATURES), default=list(FEATURES), help="these alone")
     parser.add_argument("--cells", type=Path, help="a file that keeps what was found, and is not tried again")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # the compilers and exporters tell much
@@ -96,7 +97,7 @@ def main() -> int:
     failed = False
     for feature in options.features:
         for case in CASES:
-            if (case.name, feature) in cells or (case.operator and feature in LONG):
+            if (case.name, feature) in cells or feature not in of(case):
                 continue
             try:
                 cells[case.name, feature] = cell(case, feature)
@@ -108,7 +109,7 @@ def main() -> int:
         print(feature, file=sys.stderr)
     if failed:
         return 1
-    if all((case.name, feature) in cells for case in CASES for feature in FEATURES):
+    if all((case.name, feature) in cells for case in CASES for feature in of(case)):
         options.out.parent.mkdir(exist_ok=True)
         options.out.write_text(page(cells), encoding="utf-8")
     return 0
@@ -117,9 +118,9 @@ def main() -> int:
 def _kept(path: Path | None) -> Cells:
     if path is None or not path.exists():
         return {}
-    names = {case.name for case in CASES}
+    tried_now = {(case.name, feature) for case in CASES for feature in of(case)}
     found = json.loads(path.read_text(encoding="utf-8"))
-    return {(case, feature): said for case, feature, said in found if case in names and feature in {**FEATURES, **LONG}}
+    return {(case, feature): said for case, feature, said in found if (case, feature) in tried_now}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from equikern import portable, use_backend
 from equikern.nn.containers import leaves
 from torch import Tensor, nn
 
-__all__ = ["FEATURES", "LONG", "NothingToTryError", "tried"]
+__all__ = ["FEATURES", "NothingToTryError", "of", "tried"]
 
 # From 16 on: below, torch's convolutions may take another kernel, which is a guard of its own on |G|·B.
 BATCHES = (17, 20, 18, 22, 19, 24, 21, 23, 26, 25, 28, 27)
@@ -375,11 +375,13 @@ FEATURES: dict[str, Callable[[Case], None]] = {
     "autocast": autocast,
     "bfloat16": bfloat16,
     "deepcopy": copied,
+    "AOTInductor": compiled_ahead,
 }
 
 
-# Not in the table, since the C++ compiler takes most of an hour.
-LONG: dict[str, Callable[[Case], None]] = {"AOTInductor": compiled_ahead}
+def of(case: Case) -> list[str]:
+    """The features that are tried on a case: of an operator all but those whose compiler takes half a minute for it."""
+    return [feature for feature in FEATURES if not (case.operator and feature == "AOTInductor")]
 
 
 def tried(case: Case, feature: str) -> str | None:
@@ -389,7 +391,7 @@ def tried(case: Case, feature: str) -> str | None:
         NothingToTryError: there is nothing to try.
     """
     try:
-        {**FEATURES, **LONG}[feature](case)
+        FEATURES[feature](case)
     except NothingToTryError:
         raise
     except Exception as error:  # whatever it is goes into the table
