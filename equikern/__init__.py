@@ -57,6 +57,7 @@ from .ops import (
     orbit_reduce,
     orbit_score,
     orbit_select,
+    orbit_variance,
     orbit_weighted_mean,
     symmetrize,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "orbit_reduce",
     "orbit_score",
     "orbit_select",
+    "orbit_variance",
     "orbit_weighted_mean",
     "patches",
     "permutation",

@@ -182,6 +182,7 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
         "traced_act": [(x, index, *maps)],
         "traced_reduce": [(y, *back, op) for op in ("max", "std", "median")],
         "traced_mean_std": [(y, *back)],
+        "traced_variance": [(y, *back, dims) for dims in (0, 2)],
         "traced_score": [(logits, kind) for kind in KINDS],
         "traced_select": [
             (y, weights.detach(), "", *back, True, "mean"),

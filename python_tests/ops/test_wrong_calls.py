@@ -67,6 +67,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out": None,
         },
     ),
+    "orbit_variance": (ek.orbit_variance, {"y": Y, "action": C4, "dims": 1}),
     "orbit_score": (ek.orbit_score, {"logits": LOGITS, "kind": "entropy", "dim": -1}),
     "orbit_cross_entropy": (
         ek.orbit_cross_entropy,
