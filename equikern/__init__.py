@@ -22,6 +22,7 @@ from .actions import (
     tokens,
     trivial,
 )
+from .auditing import Audit, audit
 from .backends import active_backend, use_backend
 from .backends.tuning import tuned
 from .buildinfo import BuildInfo, build_info
@@ -67,6 +68,7 @@ from .warmup import warmup
 
 __all__ = [
     "Action",
+    "Audit",
     "BuildInfo",
     "CanonicalLambdaEquiTune",
     "Coordinates",
@@ -92,6 +94,7 @@ __all__ = [
     "RegularLift",
     "TokenAction",
     "active_backend",
+    "audit",
     "boxes",
     "build_info",
     "cyclic_group",

@@ -101,6 +101,15 @@ class Given:
 
         return self._changed(put)
 
+    def first(self, count: int) -> Given:
+        """The same of the first samples alone."""
+
+        def put(_: str, value: Any, spec: Any) -> Any:
+            sized = (isinstance(value, Tensor) and value.dim() > 0) or isinstance(value, (tuple, list))
+            return value[:count] if sized and spec != SHARED and len(value) == self.batch else value
+
+        return self._changed(put)
+
     def _changed(self, put: Callable[[str, Any, Any], Any]) -> Given:
         args = [_walked(_at(i, self._args), value, self._specs.get(i), put) for i, value in enumerate(self._args)]
         kwargs = {key: _walked(key, value, self._specs.get(key), put) for key, value in self._kwargs.items()}
