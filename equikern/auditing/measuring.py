@@ -53,8 +53,8 @@ def audit(
         x: a batch (B, …); a tuple of positional arguments, or a dict of keywords. Few samples do.
         inp: how the group acts on the input, as wrappers take it.
         out: how it acts on the outputs, as wrappers take it. None, for all of them or one in a container: find out.
-        tolerance: the relative error up to which a symmetry holds; by default 1e-8 for outputs in float64, 1e-4 in
-            float32, 1e-2 in float16 and 5e-2 in bfloat16.
+        tolerance: the relative error up to which a symmetry holds, of submodules, too; by default 1e-8 in float64, 1e-4
+            in float32, 1e-2 in float16 and 5e-2 in bfloat16.
         submodules: whether to look at them.
 
     Returns:
@@ -89,7 +89,8 @@ def audit(
     sides = tuple(given.x.shape[-given.action.sides :]) if given.action.sides else ()
     frame = Frame(lead, lead.group, sides, given.batch)
     call = _Model(model, given, ActionTables(acting(actions)))
-    trace = Trace(model, frame) if submodules and isinstance(model, nn.Module) else None
+    heard = isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
+    trace = Trace(model, frame, tolerance) if submodules and heard else None  # type: ignore[arg-type]
     with torch.no_grad(), _kept(model):
         with trace.recording() if trace is not None else nullcontext():
             first = _named(call(0), specs, frame)
@@ -138,16 +139,16 @@ class _Model:
 @contextmanager
 def _kept(model: object) -> Iterator[None]:
     """Puts a module's buffers back, and the random numbers' state."""
-    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
-    before = [t.clone() for t in buffers]
-    devices = sorted({t.device.index for t in buffers if t.is_cuda and t.device.index is not None})
-    with torch.random.fork_rng(devices=devices):
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [(m._buffers, name, t, t.clone()) for m in modules for name, t in m._buffers.items() if t is not None]
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else ()):
         try:
             yield
         finally:
-            with torch.no_grad():
-                for t, old in zip(buffers, before, strict=True):
-                    t.copy_(old)
+            for held, name, t, values in before:
+                t.copy_(values)
+                held[name] = t  # some modules put another tensor there
 
 
 def _named(outputs: Any, specs: Any, frame: Frame) -> dict[str, tuple[Tensor, Any]]:

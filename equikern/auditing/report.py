@@ -12,6 +12,7 @@ from .records import Finding, OutputAudit, SubmoduleAudit
 
 __all__ = ["Audit"]
 
+_MOST_ROWS = 40  # of submodules in a table
 Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
@@ -83,12 +84,21 @@ class Audit:
         found.append(("RMS error of each element", ["element", *(o.name for o in self.outputs)], each))
         if self.submodules:
             title = "Submodules, in the order in which they end"
-            found.append(
-                (title, ["name", "kind", "shape", "fits", "before", "behind"], list(map(_row, self.submodules)))
-            )
+            found.append((title, ["name", "kind", "shape", "fits", "before", "behind"], self._shown()))
         if self.findings:
             found.append(("Findings", ["kind", "where", "what"], [[f.kind, f.where, f.text] for f in self.findings]))
         return found
+
+    def _shown(self) -> list[list[str]]:
+        """The rows of the submodules: of many, those around the first that breaks."""
+        rows = list(map(_row, self.submodules))
+        if len(rows) <= _MOST_ROWS:
+            return rows
+        broken = next((f.where for f in self.findings if f.kind == "submodule"), self.submodules[0].name)
+        at = next(k for k, m in enumerate(self.submodules) if m.name == broken)
+        start = min(max(at - _MOST_ROWS // 2, 0), len(rows) - _MOST_ROWS)
+        rest = f"… {len(rows) - _MOST_ROWS} others are in .submodules"
+        return [*rows[start : start + _MOST_ROWS], [rest, *[""] * 5]]
 
     def __str__(self) -> str:
         parts = []

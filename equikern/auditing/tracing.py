@@ -28,12 +28,14 @@ class Value:
     Attributes:
         first: what it is for the input as it is.
         candidates: ways to move, simplest first.
+        tolerance: the residual up to which one fits.
         errors: for each of them the squared relative errors added up over the elements.
         seen: how many elements were compared.
     """
 
     first: Tensor
     candidates: list[Candidate]
+    tolerance: float
     errors: list[float] = field(default_factory=list)
     seen: int = 0
 
@@ -57,10 +59,6 @@ class Value:
         k = next((k for k, error in enumerate(found) if error <= least), 0)
         return self.candidates[k].name, found[k]
 
-    @property
-    def tolerance(self) -> float:
-        return tolerance_of(self.first.dtype)
-
 
 @dataclass
 class Call:
@@ -83,10 +81,11 @@ class Trace:
     Args:
         model: whose submodules are listened to.
         frame: the group and the input.
+        tolerance: the residual up to which a candidate fits; None: by the dtype of each tensor.
     """
 
-    def __init__(self, model: nn.Module, frame: Frame) -> None:
-        self.model, self.frame = model, frame
+    def __init__(self, model: nn.Module, frame: Frame, tolerance: float | None) -> None:
+        self.model, self.frame, self.tolerance = model, frame, tolerance
         self.values: dict[_Key, Value] = {}
         self.calls: list[Call] = []
         self._flat: dict[int, list[tuple[int, ...]]] = {}  # the shapes of grids, by their numbers of entries
@@ -135,7 +134,7 @@ class Trace:
             return
         first = t.detach().clone()
         candidates = [*actions_for(first, self.frame), *self._of_views(first), *self._reshaped(first)]
-        self.values[key] = Value(first, candidates, [0.0] * len(candidates))
+        self.values[key] = Value(first, candidates, self.tolerance or tolerance_of(t.dtype), [0.0] * len(candidates))
         sides = len(self.frame.sides)
         if sides and t.dim() == sides + 2:
             shapes = self._flat.setdefault(t[0].numel() if len(t) else 0, [])

@@ -101,6 +101,42 @@ def test_the_model_stays_as_it_is() -> None:
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+class Counting(nn.Module):
+    """Puts another tensor in a buffer's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_buffers_that_are_replaced_and_many_submodules() -> None:
+    model = nn.Sequential(*(Counting() for _ in range(60)), nn.Conv2d(3, 2, 3))
+    before = model[7].count
+    found = audit(model, images(), "hflip")
+    assert model[7].count is before
+    assert before == 0
+    lines = str(found).splitlines()
+    assert len(found.submodules) == 62
+    assert "… 22 others are in .submodules" in lines
+    assert any(line.startswith("60 ") and "Conv2d" in line for line in lines)
+    assert audit(torch.jit.trace(model[-1], images()), images(), "hflip").submodules == []
+
+
+def test_submodules_within_the_tolerance_are_not_blamed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 3))
+    with torch.no_grad():
+        nn.init.dirac_(model[0].weight).add_(1e-3 * torch.rand(3, 3, 3, 3))
+    assert [f.where for f in audit(model, images(), "d4").findings if f.kind == "submodule"] == ["0"]
+    found = audit(model, images(), "d4", tolerance=0.1)
+    assert [f.where for f in found.findings if f.kind == "submodule"] == ["1"]
+
+
 def test_one_sample_and_batch_norms_in_training() -> None:
     found = audit(nn.Sequential(nn.BatchNorm2d(3)), images(1), "d4", "d4")
     assert [(f.kind, f.where) for f in found.findings] == [("batch", "0")]
