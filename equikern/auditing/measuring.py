@@ -203,7 +203,7 @@ def _steadiness(
     """Whether the model says the same twice, and of a sample the same beside others."""
     # Of one sample alone nobody can tell the latter, but by its BatchNorms.
     text = {"deterministic": "not deterministic", "batch": "samples depend on the rest of the batch"}
-    for kind, batch in (("deterministic", frame.batch), ("batch", max(frame.batch // 2, 1))):
+    for kind, batch in (("deterministic", frame.batch), ("batch", frame.batch // 2 or frame.batch)):
         different: list[tuple[str, nn.Module]] = []
         with trace.differing(different) if trace is not None else nullcontext():
             outputs = call(0, batch)

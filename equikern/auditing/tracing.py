@@ -182,10 +182,11 @@ class Trace:
                 if isinstance(t, Tensor) and t.is_floating_point() and t.layout is torch.strided:
                     key = name, number, way, k
                     entry = known.get(id(t))
-                    same = entry is not None and entry[0]() is t and entry[1] == t._version
+                    version = -1 if t.is_inference() else t._version  # which those do not count
+                    same = entry is not None and entry[0]() is t and entry[1] == version >= 0
                     see(key, t, entry[2] if same and entry is not None else None)
                     if not same:
-                        known[id(t)] = weakref.ref(t), t._version, key
+                        known[id(t)] = weakref.ref(t), version, key
 
         handles = []
         for name, module in self.model.named_modules():

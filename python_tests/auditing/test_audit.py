@@ -127,6 +127,16 @@ def test_buffers_that_are_replaced_and_many_submodules() -> None:
     assert audit(torch.jit.trace(model[-1], images()), images(), "hflip").submodules == []
 
 
+def test_models_in_inference_mode() -> None:
+    class Inferring(nn.Sequential):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    found = audit(Inferring(nn.Identity(), nn.Conv2d(3, 2, 3), nn.ReLU(inplace=True)), images(), "d4")
+    assert [f.where for f in found.findings if f.kind == "submodule"] == ["1"]
+
+
 def test_submodules_within_the_tolerance_are_not_blamed() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 3))
@@ -240,6 +250,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_sizes_without_entries_and_groups_of_one() -> None:
     assert audit(lambda x: x, images(), "trivial", "trivial").holds
     assert audit(lambda x: x[:, :0], images(), "d4", "d4").holds
+    assert audit(net()[:2], images(0), "d4").holds
     found = audit(lambda x: torch.zeros(len(x), 4), images(), "d4")
     assert found.holds
     assert found.outputs[0].action == "trivial (invariant)"

@@ -121,6 +121,22 @@ MISTAKES: dict[str, Mistake] = {
         "maps",
         "output 'maps' fits grid hflip, channels change places",
     ),
+    "keypoints whose labels stay": Mistake(
+        lambda: lambda x: peaks(hands(x) * 9),
+        _FLIP,
+        keypoints("hflip", units="center"),
+        "output",
+        "output",
+        'swapped in the mirror (out=keypoints("hflip", swap=[1, 0, 2], units="center"))',
+    ),
+    "points from −1 to 1 taken for those from 0 to 1": Mistake(
+        lambda: lambda x: (2 * peaks(x * 9) + 1) / SIDE - 1,
+        _D4,
+        keypoints("d4", units="normalized"),
+        "output",
+        "output",
+        "or points from −1 to 1",
+    ),
     "W − x for W − 1 − x": Mistake(
         lambda: lambda x: {"points": peaks(x)},
         _FLIP,
