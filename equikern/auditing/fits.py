@@ -17,6 +17,7 @@ from ..actions import (
     PermutationAction,
     TokenAction,
     matrix,
+    patches,
     permutation,
     regular,
     trivial,
@@ -133,10 +134,10 @@ def _tokens(t: Tensor, grid: GridAction, sides: Sequence[int]) -> Iterator[Candi
                 moved = grid.act(g, places.movedim(-1, 1)).movedim(1, -1).flatten(1, -2)
                 return torch.cat((front, moved), 1)
 
-            from ..actions import patches
-
             fits = grid.views.keeps(size)
-            yield Candidate(f"tokens of {shown} patches", move, patches(grid, size, prefix) if fits else None, code)
+            behind = f" behind {prefix}" if prefix else ""
+            name = f"tokens of {'×'.join(map(str, size))} patches{behind}"
+            yield Candidate(name, move, patches(grid, size, prefix) if fits else None, code)
 
 
 def _vectors(t: Tensor, grid: GridAction) -> Iterator[Candidate]:
