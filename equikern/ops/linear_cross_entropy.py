@@ -84,7 +84,7 @@ def linear_orbit_cross_entropy(
     hidden, weight, bias = _operands(hidden, weight, bias)
     back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
-    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
+    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap, hidden)
     if class_weight is not None:
         class_weight = checks.class_weights("class_weight", class_weight, weight.shape[0], hidden)
     placed = back.placed(hidden)

@@ -230,6 +230,9 @@ def test_compiled(linear_one: bool) -> None:
         ({"softcap": 0.0}, ValueError, "softcap: expected a finite number above 0, got 0.0"),
         ({"softcap": -30}, ValueError, "softcap: expected a finite number above 0, got -30"),
         ({"softcap": float("nan")}, ValueError, "softcap: expected a finite number above 0, got nan"),
+        ({"softcap": 1e39}, ValueError, r"softcap: expected a number that torch.float32 holds, got 1e\+39"),
+        ({"softcap": 1e-39}, ValueError, "softcap: expected a number that torch.float32 holds, got 1e-39"),
+        ({"z_loss": 1e39}, ValueError, r"z_loss: expected a number that torch.float32 holds, got 1e\+39"),
         ({"softcap": True}, TypeError, "softcap: expected a finite number above 0, got bool"),
     ],
 )
@@ -241,6 +244,16 @@ def test_what_is_refused(options: dict[str, Any], kind: type[Exception], message
     else:
         with pytest.raises(kind, match="^" + message):
             orbit_cross_entropy(torch.zeros(3, 4, 50), TARGET, NINE, **options)
+
+
+def test_the_range_of_terms_is_that_of_the_sums() -> None:
+    """What float32 does not hold, float64 does."""
+    y = random_values((3, 4, 50), torch.float64, 1)
+    capped = orbit_cross_entropy(y, TARGET, NINE, softcap=1e39)
+    torch.testing.assert_close(capped, orbit_cross_entropy(y, TARGET, NINE))
+    assert orbit_cross_entropy(y, TARGET, NINE, z_loss=1e39) > 1e38
+    y = torch.zeros(3, 4, 50)
+    assert orbit_cross_entropy(y, TARGET, NINE, softcap=3e38).isfinite()
 
 
 def test_weights_are_those_of_all_samples() -> None:
