@@ -17,9 +17,23 @@ def _lse_empty(y: Tensor) -> Tensor:
     return memory(y, y.shape[:-1], accumulator(y))
 
 
+def _written(y: Tensor, lse: Tensor) -> None:
+    """The kernels write nothing of rows without an entry: log Σ is that of no summand."""
+    if not y.shape[-1]:
+        lse.fill_(-torch.inf)
+
+
+def _some(y: Tensor) -> Tensor:
+    """Logits of one class or more, of none of which a score or a loss would be written."""
+    if not y.shape[-1]:
+        raise ValueError(f"expected logits of one class or more, got shape {tuple(y.shape)}")
+    return y
+
+
 def _softmax_mean(y: Tensor, code: str, table: Tensor | None, space: str) -> tuple[Tensor, Tensor]:
     out, lse = memory(y, y.shape[1:]), _lse_empty(y)
     kernels(y).softmax_mean(y, out, lse, checked(code, table, y), table, space)
+    _written(y, lse)
     return out, lse
 
 
@@ -54,7 +68,7 @@ softmax_mean_backward = register(
 
 
 def _score(logits: Tensor, kind: str) -> Tensor:
-    out = _lse_empty(logits)
+    out = _lse_empty(_some(logits))
     kernels(logits).score(logits, out, kind)
     return out
 
@@ -69,14 +83,14 @@ def _index_empty(y: Tensor) -> Tensor:
 
 
 def _score_select(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
-    views = checked(code, table, y)
+    views = checked(code, table, _some(y))
     out, index = view_empty(y, views), _index_empty(y)
     kernels(y).score_select(y, out, index, views, table, kind, minimum)
     return out, index
 
 
 def _score_select_out(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool, out: Tensor) -> Tensor:
-    index = _index_empty(y)
+    index = _index_empty(_some(y))
     kernels(y).score_select(y, out, index, checked(code, table, y), table, kind, minimum)
     written(out)
     return index
@@ -112,7 +126,7 @@ def _cross_entropy(
     gradient: bool,
     *terms: Any,
 ) -> tuple[Tensor, Tensor]:
-    loss, grad = _cross_entropy_empty(y, gradient)
+    loss, grad = _cross_entropy_empty(_some(y), gradient)
     views, into = checked(code, table, y), grad if gradient else None
     kernels(y).cross_entropy(
         y, target.contiguous(), loss, into, views, table, space, ignore_index, smoothing, scale, *terms

@@ -170,6 +170,8 @@ def _forward(
     scale is one number, or one for each row.
     """
     asked = hidden_gradient, weight_gradient, bias_gradient
+    if not weight.shape[0]:
+        raise ValueError(f"weight: expected one class or more, got shape {tuple(weight.shape)}")
     loss, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, target, *asked)
     order, size = hidden.shape[0], weight.shape[0]
     views = library.checked(code, table, hidden)

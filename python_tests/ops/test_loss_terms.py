@@ -246,6 +246,27 @@ def test_what_is_refused(options: dict[str, Any], kind: type[Exception], message
             orbit_cross_entropy(torch.zeros(3, 4, 50), TARGET, NINE, **options)
 
 
+def test_operators_leave_nothing_unwritten_where_rows_have_no_class() -> None:
+    """The registered ones too, which the public checks do not stand before: losses and scores refuse, log Σ is −∞."""
+    y, target, operators = torch.zeros(2, 3, 0), torch.full((3,), -100), torch.ops.equikern
+    placed = trivial(cyclic_group(2)).inverse_maps.placed(y)
+    loss_call = (target, *placed, "logits", -100, 0.0, None)
+    calls = {
+        "cross_entropy": lambda: operators.cross_entropy(y, *loss_call, True),
+        "weighed_cross_entropy": lambda: operators.weighed_cross_entropy(y, *loss_call, True, 0.1, 0.0, None),
+        "linear_cross_entropy": lambda: operators.linear_cross_entropy(
+            torch.zeros(2, 3, 4), torch.zeros(0, 4), None, *loss_call, False, False, False
+        ),
+        "score": lambda: operators.score(y, "entropy"),
+        "score_select": lambda: operators.score_select(y, "entropy", *placed, True),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"expected .*one class or more"):
+            pytest.fail(f"{name} gave {call()}")
+    _, lse = operators.softmax_mean(y, *placed, "probs")
+    assert bool((lse == -torch.inf).all())
+
+
 def test_the_range_of_terms_is_that_of_the_sums() -> None:
     """What float32 does not hold, float64 does."""
     y = random_values((3, 4, 50), torch.float64, 1)
