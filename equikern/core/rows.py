@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends import kernels
 from ..views import accumulator, of
-from .batching import Rule, batched
+from .batching import Rule, batched, one_by_one
 from .library import checked, memory, nothing, register, register_batching, view_empty, written
 
 
@@ -139,13 +139,16 @@ def _cross_entropy_fake(y: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
 
 
 def _batched_cross_entropy(operator: Any) -> Rule:
-    """The batch is one more leading dim; a scale for each sample is multiplied behind the kernel, which takes one."""
-    run = batched(operator, (1, 0), (0, 1), small=(1,))
+    """The batch is one more leading dim; a scale for each sample is multiplied behind the kernel, which takes one.
+
+    With class weights for each sample, samples are taken one after another.
+    """
+    run, apart = batched(operator, (1, 0), (0, 1), small=(1,)), one_by_one(operator)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         scale, gradient, *terms = arguments[7:]
         if terms and in_dims[-1] is not None:
-            raise ValueError("weight: expected the same class weights for all samples of vmap, got a batch of them")
+            return apart(info, in_dims, *arguments)
         each = in_dims[7] is not None
         call = (*arguments[:7], None if each else scale, gradient, *terms)
         (loss, grad), _ = run(info, (*in_dims[:7], *(None,) * len(call[7:])), *call)

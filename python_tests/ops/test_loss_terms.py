@@ -277,17 +277,25 @@ def test_the_range_of_terms_is_that_of_the_sums() -> None:
     assert orbit_cross_entropy(y, TARGET, NINE, softcap=3e38).isfinite()
 
 
-def test_weights_are_those_of_all_samples() -> None:
-    """A batch of logits with one weight is a vmap like any other; a batch of weights is refused by name."""
+def test_weights_of_all_samples_or_of_each() -> None:
+    """A batch of logits with one weight is a vmap like any other, and so is a batch of weights: in both losses."""
     y, weights = random_values((2, 3, 4, 50), torch.float64, 1), torch.stack([class_weights(50), class_weights(50, 10)])
+    eye = torch.eye(50, dtype=torch.float64)
 
     def call(t: Tensor, w: Tensor) -> Tensor:
         return orbit_cross_entropy(t, TARGET, NINE, weight=w, z_loss=0.1)
 
-    found = torch.vmap(call, (0, None))(y, weights[0])
-    torch.testing.assert_close(found, torch.stack([call(t, weights[0]) for t in y]))
-    with pytest.raises(ValueError, match=r"^weight: expected the same class weights for all samples of vmap"):
-        torch.vmap(call)(y, weights)
+    def linear_call(t: Tensor, w: Tensor) -> Tensor:
+        return linear_orbit_cross_entropy(t, eye, TARGET, NINE, class_weight=w, z_loss=0.1)
+
+    for some in (call, linear_call):
+        for places, pairs in (((0, None), [(t, weights[0]) for t in y]), ((0, 0), [*zip(y, weights, strict=True)])):
+            given = (y, weights if places[1] == 0 else weights[0])
+            torch.testing.assert_close(torch.vmap(some, places)(*given), torch.stack([call(*pair) for pair in pairs]))
+            found = torch.vmap(torch.func.grad(some), places)(*given)
+            torch.testing.assert_close(found, torch.stack([torch.func.grad(call)(*pair) for pair in pairs]))
+        alone = torch.vmap(some, (None, 0))(y[0], weights)
+        torch.testing.assert_close(alone, torch.stack([call(y[0], w) for w in weights]))
 
 
 def test_weights_have_no_derivative() -> None:
