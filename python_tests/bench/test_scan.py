@@ -380,10 +380,9 @@ def test_jobs_are_all_there_once_and_networks_come_before_what_tunes_them() -> N
 
 
 def test_bad_options(capsys: Any) -> None:
-    for options, what in ((["--quick", "--full"], "one of them"), (["--seeds=0"], "1 or more")):
-        with pytest.raises(SystemExit):
-            command.run(options)
-        assert what in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.run(["--seeds=0"])
+    assert "1 or more" in capsys.readouterr().err
 
 
 def check(results: dict[str, Any]) -> None:

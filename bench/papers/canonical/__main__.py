@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +177,16 @@ def with_figures(text: str, record: dict[str, Any]) -> str:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
+    from bench.papers.options import add_lengths, count  # its folder is known when it runs
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, 15 epochs, |Θ| = 4: less than 2 minutes")
-    parser.add_argument("--seeds", type=int, help="how many (5)")
-    parser.add_argument("--epochs", type=int, help="passes over the training points (100)")
-    parser.add_argument("--samples", type=int, default=10_000, help="training points, and test points (%(default)s)")
-    parser.add_argument("--batch", type=int, default=500, help="points of a step (%(default)s)")
-    parser.add_argument("--theta", type=int, nargs="+", help="sizes of Θ (2 4 8)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
+    add_lengths(parser, "one seed, 15 epochs, |Θ| = 4: less than 2 minutes")
+    parser.add_argument("--seeds", type=count, help="how many (5)")
+    parser.add_argument("--epochs", type=count, help="passes over the training points (100)")
+    parser.add_argument("--samples", type=count, default=10_000, help="training points, and test points (%(default)s)")
+    parser.add_argument("--batch", type=count, default=500, help="points of a step (%(default)s)")
+    parser.add_argument("--theta", type=count, nargs="+", help="sizes of Θ (2 4 8)")
+    parser.add_argument("--threads", type=count, default=2, help="of torch (%(default)s)")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="folder of the JSON file and the plot")
     parser.add_argument("--readme", action="store_true", help="only write the figures of results/ into the README")
     options = parser.parse_args(arguments)
@@ -242,4 +245,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(FOLDER.resolve().parents[2]))
     main()

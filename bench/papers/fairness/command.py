@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..options import count
+from ..options import add_lengths, count
 from . import sources
 from .contexts import ENDINGS, PAIRS, SYSTEMS, prompts
 
@@ -25,11 +25,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/fairness",
         description="regard of generated texts per demographic group, by two proxies, for five systems",
     )
-    arguments.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{QUICK['samples']} sample a context, {QUICK['tokens']} tokens of text: minutes",
-    )
+    add_lengths(arguments, f"{QUICK['samples']} sample a context, {QUICK['tokens']} tokens of text: minutes")
     arguments.add_argument("--samples", type=count, metavar="N", help=f"samples a context ({FULL['samples']})")
     arguments.add_argument(
         "--tokens", type=count, metavar="N", help=f"tokens of the text for the perplexity ({FULL['tokens']})"

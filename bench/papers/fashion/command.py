@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..options import add_lengths, count
+
 HERE = Path(__file__).resolve().parent
 SEEDS = 5
 FULL = {"steps": 2800, "lambda_steps": 1000, "tune_steps": 1000, "test_images": 10_000}
@@ -22,12 +24,12 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/fashion",
         description="a small CNN trained on upright Fashion-MNIST, made invariant to quarter turns in four ways",
     )
-    arguments.add_argument("--quick", action="store_true", help="one seed, a short training: a minute")
-    arguments.add_argument("--seeds", type=int, metavar="N", help=f"how many networks ({SEEDS}, quick 1)")
+    add_lengths(arguments, "one seed, a short training: a minute")
+    arguments.add_argument("--seeds", type=count, metavar="N", help=f"how many networks ({SEEDS}, quick 1)")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
     )
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
     return arguments
 
@@ -35,8 +37,6 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.seeds is not None and options.seeds < 1:
-        parser().error(f"--seeds: expected 1 or more, got {options.seeds}")
     if options.readme:
         from .. import figures
         from . import report

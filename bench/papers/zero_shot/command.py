@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..options import add_lengths, count
 from . import data
 from .names import WORDINGS, answers, candidates
 
@@ -23,13 +24,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/zero_shot",
         description="EfficientNet-lite0 on rotated and flipped images: classification and an image-text proxy",
     )
-    arguments.add_argument(
-        "--quick", action="store_true", help=f"{QUICK['images']} images under C4, one seed: shows that it runs, no more"
-    )
+    add_lengths(arguments, f"{QUICK['images']} images under C4, one seed: shows that it runs, no more")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and picture"
     )
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument("--readme", action="store_true", help="only write README.md's figures")
     return arguments
 

@@ -85,12 +85,12 @@ def test_every_entry_follows_from_the_counts(key: tuple[str, int, str, str]) -> 
 
 
 @each("key", choice.ROWS)
-def test_every_entry_for_rows_follows_from_the_counts(key: tuple[int, bool, str]) -> None:
-    """The same of means of softmaxes, where Triton may have to move some bytes twice."""
+def test_every_entry_for_rows_follows_from_the_counts(key: tuple[str, int, bool, str]) -> None:
+    """The same of means of softmaxes and their gradients, where Triton may have to move some bytes twice."""
     written = json.loads((STATIC / "issue.json").read_text())
     names = [name for name, (entry, _) in budget.row_calls().items() if entry == key]
     assert names, "no call is of this class"
-    assert all(choice.row_class(budget.row_calls()[name][1], key[0], 2) == key[2] for name in names)
+    assert all(choice.row_class(budget.row_calls()[name][1], key[1], 2) == key[3] for name in names)
 
     def predicted(compiler: str) -> float:
         (table,) = (found for name, found in written.items() if name.startswith(compiler))

@@ -104,6 +104,10 @@ def test_softmax_mean_reads_and_writes_16_bytes(log: str, element: str) -> None:
     assert counts["LDGSTS128"] >= 4
     assert counts["STG128"] >= 2
     assert counts["BAR"] == 5
+    counts = kernel(f"SoftmaxMeanBackward<{element}, {log}>")
+    assert counts["LDGSTS128"] >= 2
+    assert counts["STG128"] >= 1
+    assert counts["BAR"] == 5
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,10 @@ def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: kernels.select(y, x, index, views, None, None, False),
         lambda: kernels.softmax_mean(y, x, y[..., 0].clone(), of(". . . ."), None, "probs"),
         lambda: kernels.softmax_mean(y, x, y[..., 0].clone(), of(". . . ."), None, "log_probs"),
+        lambda: kernels.softmax_mean_backward(x, y, y[..., 0].clone(), y, of(". . . ."), None, "probs"),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="CUDA"):
             call()
+    empty = y[:, :0]  # of which there is nothing to launch
+    kernels.softmax_mean_backward(x[:0], empty, empty[..., 0].clone(), empty, of(". . . ."), None, "probs")
