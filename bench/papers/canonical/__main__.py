@@ -147,6 +147,11 @@ def picture(record: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def paper(name: str) -> str:
+    """The paper's test error of a system."""
+    return PAPER.get(name.partition(",")[0], "0.11–0.37")
+
+
 def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table: system, paper, test error and its spread, training error, change under a turn."""
 
@@ -156,10 +161,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
         return f"{statistics.mean(values):.2g}{spread}"
 
     keys = ("test error", "train error", "change under a turn")
-    return [
-        (name, PAPER.get(name.partition(",")[0], "0.11–0.37"), *(cell(runs, key) for key in keys))
-        for name, runs in record["systems"].items()
-    ]
+    return [(name, paper(name), *(cell(runs, key) for key in keys)) for name, runs in record["systems"].items()]
 
 
 HEADS = ("system", "paper", "test error (sd)", "training error (sd)", "change under a turn (sd)")
