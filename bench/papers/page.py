@@ -236,8 +236,8 @@ def cost() -> list[Table]:
         rows = [[f"{title}: {row[0]}", *row[1:]] for title, table in tables.items() for row in table.rows]
     else:
         rows = [["ours", *[NOT_YET] * (len(names.WAYS) + 1)]]
-    columns = ["", *names.WAYS, "equikern, one forward, GPU"]
-    made.append(Table("Ours, one call on a CPU: seconds, median (range), and peak memory", columns, rows))
+    columns = ["", *names.WAYS, report.GPU]
+    made.append(Table("Ours, one call on a CPU: seconds, median (range), and memory", columns, rows))
     return made if results is None else [*made, report.ratios(results, gpu)]
 
 

@@ -95,6 +95,16 @@ def test_gradients_are_of_what_is_trained() -> None:
     assert systems.difference(case.call(own, TOGETHER), case.call(own, ONE_BY_ONE)) > 1e-5
 
 
+def test_copies_count() -> None:
+    case = measure.Case("small", "c4", 1, "cpu")
+    network, weight_net = (4 * sum(p.numel() for p in module.parameters()) for module in case.jobs[0].modules)
+    held = {(job.step, job.system): [systems.parameters(job, way) for way in WAYS] for job in case.jobs}
+    assert held[INFERENCE, "equizero"] == [network] * 4
+    assert held[INFERENCE, "λ-equitune"] == [2 * network + weight_net] * 2 + [network + weight_net] * 2
+    assert held[TRAINING, LAMBDA] == held[INFERENCE, "λ-equitune"]
+    assert held[TRAINING, TUNED] == [2 * network + weight_net] * 4
+
+
 def test_other_results_are_refused() -> None:
     case = measure.Case("small", "c4", 2, "cpu")
     job = case.jobs[0]
@@ -128,8 +138,8 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def results(device: str, factor: float) -> dict[str, Any]:
     """Two rounds in which λ-equitune takes factor of equitune."""
-    one = {"seconds": [1.0, 3.0], "bytes": 10_000_000, "error": 0.0}
-    more = {"seconds": [factor, 3 * factor], "bytes": 20_000_000, "error": 0.0}
+    one = {"seconds": [1.0, 3.0], "bytes": 9_000_000, "parameters": 1_000_000, "error": 0.0}
+    more = {"seconds": [factor, 3 * factor], "bytes": 18_000_000, "parameters": 2_000_000, "error": 0.0}
     case = {
         step: {name: dict.fromkeys(WAYS, more if "λ" in name else one) for name in names}
         for step, names in STEPS.items()

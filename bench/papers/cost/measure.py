@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .names import STEPS, WAYS
 from .networks import NETWORKS
-from .systems import Job, called, difference, jobs
+from .systems import Job, called, difference, jobs, parameters
 
 TOLERANCE = 1e-3  # of float32 through a whole network and back
 SIZE = 224
@@ -73,7 +73,7 @@ class Case:
             expected = expected or results
             error = difference(results, expected)
             assert error < TOLERANCE, f"{self.title}, {job.step}, {job.system}, {way}: relative error {error:.1e}"
-            found[way] = {"bytes": most, "error": error, "seconds": []}
+            found[way] = {"bytes": most, "parameters": parameters(job, way), "error": error, "seconds": []}
             advance()
         return found
 

@@ -15,24 +15,30 @@ PAPER = {
     "ViT-B/32": {"equitune": (11.00, 2589), "equizero": (10.27, 2587), "λ-equitune": (16.08, 2915)},
 }
 NOT_YET = "–"
+GPU = "equikern, GPU"  # in one forward
 COLORS = dict(zip(WAYS, ("#bbbbbb", "#777777", "#cc6677", "#4477aa"), strict=True))
+
+
+def megabytes(found: dict[str, Any]) -> float:
+    """Memory of a way: the parameters that it holds, and the most that a call took beside them."""
+    return float(found["bytes"] + found["parameters"]) / 1e6
 
 
 def cell(found: dict[str, Any]) -> str:
     """Time and memory of a way.
 
     Example:
-        >>> cell({"seconds": [0.5, 0.4, 0.7], "bytes": 12_300_000})
-        '0.50 (0.40–0.70) s, 12 MB'
+        >>> cell({"seconds": [0.5, 0.4, 0.7], "bytes": 12_300_000, "parameters": 2_000_000})
+        '0.50 (0.40–0.70) s, 14 MB'
     """
-    return f"{middle(found['seconds'], 2)} s, {found['bytes'] / 1e6:.0f} MB"
+    return f"{middle(found['seconds'], 2)} s, {megabytes(found):.0f} MB"
 
 
-def over_equitune(case: dict[str, Any], way: str, what: str) -> float:
-    """What λ-equitune's inference takes over equitune's, in time or memory."""
-    found = (case[INFERENCE][name][way][what] for name in ("λ-equitune", "equitune"))
-    a, b = (statistics.median(each) if what == "seconds" else each for each in found)
-    return float(a) / float(b)
+def over_equitune(case: dict[str, Any], way: str) -> list[str]:
+    """What λ-equitune's inference takes over equitune's: time and memory."""
+    a, b = (case[INFERENCE][name][way] for name in ("λ-equitune", "equitune"))
+    time = statistics.median(a["seconds"]) / statistics.median(b["seconds"])
+    return [f"{value:.2f}" for value in (time, megabytes(a) / megabytes(b))]
 
 
 def ratios(results: dict[str, Any], gpu: dict[str, Any] | None) -> Table:
@@ -43,12 +49,11 @@ def ratios(results: dict[str, Any], gpu: dict[str, Any] | None) -> Table:
         rows.append([f"{name}, paper", *(f"{value:.2f}" for value in quotients), "", ""])
     for title, case in results["cases"].items():
         for way in (ONE_BY_ONE, ONE_BATCH, TOGETHER):
-            values = [over_equitune(case, way, what) for what in ("seconds", "bytes")]
             more = [NOT_YET, NOT_YET]
             if gpu is not None and title in gpu["cases"]:
-                more = [f"{over_equitune(gpu['cases'][title], way, what):.2f}" for what in ("seconds", "bytes")]
-            rows.append([f"{title}, {way}", *(f"{value:.2f}" for value in values), *more])
-    columns = ["", "time", "peak memory", "time, GPU", "peak memory, GPU"]
+                more = over_equitune(gpu["cases"][title], way)
+            rows.append([f"{title}, {way}", *over_equitune(case, way), *more])
+    columns = ["", "time", "memory", "time, GPU", "memory, GPU"]
     return Table("λ-equitune over equitune, inference; – is not measured yet", columns, rows)
 
 
@@ -62,8 +67,8 @@ def case_table(title: str, results: dict[str, Any], gpu: dict[str, Any] | None) 
             if gpu is not None and title in gpu["cases"]:
                 last = cell(gpu["cases"][title][step][name][TOGETHER])
             rows.append([f"{step}, {name}", *(cell(ways[way]) for way in WAYS), last])
-    columns = ["", *WAYS, "equikern, one forward, GPU"]
-    return Table(f"{title}: median (range) of {results['settings']['rounds']} rounds, peak memory", columns, rows)
+    columns = ["", *WAYS, GPU]
+    return Table(f"{title}: median (range) of {results['settings']['rounds']} rounds, and memory", columns, rows)
 
 
 def tables(results: dict[str, Any], gpu: dict[str, Any] | None = None) -> list[Table]:
@@ -113,7 +118,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             x = [place + 0.2 * (k - 1.5) for place in range(len(places))]
             for panel, values in zip(
                 column,
-                ([statistics.median(one["seconds"]) for one in found], [one["bytes"] / 1e6 for one in found]),
+                ([statistics.median(one["seconds"]) for one in found], list(map(megabytes, found))),
                 strict=True,
             ):
                 panel.bar(x, values, 0.2, color=COLORS[way], label=way)
@@ -122,6 +127,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
             panel.set_xticks(range(len(places)), [f"{step},\n{name}" for step, name in places], rotation=60, fontsize=7)
             panel.grid(axis="y", alpha=0.3)
     panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel("peak memory, MB")
+    panels[1, 0].set_ylabel("memory, MB")
     panels[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=100)

@@ -73,13 +73,22 @@ class Eager:
 
 
 class Job(NamedTuple):
-    """A system of a step: the network and λ, which of them is trained, if any, and the forward in every way."""
+    """A system of a step.
+
+    Attributes:
+        step, system: their names.
+        modules: the network and λ.
+        trains: which of them is trained, if any.
+        ways: the forward in every way.
+        copies: the ways that hold a copy of the network.
+    """
 
     step: str
     system: str
     modules: tuple[nn.Module, nn.Module]
     trains: nn.Module | None
     ways: dict[str, Forward]
+    copies: tuple[str, ...]
 
 
 def jobs(network: Network, group: str) -> list[Job]:
@@ -102,7 +111,8 @@ def jobs(network: Network, group: str) -> list[Job]:
         ways: dict[str, Forward] = {way: getattr(one, method) for way, one in eager.items()}
         for way, views in ((TOGETHER, None), (ONE_EACH, 1)):
             ways[way] = functools.partial(_forward, wrapper, views)
-        return Job(step, system, (network, weight_net), trains, ways)
+        copies = tuple(ways) if name == TUNED else tuple(eager) if method == "weighted" else ()
+        return Job(step, system, (network, weight_net), trains, ways, copies)
 
     return [
         *(job(INFERENCE, name, None, name) for name in ("equitune", "equizero", "λ-equitune")),
@@ -116,6 +126,14 @@ def _forward(wrapper: Wrapper, views: int | None, x: Tensor) -> Tensor:
     wrapper.views_per_forward = views
     y: Tensor = wrapper(x)
     return y
+
+
+def parameters(job: Job, way: str) -> int:
+    """Bytes of the parameters and buffers that a way holds: the network's and its copy's, and λ's."""
+    network, weight_net = (
+        sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())) for module in job.modules
+    )
+    return network * (1 + (way in job.copies)) + (weight_net if "λ" in job.system else 0)
 
 
 def called(job: Job, way: str, x: Tensor, labels: Tensor) -> list[Tensor]:
