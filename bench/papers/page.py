@@ -115,6 +115,17 @@ def fairness() -> list[Table]:
     return [Table(f"Three pairs of groups, two kinds of contexts, ours with {count} samples a context", columns, rows)]
 
 
+def intersectional() -> list[Table]:
+    """Groups that differ in everything at once, and the perplexity of every text."""
+    report = _report("fairness")
+    results = json.loads(report.largest(HERE / "fairness" / "results").read_text(encoding="utf-8"))
+    lines = report.joint_tables(results["intersectional"]) if "intersectional" in results else []
+    lines += [report.text_table(results["texts"])] if "texts" in results else []
+    if not lines:
+        return [Table("Ours not measured yet", ["", "widest gap"], [[s, NOT_YET] for s in ("plain", "ProductEquiLM")])]
+    return [Table(*each) for each in lines]
+
+
 def scan() -> list[Table]:
     """SCAN: zero-shot, tuned, and the product of groups."""
     report, results = _report("scan"), _results("scan", "scan.json")
@@ -300,7 +311,7 @@ SECTIONS: dict[str, Callable[[], list[Table]]] = {
     made.__name__.replace("_", " "): made
     for made in (
         *(tuning, fairness, scan, q_learning, zero_shot, fashion, canonical, cost, pipeline),
-        *(propositions, multi_image),
+        *(propositions, multi_image, intersectional),
     )
 }
 
