@@ -84,7 +84,7 @@ def measured(settings: dict[str, int], seeds: range, threads: int, saved: Path) 
         if kept["settings"] == settings:
             runs = [run for run in kept["runs"] if run["seed"] in seeds]
     start = time.perf_counter()
-    work = settings["steps"] + settings["lambda_steps"] + settings["tune_steps"]
+    work = settings["steps"] + 2 * settings["lambda_steps"] + 2 * settings["tune_steps"]
     with Progress() as progress:
         task = progress.add_task("training", total=work * len(seeds), completed=work * len(runs))
         for seed in seeds:
