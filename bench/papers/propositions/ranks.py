@@ -97,7 +97,8 @@ def null_space(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         )
     whole = torch.cat(rows)
     _, s, vh = torch.linalg.svd(whole.mT @ whole)
-    return vh[s < TOLERANCE * max(1.0, float(s[0]))].reshape(-1, out, inp)
+    basis: Tensor = vh[s < TOLERANCE * max(1.0, float(s[0]))].reshape(-1, out, inp)
+    return basis
 
 
 def rank(maps: Tensor) -> int:
