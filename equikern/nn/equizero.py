@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..actions import Action
+from ..actions import Action, GroupAction
 from ..core import checks
-from ..core.act import listed
+from ..core.act import act, listed
 from ..core.functions import recorded_for_later
 from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
@@ -72,6 +72,8 @@ class EquiZero(OrbitModule):
         True
         >>> model.scores(x).shape, model.chosen(x).shape
         (torch.Size([4, 2]), torch.Size([2]))
+
+    Invertible backbones, such as flows, have an ``inverse``, and so has the model: see ``inverse`` and ``preimages``.
     """
 
     _gives_loss = True
@@ -143,6 +145,89 @@ class EquiZero(OrbitModule):
         """g*, the chosen element of each sample: (B,) int64."""
         return best_view(self.scores(x, *args, **kwargs), True)
 
+    def inverse(self, y: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """The x with ``model(x) = y``, of a backbone that has a method ``inverse``.
+
+        Every input with this output is one of ``x_g = g⁻¹ M⁻¹(g y)``, and x_g is one if g is what is chosen for it. So
+        with the chosen elements there is always exactly one. Without them every y has exactly one if the outputs
+        ``M(D)`` of the inputs D whose best view is their own, one of every orbit, are one of every orbit, too: where M
+        takes D onto itself, by signs or order that the loss reads off outputs, for example. Otherwise some y have
+        several, whose likelihood is the sum over them, and others none: ``preimages`` tells.
+
+        Args:
+            y: (B, …), as the model gives them.
+            chosen: (B,) int64, what ``model.chosen(x)`` said, whose word is taken. None: every candidate is tried,
+                which takes |G| inverses and |G|² forwards.
+
+        Returns:
+            x (B, …), with the gradients of the chosen branch.
+
+        Raises:
+            TypeError: a backbone without ``inverse``, or a model of several inputs or outputs, or of coordinates.
+            ValueError: without ``chosen``, a y that no input has, or that several different ones have.
+
+        Example:
+            >>> from equikern import matrix
+            >>> class Flow(torch.nn.Module):  # keeps the sign of a number
+            ...     def forward(self, x): return x.sign() * x.abs() ** torch.where(x > 0, 2.0, 3.0)
+            ...     def inverse(self, y): return y.sign() * y.abs() ** torch.where(y > 0, 1 / 2, 1 / 3)
+            >>> sign = matrix([[[1.0]], [[-1.0]]])
+            >>> model = EquiZero(Flow(), sign, sign, loss=lambda y: (y[..., 0] < 0).float())
+            >>> y = model(torch.tensor([[3.0], [-3.0]]))
+            >>> y.tolist(), model.inverse(y).tolist()
+            ([[9.0], [-9.0]], [[3.0], [-3.0]])
+        """
+        if chosen is not None:
+            return self._came_from(y, chosen, "chosen")
+        x, fits = self.preimages(y)
+        counts = fits.sum(0)
+        if bool((counts == 0).any()):
+            raise ValueError(
+                f"y: expected outputs of the model, but sample {int((counts == 0).int().argmax())} has no input that "
+                "gives it; chosen=model.chosen(x) names the elements it came from, which a tie may hide"
+            )
+        first = x.gather(0, fits.int().argmax(0).reshape(1, -1, *(1,) * (x.dim() - 2)).expand(1, *x.shape[1:]))[0]
+        if bool((counts > 1).any()):
+            near = 1e2 * torch.finfo(x.dtype).eps * (1 + first.abs().reshape(len(y), -1).amax(1))
+            apart = fits & ((x - first).abs().reshape(*fits.shape, -1).amax(2) > near)
+            if bool(apart.any()):
+                sample = int(apart.any(0).int().argmax())
+                names = [self.inp.group.names[g] for g in fits[:, sample].nonzero().flatten().tolist()]
+                raise ValueError(
+                    f"y: expected outputs that one input has, but sample {sample} has {len(names)}, by "
+                    f"{', '.join(names)}; preimages(y) gives all of them, chosen=model.chosen(x) says which is meant"
+                )
+        return first
+
+    def preimages(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """All candidates for x with ``model(x) = y``, and which of them are: see ``inverse``.
+
+        The density of ``model(x)``, x having p, is ``Σ_g p(x_g) |det ∂M⁻¹(g y)|`` over those that are: elements of
+        finite groups keep volumes.
+
+        Returns:
+            x_g = g⁻¹ M⁻¹(g y) (|G|, B, …), and (|G|, B) bool: whether g is what the model chooses for it.
+        """
+        order, batch = self.inp.order, _batch(y)
+        each = [self._came_from(y, torch.full((batch,), g, device=y.device), "y") for g in range(order)]
+        x = torch.stack(each)
+        chosen = self.chosen(x.detach().flatten(0, 1)).unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
+        return x, chosen == torch.arange(order, device=chosen.device)[:, None]
+
+    def _came_from(self, y: Tensor, elements: Tensor, name: str) -> Tensor:
+        """g⁻¹ M⁻¹(g y) with an element for each sample."""
+        inp, out, inverse = self._inputs.actions, self.out, getattr(self.backbone, "inverse", None)
+        if not callable(inverse):
+            raise TypeError(f"backbone: expected one with a method inverse, got {type(self.backbone).__name__}")
+        if not isinstance(inp, GroupAction) or not isinstance(out, GroupAction):
+            raise TypeError(f"inverse: expected a model of one input and one output, got {inp!r} and {out!r}")
+        batch = _batch(y)
+        x = inverse(act(y, elements, self._tables(out), name=name))
+        if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != batch:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"backbone.inverse: expected a batch of {batch} like its input, got {got}")
+        return act(x, elements, self._tables(inp), True)
+
     def _beside(self, fitted: Fitted, beside: Tensor | None) -> Tensor | None:
         return None if self._scored_in_place(fitted) else self._losses(fitted).detach()
 
@@ -200,3 +285,11 @@ class EquiZero(OrbitModule):
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         return f"{super().extra_repr()}, loss={self.loss!r}, gradient={self.gradient!r}"
+
+
+def _batch(y: object) -> int:
+    """B of an output (B, …)."""
+    if not isinstance(y, Tensor) or y.dim() == 0:
+        got = "one without dims" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y: expected a tensor (B, …), got {got}")
+    return len(y)
