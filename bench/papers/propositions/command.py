@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..options import add_lengths, count
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("matplotlib", "rich", "transformers")
@@ -31,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/propositions",
         description="equizero of a flow and of a language model, and the dimensions of linear equivariant maps",
     )
-    arguments.add_argument("--quick", action="store_true", help="one seed, hardly trained: shows that it runs")
-    arguments.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
+    add_lengths(arguments, "one seed, hardly trained: shows that it runs")
+    arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
     )
