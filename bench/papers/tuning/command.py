@@ -21,9 +21,9 @@ FULL: dict[str, Any] = {
     "probing": 300,
     "lambda_rate": 0.01,
     "plans": {
-        "CNN, fashion": (400, 200, 16, 0.003, 50, 1000, 2000, True),
-        "CNN, digits": (400, 200, 16, 0.003, 50, 1000, 2000, True),
-        "EfficientNet, fashion": (60, 30, 16, 0.003, 15, 100, 300, False),
+        "CNN, fashion": (400, 200, 16, 0.003, 100, 500, 2000, True),
+        "CNN, digits": (400, 200, 16, 0.003, 100, 500, 2000, False),
+        "EfficientNet, fashion": (60, 30, 16, 0.003, 20, 75, 250, False),
     },
 }
 QUICK: dict[str, Any] = {

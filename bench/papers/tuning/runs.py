@@ -82,9 +82,9 @@ class Job(NamedTuple):
 
 
 def jobs(settings: Settings, seeds: int) -> Iterator[Job]:
-    """All of them, a seed after the other."""
-    for seed in range(seeds):
-        for case, plan in settings.plans.items():
+    """All of them, a case after the other."""
+    for case, plan in settings.plans.items():
+        for seed in range(seeds):
             for group in GROUPS:
                 for system in ("plain", *WRAPPERS):
                     yield Job(case, seed, group, system, False)
@@ -111,10 +111,15 @@ def images(name: str, parts: tuple[int, int, int]) -> Data:
 
 
 class Start:
-    """The network and the data that all jobs of a case and a seed begin with; the last one is kept."""
+    """The network and the data that all jobs of a case and a seed begin with; the last one is kept.
+
+    Attributes:
+        commit: that of the code, which may have changed on disk when a job ends.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.commit = figures.commit()
         self._kept: tuple[tuple[str, int], tuple[nn.Sequential, Data]] | None = None
 
     def __call__(self, case: str, seed: int) -> tuple[nn.Sequential, Data]:
@@ -213,7 +218,7 @@ def run(job: Job, settings: Settings, start: Start, advance: Callable[[], None])
 
     sgd(tuned, parameters, drawn(plan.steps, job.seed), plan.rate, after)
     found = {"upright": accuracy(tuned, x, labels), "turned": accuracy(tuned, under, labels)}
-    return {**results, "curve": curve, "accuracy": found, "commit": figures.commit()}
+    return {**results, "curve": curve, "accuracy": found, "commit": start.commit}
 
 
 def validated(case: str, settings: Settings, rate: float, seed: int, start: Start) -> float:
