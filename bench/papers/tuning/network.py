@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -52,13 +51,26 @@ class EfficientNetTrunk(nn.Module):
         return pooled
 
 
-def with_head(trunk: nn.Module, features: int) -> nn.Sequential:
-    """A network whose parts are reached as ``trunk`` and ``head``, with weights laid out as is fastest on a CPU."""
-    network = nn.Sequential(OrderedDict(trunk=trunk, head=nn.Linear(features, CLASSES)))
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+class Network(nn.Module):
+    """A trunk and a linear head, with weights laid out as is fastest on a CPU.
+
+    Shapes:
+        x (N, 1, 28, 28) → logits (N, 10).
+    """
+
+    def __init__(self, trunk: nn.Module, features: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(features, CLASSES)
+        nn.Module.to(self, memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits."""
+        logits: Tensor = self.head(self.trunk(x))
+        return logits
 
 
-def pretrained(backbone: str, other: Labelled | None, steps: int, seed: int) -> nn.Sequential:
+def pretrained(backbone: str, other: Labelled | None, steps: int, seed: int) -> Network:
     """A pretrained trunk with a new head: EfficientNet's from its package, a CNN's from so many steps on other images.
 
     Args:
@@ -69,19 +81,19 @@ def pretrained(backbone: str, other: Labelled | None, steps: int, seed: int) -> 
     """
     torch.manual_seed(seed)
     if backbone == "efficientnet":
-        return with_head(EfficientNetTrunk(), 112)
-    network = with_head(cnn(), 64)
+        return Network(EfficientNetTrunk(), 112)
+    network = Network(cnn(), 64)
     assert other is not None
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for x, labels in batches(other, steps, 64, torch.Generator().manual_seed(seed)):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(x), labels).backward()
         optimizer.step()
-    network.head.reset_parameters()  # type: ignore[operator,union-attr]
+    network.head.reset_parameters()
     return network
 
 
-def probe(network: nn.Sequential, train: Labelled, steps: int, seed: int) -> None:
+def probe(network: Network, train: Labelled, steps: int, seed: int) -> None:
     """Train the head on features of the upright training images, while the trunk stands still.
 
     Its batch norms take the statistics of these images first. All systems begin with the network that comes of it.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import figures
 from .data import DATA, Data, Labelled, batches, turned
 from .names import CASES, GROUPS, WRAPPERS
-from .network import pretrained, probe
+from .network import Network, pretrained, probe
 
 
 class Plan(NamedTuple):
@@ -120,9 +120,9 @@ class Start:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.commit = figures.commit()
-        self._kept: tuple[tuple[str, int], tuple[nn.Sequential, Data]] | None = None
+        self._kept: tuple[tuple[str, int], tuple[Network, Data]] | None = None
 
-    def __call__(self, case: str, seed: int) -> tuple[nn.Sequential, Data]:
+    def __call__(self, case: str, seed: int) -> tuple[Network, Data]:
         """A network to change, and the data."""
         if self._kept is None or self._kept[0] != (case, seed):
             backbone, name = CASES[case]
@@ -137,7 +137,7 @@ class Start:
         return copy.deepcopy(network), data
 
 
-def wrapped(system: str, network: nn.Sequential, action: GridAction) -> nn.Module:
+def wrapped(system: str, network: Network, action: GridAction) -> nn.Module:
     """A system around the network; λ reads the trunk's features.
 
     ``EquiZero``'s gradient is, by default, that of equitune: the straight-through estimator of the paper.
@@ -193,11 +193,9 @@ def run(job: Job, settings: Settings, start: Start, advance: Callable[[], None])
 
     results: dict[str, Any] = {}
     if job.system == "λ-equitune":
-        features = network.head.in_features
-        assert isinstance(features, int)
         torch.manual_seed(job.seed)
         # Stage one: λ learns, and the backbone whose features it reads stands still.
-        model = LambdaEquiTune(network, action, "trivial", features, features="trunk")
+        model = LambdaEquiTune(network, action, "trivial", network.head.in_features, features="trunk")
         learning = train_weights(model)
         sgd(model, learning, drawn(plan.lambda_steps, 2000 + job.seed), settings.lambda_rate, lambda _: advance())
         results["trust"] = model.weights(x[: plan.curve]).mean(1).tolist()  # of an upright image's views
