@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "probing": 60,
     "lambda_rate": 0.01,
     "plans": {
-        "EfficientNet, fashion": (1, 1, 4, 0.003, 1, 4, 4, False),
+        "EfficientNet, fashion": (1, 1, 2, 0.003, 1, 2, 2, False),
         "CNN, fashion": (20, 10, 16, 0.01, 10, 50, 100, True),
     },
 }
@@ -101,16 +101,17 @@ def test_turned_draws_every_element() -> None:
 
 def test_augmentation_leaves_the_training_of_an_invariant_model_as_it_is() -> None:
     torch.manual_seed(0)
-    x, labels = torch.randn(3, 1, 28, 28, dtype=torch.float64), torch.arange(3)
+    x, labels = torch.randn(2, 1, 28, 28, dtype=torch.float64), torch.arange(2)
     trunks = {
         "cnn": network.Network(network.cnn(), 64),
         "efficientnet": network.pretrained("efficientnet", None, 0, 0),
     }
-    for backbone, begun in trunks.items():
-        for system in ("equitune", "equizero"):
+    for backbone, systems in (("cnn", ("equitune", "equizero")), ("efficientnet", ("equizero",))):
+        begun = trunks[backbone].double()
+        for system in systems:
             gradients = []
             for seen in (x, data.turned(x, grid("c4"), torch.Generator().manual_seed(1))):
-                tuned = copy.deepcopy(begun).double()
+                tuned = copy.deepcopy(begun)
                 model = runs.wrapped(system, tuned, grid("c4")).train()
                 nn.functional.cross_entropy(model(seen), labels).backward()
                 gradients.append(torch.cat([p.grad.flatten() for p in tuned.parameters() if p.grad is not None]))

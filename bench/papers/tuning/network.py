@@ -62,7 +62,7 @@ class Network(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(features, CLASSES)
-        nn.Module.to(self, memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits."""
