@@ -28,7 +28,6 @@ SETTINGS: dict[str, Any] = {
     "parts": (100, 100, 100),
     "pretraining": 20,
     "probing": 60,
-    "lambda_rate": 0.01,
     "plans": {
         "EfficientNet, fashion": (1, 1, 2, 0.003, 1, 2, 2, False),
         "CNN, fashion": (20, 10, 16, 0.01, 10, 50, 100, True),

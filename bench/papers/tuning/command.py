@@ -20,7 +20,6 @@ FULL: dict[str, Any] = {
     "parts": (2000, 1000, 2000),
     "pretraining": 600,
     "probing": 300,
-    "lambda_rate": 0.01,
     "plans": {
         "CNN, fashion": (400, 200, 16, 0.003, 100, 500, 2000, True),
         "CNN, digits": (400, 200, 16, 0.003, 100, 500, 2000, False),

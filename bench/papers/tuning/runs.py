@@ -45,14 +45,12 @@ class Settings(NamedTuple):
     Attributes:
         parts: images to tune on, to validate and to test, of each kind.
         pretraining, probing: steps of the CNN on other images, and of the new head.
-        lambda_rate: of SGD with momentum 0.9, of λ alone.
         plans: how each case is trained.
     """
 
     parts: tuple[int, int, int]
     pretraining: int
     probing: int
-    lambda_rate: float
     plans: dict[str, Plan]
 
     @classmethod
@@ -197,7 +195,7 @@ def run(job: Job, settings: Settings, start: Start, advance: Callable[[], None])
         # Stage one: λ learns, and the backbone whose features it reads stands still.
         model = LambdaEquiTune(network, action, "trivial", network.head.in_features, features="trunk")
         learning = train_weights(model)
-        sgd(model, learning, drawn(plan.lambda_steps, 2000 + job.seed), settings.lambda_rate, lambda _: advance())
+        sgd(model, learning, drawn(plan.lambda_steps, 2000 + job.seed), plan.rate, lambda _: advance())
         results["trust"] = model.weights(x[: plan.curve]).mean(1).tolist()  # of an upright image's views
         # Stage two: the backbone learns, and λ stands still, with a copy of the backbone for its features.
         model = LambdaEquiTune(network, action, "trivial", model.weight_net, features="trunk", frozen=True)
