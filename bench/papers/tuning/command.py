@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..options import count
+from ..options import add_lengths, count
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 5
@@ -44,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/tuning",
         description="pretrained networks fine-tuned, plain and made invariant to turns and flips of images",
     )
-    arguments.add_argument("--quick", action="store_true", help="one seed, few steps, few images: a minute")
-    arguments.add_argument("--full", action="store_true", help="the default: all of it, an hour of one core")
+    add_lengths(arguments, "one seed, few steps, few images: a minute")
     arguments.add_argument("--seeds", type=count, metavar="N", help=f"tunings of each kind ({SEEDS}, quick 1)")
     arguments.add_argument(
         "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
@@ -63,8 +62,6 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.quick and options.full:
-        parser().error("--quick and --full: expected one of them at most")
     if options.readme:
         from .. import figures
         from . import report
