@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -149,8 +150,8 @@ class EquiZero(OrbitModule):
         """The x with ``model(x) = y``, of a backbone that has a method ``inverse``.
 
         Every input with this output is one of ``x_g = g⁻¹ M⁻¹(g y)``, and x_g is one if g is what is chosen for it. So
-        with the chosen elements there is always exactly one. Without them every y has exactly one if the outputs
-        ``M(D)`` of the inputs D whose best view is their own, one of every orbit, are one of every orbit, too: where M
+        with the chosen elements there is always exactly one. Let D hold, of every orbit, the input whose best view is
+        its own. Without ``chosen``, every y has exactly one input if ``M(D)``, too, holds one of every orbit: where M
         takes D onto itself, by signs or order that the loss reads off outputs, for example. Otherwise some y have
         several, whose likelihood is the sum over them, and others none: ``preimages`` tells.
 
@@ -164,7 +165,8 @@ class EquiZero(OrbitModule):
 
         Raises:
             TypeError: a backbone without ``inverse``, or a model of several inputs or outputs, or of coordinates.
-            ValueError: without ``chosen``, a y that no input has, or that several different ones have.
+            ValueError: without ``chosen``, a y that no input gives, or that several different ones give; an invariant
+                output of rectangles that the group turns, whose inputs have several shapes.
 
         Example:
             >>> from equikern import matrix
@@ -177,27 +179,51 @@ class EquiZero(OrbitModule):
             >>> y.tolist(), model.inverse(y).tolist()
             ([[9.0], [-9.0]], [[3.0], [-3.0]])
         """
-        if chosen is not None:
-            return self._came_from(y, chosen, "chosen")
+        if chosen is None:
+            with torch.no_grad():  # which an element is found by takes no part in the gradient
+                chosen = self._only_element(y)
+        elif isinstance(chosen, Tensor) and chosen.dim() != 1:
+            raise ValueError(f"chosen: expected an element for each sample, (B,), got shape {tuple(chosen.shape)}")
+        if isinstance(chosen, Tensor) and chosen.shape == y.shape[:1] and self._turns(y):
+            return self._of_several_shapes(y, chosen)
+        return self._came_from(y, chosen, "chosen")
+
+    def _only_element(self, y: Tensor) -> Tensor:
+        """The element that the only input of each sample was seen by, (B,)."""
         x, fits = self.preimages(y)
         counts = fits.sum(0)
         if bool((counts == 0).any()):
             raise ValueError(
                 f"y: expected outputs of the model, but sample {int((counts == 0).int().argmax())} has no input that "
-                "gives it; chosen=model.chosen(x) names the elements it came from, which a tie may hide"
+                "gives it; chosen=model.chosen(x) says which elements; ties and rounding can hide them"
             )
-        first = x.gather(0, fits.int().argmax(0).reshape(1, -1, *(1,) * (x.dim() - 2)).expand(1, *x.shape[1:]))[0]
+        element = fits.int().argmax(0)
         if bool((counts > 1).any()):
+            first = x[element, torch.arange(len(y), device=x.device)]
             near = 1e2 * torch.finfo(x.dtype).eps * (1 + first.abs().reshape(len(y), -1).amax(1))
             apart = fits & ((x - first).abs().reshape(*fits.shape, -1).amax(2) > near)
             if bool(apart.any()):
                 sample = int(apart.any(0).int().argmax())
-                names = [self.inp.group.names[g] for g in fits[:, sample].nonzero().flatten().tolist()]
+                elements = [int(element[sample]), *apart[:, sample].nonzero().flatten().tolist()]
                 raise ValueError(
-                    f"y: expected outputs that one input has, but sample {sample} has {len(names)}, by "
-                    f"{', '.join(names)}; preimages(y) gives all of them, chosen=model.chosen(x) says which is meant"
+                    f"y: expected outputs that one input gives, but sample {sample} has several, by "
+                    f"{', '.join(self.inp.group.names[g] for g in elements)}; preimages(y) gives all of them, "
+                    "chosen=model.chosen(x) says which is meant"
                 )
-        return first
+        return element
+
+    def _turns(self, y: Tensor) -> bool:
+        """Whether some elements give outputs another shape: a rectangle's sides change places."""
+        return isinstance(self.out, GroupAction) and y.dim() > self.out.dims and not self.out.views.keeps(y.shape)
+
+    def _of_several_shapes(self, y: Tensor, chosen: Tensor) -> Tensor:
+        """The inputs of outputs that the chosen elements turn to several shapes: each element's by themselves."""
+        found, places = [], []
+        for g in sorted(set(chosen.tolist())):
+            some = (chosen == g).nonzero().flatten()
+            found.append(self._came_from(y[some], chosen[some], "chosen"))
+            places.append(some)
+        return torch.cat(found)[torch.cat(places).argsort()] if found else self._came_from(y, chosen, "chosen")
 
     def preimages(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """All candidates for x with ``model(x) = y``, and which of them are: see ``inverse``.
@@ -206,13 +232,21 @@ class EquiZero(OrbitModule):
         finite groups keep volumes.
 
         Returns:
-            x_g = g⁻¹ M⁻¹(g y) (|G|, B, …), and (|G|, B) bool: whether g is what the model chooses for it.
+            x_g = g⁻¹ M⁻¹(g y) (|G|, B, …), and (|G|, B) bool: whether it is finite and g what the model chooses for it.
         """
         order, batch = self.inp.order, _batch(y)
         each = [self._came_from(y, torch.full((batch,), g, device=y.device), "y") for g in range(order)]
+        if len({t.shape for t in each}) > 1:
+            raise ValueError(
+                f"y: expected outputs whose shape says which way their inputs lie, got {tuple(y.shape)}, which no view "
+                f"changes, of inputs that {self.inp.name!r} turns from {tuple(each[0].shape[1:])}"
+            )
         x = torch.stack(each)
         chosen = self.chosen(x.detach().flatten(0, 1)).unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
-        return x, chosen == torch.arange(order, device=chosen.device)[:, None]
+        fits = chosen == torch.arange(order, device=chosen.device)[:, None]
+        return x, fits & x.isfinite().reshape(order, batch, prod(x.shape[2:])).all(
+            2
+        )  # M⁻¹ need not be defined at every g y
 
     def _came_from(self, y: Tensor, elements: Tensor, name: str) -> Tensor:
         """g⁻¹ M⁻¹(g y) with an element for each sample."""
@@ -222,6 +256,8 @@ class EquiZero(OrbitModule):
         if not isinstance(inp, GroupAction) or not isinstance(out, GroupAction):
             raise TypeError(f"inverse: expected a model of one input and one output, got {inp!r} and {out!r}")
         batch = _batch(y)
+        if y.dim() <= out.dims:
+            raise ValueError(f"y: expected a batch (B, …) that {out.name!r} acts on, got shape {tuple(y.shape)}")
         x = inverse(act(y, elements, self._tables(out), name=name))
         if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != batch:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -79,7 +79,7 @@ def test_preimages_are_all_inputs_of_an_output(name: str) -> None:
     assert bool(several.any())  # maps at random send orbits anywhere
     assert bool((~several).any())
     torch.testing.assert_close(model.inverse(y[~several]), x[~several])
-    with pytest.raises(ValueError, match=r"y: expected outputs that one input has, but sample \d+ has \d"):
+    with pytest.raises(ValueError, match=r"that one input gives, but sample \d+ has several, by \w+"):
         model.inverse(y)
     anything = torch.randn(200, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     none = ~model.preimages(anything)[1].any(0)
@@ -111,10 +111,53 @@ def test_rectangles_and_parts() -> None:
         def inverse(self, y: Tensor) -> Tensor:
             return y.asinh()
 
-    x = torch.randn(5, 2, 4, 6, dtype=torch.float64)
+    x = torch.randn(16, 2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for views in (None, 1, 3):
         model = EquiZero(Pointwise(), "d4", "d4", lambda y: y[..., 0, 0].sum(-1), views_per_forward=views)
         torch.testing.assert_close(model.inverse(model(x)), x)
+        chosen = model.chosen(x)
+        assert {int(g) % 2 for g in chosen} == {0, 1}  # upright and lying ones are chosen in one batch
+        torch.testing.assert_close(model.inverse(model(x), chosen), x)
+        assert model.inverse(model(x)[:0], chosen[:0]).shape == (0, 2, 4, 6)
+    flat = EquiZero(Pointwise(), "d4", "trivial", lambda y: y[..., 0, 0].sum(-1))
+    with pytest.raises(ValueError, match=r"y: expected outputs whose shape says which way their inputs lie"):
+        flat.inverse(x)
+
+
+class Logistic(nn.Module):
+    """Onto what lies between 0 and 1, on which alone its inverse is defined."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y.logit()
+
+
+class Square(nn.Module):
+    """Of numbers from 0 on; of others its inverse is not defined, nor is the derivative of that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y.sqrt()
+
+
+@pytest.mark.parametrize("backbone", [Logistic(), Square()])
+def test_candidates_on_which_the_inverse_is_not_defined_are_none(backbone: nn.Module) -> None:
+    sign = matrix([[[1.0]], [[-1.0]]])
+    model = EquiZero(backbone, sign, sign, lambda y: -y[..., 0], gradient="selected")
+    x = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+    y = model(x).detach().requires_grad_()
+    found, fits = model.preimages(y)
+    assert fits.tolist() == [[True, True], [False, False]]
+    assert found[1].isnan().all()
+    back = model.inverse(y)
+    torch.testing.assert_close(back, x)
+    (slope,) = torch.autograd.grad(back.sum(), y)
+    assert torch.autograd.gradcheck(model.inverse, (y,))
+    assert bool(slope.isfinite().all())
 
 
 def test_inputs_that_views_leave_alone_have_one_inverse() -> None:
@@ -152,6 +195,10 @@ def test_what_has_no_inverse_is_refused() -> None:
         model.inverse([1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"chosen: expected"):
         model.inverse(y.double(), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"chosen: expected an element for each sample, \(B,\)"):
+        model.inverse(y.double(), torch.zeros(3, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"y: expected a batch \(B, …\) that 'c4' acts on, got shape \(4, 4\)"):
+        model.inverse(y[0, 0].double())
     with pytest.raises(TypeError, match=r"chosen: expected"):
         model.inverse(y.double(), torch.zeros(3))
     model.backbone.inverse = lambda y: y[:1]  # type: ignore[assignment]
