@@ -3,7 +3,7 @@
     python bench/static_audit.py                      # read everything, write bench/results/static/
     python bench/static_audit.py --check              # compare with what is written there; exit status 1 if it is worse
     python bench/static_audit.py --targets sm_90      # of one GPU only
-    python bench/static_audit.py --cases kernels      # as the tests read it with other releases of Triton
+    python bench/static_audit.py --cases kernels --check    # as the tests read it with other releases of Triton
 
 The machine code for Hopper is also executed, to count what it issues: bench/results/static/issue.md, some minutes.
 Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``): all cases

@@ -1,7 +1,7 @@
 // What one thread of the gradient of a mean of softmaxes does between barriers. A block stages a row of one view and the
 // row of the mean's gradient, each read once: neighbouring blocks have the other views, and find the latter in the L2
 // cache. Where views move entries, the gradient's are put where the view has them: then it is as if none had moved. The
-// order of a sum depends on the row's length and on its start within 16 bytes alone.
+// order of a sum depends on the rows' length and on where the three start within 16 bytes alone.
 #pragma once
 
 #include "softmax_block.h"

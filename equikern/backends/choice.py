@@ -75,6 +75,7 @@ ROWS = {
     for length, kernels in zip(("short", "long"), row.split(), strict=True)
 }
 
+_FEW = 2048  # bytes of a row; of fewer a CUDA block, which has one row, would idle, while Triton's programs take many
 _LONG = 108 * 1024  # bytes of a row of every view: with four on every multiprocessor, more than a GPU's L2 cache
 _KEPT = 64  # registers of a thread of Triton's kernel that hold the logits of its rows
 
@@ -118,7 +119,7 @@ def runs_cuda(operator: str, t: Tensor, views: Views) -> bool:
 
 @lru_cache(maxsize=1024)
 def _from_rows(operator: str, entries: int, size: int, views: int, dense: bool) -> bool:
-    return entries > 0 and ROWS.get((operator, size, dense, row_class(entries, size, views))) == "cuda"
+    return entries * size >= _FEW and ROWS.get((operator, size, dense, row_class(entries, size, views))) == "cuda"
 
 
 def runs_cuda_rows(y: Tensor, views: Views, table: Tensor | None, operator: str = "softmax") -> bool:

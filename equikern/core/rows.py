@@ -18,15 +18,15 @@ def _lse_empty(y: Tensor) -> Tensor:
 
 
 def _written(y: Tensor, lse: Tensor) -> None:
-    """The kernels write nothing of rows without an entry: log Σ is that of no summand."""
+    """The kernels write nothing of rows without an entry: log Σ is −∞."""
     if not y.shape[-1]:
         lse.fill_(-torch.inf)
 
 
 def _some(y: Tensor) -> Tensor:
-    """Logits of one class or more, of none of which a score or a loss would be written."""
+    """Refuses rows without a class, of which the kernels write nothing."""
     if not y.shape[-1]:
-        raise ValueError(f"expected logits of one class or more, got shape {tuple(y.shape)}")
+        raise ValueError(f"logits: expected one class or more, got shape {tuple(y.shape)}")
     return y
 
 

@@ -133,7 +133,9 @@ def checked(
     wide = accumulator(like)
     for name, number in (("softcap", cap), ("z_loss", penalty)):
         if number > torch.finfo(wide).max or 0.0 < number < torch.finfo(wide).tiny:
-            raise ValueError(f"{name}: expected a number that {wide} holds, got {number}")
+            low, high = torch.finfo(wide).tiny, torch.finfo(wide).max
+            none = "0 or " if name == "z_loss" else ""
+            raise ValueError(f"{name}: expected {none}a number from {low:.2g} to {high:.2g}, got {number}")
     return space or "logits", ignored, smoothed, penalty, cap
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from equikern import permutation
 from equikern.backends import choice
 from equikern.views import accumulator, still
 from helpers import budget
@@ -98,6 +99,16 @@ def test_every_entry_for_rows_follows_from_the_counts(key: tuple[str, int, bool,
 
     faster = predicted("nvcc") < 0.95 * predicted("triton")
     assert choice.ROWS[key] == ("cuda" if faster else "triton"), names
+
+
+def test_rows_of_a_few_classes_are_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose programs take many, also where all entries are listed."""
+    monkeypatch.setattr(choice, "everywhere", False)
+    for entries in (2, 10, 500, 4001):
+        action = permutation([[*range(entries)], [*range(entries)][::-1]])
+        y = torch.empty(2, 64, entries, dtype=torch.float32, device="meta")
+        table = action.maps.table(torch.empty(0))
+        assert choice.runs_cuda_rows(y, action.views, table, "softmax gradient") == (entries == 4001)
 
 
 @each("size", budget.REALS)
