@@ -125,7 +125,7 @@ class Generates(Pretrained, GenerationMixin):
         return _mapped_back(result, frame)
 
     def _samples(self, generation_config: Any, asked: object) -> bool:
-        """Whether ``generate`` may draw: what neither the call says nor its configuration is as the model's has it."""
+        """Whether ``generate`` may draw: as the call says, otherwise if its configuration or the model's says so."""
         configurations = (generation_config, self.model.generation_config)
         return bool(any(c is not None and c.do_sample for c in configurations) if asked is None else asked)
 

@@ -179,12 +179,13 @@ class EquiZero(OrbitModule):
             >>> y.tolist(), model.inverse(y).tolist()
             ([[9.0], [-9.0]], [[3.0], [-3.0]])
         """
+        batch = _batch(y)
         if chosen is None:
             with torch.no_grad():  # which an element is found by takes no part in the gradient
                 chosen = self._only_element(y)
         elif isinstance(chosen, Tensor) and chosen.dim() != 1:
             raise ValueError(f"chosen: expected an element for each sample, (B,), got shape {tuple(chosen.shape)}")
-        if isinstance(chosen, Tensor) and chosen.shape == y.shape[:1] and self._turns(y):
+        if isinstance(chosen, Tensor) and len(chosen) == batch and self._turns(y):
             return self._of_several_shapes(y, chosen)
         return self._came_from(y, chosen, "chosen")
 
@@ -244,9 +245,8 @@ class EquiZero(OrbitModule):
         x = torch.stack(each)
         chosen = self.chosen(x.detach().flatten(0, 1)).unflatten(0, (order, batch))  # type: ignore[no-untyped-call]
         fits = chosen == torch.arange(order, device=chosen.device)[:, None]
-        return x, fits & x.isfinite().reshape(order, batch, prod(x.shape[2:])).all(
-            2
-        )  # M⁻¹ need not be defined at every g y
+        finite = x.isfinite().reshape(order, batch, prod(x.shape[2:])).all(2)  # M⁻¹ need not be defined at every g y
+        return x, fits & finite
 
     def _came_from(self, y: Tensor, elements: Tensor, name: str) -> Tensor:
         """g⁻¹ M⁻¹(g y) with an element for each sample."""

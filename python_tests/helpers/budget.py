@@ -250,9 +250,9 @@ def of_cuda_call(library: Path, name: str) -> Budget:
 # A mean of softmaxes of every class of that choice
 
 LENGTHS: dict[int, dict[str, tuple[int, ...]]] = {
-    2: {"short": (4001,), "long": (49152, 50257)},
-    4: {"short": (4001,), "long": (25128,)},
-    8: {"short": (1001,), "long": (12563,)},
+    2: {"small": (2000,), "short": (4001,), "long": (49152, 50257)},
+    4: {"small": (1000,), "short": (4001,), "long": (25128,)},
+    8: {"small": (500,), "short": (1001,), "long": (12563,)},
 }
 
 RowCall = tuple[tuple[str, int, bool, str], int]  # an entry of choice.ROWS, the entries of a row

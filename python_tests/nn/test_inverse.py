@@ -193,6 +193,8 @@ def test_what_has_no_inverse_is_refused() -> None:
     model = EquiZero(Affine(16), "c4", "c4", by_sum)
     with pytest.raises(TypeError, match=r"y: expected a tensor \(B, …\), got list"):
         model.inverse([1.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"y: expected a tensor \(B, …\), got list"):
+        model.inverse([1.0], torch.zeros(1, dtype=torch.int64))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"chosen: expected"):
         model.inverse(y.double(), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"chosen: expected an element for each sample, \(B,\)"):
