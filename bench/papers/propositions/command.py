@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..options import add_lengths, count
+from ..options import add_lengths, add_output, complain, missing
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("matplotlib", "rich", "transformers")
@@ -33,11 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description="equizero of a flow and of a language model, and the dimensions of linear equivariant maps",
     )
     add_lengths(arguments, "one seed, hardly trained: shows that it runs")
-    arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
-    )
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
+    add_output(arguments, HERE, 1)
     return arguments
 
 
@@ -48,12 +42,9 @@ def run(arguments: list[str]) -> int:
         from .. import figures
         from . import report
 
-        path = options.output / "propositions.json"
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        return figures.update(HERE / "README.md", report.figures(results, "results/propositions.png"))
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench,lm]"', file=sys.stderr)
-        return 2
+        return figures.update_from(HERE, "propositions", report)
+    if lacking := missing(NEEDED):
+        return complain(lacking, '".[bench,lm]"')
     from .. import figures
     from . import report
 
@@ -63,11 +54,7 @@ def run(arguments: list[str]) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    stem.with_suffix(".json").write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.plot(results, stem.with_suffix(".png"))
-    figures.show(report.tables(results))
-    print(f"{stem}.json and {stem.name}.png")
-    return 0
+    return figures.keep(results, stem, report, None)
 
 
 def measured(settings: dict[str, Any], threads: int, saved: Path) -> dict[str, Any]:

