@@ -109,11 +109,31 @@ def update(readme: Path, figures: str | dict[str, str]) -> int:
     return 0
 
 
-def update_from(folder: Path, name: str, report: Any) -> int:
-    """The same of an experiment's README, by its report of the committed results, None where there are none."""
+def of(folder: Path, name: str, report: Any) -> str:
+    """What an experiment's README shows, by its report of the committed results."""
     path = folder / "results" / f"{name}.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return update(folder / "README.md", report.figures(results, f"results/{name}.png"))
+    if not path.exists():
+        return "No results yet."
+    figures: str = report.figures(json.loads(path.read_text(encoding="utf-8")), f"results/{name}.png")
+    return figures
+
+
+def update_from(folder: Path, name: str, report: Any) -> int:
+    """Rewrite the figures of an experiment's README; the exit status."""
+    return update(folder / "README.md", of(folder, name, report))
+
+
+def page(made: str, tables: list[Table], called: str, picture: str) -> str:
+    """What a README shows of results: how they were made, tables, a picture with what it is called."""
+    return "\n\n".join([made, *map(markdown, tables), f"![{called}]({picture})"])
+
+
+def made_by(results: dict[str, Any]) -> str:
+    """The versions and the commits of runs that have each their own."""
+    machine = results["machine"]
+    commits = sorted({run["commit"] for run in results["runs"].values() if run["commit"]})
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"torch {machine['torch']}, {threads}, {machine['cpu']}; commit {', '.join(commits)}."
 
 
 def unwritten(options: Any, device: str) -> Path | None:
@@ -128,7 +148,7 @@ def unwritten(options: Any, device: str) -> Path | None:
 
 
 def keep(results: dict[str, Any], stem: Path, report: Any, indent: int | None = 1) -> int:
-    """Write results as ``stem``.json, with the plot of the experiment's report, and show its tables; the exit status."""
+    """Write results as ``stem``.json and the report's plot beside them, and show its tables; the exit status."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(
         json.dumps(results, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8"

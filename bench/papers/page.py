@@ -248,8 +248,11 @@ def cost() -> list[Table]:
     else:
         rows = [["ours", *[NOT_YET] * (len(names.WAYS) + 1)]]
     columns = ["", *names.WAYS, report.GPU]
-    made.append(Table("Ours, one call on a CPU: seconds, median (range), and memory", columns, rows))
-    return made if results is None else [*made, report.ratios(results, gpu)]
+    title = "Ours, one call on a CPU: seconds, median (range), and memory"
+    if results is None:
+        return [*made, Table(title, columns, rows)]
+    title += f"; {results['settings']['rounds']} rounds, load {results['machine']['load_at_start']:.1f} at the start"
+    return [*made, Table(title, columns, rows), report.ratios(results, gpu)]
 
 
 def pipeline() -> list[Table]:

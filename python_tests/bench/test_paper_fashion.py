@@ -64,7 +64,7 @@ def test_turned_turns_every_image_by_itself() -> None:
 
 def test_batches_go_through_every_image_before_any_comes_again() -> None:
     x, generator = torch.arange(10), torch.Generator().manual_seed(0)
-    some = list(network.batches(x, -x, 4, 5, generator))
+    some = list(data.batches((x, -x), 4, 5, generator))
     assert all(torch.equal(images, -labels) for images, labels in some)
     drawn = [set(images.tolist()) for images, _ in some]
     assert drawn[0] | drawn[1] == drawn[2] | drawn[3] == set(range(10))
@@ -123,9 +123,8 @@ def check(results: dict[str, Any], seeds: int) -> None:
 
 def test_readme_has_the_figures_of_the_results() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    path = FOLDER / "results" / "fashion.json"
-    results = json.loads(path.read_text()) if path.exists() else None
-    assert figures.rendered(text, report.figures(results, "results/fashion.png")) == text
-    if results:
+    assert figures.rendered(text, figures.of(FOLDER, "fashion", report)) == text
+    if (path := FOLDER / "results" / "fashion.json").exists():
+        results = json.loads(path.read_text())
         check(results, len(results["runs"]))
         assert path.with_suffix(".png").exists()

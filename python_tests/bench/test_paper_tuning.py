@@ -179,9 +179,8 @@ def check(results: dict[str, Any]) -> None:
 
 def test_readme_has_the_figures_of_the_results() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    path = FOLDER / "results" / "tuning.json"
-    results = json.loads(path.read_text()) if path.exists() else None
-    assert figures.rendered(text, report.figures(results, "results/tuning.png")) == text
-    if results:
+    assert figures.rendered(text, figures.of(FOLDER, "tuning", report)) == text
+    if (path := FOLDER / "results" / "tuning.json").exists():
+        results = json.loads(path.read_text())
         check(results)
         assert path.with_suffix(".png").exists()

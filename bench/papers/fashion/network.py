@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from equikern import EquiTune, EquiZero, LambdaEquiTune, grid, orbit_act, train_backbone, train_weights, weight_network
 from torch import Tensor, nn
 
-from .data import CLASSES
+from .data import CLASSES, Labelled, batches
 
 C4 = grid("c4")
 BATCH = 128
@@ -29,22 +29,10 @@ def network() -> nn.Sequential:
     )
 
 
-def batches(
-    x: Tensor, labels: Tensor, steps: int, size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many random batches, in epochs."""
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.randperm(len(x), generator=generator)
-        some, order = order[:size], order[size:]
-        yield x[some], labels[some]
-
-
 def fit(
     model: nn.Module,
     parameters: list[nn.Parameter],
-    data: tuple[Tensor, Tensor],
+    data: Labelled,
     steps: int,
     rate: float,
     generator: torch.Generator,
@@ -57,7 +45,7 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
-    for x, labels in batches(*data, steps, BATCH if not momentum else 32, generator):
+    for x, labels in batches(data, steps, BATCH if not momentum else 32, generator):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), labels).backward()
         optimizer.step()

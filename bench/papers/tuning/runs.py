@@ -12,7 +12,8 @@ from equikern import EquiTune, EquiZero, GridAction, LambdaEquiTune, grid, train
 from torch import Tensor, nn
 
 from .. import figures
-from .data import DATA, Data, Labelled, batches, turned
+from ..fashion.data import Labelled, batches
+from .data import DATA, Data, turned
 from .names import CASES, GROUPS, WRAPPERS
 from .network import Network, pretrained, probe
 

@@ -35,8 +35,7 @@ def run(arguments: list[str]) -> int:
         from .. import figures
         from . import report
 
-        results = json.loads((HERE / "results/zero_shot.json").read_text(encoding="utf-8"))
-        return figures.update(HERE / "README.md", report.figures(results, "results/zero_shot.png"))
+        return figures.update_from(HERE, "zero_shot", report)
     if lacking := missing(data.PACKAGES):
         return complain(lacking, f'".[zero-shot]" && pip install --no-deps {data.BESIDE}')
     from .. import figures

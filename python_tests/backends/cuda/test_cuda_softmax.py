@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -62,6 +63,20 @@ def shifted(t: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     return memory[shift : shift + t.numel()].view(t.shape), memory
 
 
+def aligned() -> Iterator[tuple[torch.dtype, tuple[int, ...], int]]:
+    """Dtypes, leading dims, and where the first row begins behind a boundary."""
+    for k, dtype in enumerate(EPS):
+        # A whole number of vectors of rows, so that all lie alike; rows that do not; one.
+        for n, lead in enumerate([(8,), (3, 1), (1,)]):
+            yield dtype, lead, (k + n) % 4
+
+
+def assert_alone(out: Tensor, memory: Tensor) -> None:
+    """Nothing was written outside of a result that ``shifted`` made."""
+    out.fill_(7)
+    assert bool((memory == 7).all()), "written outside of the result"
+
+
 def check(blocks: Blocks, y: Tensor, action: Action, space: str, out: Tensor | None = None) -> None:
     """Against the reference in float64; the result is rounded once."""
     maps = action.inverse_maps
@@ -103,15 +118,13 @@ def test_every_gradient_dtype_and_alignment(
     cuda_blocks: Blocks, name: str, space: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     action = ACTIONS[name]
-    for k, dtype in enumerate(EPS):
-        for n, lead in enumerate([(8,), (3, 1), (1,)]):
-            y, _ = shifted(logits(action, lead, dtype), (k + n) % 4)
-            grad, _ = shifted(logits(action, lead, dtype, seed=1)[0], (k + n) % 4 if n else 0)
-            for start in (0, (k + n) % 4):
-                out, memory = shifted(torch.full(y.shape, math.nan, dtype=dtype), start)
-                check_backward(cuda_blocks, y, grad, action, space, out)
-                out.fill_(7)
-                assert bool((memory == 7).all()), "written outside of the result"
+    for dtype, lead, shift in aligned():
+        y, _ = shifted(logits(action, lead, dtype), shift)
+        grad, _ = shifted(logits(action, lead, dtype, seed=1)[0], shift if lead != (8,) else 0)
+        for start in (0, shift):
+            out, memory = shifted(torch.full(y.shape, math.nan, dtype=dtype), start)
+            check_backward(cuda_blocks, y, grad, action, space, out)
+            assert_alone(out, memory)
     assert "runtime error" not in capfd.readouterr().err
 
 
@@ -132,15 +145,12 @@ def test_every_table_dtype_and_alignment(
     cuda_blocks: Blocks, name: str, space: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     action = ACTIONS[name]
-    for k, dtype in enumerate(EPS):
-        # A whole number of vectors of rows, so that all lie alike; rows that do not; one.
-        for n, lead in enumerate([(8,), (3, 1), (1,)]):
-            y, _ = shifted(logits(action, lead, dtype), (k + n) % 4)
-            for start in (0, (k + n) % 4):
-                out, memory = shifted(torch.full(y.shape[1:], math.nan, dtype=dtype), start)
-                check(cuda_blocks, y, action, space, out)
-                out.fill_(7)
-                assert bool((memory == 7).all()), "written outside of the result"
+    for dtype, lead, shift in aligned():
+        y, _ = shifted(logits(action, lead, dtype), shift)
+        for start in (0, shift):
+            out, memory = shifted(torch.full(y.shape[1:], math.nan, dtype=dtype), start)
+            check(cuda_blocks, y, action, space, out)
+            assert_alone(out, memory)
     assert "runtime error" not in capfd.readouterr().err
 
 
@@ -180,21 +190,27 @@ def test_plans(cuda_blocks: Blocks, data: st.DataObject) -> None:
     y = torch.empty(order, rows, V, dtype=dtype, device="meta")
     lse = torch.empty(order, rows, dtype=accumulator(y), device="meta")
     views = trivial(cyclic_group(order)).inverse_maps.views
-    found = planner.softmax_mean(y, y[0], lse, views, None, "probs", limit)
-    wide = accumulator(y).itemsize
-    least = order * (V * dtype.itemsize + (256 + 32) * 2 * wide + 4 * wide)
+    wide, gradient = accumulator(y).itemsize, data.draw(st.booleans(), label="gradient")
+    if gradient:  # a block a view's row, which it stages with the mean's gradient's
+        found = planner.softmax_mean_backward(y[0], y, lse, y, views, None, "probs", limit)
+        staged, scales, lanes = 2, 0, (256 + 32) * wide
+    else:
+        found = planner.softmax_mean(y, y[0], lse, views, None, "probs", limit)
+        staged, scales, lanes = order, order * 4 * wide, order * (256 + 32) * 2 * wide
+    least = staged * V * dtype.itemsize + lanes + scales
     if found == -1:
-        assert least + order * 31 > limit
+        assert least + staged * 31 > limit
         return
     (launched,) = planner.parameters()
     plan = RowPlan.from_buffer_copy(launched.plan)
-    assert launched.blocks == rows == plan.blocks
+    assert plan.rows == rows
+    assert launched.blocks == plan.blocks == rows * (order if gradient else 1)
     assert least <= launched.shared <= limit
-    assert plan.lanes_start >= order * 4 * wide
-    assert plan.rows_start >= plan.lanes_start + order * (256 + 32) * 2 * wide
+    assert plan.lanes_start >= scales
+    assert plan.rows_start >= plan.lanes_start + lanes
     assert plan.run_bytes >= V * dtype.itemsize + 15
     assert plan.run_bytes % 16 == plan.rows_start % 16 == plan.lanes_start % 16 == 0
-    assert launched.shared >= plan.rows_start + order * plan.run_bytes
+    assert launched.shared >= plan.rows_start + staged * plan.run_bytes
 
 
 class RowSide(ctypes.Structure):
@@ -217,6 +233,15 @@ class RowPlan(ctypes.Structure):
     ]
 
 
+def longest(fits: Callable[[int], bool]) -> int:
+    """The largest number up to 130,000 that fits, where all smaller ones do."""
+    low, high = 1, 130_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 @each(("dtype", "space"), [(dtype, space) for dtype in EPS for space in SPACES])
 def test_the_longest_row(cuda_blocks: Blocks, dtype: torch.dtype, space: str) -> None:
     """One entry more has no kernel."""
@@ -227,10 +252,7 @@ def test_the_longest_row(cuda_blocks: Blocks, dtype: torch.dtype, space: str) ->
         lse = torch.empty(order, 1, dtype=accumulator(y), device="meta")
         return planner.softmax_mean(y, y[0], lse, trivial(cyclic_group(2)).inverse_maps.views, None, space) == 1
 
-    low, high = 1, 130_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    low = longest(fits)
     assert low > TALL.get(dtype, 40_000)
     check(cuda_blocks, logits(swaps(2, low, 40), (1,), dtype), swaps(2, low, 40), space)
 
@@ -246,10 +268,7 @@ def test_the_longest_row_with_a_gradient(cuda_blocks: Blocks, dtype: torch.dtype
         views = trivial(cyclic_group(order)).inverse_maps.views
         return planner.softmax_mean_backward(y[0], y, lse, y, views, None, "probs") == 1
 
-    low, high = 1, 130_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(9, middle) else (low, middle)
+    low = longest(lambda V: fits(9, V))
     assert low > 56_000 * 2 // dtype.itemsize
     assert fits(1, low)
     assert not fits(1, low + 1)
@@ -290,7 +309,7 @@ def test_hostile_logits(cuda_blocks: Blocks, dtype: torch.dtype, space: str) -> 
 
 @each(("dtype", "space"), [(dtype, space) for dtype in EPS for space in SPACES])
 def test_hostile_logits_with_gradients(cuda_blocks: Blocks, dtype: torch.dtype, space: str) -> None:
-    """Rows with masks and the largest numbers; of those with NaN or infinite log Σ, nothing finite comes."""
+    """Rows with masks and the largest numbers; rows whose log Σ is not finite have no gradient to compare."""
     y, action = hostile(dtype), ACTIONS["few"]
     maps = action.inverse_maps
     views, table = maps.views, maps.table(y)
