@@ -28,6 +28,7 @@ from .buildinfo import BuildInfo, build_info
 from .coordinates import Coordinates, boxes, heat_maps, keypoints
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .nn import (
+    CanonicalEquiTune,
     CanonicalLambdaEquiTune,
     EquiDetector,
     EquiTune,
@@ -42,8 +43,10 @@ from .nn import (
     MultiInputEquiTune,
     ProductEquiTune,
     RegularLift,
+    energy_network,
     principal_frame,
     train_backbone,
+    train_energy,
     train_weights,
     vector_frame,
     weight_network,
@@ -67,6 +70,7 @@ from .warmup import warmup
 __all__ = [
     "Action",
     "BuildInfo",
+    "CanonicalEquiTune",
     "CanonicalLambdaEquiTune",
     "Coordinates",
     "EquiDetector",
@@ -95,6 +99,7 @@ __all__ = [
     "build_info",
     "cyclic_group",
     "dihedral_group",
+    "energy_network",
     "field",
     "grid",
     "heat_maps",
@@ -119,6 +124,7 @@ __all__ = [
     "symmetrize",
     "tokens",
     "train_backbone",
+    "train_energy",
     "train_weights",
     "trivial",
     "tuned",
