@@ -375,7 +375,8 @@ def bits(world: World, size: int) -> int:
         x[0] = -0.0
         x[1, 0, 2, 3] = torch.nan
         nets = Pointwise(), Pointwise(3)
-        for kind, loss in (("d4", lambda y: y[:, :, 0, 1, 2]), ("trivial", "max_prob"), ("trivial", "margin")):
+        losses: Any = ("d4", lambda y: y[:, :, 0, 1, 2]), ("trivial", "max_prob"), ("trivial", "margin")
+        for kind, loss in losses:
             net = nets[kind == "trivial"]
             one, several = (EquiZero(net, "d4", kind, loss, mesh=m) for m in (None, mesh))
             with torch.no_grad():
