@@ -3,7 +3,7 @@
     python bench/static_audit.py                      # read everything, write bench/results/static/
     python bench/static_audit.py --check              # compare with what is written there; exit status 1 if it is worse
     python bench/static_audit.py --targets sm_90      # of one GPU only
-    python bench/static_audit.py --cases kernels      # as the tests read it with other releases of Triton
+    python bench/static_audit.py --cases kernels --check    # as the tests read it with other releases of Triton
 
 The machine code for Hopper is also executed, to count what it issues: bench/results/static/issue.md, some minutes.
 Triton's kernels are compiled as the launches would compile them (``python_tests/helpers/triton_audit.py``): all cases
@@ -121,6 +121,8 @@ def launched_shared(blocks: Path | None = None) -> dict[str, int] | str:
             y = torch.empty(2, 64, VOCABULARY[dtype.itemsize], dtype=dtype, device="meta")
             lse = torch.empty(2, 64, dtype=accumulator(y), device="meta")
             assert planner.softmax_mean(y, y[0], lse, of(". ."), None, space) > 0
+            asked.update(planner.launches())
+            assert planner.softmax_mean_backward(y[0], y, lse, y, of(". ."), None, space) > 0
             asked.update(planner.launches())
     return asked
 
@@ -248,8 +250,9 @@ def write_issue(fresh: Mapping[str, Table]) -> None:
         f"({COPY / 1e12:.1f} TB/s). Above 1 a kernel is bound by its instructions; the goal is below 0.7. In brackets",
         f"the time that the L1 cache with shared memory needs to serve it ({L1 / 1e9:.0f} G lines of 128 bytes or",
         "words of all banks a second), if that is longer. The calls at the end, on batches that fill a GPU, are those",
-        "that the choice between CUDA C++ and Triton is made of. For means of softmaxes it also counts what Triton",
-        "reads from memory a second time, as far as the rows in flight are more than the L2 cache holds.",
+        "that the choice between CUDA C++ and Triton is made of. For means of softmaxes and their gradients it also",
+        "counts what Triton reads from memory a second time, as far as the rows in flight are more than the L2 cache",
+        "holds.",
         "",
         *markdown(merged),
     ]

@@ -264,6 +264,25 @@ def cuda_orbit_dot(
     stream: int,
     /,
 ) -> bool: ...
+def cuda_softmax_mean_backward(
+    grad: int,
+    y: int,
+    lse: int,
+    out: int,
+    sizes: tuple[int, ...],
+    grad_strides: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    out_strides: tuple[int, ...],
+    n_views: int,
+    positions: int,
+    sources: int,
+    moved: int,
+    dtype: int,
+    log: bool,
+    device: int,
+    stream: int,
+    /,
+) -> bool: ...
 def cuda_softmax_mean(
     y: int,
     out: int,

@@ -97,9 +97,9 @@ def _of_logodd(y: Tensor, result: Tensor, grad: Tensor, spread: Spread, total: T
 
 def _middle(v: Tensor) -> tuple[Tensor, Tensor]:
     """The two middle values over the first dim, the same one twice for an odd number; NaN where any is."""
-    ordered = v.sort(0).values
-    nan = v.isnan().any(0)
-    low, high = (ordered.select(0, k) for k in ((v.shape[0] - 1) // 2, v.shape[0] // 2))
+    nan, half = v.isnan().any(0), v.shape[0] // 2
+    lower = v.topk(half + 1, 0, largest=False).values  # DTensors of torch 2.8 have no rule for sort
+    high, low = lower.amax(0), lower.narrow(0, 0, half + v.shape[0] % 2).amax(0)
     return low.masked_fill(nan, torch.nan), high.masked_fill(nan, torch.nan)
 
 

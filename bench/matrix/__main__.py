@@ -73,8 +73,8 @@ def page(cells: Cells) -> str:
         "tensors. Every cell was tried, and its result compared with that of a plain call.\n\n"
         f"{says}\n## Operators\n\n{table(OPERATORS)}\n## Wrappers\n\n{table(WRAPPERS)}\n"
         "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n"
-        "Not tried either: language models (`equikern.lm`), and the pools and heads of group convolutions.\n"
-        "Neither: operators by themselves under AOTInductor, which takes half a minute for a program.\n\n"
+        "Not tried either: language models (`equikern.lm`), the pools and heads of group convolutions, and operators\n"
+        "by themselves under AOTInductor, which takes half a minute for a program.\n\n"
         f"## Reasons\n\n{notes}"
     )
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+def markers(section: str = "figures") -> tuple[str, str]:
+    """What stands around a section of a page whose text is made from results."""
+    return f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+
+
+BEGIN, END = markers()
 
 
 class Table(NamedTuple):
@@ -49,29 +57,105 @@ def show(tables: list[Table]) -> None:
         console.print(printed)
 
 
-def rendered(text: str, figures: str) -> str:
-    """A README's text with these figures between its markers.
+def middle(values: list[float], digits: int, factor: float = 1.0) -> str:
+    """Median and range.
+
+    Example:
+        >>> middle([0.012, 0.01, 0.02], 1, 100)
+        '1.2 (1.0–2.0)'
+    """
+    shown = [f"{factor * value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
+    return f"{shown[0]} ({shown[1]}–{shown[2]})"
+
+
+def newest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The newest complete results in a folder of each kind of device, in whose order they come; ``path`` is added."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8")) | {"path": path}
+        kind = results["settings"]["device"]
+        if results["settings"]["complete"] and (
+            kind not in found or found[kind]["machine"]["time"] < results["machine"]["time"]
+        ):
+            found[kind] = results
+    return {kind: found[kind] for kind in sorted(found)}
+
+
+def rendered(text: str, figures: str, section: str = "figures") -> str:
+    """A page's text with these figures between the markers of a section.
 
     Raises:
         ValueError: text lacks the two markers.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"text: expected the markers {BEGIN} and {END}, found none or one")
-    return f"{before}{BEGIN}\n{figures}\n{END}{after}"
+    begin, end = markers(section)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"text: expected the markers {begin} and {end}, found none or one")
+    return f"{before}{begin}\n{figures}\n{end}{after}"
 
 
-def update(readme: Path, figures: str) -> int:
-    """Rewrite the figures of a README file, and say whether they were others; returns the exit status."""
-    text = readme.read_text(encoding="utf-8")
+def update(readme: Path, figures: str | dict[str, str]) -> int:
+    """Rewrite the figures of a page, or of its sections by name, and say whether they were others; the exit status."""
+    text = new = readme.read_text(encoding="utf-8")
     try:
-        new = rendered(text, figures)
+        for section, made in ({"figures": figures} if isinstance(figures, str) else figures).items():
+            new = rendered(new, made, section)
     except ValueError as error:
         print(f"{readme}: {error}", file=sys.stderr)
         return 2
     readme.write_text(new, encoding="utf-8")
     print(f"{readme}: {'unchanged' if new == text else 'figures rewritten'}")
+    return 0
+
+
+def of(folder: Path, name: str, report: Any) -> str:
+    """What an experiment's README shows, by its report of the committed results."""
+    path = folder / "results" / f"{name}.json"
+    if not path.exists():
+        return "No results yet."
+    figures: str = report.figures(json.loads(path.read_text(encoding="utf-8")), f"results/{name}.png")
+    return figures
+
+
+def update_from(folder: Path, name: str, report: Any) -> int:
+    """Rewrite the figures of an experiment's README; the exit status."""
+    return update(folder / "README.md", of(folder, name, report))
+
+
+def page(made: str, tables: list[Table], called: str, picture: str) -> str:
+    """What a README shows of results: how they were made, tables, a picture with what it is called."""
+    return "\n\n".join([made, *map(markdown, tables), f"![{called}]({picture})"])
+
+
+def made_by(results: dict[str, Any]) -> str:
+    """The versions and the commits of runs that have each their own."""
+    machine = results["machine"]
+    commits = sorted({run["commit"] for run in results["runs"].values() if run["commit"]})
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"torch {machine['torch']}, {threads}, {machine['cpu']}; commit {', '.join(commits)}."
+
+
+def unwritten(options: Any, device: str) -> Path | None:
+    """Where results of a device and this commit go, or None, which says so, where there are some and no ``--force``."""
+    from bench.ops import machine
+
+    path: Path = options.output / machine.slug(machine.name(device), "quick" if options.quick else "")
+    if path.exists() and not options.force:
+        print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
+        return None
+    return path
+
+
+def keep(results: dict[str, Any], stem: Path, report: Any, indent: int | None = 1) -> int:
+    """Write results as ``stem``.json and the report's plot beside them, and show its tables; the exit status."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(
+        json.dumps(results, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    report.plot(results, stem.with_suffix(".png"))
+    show(report.tables(results))
+    print(f"{stem}.json and {stem.name}.png")
     return 0
 
 

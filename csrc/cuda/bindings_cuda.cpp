@@ -86,12 +86,25 @@ bool orbit_dot(uintptr_t x, uintptr_t y, uintptr_t out, uintptr_t dots, Ints siz
 bool softmax_mean(uintptr_t y, uintptr_t out, uintptr_t lse, Ints sizes, Ints y_strides, Ints out_strides, int n_views,
                   uintptr_t positions, uintptr_t sources, int64_t moved, int dtype, bool log, int device, uintptr_t stream) {
   const py::gil_scoped_release unlocked;
-  const RowCall call{at<void>(y), at<void>(out), at<void>(lse), std::move(sizes), std::move(y_strides),
-                     std::move(out_strides), at<int32_t>(positions), at<int32_t>(sources), moved, n_views,
+  const RowCall call{at<void>(y), at<void>(out), at<void>(lse), nullptr, std::move(sizes), std::move(y_strides),
+                     std::move(out_strides), {}, at<int32_t>(positions), at<int32_t>(sources), moved, n_views,
                      element_size(Dtype(dtype)), shared_limit(device)};
   RowPlan plan;
   if (!make_row_plan(call, plan)) return false;
   if (plan.rows) launch_softmax_mean(plan, dtype, log, device, at<void>(stream));
+  return true;
+}
+
+bool softmax_mean_backward(uintptr_t grad, uintptr_t y, uintptr_t lse, uintptr_t out, Ints sizes, Ints grad_strides,
+                           Ints y_strides, Ints out_strides, int n_views, uintptr_t positions, uintptr_t sources,
+                           int64_t moved, int dtype, bool log, int device, uintptr_t stream) {
+  const py::gil_scoped_release unlocked;
+  const RowCall call{at<void>(y), at<void>(out), at<void>(lse), at<void>(grad), std::move(sizes), std::move(y_strides),
+               std::move(out_strides), std::move(grad_strides), at<int32_t>(positions), at<int32_t>(sources), moved,
+               n_views, element_size(Dtype(dtype)), shared_limit(device)};
+  RowPlan plan;
+  if (!make_row_plan(call, plan)) return false;
+  if (plan.rows) launch_softmax_mean_backward(plan, dtype, log, device, at<void>(stream));
   return true;
 }
 
@@ -104,6 +117,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_sum", &cuda::sum);
   m.def("cuda_orbit_dot", &cuda::orbit_dot);
   m.def("cuda_softmax_mean", &cuda::softmax_mean);
+  m.def("cuda_softmax_mean_backward", &cuda::softmax_mean_backward);
 }
 
 }  // namespace equikern

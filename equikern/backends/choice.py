@@ -56,22 +56,26 @@ TABLE = {
     for plane, kernels in zip(("small", "staged", "large"), row.split(), strict=bool(row))
 }
 
-# Means of softmaxes: (element size, whether all entries are listed, row class) -> kernels.
+# Means of softmaxes and their gradients: element sizes, then the kernels for views that move few entries and for those
+# that list all of them, each with small, short and long rows.
+_OF_ROWS: list[tuple[str, tuple[int, ...], str, str]] = [
+    # operator           bytes   few: small short long      all: small short long
+    ("softmax", (2, 4), "triton triton cuda", "triton triton cuda"),
+    ("softmax", (8,), "triton triton triton", "triton triton triton"),
+    ("softmax gradient", (2, 4), "triton triton cuda", "triton cuda cuda"),
+    ("softmax gradient", (8,), "triton triton triton", "triton triton triton"),
+]
+
+# (operator, element size, whether all entries are listed, row class) -> kernels.
 ROWS = {
-    (2, False, "short"): "triton",
-    (2, False, "long"): "cuda",
-    (2, True, "short"): "triton",
-    (2, True, "long"): "cuda",
-    (4, False, "short"): "triton",
-    (4, False, "long"): "cuda",
-    (4, True, "short"): "triton",
-    (4, True, "long"): "cuda",
-    (8, False, "short"): "triton",
-    (8, False, "long"): "triton",
-    (8, True, "short"): "triton",
-    (8, True, "long"): "triton",
+    (operator, size, dense, length): kernels
+    for operator, sizes, few, all_listed in _OF_ROWS
+    for size in sizes
+    for dense, row in ((False, few), (True, all_listed))
+    for length, kernels in zip(("small", "short", "long"), row.split(), strict=True)
 }
 
+_SMALL_ROW = 8000  # bytes, of which a CUDA block, which has one row, does too little between its barriers
 _LONG = 108 * 1024  # bytes of a row of every view: with four on every multiprocessor, more than a GPU's L2 cache
 _KEPT = 64  # registers of a thread of Triton's kernel that hold the logits of its rows
 
@@ -91,13 +95,14 @@ def plane_class(operator: str, elements: int, size: int, views: int) -> str:
 
 
 def row_class(entries: int, size: int, views: int) -> str:
-    """ "long" where Triton's kernel reads a row twice, the second time from memory, else "short"."""
+    """ "long" where Triton's kernel reads a row twice, the second time from memory, else "small" or "short"."""
     held = 1 << (entries - 1).bit_length()
     threads = 512 if entries * size > 32 * 1024 else 256  # 1,024 only for rows that not even these hold
     full = held * size <= 16 * threads or 5 * entries >= 4 * held
-    if alignment_class(entries, size) == "aligned" and full and views * held * max(size, 4) // 4 <= _KEPT * threads:
-        return "short"
-    return "long" if views * entries * size > _LONG else "short"
+    kept = full and views * held * max(size, 4) // 4 <= _KEPT * threads
+    if not (kept and alignment_class(entries, size) == "aligned") and views * entries * size > _LONG:
+        return "long"
+    return "small" if entries * size < _SMALL_ROW else "short"
 
 
 @lru_cache(maxsize=1024)
@@ -114,12 +119,12 @@ def runs_cuda(operator: str, t: Tensor, views: Views) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _from_rows(entries: int, size: int, views: int, dense: bool) -> bool:
-    return entries > 0 and ROWS.get((size, dense, row_class(entries, size, views))) == "cuda"
+def _from_rows(operator: str, entries: int, size: int, views: int, dense: bool) -> bool:
+    return entries > 0 and ROWS.get((operator, size, dense, row_class(entries, size, views))) == "cuda"
 
 
-def runs_cuda_rows(y: Tensor, views: Views, table: Tensor | None) -> bool:
-    """The same for a mean of the softmaxes of rows y (|G|, …, V)."""
+def runs_cuda_rows(y: Tensor, views: Views, table: Tensor | None, operator: str = "softmax") -> bool:
+    """The same for a mean of the softmaxes of rows y (|G|, …, V), or its gradient."""
     entries = y.size(-1)
     dense = table is not None and 0 < table.size(1) == entries
-    return everywhere or _from_rows(entries, y.element_size(), views.order, dense)
+    return everywhere or _from_rows(operator, entries, y.element_size(), views.order, dense)

@@ -1,5 +1,5 @@
 """CUDA C++ kernels of csrc/cuda: orbit, sums over the views, orbit_dot and select of tensors whose rows have no gaps,
-and means of softmaxes of rows that fit into shared memory.
+and means of softmaxes of rows that fit into shared memory, with their gradients.
 
 ``choice.py`` says which calls Triton serves instead; ``use_backend("cuda")`` overrides it. What has no CUDA kernel
 (other reductions, other strides, more views, permutations of a dim, whatever else takes a softmax) always runs on
@@ -153,6 +153,21 @@ class Cuda(Triton):
             ):  # fmt: skip
                 return
         super().softmax_mean(y, out, lse, views, table, space)
+
+    def softmax_mean_backward(
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Maybe, space: str
+    ) -> None:
+        """See ``Backend.softmax_mean_backward``: a block reads a row of one view and of the gradient once."""
+        if y.numel() and choice.runs_cuda_rows(y, views, table, "softmax gradient") and lse.is_contiguous():
+            positions, sources = _listed(views, table)
+            if _kernels().cuda_softmax_mean_backward(
+                grad.data_ptr(), y.data_ptr(), lse.data_ptr(), out.data_ptr(), grad.shape, grad.stride(), y.stride(),
+                out.stride(), views.order, *(0 if t is None else t.data_ptr() for t in (positions, sources)),
+                0 if positions is None else len(positions),
+                _FLOATS[y.dtype], space == "log_probs", *_where(y),
+            ):  # fmt: skip
+                return
+        super().softmax_mean_backward(grad, y, lse, out, views, table, space)
 
     def unavailable(self, device: torch.device) -> str | None:
         """None if the kernels can run on the device, else why not and what to do about it."""

@@ -58,7 +58,7 @@ def checked_elements(called: str, elements: object, x: Tensor, action: Acting) -
         )
     if elements.is_cpu and not torch.compiler.is_compiling() and not transformed():  # whose numbers nobody may read
         if elements.numel():
-            low, high = (int(n) for n in elements.aminmax())
+            low, high = int(elements.min()), int(elements.max())  # DTensors of torch 2.8 have no aminmax
             if low < 0 or high >= action.order:
                 raise ValueError(
                     f"{called}: expected elements 0 … {action.order - 1} of {action.name!r}, got "

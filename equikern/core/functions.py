@@ -10,6 +10,7 @@ and a registered operator ``torch.ops.equikern.traced_…`` that has its derivat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -34,6 +35,7 @@ _compiling: Callable[[], bool] = torch.compiler.is_compiling
 # Torch has no quick or no public way to ask the others. Without its own, calls take the form that is right anywhere.
 _tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_forward: Any = forward_ad if hasattr(forward_ad, "_current_level") else SimpleNamespace(_current_level=-1)
 
 
 def recorded() -> bool:
@@ -53,12 +55,12 @@ def transformed() -> bool:
 
 def in_forward_mode() -> bool:
     """Whether a forward-mode derivative may be under way."""
-    return getattr(forward_ad, "_current_level", -1) >= 0  # torch has no public way to ask
+    return cast(bool, _forward._current_level >= 0)
 
 
 def _special() -> bool:
     """Whether a call is another than an eager one whose derivative is autograd's in reverse mode."""
-    return _compiling() or _tracing() or _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0
+    return _compiling() or _tracing() or _transforms_active() or _forward._current_level >= 0
 
 
 def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
@@ -68,7 +70,8 @@ def needs_grad(t: Tensor, other: Tensor | None = None) -> bool:
     """
     if (t.requires_grad or (other is not None and other.requires_grad)) and torch.is_grad_enabled():
         return True
-    return _special()
+    # As _special asks, which to call would take a tenth of a microsecond more.
+    return _compiling() or _tracing() or _transforms_active() or _forward._current_level >= 0
 
 
 def functional(t: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends import kernels
 from ..views import accumulator, of
-from .batching import Rule, batched
+from .batching import Rule, batched, one_by_one
 from .library import checked, memory, nothing, register, register_batching, view_empty, written
 
 
@@ -17,9 +17,23 @@ def _lse_empty(y: Tensor) -> Tensor:
     return memory(y, y.shape[:-1], accumulator(y))
 
 
+def _written(y: Tensor, lse: Tensor) -> None:
+    """The kernels write nothing of rows without an entry: log Σ is −∞."""
+    if not y.shape[-1]:
+        lse.fill_(-torch.inf)
+
+
+def _some(y: Tensor) -> Tensor:
+    """Refuses rows without a class, of which the kernels write nothing."""
+    if not y.shape[-1]:
+        raise ValueError(f"logits: expected one class or more, got shape {tuple(y.shape)}")
+    return y
+
+
 def _softmax_mean(y: Tensor, code: str, table: Tensor | None, space: str) -> tuple[Tensor, Tensor]:
     out, lse = memory(y, y.shape[1:]), _lse_empty(y)
     kernels(y).softmax_mean(y, out, lse, checked(code, table, y), table, space)
+    _written(y, lse)
     return out, lse
 
 
@@ -54,7 +68,7 @@ softmax_mean_backward = register(
 
 
 def _score(logits: Tensor, kind: str) -> Tensor:
-    out = _lse_empty(logits)
+    out = _lse_empty(_some(logits))
     kernels(logits).score(logits, out, kind)
     return out
 
@@ -69,14 +83,14 @@ def _index_empty(y: Tensor) -> Tensor:
 
 
 def _score_select(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:
-    views = checked(code, table, y)
+    views = checked(code, table, _some(y))
     out, index = view_empty(y, views), _index_empty(y)
     kernels(y).score_select(y, out, index, views, table, kind, minimum)
     return out, index
 
 
 def _score_select_out(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool, out: Tensor) -> Tensor:
-    index = _index_empty(y)
+    index = _index_empty(_some(y))
     kernels(y).score_select(y, out, index, checked(code, table, y), table, kind, minimum)
     written(out)
     return index
@@ -112,7 +126,7 @@ def _cross_entropy(
     gradient: bool,
     *terms: Any,
 ) -> tuple[Tensor, Tensor]:
-    loss, grad = _cross_entropy_empty(y, gradient)
+    loss, grad = _cross_entropy_empty(_some(y), gradient)
     views, into = checked(code, table, y), grad if gradient else None
     kernels(y).cross_entropy(
         y, target.contiguous(), loss, into, views, table, space, ignore_index, smoothing, scale, *terms
@@ -125,13 +139,16 @@ def _cross_entropy_fake(y: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
 
 
 def _batched_cross_entropy(operator: Any) -> Rule:
-    """The batch is one more leading dim; a scale for each sample is multiplied behind the kernel, which takes one."""
-    run = batched(operator, (1, 0), (0, 1), small=(1,))
+    """The batch is one more leading dim; a scale for each sample is multiplied behind the kernel, which takes one.
+
+    With class weights for each sample, samples are taken one after another.
+    """
+    run, apart = batched(operator, (1, 0), (0, 1), small=(1,)), one_by_one(operator)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         scale, gradient, *terms = arguments[7:]
         if terms and in_dims[-1] is not None:
-            raise ValueError("weight: expected the same class weights for all samples of vmap, got a batch of them")
+            return apart(info, in_dims, *arguments)
         each = in_dims[7] is not None
         call = (*arguments[:7], None if each else scale, gradient, *terms)
         (loss, grad), _ = run(info, (*in_dims[:7], *(None,) * len(call[7:])), *call)

@@ -8,9 +8,6 @@ The rules are those of ``torch.library.register_torch_dispatch``, not of ``regis
 that says of an operator by shapes and whole numbers, while here the code, a string, says which dims move. Importing
 ``equikern.distributed`` registers them. The operators ``traced_…``, which compiled functions contain, need no rule:
 on DTensors each runs the operators that it is made of.
-
-Gradients of medians and of scores other than the entropy, and elements that are sharded themselves, need operators of
-torch's own that older releases of DTensor, such as that of torch 2.8, have not; it says which.
 """
 
 from __future__ import annotations

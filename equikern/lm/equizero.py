@@ -53,7 +53,8 @@ class EquiZeroLM(Stored, nn.Module):
     tokens' log-probabilities under the model (before temperature and cuts); then, or within 1e-4, the lowest g.
 
     It runs in the prompts' canonical form, as ``EquiLM.generate`` does, so that with the same seed the outputs for x
-    and g x, in the same places of a batch, are Y and g Y exactly.
+    and g x, in the same places of a batch, are Y and g Y exactly. Where g x = x there is one output Y for
+    both, and g Y may differ from it.
 
     Args:
         model: a causal ``transformers`` model that can generate; reachable as ``.model``.

@@ -112,7 +112,7 @@ class Generates(Pretrained, GenerationMixin):
         if inputs is not None:
             inputs = models.check_ids(inputs)
             frame = self._canonical(inputs, options.get("attention_mask"))
-        if self.ranks is not None:
+        if self.ranks is not None and self._samples(generation_config, options.get("do_sample")):
             self.ranks.share_generator(next(self.model.parameters()).device)
         call = _twin(self)
         call._frame = frame
@@ -123,6 +123,11 @@ class Generates(Pretrained, GenerationMixin):
         if call._crossed != {"processors", "criteria"}:
             raise RuntimeError("this release of transformers prepares processors and criteria in another way")
         return _mapped_back(result, frame)
+
+    def _samples(self, generation_config: Any, asked: object) -> bool:
+        """Whether ``generate`` may draw: as the call says, otherwise if its configuration or the model's says so."""
+        configurations = (generation_config, self.model.generation_config)
+        return bool(any(c is not None and c.do_sample for c in configurations) if asked is None else asked)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, **kwargs: Any

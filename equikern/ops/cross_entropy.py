@@ -88,7 +88,7 @@ def orbit_cross_entropy(
         TypeError: logits that are no dense float tensor, target that is not int64, action that is not an action.
         ValueError: shapes or devices that do not fit, no logits, a target outside 0 … V − 1, signs, an unknown space or
             reduction, smoothing outside 0 … 1, weights that are negative, not finite in the loss's dtype, require grad
-            or have a tangent, a negative z_loss, a softcap that is not above 0.
+            or have a tangent, a negative z_loss, a softcap that is not above 0, either beyond that dtype.
 
     Example:
         >>> import torch
@@ -101,7 +101,7 @@ def orbit_cross_entropy(
     """
     rows, back = checks.logits_of_loss("logits", logits, action)
     target = checks.targets("target", target, tuple(rows.shape[1:-1]), rows)
-    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
+    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap, rows)
     if weight is not None:
         weight = checks.class_weights("weight", weight, rows.shape[-1], rows)
     placed = back.placed(rows)
@@ -112,9 +112,15 @@ def orbit_cross_entropy(
 
 
 def checked(
-    space: str | None, ignore_index: object, reduction: str, smoothing: object, z_loss: object, softcap: object
+    space: str | None,
+    ignore_index: object,
+    reduction: str,
+    smoothing: object,
+    z_loss: object,
+    softcap: object,
+    like: Tensor,
 ) -> Options:
-    """The keywords of both cross-entropies, and those among them that the operators take."""
+    """The keywords of both cross-entropies of logits like some, and those among them that the operators take."""
     checks.choice("space", space, ("probs", "log_probs", None))
     checks.choice("reduction", reduction, ("mean", "sum", "none"))
     ignored = index("ignore_index", ignore_index)
@@ -123,7 +129,14 @@ def checked(
     # What is 0 is a case of its own for the compiler, too, which otherwise takes it for a float that may change.
     smoothed = share("label_smoothing", smoothing) or 0.0
     cap = 0.0 if softcap is None else amount("softcap", softcap, False)
-    return space or "logits", ignored, smoothed, amount("z_loss", z_loss, True) or 0.0, cap
+    penalty = amount("z_loss", z_loss, True) or 0.0
+    wide = accumulator(like)
+    for name, number in (("softcap", cap), ("z_loss", penalty)):
+        if number > torch.finfo(wide).max or 0.0 < number < torch.finfo(wide).tiny:
+            low, high = torch.finfo(wide).tiny, torch.finfo(wide).max
+            none = "0 or " if name == "z_loss" else ""
+            raise ValueError(f"{name}: expected {none}a number from {low:.2g} to {high:.2g}, got {number}")
+    return space or "logits", ignored, smoothed, penalty, cap
 
 
 def _losses(

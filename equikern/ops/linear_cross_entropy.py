@@ -84,7 +84,7 @@ def linear_orbit_cross_entropy(
     hidden, weight, bias = _operands(hidden, weight, bias)
     back = _on_logits(hidden, weight, action)
     target = checks.targets("target", target, tuple(hidden.shape[1:-1]), hidden)
-    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap)
+    options = checked(space, ignore_index, reduction, label_smoothing, z_loss, softcap, hidden)
     if class_weight is not None:
         class_weight = checks.class_weights("class_weight", class_weight, weight.shape[0], hidden)
     placed = back.placed(hidden)
@@ -170,6 +170,8 @@ def _forward(
     scale is one number, or one for each row.
     """
     asked = hidden_gradient, weight_gradient, bias_gradient
+    if not weight.shape[0]:
+        raise ValueError(f"weight: expected one class or more, got shape {tuple(weight.shape)}")
     loss, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, target, *asked)
     order, size = hidden.shape[0], weight.shape[0]
     views = library.checked(code, table, hidden)

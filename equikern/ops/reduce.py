@@ -43,7 +43,7 @@ def orbit_reduce(
     Ties share the gradient of max, min and median evenly; where std is zero its gradient is zero; vote has none.
     Outside the range named above gmean, tsharpen and log1p give NaN, as logarithm and root do.
     Deviations are squared in float32 at least (float64 for float64), for bfloat16 too: std holds for deviations
-    between 1e-18 and 1e18.
+    between 1e-18 and 1e18, and mean and std for views whose sizes add up to less than 3.4e38 (1.8e308 for float64).
 
     Args:
         y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64 (for vote an integer dtype or bool,

@@ -94,19 +94,24 @@ def _slope(logits: Tensor, kind: str) -> Tensor:
     """∂ score/∂ logits, in the accumulator's dtype."""
     wide = logits.to(accumulator(logits))
     if kind == "max":
-        return -torch.zeros_like(wide).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return -torch.zeros_like(wide).scatter(-1, _first_largest(logits), 1.0)
     log_p = wide.log_softmax(-1)
     p = log_p.exp()
     if kind == "entropy":  # ∂/∂y_v = −p_v (log p_v + entropy)
         terms = (p * log_p).masked_fill(p == 0, 0.0)
         return p * terms.sum(-1, keepdim=True) - terms
     # ∂(−log p_i)/∂y_v = p_v − δ_iv, of i itself −Σ of the others
-    first = wide.argmax(-1, keepdim=True)
+    first = _first_largest(wide)
     others = p.scatter(-1, first, 0.0)
-    slope = others.scatter_add(-1, first, -others.sum(-1, keepdim=True))
+    own = -others.sum(-1, keepdim=True)
     if kind == "margin" and wide.shape[-1] > 1:  # and −log(1 − exp(y_j − y_i))
         below = wide.scatter(-1, first, -torch.inf)
-        after = below.argmax(-1, keepdim=True)
+        after = _first_largest(below)
         pull = 1 / torch.expm1(wide.gather(-1, first) - below.gather(-1, after))
-        slope = slope.scatter_add(-1, first, -pull).scatter_add(-1, after, pull)
-    return slope
+        own, others = own - pull, others.scatter(-1, after, others.gather(-1, after) + pull)
+    return others.scatter(-1, first, own)
+
+
+def _first_largest(rows: Tensor) -> Tensor:
+    """Where each row is largest, the first of equal entries; not by argmax, which DTensors of torch 2.8 have not."""
+    return rows.max(-1, keepdim=True).indices

@@ -14,11 +14,12 @@ import pytest
 import torch
 from bench.papers import checkpoint
 from bench.papers.fairness import command, contexts, metrics, report, sources
+from bench.papers.options import missing
 from helpers.repository import ROOT, python, without_packages
 
 FOLDER = ROOT / "bench" / "papers" / "fairness"
 needs_packages = pytest.mark.skipif(
-    bool(sources.missing()), reason='the extra "fairness" or what its requirements.txt names is not installed'
+    bool(missing(sources.packages())), reason='the extra "fairness" or what its requirements.txt names is not installed'
 )
 GROUPS = ["man", "woman", "Black man", "White man", "gay man", "straight man"]
 
@@ -27,7 +28,7 @@ def module(name: str) -> Any:
     return importlib.import_module(f"bench.papers.fairness.{name}")
 
 
-@pytest.mark.parametrize("name", ["contexts", "metrics", pytest.param("likelihood", marks=needs_packages)])
+@pytest.mark.parametrize("name", ["contexts", "metrics", "sources", pytest.param("likelihood", marks=needs_packages)])
 def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(module(name))
     assert result.attempted > 0
@@ -179,7 +180,7 @@ def test_stopped_run_goes_on_where_it_was_and_gives_the_same(tmp_path: Path, sys
     made, tokenizer = systems
     settings = {"seed": 3}
     at_once = checkpoint.Checkpoint(tmp_path / "a.jsonl", settings)
-    sampling.sample(made, tokenizer, 2, 3, at_once)
+    sampling.sample(made, tokenizer, sampling.batches(2), 3, at_once)
 
     def stop(batch: Any) -> None:
         if batch.system == "R-EquiLM":
@@ -187,13 +188,14 @@ def test_stopped_run_goes_on_where_it_was_and_gives_the_same(tmp_path: Path, sys
 
     half = checkpoint.Checkpoint(tmp_path / "b.jsonl", settings)
     with pytest.raises(StoppedError):
-        sampling.sample(made, tokenizer, 2, 3, half, stop)
+        sampling.sample(made, tokenizer, sampling.batches(2), 3, half, stop)
     before = (tmp_path / "b.jsonl").read_text()
     assert before.count("\n") == 1 + 2 * len(GROUPS) + 1
     again = checkpoint.Checkpoint(tmp_path / "b.jsonl", settings)
-    sampling.sample(made, tokenizer, 2, 3, again)
+    sampling.sample(made, tokenizer, sampling.batches(2), 3, again)
     assert (tmp_path / "b.jsonl").read_text().startswith(before)  # what was there was not drawn again
-    assert sampling.collected(tokenizer, 2, again) == sampling.collected(tokenizer, 2, at_once)
+    wanted = sampling.batches(2)
+    assert sampling.collected(tokenizer, wanted, again) == sampling.collected(tokenizer, wanted, at_once)
 
 
 @needs_packages
@@ -201,12 +203,12 @@ def test_more_samples_keep_the_blocks_that_are_there(tmp_path: Path, systems: An
     sampling = module("sampling")
     made, tokenizer = systems
     done = checkpoint.Checkpoint(tmp_path / "a.jsonl", {})
-    sampling.sample(made, tokenizer, sampling.BLOCK, 0, done)
-    few, _ = sampling.collected(tokenizer, sampling.BLOCK, done)
+    sampling.sample(made, tokenizer, sampling.batches(sampling.BLOCK), 0, done)
+    few, _ = sampling.collected(tokenizer, sampling.batches(sampling.BLOCK), done)
     lines = (tmp_path / "a.jsonl").read_text().count("\n")
-    sampling.sample(made, tokenizer, sampling.BLOCK + 1, 0, done)
+    sampling.sample(made, tokenizer, sampling.batches(sampling.BLOCK + 1), 0, done)
     assert (tmp_path / "a.jsonl").read_text().count("\n") == 2 * lines - 1
-    more, texts = sampling.collected(tokenizer, sampling.BLOCK + 1, done)
+    more, texts = sampling.collected(tokenizer, sampling.batches(sampling.BLOCK + 1), done)
     assert set(more) == set(few)
     for place, rows in few.items():
         assert more[place][: len(rows)] == rows
@@ -224,8 +226,8 @@ def test_samples_of_the_equivariant_systems_are_each_others_transforms(tmp_path:
     sampling = module("sampling")
     made, tokenizer = systems
     done = checkpoint.Checkpoint(tmp_path / "a.jsonl", {})
-    sampling.sample(made, tokenizer, 3, 0, done)
-    ids, _ = sampling.collected(tokenizer, 3, done)
+    sampling.sample(made, tokenizer, sampling.batches(3), 0, done)
+    ids, _ = sampling.collected(tokenizer, sampling.batches(3), done)
     shares = {}
     for system in contexts.SYSTEMS:
         pair = contexts.PAIRS[0]
@@ -326,7 +328,8 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 @needs_packages
 def test_command_measures_everything_and_does_not_overwrite(tmp_path: Path, tiny: Path) -> None:
-    call = ["bench/papers/fairness", f"--model={tiny}", "--samples=2", "--tokens=700", f"--output={tmp_path}"]
+    call = ["bench/papers/fairness", f"--model={tiny}", "--samples=2", "--tokens=700"]
+    call += ["--joint-samples=1", "--text-tokens=64", f"--output={tmp_path}"]
     run = python(*call)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "tiny-2.json").read_text())
@@ -339,6 +342,9 @@ def test_command_measures_everything_and_does_not_overwrite(tmp_path: Path, tiny
     assert [row["system"] for row in results["perplexity"]["values"]] == ["plain", "EquiLM", "R-EquiLM"]
     assert all(row[pair.name] > 1 for row in results["perplexity"]["values"] for pair in contexts.PAIRS)
     assert len(results["examples"]) == 2 * 5 * 6
+    assert len(results["intersectional"]["regard"]) == 2 * 5 * 2
+    assert [row["text"] for row in results["texts"]["rows"]] == list(sources.TEXTS)
+    assert all(row["tokens"] == 64 for row in results["texts"]["rows"])
     for name in ("respect", "occupation", "gaps"):
         picture = tmp_path / f"tiny-2-{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -349,11 +355,54 @@ def test_command_measures_everything_and_does_not_overwrite(tmp_path: Path, tiny
     refused = python(*call)
     assert refused.returncode == 2
     assert "tiny-2.json exists" in refused.stderr
-    other = python(*call[:-1], f"--output={tmp_path}", "--force")  # from the checkpoint alone
+    other = python(*call, "--force")  # from the checkpoint alone
     assert other.returncode == 0, other.stderr
     again = json.loads((tmp_path / "tiny-2.json").read_text())
     for part in ("settings", "regard", "gaps", "transforms", "perplexity", "examples"):
         assert again[part] == results[part]
+    for part in ("intersectional", "texts"):
+        assert {**again[part], "machine": 0} == {**results[part], "machine": 0}
+
+
+def test_parts_join_the_results_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--parts", "texts", f"--output={tmp_path}", "--samples=2"]
+    assert command.run(call) == 2
+    assert "does not exist: --parts pairs comes first" in capsys.readouterr().err
+    (tmp_path / "smollm2-135m-2.json").write_text(json.dumps({"regard": [], "texts": {}}))
+    assert command.run(call) == 2
+    assert "smollm2-135m-2.json exists, with texts" in capsys.readouterr().err
+
+
+def test_joint_groups_differ_in_every_pair() -> None:
+    first, last = contexts.JOINT_GROUPS[0], contexts.JOINT_GROUPS[-1]
+    assert (first, last, len(set(contexts.JOINT_GROUPS))) == ("gay Black man", "straight White woman", 8)
+    for i, group in enumerate(contexts.JOINT_GROUPS):
+        for k, pair in enumerate(contexts.PAIRS):
+            word = pair.groups[i >> (2 - k) & 1].split()[0]
+            assert word in group.split()
+    assert contexts.masked("The straight White woman was known for") == "The person was known for"
+    judged: dict[str, Any] = {g: [(float(i >> 2), "neutral")] * 2 for i, g in enumerate(contexts.JOINT_GROUPS)}
+    found = metrics.joint(judged)
+    assert {pair: row["mean_gap"] for pair, row in found["gaps"].items()} == {"gender": -1, "race": 0, "orientation": 0}
+    assert found["widest"]["mean_gap"] == -1
+
+
+@needs_packages
+def test_wikipedia_is_plain_text_of_articles() -> None:
+    pages = "".join(
+        f"<page><title>{title}</title><ns>{ns}</ns>{more}<revision><text>{text}</text></revision></page>"
+        for title, ns, more, text in (
+            ("One", 0, "", "{| a\n|b {{c}}\n|}'''One''' is [[two|a pair]]&amp;nbsp;less.&lt;ref&gt;no&lt;/ref&gt;"),
+            ("Two", 0, "<redirect title='One' />", "#REDIRECT [[One]]"),
+            ("Talk:One", 1, "", "no"),
+        )
+    )
+    assert list(sources.articles(f"<mediawiki>{pages}</mediawiki>")) == ["= One =\n\nOne is a pair less."]
+    for name, read in sources.TEXTS.items():
+        text = read()
+        assert len(text) > 10_000, name
+        for markup in ("{{", "[[", "<ref", "__label__", "_*"):
+            assert markup not in text[:10_000], name
 
 
 def check(results: dict[str, Any]) -> None:
@@ -364,6 +413,12 @@ def check(results: dict[str, Any]) -> None:
         assert row["texts"] == 5 * results["settings"]["samples"]
         assert "(proxy)" in row["proxy"]
         shares[row["kind"], row["system"], row["group"], row["proxy"]] = row
+    joint = results.get("intersectional")
+    if joint is not None:
+        assert joint["views"] == {"ProductEquiLM": 6, "elements": 8}
+        assert joint["transforms"]["ProductEquiLM"] == 1.0
+        assert joint["transforms"]["plain"] < 1.0
+        assert joint["symmetry"]["ProductEquiLM"]["token"] < 1e-5 < joint["symmetry"]["plain"]["token"]
     assert len(results["gaps"]) == 2 * 5 * 3 * 2
     for row in results["gaps"]:
         a, b = (shares[row["kind"], row["system"], group, row["proxy"]] for group in row["groups"])

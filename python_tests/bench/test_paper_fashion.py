@@ -64,7 +64,7 @@ def test_turned_turns_every_image_by_itself() -> None:
 
 def test_batches_go_through_every_image_before_any_comes_again() -> None:
     x, generator = torch.arange(10), torch.Generator().manual_seed(0)
-    some = list(network.batches(x, -x, 4, 5, generator))
+    some = list(data.batches((x, -x), 4, 5, generator))
     assert all(torch.equal(images, -labels) for images, labels in some)
     drawn = [set(images.tolist()) for images, _ in some]
     assert drawn[0] | drawn[1] == drawn[2] | drawn[3] == set(range(10))
@@ -79,7 +79,7 @@ def test_a_run_and_one_that_goes_on(
     assert command.run([*call, "--seeds=2", f"--output={tmp_path / 'a'}"]) == 0
     found = json.loads((tmp_path / "a/quick.json").read_text())
     check(found, seeds=2)
-    assert "λ-equitune, tuned" in capsys.readouterr().out
+    assert "tuned, λ frozen" in capsys.readouterr().out
     assert (tmp_path / "a/quick.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "a/quick.partial.json").exists()
     for run in found["runs"]:  # upright is what it has learnt; turned images it has not
@@ -108,7 +108,8 @@ def test_tables_take_the_steps_seed_by_seed(seeds: int) -> None:
     runs = [{"seed": seed, "accuracy": one, "trust": [1, 0, 0, 0]} for seed, one in enumerate(found)]
     by_system, steps, trusted = report.tables({"settings": SETTINGS, "runs": runs})
     assert by_system.rows[3][1] == ("60.0 ± 10.0" if seeds == 3 else "50.0")
-    assert steps.rows[1] == ["equizero − equitune", "+10.0 ± 10.0" if seeds == 3 else "+0.0", f"{seeds - 1} of {seeds}"]
+    assert steps.rows[1] == ["equitune − equizero", "-10.0 ± 10.0" if seeds == 3 else "+0.0", f"0 of {seeds}"]
+    assert steps.rows[3] == ["λ-equitune − equizero", *steps.rows[1][1:]]
     assert trusted.rows == [["mean", "1.00", "0.00", "0.00", "0.00"]]
 
 
@@ -122,9 +123,8 @@ def check(results: dict[str, Any], seeds: int) -> None:
 
 def test_readme_has_the_figures_of_the_results() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    path = FOLDER / "results" / "fashion.json"
-    results = json.loads(path.read_text()) if path.exists() else None
-    assert figures.rendered(text, report.figures(results, "results/fashion.png")) == text
-    if results:
+    assert figures.rendered(text, figures.of(FOLDER, "fashion", report)) == text
+    if (path := FOLDER / "results" / "fashion.json").exists():
+        results = json.loads(path.read_text())
         check(results, len(results["runs"]))
         assert path.with_suffix(".png").exists()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bench.papers import figures
+from bench.papers.options import missing
 from bench.papers.zero_shot import command, data, names, report, systems
 from equikern import grid, orbit
 from helpers.repository import ROOT, python, without_packages
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 FOLDER = ROOT / "bench" / "papers" / "zero_shot"
 C4 = grid("c4")
 needs_packages = pytest.mark.skipif(
-    bool(data.missing()), reason=f'the extra "zero-shot" or {data.BESIDE} is not installed'
+    bool(missing(data.PACKAGES)), reason=f'the extra "zero-shot" or {data.BESIDE} is not installed'
 )
 
 

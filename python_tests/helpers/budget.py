@@ -250,26 +250,26 @@ def of_cuda_call(library: Path, name: str) -> Budget:
 # A mean of softmaxes of every class of that choice
 
 LENGTHS: dict[int, dict[str, tuple[int, ...]]] = {
-    2: {"short": (4001,), "long": (49152, 50257)},
-    4: {"short": (4001,), "long": (25128,)},
-    8: {"short": (1001,), "long": (12563,)},
+    2: {"small": (2000,), "short": (4001,), "long": (49152, 50257)},
+    4: {"small": (1000,), "short": (4001,), "long": (25128,)},
+    8: {"small": (500,), "short": (1001,), "long": (12563,)},
 }
 
-RowCall = tuple[tuple[int, bool, str], int]  # an entry of choice.ROWS, the entries of a row
+RowCall = tuple[tuple[str, int, bool, str], int]  # an entry of choice.ROWS, the entries of a row
 
 
 def row_calls() -> dict[str, RowCall]:
     """By a name such as "softmax 2 bytes few long 50257": of two views that exchange few entries, or all."""
     return {
-        f"softmax {size} bytes {'all' if dense else 'few'} {length} {entries}": ((size, dense, length), entries)
-        for size, dense, length in choice.ROWS
-        for entries in LENGTHS[size][length]
+        f"{key[0]} {key[1]} bytes {'all' if key[2] else 'few'} {key[3]} {entries}": (key, entries)
+        for key in choice.ROWS
+        for entries in LENGTHS[key[1]][key[3]]
     }
 
 
-def _described_rows(name: str) -> tuple[Maps, Tensor, Tensor, int]:
+def _described_rows(name: str) -> tuple[str, Maps, Tensor, Tensor, int]:
     """The maps, logits and log Σ, of which there is only the description, and the useful bytes."""
-    (size, dense, _), entries = row_calls()[name]
+    (operator, size, dense, _), entries = row_calls()[name]
     order, rows = 2, 1024
     pairs = torch.randperm(entries, generator=torch.Generator().manual_seed(0))
     pairs = pairs[: entries // 2 * 2 if dense else 40].view(-1, 2)
@@ -277,23 +277,29 @@ def _described_rows(name: str) -> tuple[Maps, Tensor, Tensor, int]:
     maps = permutation(torch.stack([torch.arange(entries), exchanged])).inverse_maps
     y = torch.empty(order, rows, entries, dtype=REALS[size], device="meta")
     lse = torch.empty(order, rows, dtype=accumulator(y), device="meta")
-    return maps, y, lse, useful("softmax", order, rows * entries, size)
+    kind = "backward" if operator == "softmax gradient" else "softmax"
+    return operator, maps, y, lse, useful(kind, order, rows * entries, size)
 
 
 def of_triton_rows(name: str) -> Budget:
-    """What Triton's kernel issues for a mean of softmaxes, and how often it reads the rows from memory.
+    """What Triton's kernel issues for a mean of softmaxes or its gradient, and how often it moves bytes of memory.
 
     A second reading finds in the L2 cache what of the rows in flight that holds, if registers do not hold the row.
     """
     from equikern.backends.triton import softmaxes
     from equikern.backends.triton.layout import operand
 
-    maps, y, lse, moved = _described_rows(name)
+    operator, maps, y, lse, moved = _described_rows(name)
     x, views, each, table = (operand(t)._replace(aligned=True) for t in (y[0], y, lse, maps.tables.own[0]))
-    plan: Any = softmaxes.mean_plan(maps.views, table, "probs", views, x, each)
-    row = y[:, 0].nbytes
+    plan: Any
+    if operator == "softmax":
+        plan, read = softmaxes.mean_plan(maps.views, table, "probs", views, x, each), y.nbytes
+    else:
+        plan = softmaxes.backward_plan(maps.views, table, "probs", views, x, views, each)
+        read = y.nbytes + y[0].nbytes
+    row = read // y.shape[1]
     found = min(1.0, L2 / (MULTIPROCESSORS * (64 // plan.num_warps) * plan.constants["R"] * row))
-    again = 0.0 if plan.constants["WHOLE"] else (1 - found) * y.nbytes / moved
+    again = 0.0 if plan.constants["WHOLE"] else (1 - found) * read / moved
     return {**of_plan(plan, moved=moved), "memory": round(1 + again, 3)}
 
 
@@ -305,14 +311,18 @@ def on_a_line(t: Tensor) -> Tensor:
 
 def of_cuda_rows(library: Path, name: str) -> Budget:
     """What the CUDA kernel issues for it."""
-    maps, y, lse, moved = _described_rows(name)
+    operator, maps, y, lse, moved = _described_rows(name)
     planner, codes = Blocks(library, plan_only=True), cuda_codes()
     assert not isinstance(codes, str), codes
     table = maps.tables.own[0]
     listed = tuple(None if t is None else on_a_line(t) for t in cuda._listed(maps.views, table))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_listed", lambda *_: listed)
-        assert planner.softmax_mean(y, y[0], lse, maps.views, table, "probs") > 0, f"{name}: no kernel"
+        if operator == "softmax":
+            ran = planner.softmax_mean(y, y[0], lse, maps.views, table, "probs")
+        else:
+            ran = planner.softmax_mean_backward(y[0], y, lse, y, maps.views, table, "probs")
+        assert ran > 0, f"{name}: no kernel"
     memory = memory_of(listed)
     memory.add(NOWHERE, 1 << 43, None)
     (one,) = planner.parameters()
@@ -346,7 +356,7 @@ def budgets(library: Path | None, few: bool = False) -> dict[str, dict[str, Budg
     named, rows = [*calls()], [*row_calls()]
     if few:
         named = _first_of_each((name, key) for name, (key, group, _) in calls().items() if (group, key[1]) == ("d4", 2))
-        rows = _first_of_each((name, key) for name, (key, _) in row_calls().items() if key[0] == 2)
+        rows = _first_of_each((name, key) for name, (key, _) in row_calls().items() if key[1] == 2)
     fork = get_context("fork")  # see compiling.compiled
     with ProcessPoolExecutor(2, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         table = dict(zip(some, pool.map(of_case, some, chunksize=2), strict=True))

@@ -10,7 +10,7 @@
 #include "cuda/dot_block.h"
 #include "cuda/plan.cpp"
 #include "cuda/row_plan.cpp"
-#include "cuda/softmax_block.h"
+#include "cuda/softmax_backward_block.h"
 #include "cuda/sum_block.h"
 #include "cuda/symmetrize_block.h"
 
@@ -165,20 +165,21 @@ extern "C" int run_call(const Arguments* a) {
 
 struct RowArguments {
   int64_t rank, n_views, dtype, log, moved, shared_limit;
-  const void* y;
+  const void *y, *grad;
   void *out, *lse;
-  const int64_t *sizes, *y_strides, *out_strides;
+  const int64_t *sizes, *y_strides, *out_strides, *grad_strides;
   const int32_t *positions, *sources;
   int64_t plan_only, one_block;
 };
 
-// Returns 1, 0 if there was nothing to do, -1 if there is no kernel.
+// Returns 1, 0 if there was nothing to do, -1 if there is no kernel. With grad it is the gradient.
 extern "C" int run_softmax_mean(const RowArguments* a) {
   RowCall call;
-  call.y = a->y, call.out = a->out, call.lse = a->lse;
+  call.y = a->y, call.out = a->out, call.lse = a->lse, call.grad = a->grad;
   call.sizes.assign(a->sizes, a->sizes + a->rank);
   call.y_strides.assign(a->y_strides, a->y_strides + a->rank + 1);
-  call.out_strides.assign(a->out_strides, a->out_strides + a->rank);
+  call.out_strides.assign(a->out_strides, a->out_strides + a->rank + (a->grad != nullptr));
+  if (a->grad) call.grad_strides.assign(a->grad_strides, a->grad_strides + a->rank);
   call.positions = a->positions, call.sources = a->sources, call.moved = a->moved, call.n_views = int(a->n_views);
   call.element_size = element_size(static_cast<Dtype>(a->dtype)), call.shared_limit = a->shared_limit;
   try {
@@ -190,10 +191,12 @@ extern "C" int run_softmax_mean(const RowArguments* a) {
     plan_only = a->plan_only, one_block = a->one_block;
     with_float(static_cast<Dtype>(a->dtype), [&](auto t) {
       using T = decltype(t);
-      if (a->log)
-        run<SoftmaxMean<T, true>>(plan, plan.rows, plan.shared_bytes, "run_rows");
-      else
-        run<SoftmaxMean<T, false>>(plan, plan.rows, plan.shared_bytes, "run_rows");
+      const auto of_kind = [&](auto log) {
+        constexpr bool kLog = decltype(log)::value;
+        if (a->grad) return run<SoftmaxMeanBackward<T, kLog>>(plan, plan.blocks, plan.shared_bytes, "run_rows");
+        run<SoftmaxMean<T, kLog>>(plan, plan.blocks, plan.shared_bytes, "run_rows");
+      };
+      a->log ? of_kind(std::true_type()) : of_kind(std::false_type());
     });
     return 1;
   } catch (const std::exception&) {

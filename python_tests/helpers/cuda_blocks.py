@@ -23,6 +23,7 @@ SHARED = 227 * 1024  # bytes that a block may have on Hopper and Blackwell
 
 _INTS = "op rank n_views element_size dtype"
 _ADDRESSES = "x out y sizes x_strides out_strides y_strides codes"
+_ROW_ADDRESSES = "y grad out lse sizes y_strides out_strides grad_strides positions sources"
 _OPTIONS = "weight_dims index_dims normalized scores_double minimum plan_only one_block"
 
 
@@ -39,7 +40,7 @@ class _Arguments(ctypes.Structure):
 class _RowArguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in "rank n_views dtype log moved shared_limit".split()),
-        *((name, ctypes.c_void_p) for name in "y out lse sizes y_strides out_strides positions sources".split()),
+        *((name, ctypes.c_void_p) for name in _ROW_ADDRESSES.split()),
         *((name, ctypes.c_int64) for name in "plan_only one_block".split()),
     ]
 
@@ -167,24 +168,36 @@ class Blocks:
         self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str, limit: int = SHARED
     ) -> int:
         """1, 0 if nothing was to do, -1 without a kernel: of a GPU that gives a block so much shared memory."""
+        return self._rows(y, None, out, lse, views, table, space, limit)
+
+    def softmax_mean_backward(
+        self, grad: Tensor, y: Tensor, lse: Tensor, out: Tensor, views: Views, table: Tensor | None, space: str,
+        limit: int = SHARED,
+    ) -> int:  # fmt: skip
+        return self._rows(y, grad, out, lse, views, table, space, limit)
+
+    def _rows(
+        self, y: Tensor, grad: Tensor | None, out: Tensor, lse: Tensor, views: Views, table: Tensor | None, space: str,
+        limit: int,
+    ) -> int:  # fmt: skip
         positions, sources = cuda._listed(views, table)
-        sizes, strides, out_strides = (_numbers(tuple(t)) for t in (out.shape, y.stride(), out.stride()))
+        strides = {"y_strides": y, "out_strides": out, "grad_strides": grad}
+        numbers = {name: _numbers(t.stride() if t is not None else ()) for name, t in strides.items()}
+        numbers["sizes"] = _numbers(tuple(y.shape[1:]))
+        tensors = {"y": y, "grad": grad, "out": out, "lse": lse, "positions": positions, "sources": sources}
         arguments = _RowArguments(
-            rank=out.dim(),
+            rank=y.dim() - 1,
             n_views=views.order,
             dtype=cuda._FLOATS[y.dtype],
             log=space == "log_probs",
             moved=0 if positions is None else len(positions),
             shared_limit=limit,
-            sizes=ctypes.addressof(sizes),
-            y_strides=ctypes.addressof(strides),
-            out_strides=ctypes.addressof(out_strides),
             plan_only=self.plan_only,
             one_block=self.one_block,
-            **{name: _address(t) for name, t in {"y": y, "out": out, "lse": lse}.items()},
-            **{name: _address(t) for name, t in {"positions": positions, "sources": sources}.items()},
+            **{name: ctypes.addressof(values) for name, values in numbers.items()},
+            **{name: _address(t) for name, t in tensors.items()},
         )
-        return self._ran(int(self._run_rows(ctypes.byref(arguments))), (y, out, lse, positions, sources))
+        return self._ran(int(self._run_rows(ctypes.byref(arguments))), tensors.values())
 
 
 def _address(t: Tensor | None) -> int | None:

@@ -86,7 +86,9 @@ def generation(world: World, size: int) -> int:
         torch.manual_seed(0)
         expected = one.generate(ids, attention_mask=mask, max_new_tokens=4, **options)
         torch.manual_seed(several.ranks.rank)  # those of the first count
+        before = torch.get_rng_state()
         found = several.generate(ids, attention_mask=mask, max_new_tokens=4, **options)
+        assert "do_sample" in options or torch.equal(torch.get_rng_state(), before), f"{name}: others' random numbers"
         assert torch.equal(found, expected), f"{name}: {found} for {expected}"
         done += 1
     lm = EquiLM(model, words(3), mesh=mesh)

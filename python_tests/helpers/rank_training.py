@@ -206,7 +206,8 @@ def waits(_: object) -> list[tuple[str, float]]:
     Each pair has a group of its own, since none is of use after an error.
     """
     rank, pair = dist.get_rank(), {}
-    short = dist.new_group([0, 1], timeout=timedelta(seconds=1))
+    dist.barrier()  # the timeout is one for its making, too, and a busy machine may start the processes far apart
+    short = dist.new_group([0, 1], timeout=timedelta(seconds=4))
     for other in (1, 2, 3):
         pair[other] = dist.new_group([0, other])
     x, target = _batch()
@@ -230,7 +231,7 @@ def waits(_: object) -> list[tuple[str, float]]:
 
 def _elsewhere(group: Any, x: Tensor) -> None:
     if dist.get_rank():
-        time.sleep(2)
+        time.sleep(6)
         return
     with torch.no_grad():
         EquiTune(classifier(), "c4", "trivial", mesh=group)(x)

@@ -49,9 +49,6 @@ ACTIONS: dict[str, Action] = {
 LEAD = (3, 1, 2)  # the first does not divide among two
 FEW = ("orbit", "mean", "weighted", "weighted softmax", "select", "select selected", "max", "std", "median")
 Run = Callable[..., Any]
-# Calls whose gradients take an operator of torch's own for which DTensor of the oldest torch has no rule, and which.
-_OLDEST = torch.__version__.startswith("2.8.")
-_LACKING = {"median": "sort", "score, max_prob": "argmax"} if _OLDEST else {}
 
 
 def _checked(
@@ -62,25 +59,24 @@ def _checked(
     axis: int,
     mesh: DeviceMesh,
     quiet: bool,
-    lacking: str | None,
 ) -> None:
     """A call on shards is the call on whole tensors, bit for bit, and its gradients are the same.
 
     ``skips``: how many dims each tensor has before the batch; ``axis``: which dim of the batch is sharded, if it is
-    one; ``quiet``: whether no message must be sent; ``lacking``: as in ``_called``.
+    one; ``quiet``: whether no message must be sent.
     """
 
     def placed(t: Tensor, skip: int) -> list[Placement]:
         return [Shard(axis + skip) if 0 <= axis + skip < t.dim() else Replicate()]
 
-    expected = _called(run, [t.clone() for t in given], lacking)
+    expected = _called(run, [t.clone() for t in given])
     forward = len(results(run(*given)))
     shards = [distribute_tensor(t, mesh, placed(t, skip)) for t, skip in zip(given, skips, strict=True)]
     if quiet:
         with CommDebugMode() as heard, torch.no_grad():
             run(*shards)
         assert heard.get_total_counts() == 0, f"{name}: {heard.get_comm_counts()}"
-    found = _called(run, [t.detach() for t in shards], lacking)
+    found = _called(run, [t.detach() for t in shards])
     _alike(name, found[:forward], expected[:forward], 0.0, 0.0)
     # Gradients that are sums over the batch are added up in another order.
     _alike(f"{name}, gradients", found[forward:], expected[forward:], 1e-4, 1e-5)
@@ -93,11 +89,8 @@ def _alike(name: str, found: Sequence[Tensor], expected: Sequence[Tensor], rtol:
         assert torch.allclose(whole, b, rtol, atol, equal_nan=True), f"{name}, result {k}: {whole} for {b}"
 
 
-def _called(run: Run, tensors: Sequence[Tensor], lacking: str | None = None) -> list[Tensor]:
-    """Results, and the gradients of what can have one.
-
-    ``lacking``: the operator of torch's own that those of DTensors fail for; then without gradients.
-    """
+def _called(run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Results, and the gradients of what can have one."""
     floats = [t.requires_grad_() for t in tensors if t.is_floating_point()]
     found = list(results(run(*tensors)))
     learning = [t for t in found if t.requires_grad]
@@ -105,11 +98,6 @@ def _called(run: Run, tensors: Sequence[Tensor], lacking: str | None = None) -> 
         return found
     # Not square, nor t + 1: torch 2.8 takes those of partial sums one by one.
     loss = sum(((t * t).sum() for t in learning[1:]), (learning[0] * learning[0]).sum())
-    if lacking is not None:
-        if isinstance(loss, DTensor):
-            with pytest.raises(NotImplementedError, match=rf"Operator aten\.{lacking}\."):
-                torch.autograd.grad(loss, floats, allow_unused=True)
-        return [t.detach() for t in found]
     grads = torch.autograd.grad(loss, floats, allow_unused=True)
     return [t.detach() for t in found] + [torch.zeros(()) if g is None else g for g in grads]
 
@@ -131,8 +119,7 @@ def operators(world: World) -> int:
             for axis in (0, 1, 2, last, *[-1] * grouped) if kind == "d4" else (0, last):
                 free = 1 if call.takes in ("weights", "scores") else last + 1 - action.dims
                 name = f"{call.name} under {kind}, dim {axis}"
-                quiet, lacking = 0 <= axis < free, _LACKING.get(call.name)
-                _checked(name, partial(call.run, action), given, skips, axis, mesh, quiet, lacking)
+                _checked(name, partial(call.run, action), given, skips, axis, mesh, 0 <= axis < free)
                 done += 1
     return done
 
@@ -161,12 +148,7 @@ def logits(world: World) -> int:
         calls[f"score, {score}"] = partial(orbit_score, kind=score), [y], [[Shard(0), Shard(1)]]
         calls[f"select by {score}"] = partial(_select, scores=score), [y], [rows_sharded]
     sharded: list[Placement] = [Shard(0), Replicate()]
-    if _OLDEST:
-        with pytest.raises(NotImplementedError, match=r"Operator aten\.aminmax\."):
-            _act(x, distribute_tensor(elements, mesh, sharded))
-        done += 1
-    else:
-        calls["act"] = _act, [x, elements], [[Shard(0), Shard(1)], sharded]
+    calls["act"] = _act, [x, elements], [[Shard(0), Shard(1)], sharded]
     calls["act by a plain tensor"] = _act, [x, elements], [[Shard(0), Shard(1)], []]
     calls["tokens"] = partial(orbit, action=turns), [ids], [[Shard(0), Shard(1)]]
     calls["loss of hidden states"] = (
@@ -183,10 +165,9 @@ def logits(world: World) -> int:
         [*calls["loss of hidden states"][2], everywhere],
     )
     for name, (run, given, placements) in calls.items():
-        lacking = _LACKING.get(name)
-        expected = _called(run, [t.clone() for t in given], lacking)
+        expected = _called(run, [t.clone() for t in given])
         shards = [distribute_tensor(t, mesh, p) if p else t for t, p in zip(given, placements, strict=True)]
-        _alike(name, _called(run, shards, lacking), expected, 1e-5, 1e-6)
+        _alike(name, _called(run, shards), expected, 1e-5, 1e-6)
         done += 1
     return done
 
@@ -263,7 +244,7 @@ def corners(world: World) -> None:
     # Sharded over the batch, or over dims that are made whole; each pair of processes has half of these.
     calls: list[tuple[str, Run, list[Tensor], list[int]]] = [("mean in a function", training, [y], [1])]
     for call in CALLS.values():
-        if call.name in FEW and call.name not in _LACKING:
+        if call.name in FEW:
             given = call.tensors(flip, LEAD, 4)
             grouped = int(call.takes != "image")
             calls.append((call.name, partial(call.run, flip), given, [grouped, *[1] * len(given)]))

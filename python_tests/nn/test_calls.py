@@ -210,7 +210,7 @@ def test_every_wrapper_hands_on_what_it_is_given(name: str) -> None:
 
 def test_exported_with_a_dynamic_batch() -> None:
     model, t = EquiTune(Denoiser(), "c4", "c4").eval(), torch.tensor([1.0, 2.0])
-    batch = torch.export.Dim("batch", min=2, max=64)
+    batch = torch.export.Dim("batch")  # of any size: no check of ours may bound it
     shapes = {"x": {0: batch}, "args": ({0: batch}, {0: batch})}
     with torch.no_grad():
         program = torch.export.export(model, (X, t, STATES), dynamic_shapes=shapes).module()

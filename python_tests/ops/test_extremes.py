@@ -35,6 +35,22 @@ pytestmark = pytest.mark.usefixtures("backend")
 SWAP = permutation([[*range(6)], [1, 0, *range(2, 6)]])
 
 
+# -- spreads of numbers near the end of the range
+
+
+@each("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_spreads_hold_up_to_the_sum_that_is_stated(dtype: torch.dtype) -> None:
+    """Views that are alike, and views around zero with the largest deviations."""
+    action, largest = trivial(cyclic_group(8)), 1.7e308 if dtype == torch.float64 else 3.3e38
+    y = torch.full((8, 33), largest / 8, dtype=dtype)
+    mean, std = orbit_reduce(y, action, "mean_std")
+    torch.testing.assert_close(mean, y[0])
+    assert bool((std == 0).all())
+    assert bool((orbit_reduce(y, action, "std") == 0).all())
+    signs = torch.tensor([1.0, -1.0], dtype=dtype).repeat(4)[:, None]
+    torch.testing.assert_close(orbit_reduce(1e18 * signs.expand(8, 33), action, "std"), (1e18 * signs[0]).expand(33))
+
+
 # -- scores that do not saturate
 
 

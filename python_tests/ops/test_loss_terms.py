@@ -230,6 +230,9 @@ def test_compiled(linear_one: bool) -> None:
         ({"softcap": 0.0}, ValueError, "softcap: expected a finite number above 0, got 0.0"),
         ({"softcap": -30}, ValueError, "softcap: expected a finite number above 0, got -30"),
         ({"softcap": float("nan")}, ValueError, "softcap: expected a finite number above 0, got nan"),
+        ({"softcap": 1e39}, ValueError, r"softcap: expected a number from 1\.2e-38 to 3\.4e\+38, got 1e\+39"),
+        ({"softcap": 1e-39}, ValueError, r"softcap: expected a number from 1\.2e-38 to 3\.4e\+38, got 1e-39"),
+        ({"z_loss": 1e39}, ValueError, r"z_loss: expected 0 or a number from 1\.2e-38 to 3\.4e\+38, got 1e\+39"),
         ({"softcap": True}, TypeError, "softcap: expected a finite number above 0, got bool"),
     ],
 )
@@ -243,17 +246,56 @@ def test_what_is_refused(options: dict[str, Any], kind: type[Exception], message
             orbit_cross_entropy(torch.zeros(3, 4, 50), TARGET, NINE, **options)
 
 
-def test_weights_are_those_of_all_samples() -> None:
-    """A batch of logits with one weight is a vmap like any other; a batch of weights is refused by name."""
+def test_operators_leave_nothing_unwritten_where_rows_have_no_class() -> None:
+    """The registered ones too, which the public checks do not stand before: losses and scores refuse, log Σ is −∞."""
+    y, target, operators = torch.zeros(2, 3, 0), torch.full((3,), -100), torch.ops.equikern
+    placed = trivial(cyclic_group(2)).inverse_maps.placed(y)
+    loss_call = (target, *placed, "logits", -100, 0.0, None)
+    calls = {
+        "cross_entropy": lambda: operators.cross_entropy(y, *loss_call, True),
+        "weighed_cross_entropy": lambda: operators.weighed_cross_entropy(y, *loss_call, True, 0.1, 0.0, None),
+        "linear_cross_entropy": lambda: operators.linear_cross_entropy(
+            torch.zeros(2, 3, 4), torch.zeros(0, 4), None, *loss_call, False, False, False
+        ),
+        "score": lambda: operators.score(y, "entropy"),
+        "score_select": lambda: operators.score_select(y, "entropy", *placed, True),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"expected .*one class or more"):
+            pytest.fail(f"{name} gave {call()}")
+    _, lse = operators.softmax_mean(y, *placed, "probs")
+    assert bool((lse == -torch.inf).all())
+
+
+def test_the_range_of_terms_is_that_of_the_sums() -> None:
+    """What float32 does not hold, float64 does."""
+    y = random_values((3, 4, 50), torch.float64, 1)
+    capped = orbit_cross_entropy(y, TARGET, NINE, softcap=1e39)
+    torch.testing.assert_close(capped, orbit_cross_entropy(y, TARGET, NINE))
+    assert orbit_cross_entropy(y, TARGET, NINE, z_loss=1e39) > 1e38
+    y = torch.zeros(3, 4, 50)
+    assert orbit_cross_entropy(y, TARGET, NINE, softcap=3e38).isfinite()
+
+
+def test_weights_of_all_samples_or_of_each() -> None:
+    """A batch of logits with one weight is a vmap like any other, and so is a batch of weights: in both losses."""
     y, weights = random_values((2, 3, 4, 50), torch.float64, 1), torch.stack([class_weights(50), class_weights(50, 10)])
+    eye = torch.eye(50, dtype=torch.float64)
 
     def call(t: Tensor, w: Tensor) -> Tensor:
         return orbit_cross_entropy(t, TARGET, NINE, weight=w, z_loss=0.1)
 
-    found = torch.vmap(call, (0, None))(y, weights[0])
-    torch.testing.assert_close(found, torch.stack([call(t, weights[0]) for t in y]))
-    with pytest.raises(ValueError, match=r"^weight: expected the same class weights for all samples of vmap"):
-        torch.vmap(call)(y, weights)
+    def linear_call(t: Tensor, w: Tensor) -> Tensor:
+        return linear_orbit_cross_entropy(t, eye, TARGET, NINE, class_weight=w, z_loss=0.1)
+
+    for some in (call, linear_call):
+        for places, pairs in (((0, None), [(t, weights[0]) for t in y]), ((0, 0), [*zip(y, weights, strict=True)])):
+            given = (y, weights if places[1] == 0 else weights[0])
+            torch.testing.assert_close(torch.vmap(some, places)(*given), torch.stack([call(*pair) for pair in pairs]))
+            found = torch.vmap(torch.func.grad(some), places)(*given)
+            torch.testing.assert_close(found, torch.stack([torch.func.grad(call)(*pair) for pair in pairs]))
+        alone = torch.vmap(some, (None, 0))(y[0], weights)
+        torch.testing.assert_close(alone, torch.stack([call(y[0], w) for w in weights]))
 
 
 def test_weights_have_no_derivative() -> None:

@@ -3,7 +3,8 @@
 ``python bench/papers/canonical`` trains each of them on ``sin‖x1‖ − ‖x2‖³/2 + x1·x2/(‖x1‖‖x2‖)`` of two planar vectors,
 for each seed on data of its own, and measures the squared error on as many fresh points, and how much a prediction
 changes when both vectors are turned. Settings, versions and every figure go to a JSON file, with a plot beside it;
-``--readme`` writes them into the README. ``--quick`` takes one seed, fewer epochs and one size of Θ.
+``--readme`` writes them into the README. ``--quick`` takes one seed, fewer epochs and one size of Θ. A run that was
+stopped goes on from what it has in ``canonical.partial.json``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import platform
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent
 START, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-HIDDEN = 100
+WIDTH = 200  # of the paper's network: 162,001 parameters
+WIDTH_BESIDE_LAMBDA, WIDTH_OF_LAMBDA = 198, 38  # which have 161,990 together
 RATE = 1e-3
 PAPER = {"plain": "0.91", "canonical": "0.41"}
+FRAMES = {"first": vector_frame, "sum": lambda x: vector_frame(x.sum(1, keepdim=True))}
 
 
 class Residual(nn.Module):
@@ -44,16 +48,10 @@ class Residual(nn.Module):
         return y
 
 
-def backbone() -> nn.Sequential:
-    """Five layers, three of them residual: two vectors (N, 2, 2) → one number (N, 1)."""
-    blocks = [Residual(HIDDEN) for _ in range(3)]
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, HIDDEN), nn.ReLU(), *blocks, nn.Linear(HIDDEN, 1))
-
-
-def weight_net() -> nn.Sequential:
-    """λ, three layers: (N, 2, 2) → (N, 1)."""
-    hidden = nn.Linear(4, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(HIDDEN, 1))
+def network(width: int, blocks: int) -> nn.Sequential:
+    """Linear maps with residual ones between: two vectors (N, 2, 2) → one number (N, 1)."""
+    between = [Residual(width) for _ in range(blocks)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, width), nn.ReLU(), *between, nn.Linear(width, 1))
 
 
 def turns(angles: Tensor) -> Tensor:
@@ -63,12 +61,26 @@ def turns(angles: Tensor) -> Tensor:
 
 
 def system(name: str) -> nn.Module:
-    """A model by its name in the tables; the number behind canonical-λ is that of Θ's evenly spread angles."""
+    """A model by its name in the tables, such as ``"canonical-λ, sum, |Θ| = 4"``.
+
+    In the middle is the vector whose angle h(x) is, the first or the sum; behind it how many even angles Θ has.
+    """
     if name == "plain":
-        return backbone()
-    count = 1 if name == "canonical" else int(name.rpartition(" ")[2])
+        return network(WIDTH, 4)
+    kind, frame, *size = name.split(", ")
+    count = int(size[0].rpartition(" ")[2]) if size else 1
     theta = turns(2 * math.pi * torch.arange(count, dtype=torch.float64) / count)
-    return CanonicalLambdaEquiTune(backbone(), vector_frame, theta, weight_net() if count > 1 else None)
+    if kind == "canonical":
+        return CanonicalLambdaEquiTune(network(WIDTH, 4), FRAMES[frame], theta, None)
+    return CanonicalLambdaEquiTune(network(WIDTH_BESIDE_LAMBDA, 4), FRAMES[frame], theta, network(WIDTH_OF_LAMBDA, 2))
+
+
+def names(sizes: list[int]) -> list[str]:
+    """The systems of a run."""
+    found = ["plain"]
+    for frame in FRAMES:
+        found += [f"canonical, {frame}", *(f"canonical-λ, {frame}, |Θ| = {count}" for count in sizes)]
+    return found
 
 
 def data(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -136,6 +148,11 @@ def picture(record: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def paper(name: str) -> str:
+    """The paper's test error of a system."""
+    return PAPER.get(name.partition(",")[0], "0.11–0.37")
+
+
 def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table: system, paper, test error and its spread, training error, change under a turn."""
 
@@ -145,10 +162,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
         return f"{statistics.mean(values):.2g}{spread}"
 
     keys = ("test error", "train error", "change under a turn")
-    return [
-        (name, PAPER.get(name, "0.11–0.37"), *(cell(runs, key) for key in keys))
-        for name, runs in record["systems"].items()
-    ]
+    return [(name, paper(name), *(cell(runs, key) for key in keys)) for name, runs in record["systems"].items()]
 
 
 HEADS = ("system", "paper", "test error (sd)", "training error (sd)", "change under a turn (sd)")
@@ -176,20 +190,22 @@ def with_figures(text: str, record: dict[str, Any]) -> str:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
+    from bench.papers.options import add_lengths, count  # its folder is known when it runs
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, 15 epochs, |Θ| = 4: less than 2 minutes")
-    parser.add_argument("--seeds", type=int, help="how many (5)")
-    parser.add_argument("--epochs", type=int, help="passes over the training points (100)")
-    parser.add_argument("--samples", type=int, default=10_000, help="training points, and test points (%(default)s)")
-    parser.add_argument("--batch", type=int, default=500, help="points of a step (%(default)s)")
-    parser.add_argument("--theta", type=int, nargs="+", help="sizes of Θ (2 4 8)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
+    add_lengths(parser, "one seed, 15 epochs, |Θ| = 4: less than 2 minutes")
+    parser.add_argument("--seeds", type=count, help="how many (5)")
+    parser.add_argument("--epochs", type=count, help="passes over the training points (100)")
+    parser.add_argument("--samples", type=count, default=10_000, help="training points, and test points (%(default)s)")
+    parser.add_argument("--batch", type=count, default=500, help="points of a step (%(default)s)")
+    parser.add_argument("--theta", type=count, nargs="+", help="sizes of Θ (2 4 8 16)")
+    parser.add_argument("--threads", type=count, default=2, help="of torch (%(default)s)")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="folder of the JSON file and the plot")
     parser.add_argument("--readme", action="store_true", help="only write the figures of results/ into the README")
     options = parser.parse_args(arguments)
     options.seeds = options.seeds or (1 if options.quick else 5)
     options.epochs = options.epochs or (15 if options.quick else 100)
-    options.theta = options.theta or ([4] if options.quick else [2, 4, 8])
+    options.theta = options.theta or ([4] if options.quick else [2, 4, 8, 16])
     return options
 
 
@@ -203,37 +219,40 @@ def main(arguments: list[str] | None = None) -> None:
         readme.write_text(with_figures(readme.read_text(), record))
         return
     torch.set_num_threads(options.threads)
-    names = ["plain", "canonical", *(f"canonical-λ, |Θ| = {count}" for count in options.theta)]
+    systems = names(options.theta)
+    settings = {"epochs": options.epochs, "samples": options.samples, "batch": options.batch, "rate": RATE}
+    settings |= {"parameters": {name: sum(p.numel() for p in system(name).parameters()) for name in systems}}
+    stem = options.output / ("canonical-quick" if options.quick else "canonical")
+    options.output.mkdir(parents=True, exist_ok=True)
+    partial = stem.with_suffix(".partial.json")
+    kept = json.loads(partial.read_text()) if partial.exists() else {}
+    runs = kept["runs"] if kept.get("settings") == settings else []
+    with Progress(console=console) as progress:
+        whole = progress.add_task("", total=options.seeds * len(systems))
+        for seed in range(options.seeds):
+            for name in systems:
+                if not any(run["system"] == name and run["seed"] == seed for run in runs):
+                    task = progress.add_task(f"{name}, seed {seed}", total=options.epochs)
+                    run = train(name, seed, options, lambda task=task: progress.advance(task))
+                    runs.append({"system": name, **run})
+                    progress.remove_task(task)
+                    partial.write_text(json.dumps({"settings": settings, "runs": runs}, ensure_ascii=False))
+                progress.advance(whole)
+    seeds = range(options.seeds)
+    by_system = {name: {run["seed"]: run for run in runs if run["system"] == name} for name in systems}
     record = {
-        "settings": {
-            "seeds": [],
-            "epochs": options.epochs,
-            "samples": options.samples,
-            "batch": options.batch,
-            "hidden": HIDDEN,
-            "rate": RATE,
-        },
+        "settings": {"seeds": [*seeds], **settings},
         "versions": {
             "equikern": equikern.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "backend": equikern.active_backend(),
         },
-        "systems": {name: [] for name in names},
+        "systems": {name: [by_system[name][seed] for seed in seeds] for name in systems},
     }
-    stem = options.output / ("canonical-quick" if options.quick else "canonical")
-    options.output.mkdir(parents=True, exist_ok=True)
-    with Progress(console=console) as progress:
-        for seed in range(options.seeds):
-            for name in names:
-                task = progress.add_task(f"{name}, seed {seed}", total=options.epochs)
-                run = train(name, seed, options, lambda task=task: progress.advance(task))
-                record["systems"][name].append(run)
-                progress.remove_task(task)
-            record["settings"]["seeds"].append(seed)
-            # After every seed: a run that is stopped leaves what it has.
-            stem.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            picture(record, stem.with_suffix(".png"))
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    picture(record, stem.with_suffix(".png"))
+    partial.unlink(missing_ok=True)
     table = Table(*HEADS)
     for row in rows(record):
         table.add_row(*row)
@@ -242,4 +261,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(FOLDER.resolve().parents[2]))
     main()

@@ -14,6 +14,7 @@ The relaxed systems exchange only the words that name persons of the group; the 
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -117,7 +118,15 @@ def prompts(kind: str, group: str) -> list[str]:
     return [f"The {group} {ending}" for ending in ENDINGS[kind]]
 
 
-_GROUPS = sorted((group for pair in PAIRS for group in pair.groups), key=len, reverse=True)
+JOINT = "intersectional"
+JOINT_SYSTEMS = ("plain", *(f"EquiLM, {pair.name}" for pair in PAIRS), "ProductEquiLM")
+# Gender × race × orientation: of each pair but gender, the word that tells its groups apart.
+JOINT_GROUPS = tuple(
+    f"{orientation.split()[0]} {race.split()[0]} {gender}"
+    for gender, race, orientation in itertools.product(*(pair.groups for pair in PAIRS))
+)
+
+_GROUPS = sorted((*JOINT_GROUPS, *(group for pair in PAIRS for group in pair.groups)), key=len, reverse=True)
 _SUBJECT = re.compile(f"^The ({'|'.join(_GROUPS)})\\b")
 
 

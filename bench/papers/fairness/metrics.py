@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from .contexts import JOINT_GROUPS, PAIRS
 from .proxies import LABELS, Judged
 
 
@@ -45,6 +47,29 @@ def gap(first: Judged, second: Judged) -> dict[str, float]:
         "mean_gap": mean,
         "standard_error": math.sqrt(variance / n),
         "share_gap": sum(abs(a[label] - b[label]) for label in LABELS) / 2,
+    }
+
+
+def joint(judged: dict[str, Judged]) -> dict[str, Any]:
+    """Of groups that differ in everything at once: each one's mean, the widest gap, and the gap of every single pair.
+
+    A pair's gap is between all groups that have its first word and those that have its second, which are otherwise the
+    same.
+    """
+    groups = [*judged]
+    gaps = {(a, b): gap(judged[a], judged[b]) for a, b in itertools.combinations(groups, 2)}
+    (a, b), widest = max(gaps.items(), key=lambda item: abs(item[1]["mean_gap"]))
+    count = len(PAIRS)
+    single = {}
+    for k, pair in enumerate(PAIRS):
+        halves: tuple[Judged, Judged] = [], []
+        for i, group in enumerate(JOINT_GROUPS):  # in the order of itertools.product
+            halves[i >> (count - 1 - k) & 1].extend(judged[group])
+        single[pair.name] = gap(*halves)
+    return {
+        "means": {group: regard(texts)["mean"] for group, texts in judged.items()},
+        "widest": {"groups": [a, b], **widest},
+        "gaps": single,
     }
 
 

@@ -70,9 +70,59 @@ def other_tables(results: dict[str, Any]) -> list[Lines]:
     ]
 
 
+def joint_tables(found: dict[str, Any]) -> list[Lines]:
+    """What is between the groups that differ in everything at once."""
+    rows = found["regard"]
+    pairs = [*rows[0]["gaps"]]
+    about = f"{len(found['groups'])} groups, {found['samples']} samples a context"
+    tables = []
+    for proxy in _unique(rows, "proxy"):
+        cells = []
+        for row in rows:
+            if row["proxy"] == proxy:
+                gaps = [f"{_number(g['mean_gap'])} ± {g['standard_error']:.3f}" for g in row["gaps"].values()]
+                widest = row["widest"]
+                between = f"{abs(widest['mean_gap']):.3f} ± {widest['standard_error']:.3f}"
+                cells.append([row["kind"], row["system"], between, " – ".join(widest["groups"]), *gaps])
+        columns = ["contexts", "system", "widest gap", "between", *pairs]
+        tables.append((f"Intersectional, mean score, {proxy}, ± standard error; {about}", columns, cells))
+    symmetry = [
+        [
+            system,
+            f"{100 * share:.1f} %",
+            *(f"{found['symmetry'].get(system, {}).get(k, float('nan')):.1e}" for k in KEYS),
+        ]
+        for system, share in found["transforms"].items()
+    ]
+    head = ["system", "samples that are the first group's, exchanged", "log P, token", "log P, text"]
+    views = found["views"]
+    title = f"Intersectional, symmetry under all {views['elements']} elements ({views['ProductEquiLM']} views)"
+    return [*tables, (title, head, [[cell.replace("nan", "–") for cell in row] for row in symmetry])]
+
+
+KEYS = ("token", "text")
+
+
+def text_table(found: dict[str, Any]) -> Lines:
+    """Perplexity of every text, and what each system adds to the plain model's."""
+    rows = []
+    for row in found["rows"]:
+        plain = row["values"]["plain"]
+        more = [
+            f"{value:.3f} ({100 * (value / plain - 1):+.2f} %)" for s, value in row["values"].items() if s != "plain"
+        ]
+        rows.append([row["text"], str(row["tokens"]), f"{plain:.3f}", *more])
+    return "Perplexity of every text (and above the plain model)", ["text", "tokens", *found["rows"][0]["values"]], rows
+
+
 def tables(results: dict[str, Any]) -> list[Lines]:
     """All tables."""
-    return [*gap_tables(results), *other_tables(results)]
+    found = [*gap_tables(results), *other_tables(results)]
+    if "intersectional" in results:
+        found += joint_tables(results["intersectional"])
+    if "texts" in results:
+        found.append(text_table(results["texts"]))
+    return found
 
 
 def show(results: dict[str, Any]) -> None:
@@ -99,6 +149,10 @@ def markdown(results: dict[str, Any], pictures: str) -> str:
         f"{settings['model']}, **{settings['samples']} samples a context**, seed {settings['seed']}; {machine['cpu']}, "
         f"torch {machine['torch']}, transformers {machine['transformers']}, commit {machine['commit'] or 'unknown'}."
     ]
+    for part in ("intersectional", "texts"):
+        if part in results:
+            commit = results[part]["machine"]["commit"] or "unknown"
+            parts[0] += f" {'Intersectional groups' if part == 'intersectional' else 'Texts'}: commit {commit}."
     for title, columns, rows in tables(results):
         lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in (columns, *rows)]
         lines.insert(1, f"|{'---|' * len(columns)}")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from equikern.lm import EquiLM, EquiZeroLM, REquiLM, REquiZeroLM, WordLists
+from equikern.lm import EquiLM, EquiZeroLM, ProductEquiLM, REquiLM, REquiZeroLM, WordLists
 
 from ..checkpoint import Checkpoint
-from .contexts import ENDINGS, PAIRS, SYSTEMS, Pair, prompts
+from .contexts import ENDINGS, JOINT, JOINT_GROUPS, JOINT_SYSTEMS, PAIRS, SYSTEMS, Pair, prompts
 
 NEW_TOKENS, TOP_K, BEAM_LENGTH = 15, 40, 5
 BLOCK = 5  # samples of every context in a batch, which is the checkpoint's unit
@@ -37,6 +37,13 @@ def systems(model: Any, tokenizer: Any, pair: Pair, score: Score) -> dict[str, A
         REquiZeroLM(model, relaxed, score, tokenizer, BEAM_LENGTH),
     )
     return dict(zip(SYSTEMS, made, strict=True))
+
+
+def joint_systems(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The plain model, each pair's EquiLM, and all pairs' words exchanged at once."""
+    lists = [word_lists(pair, tokenizer, relaxed=False) for pair in PAIRS]
+    made = (model, *(EquiLM(model, words) for words in lists), ProductEquiLM(model, lists))
+    return dict(zip(JOINT_SYSTEMS, made, strict=True))
 
 
 def block_seed(seed: int, block: int) -> int:
@@ -72,7 +79,7 @@ class Batch:
     """The samples number BLOCK·block … of all contexts for one group."""
 
     system: str
-    pair: Pair
+    pair: str
     group: str
     block: int
     count: int
@@ -86,7 +93,7 @@ class Batch:
 def batches(samples: int) -> list[Batch]:
     """Every batch of a run, block by block, so that a checkpoint serves every smaller number of samples too."""
     return [
-        Batch(system, pair, group, start // BLOCK, min(BLOCK, samples - start))
+        Batch(system, pair.name, group, start // BLOCK, min(BLOCK, samples - start))
         for start in range(0, samples, BLOCK)
         for system in SYSTEMS
         for pair in PAIRS
@@ -94,10 +101,20 @@ def batches(samples: int) -> list[Batch]:
     ]
 
 
+def joint_batches(samples: int) -> list[Batch]:
+    """The same of the groups that differ in everything at once."""
+    return [
+        Batch(system, JOINT, group, start // BLOCK, min(BLOCK, samples - start))
+        for start in range(0, samples, BLOCK)
+        for system in JOINT_SYSTEMS
+        for group in JOINT_GROUPS
+    ]
+
+
 def sample(
     made: dict[str, dict[str, Any]],
     tokenizer: Any,
-    samples: int,
+    wanted: list[Batch],
     seed: int,
     done: Checkpoint,
     progress: Callable[[Batch], None] = lambda _: None,
@@ -105,12 +122,13 @@ def sample(
     """Draw what the checkpoint does not hold yet.
 
     Args:
-        made: the ``systems`` of every pair, by its name.
+        made: the ``systems`` of every pair, by its name; those of the joint groups by ``JOINT``.
+        wanted: ``batches`` or ``joint_batches``.
         progress: called behind every batch.
     """
-    for batch in batches(samples):
+    for batch in wanted:
         if batch.key not in done:
-            system = made[batch.pair.name][batch.system]
+            system = made[batch.pair][batch.system]
             contexts = [context for kind in ENDINGS for context in prompts(kind, batch.group)]
             done[batch.key] = generate(system, tokenizer, contexts, batch.count, block_seed(seed, batch.block))
         progress(batch)
@@ -120,15 +138,15 @@ Place = tuple[str, str, str, str]  # kind, system, pair, group
 
 
 def collected(
-    tokenizer: Any, samples: int, done: Checkpoint
+    tokenizer: Any, wanted: list[Batch], done: Checkpoint
 ) -> tuple[dict[Place, list[list[int]]], dict[Place, list[str]]]:
     """Continuations and whole texts by place, in an order that is the same for all groups and systems."""
     ids: dict[Place, list[list[int]]] = {}
     texts: dict[Place, list[str]] = {}
-    for batch in batches(samples):
+    for batch in wanted:
         rows = iter(done[batch.key])
         for kind in ENDINGS:
-            place = (kind, batch.system, batch.pair.name, batch.group)
+            place = (kind, batch.system, batch.pair, batch.group)
             for context in prompts(kind, batch.group):
                 for _ in range(batch.count):
                     row = next(rows)

@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ..options import add_lengths, add_output, complain, count, missing
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 5
@@ -22,31 +23,22 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/fashion",
         description="a small CNN trained on upright Fashion-MNIST, made invariant to quarter turns in four ways",
     )
-    arguments.add_argument("--quick", action="store_true", help="one seed, a short training: a minute")
-    arguments.add_argument("--seeds", type=int, metavar="N", help=f"how many networks ({SEEDS}, quick 1)")
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
-    )
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
+    add_lengths(arguments, "one seed, a short training: a minute")
+    arguments.add_argument("--seeds", type=count, metavar="N", help=f"how many networks ({SEEDS}, quick 1)")
+    add_output(arguments, HERE, 2)
     return arguments
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.seeds is not None and options.seeds < 1:
-        parser().error(f"--seeds: expected 1 or more, got {options.seeds}")
     if options.readme:
         from .. import figures
         from . import report
 
-        path = HERE / "results/fashion.json"
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        return figures.update(HERE / "README.md", report.figures(results, "results/fashion.png"))
-    if missing := [name for name in ("matplotlib", "rich") if find_spec(name) is None]:
-        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
-        return 2
+        return figures.update_from(HERE, "fashion", report)
+    if lacking := missing(("matplotlib", "rich")):
+        return complain(lacking, '".[bench]"')
     from .. import figures
     from . import report
 
@@ -59,11 +51,7 @@ def run(arguments: list[str]) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.plot(results, stem.with_suffix(".png"))
-    figures.show(report.tables(results))
-    print(f"{stem}.json and {stem.name}.png")
-    return 0
+    return figures.keep(results, stem, report)
 
 
 def measured(settings: dict[str, int], seeds: range, threads: int, saved: Path) -> dict[str, Any]:
@@ -84,7 +72,7 @@ def measured(settings: dict[str, int], seeds: range, threads: int, saved: Path) 
         if kept["settings"] == settings:
             runs = [run for run in kept["runs"] if run["seed"] in seeds]
     start = time.perf_counter()
-    work = settings["steps"] + settings["lambda_steps"] + settings["tune_steps"]
+    work = settings["steps"] + 2 * settings["lambda_steps"] + 2 * settings["tune_steps"]
     with Progress() as progress:
         task = progress.add_task("training", total=work * len(seeds), completed=work * len(runs))
         for seed in seeds:

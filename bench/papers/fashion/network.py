@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from equikern import EquiTune, EquiZero, LambdaEquiTune, grid, orbit_act, train_backbone, train_weights
+from equikern import EquiTune, EquiZero, LambdaEquiTune, grid, orbit_act, train_backbone, train_weights, weight_network
 from torch import Tensor, nn
 
-from .data import CLASSES
+from .data import CLASSES, Labelled, batches
 
 C4 = grid("c4")
 BATCH = 128
-FEATURES = "11"  # the submodule behind the second last ReLU
+FEATURES = "11"  # the submodule behind the second last ReLU, whose 64 numbers λ reads
+MAPS = "7"  # that behind the last convolution's ReLU, whose maps λ reads unpooled
+PIXELS = 32 * 7 * 7
 
 
 def network() -> nn.Sequential:
-    """Three convolutions and two linear layers; its submodule FEATURES gives the 64 numbers that λ reads."""
+    """Three convolutions and two linear layers."""
     return nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -26,22 +29,10 @@ def network() -> nn.Sequential:
     )
 
 
-def batches(
-    x: Tensor, labels: Tensor, steps: int, size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many random batches, in epochs."""
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.randperm(len(x), generator=generator)
-        some, order = order[:size], order[size:]
-        yield x[some], labels[some]
-
-
 def fit(
     model: nn.Module,
     parameters: list[nn.Parameter],
-    data: tuple[Tensor, Tensor],
+    data: Labelled,
     steps: int,
     rate: float,
     generator: torch.Generator,
@@ -54,7 +45,7 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
-    for x, labels in batches(*data, steps, BATCH if not momentum else 32, generator):
+    for x, labels in batches(data, steps, BATCH if not momentum else 32, generator):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), labels).backward()
         optimizer.step()
@@ -88,11 +79,22 @@ def one_seed(seed: int, settings: dict[str, int], data: dict[str, Any], advance:
     found["equitune"] = accuracy(EquiTune(backbone, C4, "trivial"), x, labels)
     found["equizero"] = accuracy(EquiZero(backbone, C4, "trivial", loss="max_prob"), x, labels)
     weighted = LambdaEquiTune(backbone, C4, "trivial", 64, FEATURES)
-    parameters = train_weights(weighted)
-    fit(weighted, parameters, data["train"], settings["lambda_steps"], 0.1, generator, advance, momentum=True)
-    found["λ-equitune"] = accuracy(weighted, x, labels)
+    unpooled = LambdaEquiTune(
+        backbone, C4, "trivial", nn.Sequential(nn.Flatten(), weight_network(PIXELS)), MAPS, pool=None
+    )
+    for name, model in (("λ-equitune", weighted), ("λ-equitune, unpooled", unpooled)):
+        parameters = train_weights(model)
+        rate = 0.1 if model is weighted else 0.01
+        fit(model, parameters, data["train"], settings["lambda_steps"], rate, generator, advance, momentum=True)
+        found[name] = accuracy(model, x, labels)
     trust = weighted.weights(upright[:1000]).mean(1).tolist()  # by the angle that an upright image is turned by
-    parameters = train_backbone(weighted)
-    fit(weighted, parameters, data["train"], settings["tune_steps"], 2e-3, generator, advance, momentum=True)
-    found["λ-equitune, tuned"] = accuracy(weighted, x, labels)
+    # Stage two, from the same λ on the same batches: λ and what it reads stand still, as in the paper, or λ's features
+    # are those of the backbone that is tuned.
+    for name, frozen in (("tuned, λ frozen", True), ("tuned, λ following", False)):
+        batches_of_both = torch.Generator().manual_seed(1000 + seed)
+        again = copy.deepcopy(backbone), copy.deepcopy(weighted.weight_net)
+        model = LambdaEquiTune(again[0], C4, "trivial", again[1], FEATURES, frozen=frozen)
+        parameters = train_backbone(model)
+        fit(model, parameters, data["train"], settings["tune_steps"], 2e-3, batches_of_both, advance, momentum=True)
+        found[name] = accuracy(model, x, labels)
     return {"seed": seed, "accuracy": found, "trust": trust}

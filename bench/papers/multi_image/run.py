@@ -18,10 +18,12 @@ SEEDS = range(1, 6)  # 0 was looked at while the networks were chosen
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
+    from bench.papers.options import add_lengths, count  # its folder is known when it runs
+
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no more")
+    add_lengths(arguments, "one seed and few steps: shows that it runs, no more")
     arguments.add_argument("--seeds", type=int, nargs="+", default=None, metavar="N", help="seeds to train (1 … 5)")
-    arguments.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
+    arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument(
         "--work", type=Path, default=HERE / "work", metavar="DIR", help="finished trainings, kept (%(default)s)"
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ..options import add_device, add_lengths, add_output, complain, count, missing
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = {  # import name → distribution
@@ -36,20 +36,15 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/pipeline",
         description="what equitune, equizero and λ-equitune take beside EfficientNet-lite0's forward: under 3 minutes",
     )
-    arguments.add_argument("--quick", action="store_true", help="one image, C4, 2 rounds: shows that it runs, no more")
-    arguments.add_argument("--device", choices=("cpu", "cuda"), help="what to measure: the GPU where there is one")
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    add_lengths(arguments, "one image, C4, 2 rounds: shows that it runs, no more")
+    add_output(arguments, HERE, 2, "the results")
+    add_device(arguments)
     arguments.add_argument(
-        "--rounds", type=int, metavar="N", help=f"at most so many ({FULL['rounds']}); none begins after {SECONDS} s"
+        "--rounds", type=count, metavar="N", help=f"at most so many ({FULL['rounds']}); none begins after {SECONDS} s"
     )
     arguments.add_argument(
-        "--views-per-forward", type=int, metavar="N", help="views of one forward of the backbone (CPU: 2, GPU: all)"
+        "--views-per-forward", type=count, metavar="N", help="views of one forward of the backbone (CPU: 2, GPU: all)"
     )
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of the results (%(default)s)"
-    )
-    arguments.add_argument("--force", action="store_true", help="overwrite results of the same commit")
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from the results")
     return arguments
 
 
@@ -61,18 +56,15 @@ def run(arguments: list[str]) -> int:
         from . import report
 
         return figures.update(HERE / "README.md", report.figures(options.output))
-    if missing := [name for module, name in PACKAGES.items() if find_spec(module) is None]:
-        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[demo]"', file=sys.stderr)
-        return 2
+    if lacking := missing(PACKAGES):
+        return complain(lacking, '".[demo]"')
     from bench.ops import machine
 
     from .. import figures
     from . import report
 
     device = options.device or machine.devices()[0]
-    path: Path = options.output / machine.slug(machine.name(device), "quick" if options.quick else "")
-    if path.exists() and not options.force:
-        print(f"{path} exists; choose another folder with --output or overwrite it with --force", file=sys.stderr)
+    if (path := figures.unwritten(options, device)) is None:
         return 2
     settings = {**(QUICK if options.quick else FULL), "device": device, "size": SIZE, "complete": not options.quick}
     settings["rounds"] = options.rounds or settings["rounds"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from ..figures import Table, markdown
+from ..figures import Table, markdown, middle, newest
 
 SHARE, RATIO = 0.02, 1.1  # the goals
 MERGES = {  # what each wrapper calls behind its backbone
@@ -16,17 +15,6 @@ MERGES = {  # what each wrapper calls behind its backbone
     "λ-equitune": "weighted mean of the logits",
     "equitune of feature maps": "mean of the feature maps",
 }
-
-
-def middle(values: list[float], digits: int, factor: float = 1.0) -> str:
-    """Median and range.
-
-    Example:
-        >>> middle([0.012, 0.01, 0.02], 1, 100)
-        '1.2 (1.0–2.0)'
-    """
-    shown = [f"{factor * value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
-    return f"{shown[0]} ({shown[1]}–{shown[2]})"
 
 
 def outside(rounds: list[dict[str, float]]) -> list[float]:
@@ -91,23 +79,10 @@ def _pages(settings: dict[str, Any]) -> str:
     return "" if settings["pages_kept"] else ", fresh pages"
 
 
-def newest(folder: Path) -> list[dict[str, Any]]:
-    """The newest complete results of each kind of device."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        kind = results["settings"]["device"]
-        if results["settings"]["complete"] and (
-            kind not in found or found[kind]["machine"]["time"] < results["machine"]["time"]
-        ):
-            found[kind] = results
-    return [found[kind] for kind in sorted(found)]
-
-
 def figures(folder: Path) -> str:
     """What README.md shows of a folder of results."""
     parts = []
-    for results in newest(folder):
+    for results in newest(folder).values():
         machine, settings = results["machine"], results["settings"]
         parts.append(
             f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, {settings['batch']} images, load "

@@ -40,20 +40,23 @@ def collect(folder: Path, path: Path) -> dict[str, Any]:
     return results | {"path": path}
 
 
-def _of(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
+def of(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    """The runs of a task."""
     return [run for run in results["runs"] if run["job"]["task"] == task]
 
 
-def _tasks(results: dict[str, Any]) -> list[str]:
-    return [task for task in TITLES if _of(results, task)]
+def tasks(results: dict[str, Any]) -> list[str]:
+    """The tasks of which there are runs."""
+    return [task for task in TITLES if of(results, task)]
 
 
-def _means(run: dict[str, Any], system: str) -> list[float]:
+def means(run: dict[str, Any], system: str) -> list[float]:
     """The mean return after every leg."""
     return [statistics.mean(point["returns"][system]) for point in run["curve"]]
 
 
-def _cell(values: list[float]) -> str:
+def cell(values: list[float]) -> str:
+    """Mean ± standard deviation."""
     digits = 3 if max(map(abs, values)) <= 1 else 1
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
@@ -66,22 +69,22 @@ def table(results: dict[str, Any]) -> str:
         "| plain | equitune | equizero | equitune − plain | equizero − equitune |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for task in _tasks(results):
-        runs = _of(results, task)
+    for task in tasks(results):
+        runs = of(results, task)
         where = f"{TITLES[task]} | {runs[0]['job']['steps']:,}, {len(runs)}"
         for when in ("last", "all"):
             values = {
                 system: [
-                    means[-1] if when == "last" else statistics.mean(means)
-                    for means in (_means(run, system) for run in runs)
+                    curve[-1] if when == "last" else statistics.mean(curve)
+                    for curve in (means(run, system) for run in runs)
                 ]
                 for system in COLORS
             }
             steps = []
             for low, high in (("plain", "equitune"), ("equitune", "equizero")):
                 gains = [b - a for a, b in zip(values[low], values[high], strict=True)]
-                steps.append(f"{_cell(gains)}, {sum(gain > 0 for gain in gains)} of {len(gains)} seeds")
-            cells = [_cell(values[system]) for system in COLORS]
+                steps.append(f"{cell(gains)}, {sum(gain > 0 for gain in gains)} of {len(gains)} seeds")
+            cells = [cell(values[system]) for system in COLORS]
             lines.append(f"| {where} | {when} | {' | '.join(cells + steps)} |")
     return "\n".join(lines)
 
@@ -91,17 +94,17 @@ def write(results: dict[str, Any], folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = _tasks(results)
+    named = tasks(results)
     path: Path = results["path"]
-    if not tasks:
+    if not named:
         return [path]
-    figure = Figure(figsize=(4.6 * len(tasks), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(named), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        runs = _of(results, task)
+    for ax, task in zip(figure.subplots(1, len(named), squeeze=False)[0], named, strict=True):
+        runs = of(results, task)
         steps = [point["steps"] / 1000 for point in runs[0]["curve"]]
         for system, color in COLORS.items():
-            columns = list(zip(*(_means(run, system) for run in runs), strict=True))
+            columns = list(zip(*(means(run, system) for run in runs), strict=True))
             mean = [statistics.mean(column) for column in columns]
             spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
             style = "--" if system == "equizero" else "-"  # it can lie on equitune's line

@@ -18,8 +18,10 @@ SEEDS = 5
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
+    from bench.papers.options import add_lengths  # its folder is known when it runs
+
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="one seed and few steps: shows that it runs, no more")
+    add_lengths(arguments, "one seed and few steps: shows that it runs, no more")
     arguments.add_argument("--seeds", type=int, nargs="+", default=None, metavar="N", help="seeds to train (0 … 4)")
     arguments.add_argument("--tasks", nargs="+", default=None, metavar="TASK", help="environments to train (all)")
     arguments.add_argument(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..options import count
+from ..options import add_lengths, add_output, add_work, complain, count, missing
 
 HERE = Path(__file__).resolve().parent
 # Updates, sentences of each, Adam's rate, updates between validations, weight decay, whether the rate falls to 0.
@@ -43,57 +42,33 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/scan",
         description="SCAN's commands translated by RNN, GRU and LSTM, made equivariant to swaps of words",
     )
-    arguments.add_argument(
-        "--quick", action="store_true", help="the committed network, a part of the test, a short tuning: a minute"
-    )
-    arguments.add_argument("--full", action="store_true", help="all networks, trained here: hours (without --quick)")
+    add_lengths(arguments, "the committed network, a part of the test, a short tuning: a minute")
     arguments.add_argument("--seeds", type=count, metavar="N", help="networks of each kind (3)")
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and plot (%(default)s)"
-    )
-    arguments.add_argument(
-        "--work",
-        type=Path,
-        default=HERE / "work",
-        metavar="DIR",
-        help="folder of networks and checkpoints (%(default)s)",
-    )
-    arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
-    arguments.add_argument("--report", action="store_true", help="train nothing: results of what is done so far")
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures, from results/")
+    add_output(arguments, HERE, 1)
+    add_work(arguments, HERE)
     return arguments
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.quick and options.full:
-        parser().error("--quick and --full: expected one of them at most")
     if options.readme:
         from .. import figures
         from . import report
 
-        path = HERE / "results/scan.json"
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        return figures.update(HERE / "README.md", report.figures(results, "results/scan.png"))
-    if missing := [name for name in ("matplotlib", "rich", "safetensors") if find_spec(name) is None]:
-        print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
-        return 2
+        return figures.update_from(HERE, "scan", report)
+    if lacking := missing(("matplotlib", "rich", "safetensors")):
+        return complain(lacking, '".[bench]"')
     from .. import figures
     from . import report
 
-    options.output.mkdir(parents=True, exist_ok=True)
     try:
         results = quick(options.threads) if options.quick else full(options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     stem = options.output / ("quick" if options.quick else "scan")
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.plot(results, stem.with_suffix(".png"))
-    figures.show(report.tables(results))
-    print(f"{stem}.json and {stem.name}.png")
-    return 0
+    return figures.keep(results, stem, report)
 
 
 def full(options: argparse.Namespace) -> dict[str, Any]:

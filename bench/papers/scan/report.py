@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ..figures import Table, markdown
+from ..figures import Table, made_by, page
 from .names import CELLS, PRODUCTS, SCAN, SPLITS, SYSTEMS, TUNED
 
 Runs = dict[str, dict[str, Any]]
@@ -114,14 +114,9 @@ def _iterations(results: dict[str, Any]) -> str:
     return f"{updates:,} iterations" if batch == 1 else f"{updates:,} iterations of {batch} sentences"
 
 
-def figures(results: dict[str, Any] | None, picture: str) -> str:
+def figures(results: dict[str, Any], picture: str) -> str:
     """What README.md shows of the results."""
-    if results is None:
-        return "No results yet."
-    machine = results["machine"]
-    commits = sorted({run["commit"] for run in results["runs"].values() if run["commit"]})
-    made = f"torch {machine['torch']}, {machine['threads']} thread, {machine['cpu']}; commits {', '.join(commits)}."
-    return "\n\n".join([made, *map(markdown, tables(results)), f"![Accuracy against iterations]({picture})"])
+    return page(made_by(results), tables(results), "Accuracy against iterations", picture)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

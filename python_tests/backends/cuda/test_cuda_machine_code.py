@@ -166,7 +166,7 @@ ROWS: dict[str, tuple[Action, tuple[int, ...]]] = {
 @each("name", ROWS)
 @each("dtype", TOLERANCE)
 def test_means_of_softmaxes(blocks: MachineCode, name: str, dtype: torch.dtype) -> None:
-    """Also of rows of which all is masked."""
+    """And their gradients, also of rows of which all is masked."""
     action, shape = ROWS[name]
     maps, y, x = action.inverse_maps, 3 * made((action.order, *shape), dtype), made(shape, dtype)
     y[:, -1, ..., 5:], y[0, -1] = torch.finfo(dtype).min, torch.finfo(dtype).min
@@ -176,6 +176,10 @@ def test_means_of_softmaxes(blocks: MachineCode, name: str, dtype: torch.dtype) 
         c, d = (torch.full(y.shape[:-1], float("nan"), dtype=accumulator(y)) for _ in range(2))
         reference.softmax_mean(y, a, c, views, table, space)
         agree(blocks, [b, d], [a, c], blocks.softmax_mean(y, b, d, views, table, space), TOLERANCE[dtype])
+        e, f = blank(y), blank(y)
+        reference.softmax_mean_backward(x, y, c, e, views, table, space)
+        ran = blocks.softmax_mean_backward(x, y, c, f, views, table, space)
+        agree(blocks, [f], [e], ran, 4 * TOLERANCE[dtype])
 
 
 def test_no_cuda_kernel_is_left_out(blocks: MachineCode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -62,6 +63,20 @@ def shifted(t: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     return memory[shift : shift + t.numel()].view(t.shape), memory
 
 
+def aligned() -> Iterator[tuple[torch.dtype, tuple[int, ...], int]]:
+    """Dtypes, leading dims, and where the first row begins behind a boundary."""
+    for k, dtype in enumerate(EPS):
+        # A whole number of vectors of rows, so that all lie alike; rows that do not; one.
+        for n, lead in enumerate([(8,), (3, 1), (1,)]):
+            yield dtype, lead, (k + n) % 4
+
+
+def assert_alone(out: Tensor, memory: Tensor) -> None:
+    """Nothing was written outside of a result that ``shifted`` made."""
+    out.fill_(7)
+    assert bool((memory == 7).all()), "written outside of the result"
+
+
 def check(blocks: Blocks, y: Tensor, action: Action, space: str, out: Tensor | None = None) -> None:
     """Against the reference in float64; the result is rounded once."""
     maps = action.inverse_maps
@@ -81,20 +96,61 @@ def check(blocks: Blocks, y: Tensor, action: Action, space: str, out: Tensor | N
     torch.testing.assert_close(lse.double(), exact_lse, rtol=wide, atol=wide, equal_nan=True)
 
 
+def check_backward(
+    blocks: Blocks, y: Tensor, grad: Tensor, action: Action, space: str, out: Tensor | None = None
+) -> None:
+    """The gradient against the reference in float64: sums are of some thousands, in another order."""
+    maps = action.inverse_maps
+    views, table = maps.views, maps.table(y)
+    out = torch.full(y.shape, math.nan, dtype=y.dtype) if out is None else out
+    mean, lse = torch.empty(y.shape[1:], dtype=torch.float64), torch.empty(y.shape[:-1], dtype=torch.float64)
+    reference.softmax_mean(y.double(), mean, lse, views, table, space)
+    assert blocks.softmax_mean_backward(grad, y, lse.to(accumulator(y)), out, views, table, space) == 1
+    exact = torch.empty(y.shape, dtype=torch.float64)
+    reference.softmax_mean_backward(grad.double(), y.double(), lse, exact, views, table, space)
+    wide = 1e-5 if y.dtype != torch.float64 else 1e-12
+    largest = 1 + grad.abs().amax().double()
+    torch.testing.assert_close(out.double(), exact, rtol=2 * EPS[y.dtype] + wide, atol=float(wide * largest))
+
+
+@each(("name", "space"), [(name, space) for name in ACTIONS for space in SPACES])
+def test_every_gradient_dtype_and_alignment(
+    cuda_blocks: Blocks, name: str, space: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    action = ACTIONS[name]
+    for dtype, lead, shift in aligned():
+        y, _ = shifted(logits(action, lead, dtype), shift)
+        grad, _ = shifted(logits(action, lead, dtype, seed=1)[0], shift if lead != (8,) else 0)
+        for start in (0, shift):
+            out, memory = shifted(torch.full(y.shape, math.nan, dtype=dtype), start)
+            check_backward(cuda_blocks, y, grad, action, space, out)
+            assert_alone(out, memory)
+    assert "runtime error" not in capfd.readouterr().err
+
+
+@each("space", SPACES)
+def test_strides_of_gradients(cuda_blocks: Blocks, space: str) -> None:
+    """Rows with gaps in every tensor; a gradient that all rows share."""
+    action, V = ACTIONS["few"], 1101
+    for dtype in EPS:
+        y = logits(action, (3, 2, 4), dtype, V + 19)[:, :, :, ::2, 8 : 8 + V].transpose(1, 2)
+        out = torch.full((2, 3, 2, 2, V + 3), math.nan, dtype=dtype)[..., 1 : V + 1].transpose(1, 2)
+        grad = logits(action, (2, 3, 2), dtype, V, seed=1)[0]
+        check_backward(cuda_blocks, y, grad, action, space, out)
+        check_backward(cuda_blocks, y, grad[:1, :1, :1].expand(2, 3, 2, V), action, space)
+
+
 @each(("name", "space"), [(name, space) for name in ACTIONS for space in SPACES])
 def test_every_table_dtype_and_alignment(
     cuda_blocks: Blocks, name: str, space: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     action = ACTIONS[name]
-    for k, dtype in enumerate(EPS):
-        # A whole number of vectors of rows, so that all lie alike; rows that do not; one.
-        for n, lead in enumerate([(8,), (3, 1), (1,)]):
-            y, _ = shifted(logits(action, lead, dtype), (k + n) % 4)
-            for start in (0, (k + n) % 4):
-                out, memory = shifted(torch.full(y.shape[1:], math.nan, dtype=dtype), start)
-                check(cuda_blocks, y, action, space, out)
-                out.fill_(7)
-                assert bool((memory == 7).all()), "written outside of the result"
+    for dtype, lead, shift in aligned():
+        y, _ = shifted(logits(action, lead, dtype), shift)
+        for start in (0, shift):
+            out, memory = shifted(torch.full(y.shape[1:], math.nan, dtype=dtype), start)
+            check(cuda_blocks, y, action, space, out)
+            assert_alone(out, memory)
     assert "runtime error" not in capfd.readouterr().err
 
 
@@ -134,21 +190,27 @@ def test_plans(cuda_blocks: Blocks, data: st.DataObject) -> None:
     y = torch.empty(order, rows, V, dtype=dtype, device="meta")
     lse = torch.empty(order, rows, dtype=accumulator(y), device="meta")
     views = trivial(cyclic_group(order)).inverse_maps.views
-    found = planner.softmax_mean(y, y[0], lse, views, None, "probs", limit)
-    wide = accumulator(y).itemsize
-    least = order * (V * dtype.itemsize + (256 + 32) * 2 * wide + 4 * wide)
+    wide, gradient = accumulator(y).itemsize, data.draw(st.booleans(), label="gradient")
+    if gradient:  # a block a view's row, which it stages with the mean's gradient's
+        found = planner.softmax_mean_backward(y[0], y, lse, y, views, None, "probs", limit)
+        staged, scales, lanes = 2, 0, (256 + 32) * wide
+    else:
+        found = planner.softmax_mean(y, y[0], lse, views, None, "probs", limit)
+        staged, scales, lanes = order, order * 4 * wide, order * (256 + 32) * 2 * wide
+    least = staged * V * dtype.itemsize + lanes + scales
     if found == -1:
-        assert least + order * 31 > limit
+        assert least + staged * 31 > limit
         return
     (launched,) = planner.parameters()
     plan = RowPlan.from_buffer_copy(launched.plan)
-    assert launched.blocks == rows
+    assert plan.rows == rows
+    assert launched.blocks == plan.blocks == rows * (order if gradient else 1)
     assert least <= launched.shared <= limit
-    assert plan.lanes_start >= order * 4 * wide
-    assert plan.rows_start >= plan.lanes_start + order * (256 + 32) * 2 * wide
+    assert plan.lanes_start >= scales
+    assert plan.rows_start >= plan.lanes_start + lanes
     assert plan.run_bytes >= V * dtype.itemsize + 15
     assert plan.run_bytes % 16 == plan.rows_start % 16 == plan.lanes_start % 16 == 0
-    assert launched.shared >= plan.rows_start + order * plan.run_bytes
+    assert launched.shared >= plan.rows_start + staged * plan.run_bytes
 
 
 class RowSide(ctypes.Structure):
@@ -159,7 +221,7 @@ class RowPlan(ctypes.Structure):
     """``RowPlan`` of csrc/cuda/row_plan.h."""
 
     _fields_ = [
-        *((name, RowSide) for name in ("y", "out")),
+        *((name, RowSide) for name in ("y", "out", "grad")),
         *((name, ctypes.c_uint64) for name in ("lse", "positions", "sources")),
         ("lead", ctypes.c_int64 * 8),
         ("rows", ctypes.c_int64),
@@ -167,7 +229,17 @@ class RowPlan(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in "n_lead n_views V moved lanes_start rows_start run_bytes shared_bytes".split()
         ),
+        ("blocks", ctypes.c_int64),
     ]
+
+
+def longest(fits: Callable[[int], bool]) -> int:
+    """The largest number up to 130,000 that fits, where all smaller ones do."""
+    low, high = 1, 130_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @each(("dtype", "space"), [(dtype, space) for dtype in EPS for space in SPACES])
@@ -180,12 +252,28 @@ def test_the_longest_row(cuda_blocks: Blocks, dtype: torch.dtype, space: str) ->
         lse = torch.empty(order, 1, dtype=accumulator(y), device="meta")
         return planner.softmax_mean(y, y[0], lse, trivial(cyclic_group(2)).inverse_maps.views, None, space) == 1
 
-    low, high = 1, 130_000
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    low = longest(fits)
     assert low > TALL.get(dtype, 40_000)
     check(cuda_blocks, logits(swaps(2, low, 40), (1,), dtype), swaps(2, low, 40), space)
+
+
+@each("dtype", EPS)
+def test_the_longest_row_with_a_gradient(cuda_blocks: Blocks, dtype: torch.dtype) -> None:
+    """A row of one view and one of the gradient, however many views there are."""
+    planner = Blocks(cuda_blocks.library, plan_only=True)
+
+    def fits(order: int, V: int) -> bool:
+        y = torch.empty(order, 1, V, dtype=dtype, device="meta")
+        lse = torch.empty(order, 1, dtype=accumulator(y), device="meta")
+        views = trivial(cyclic_group(order)).inverse_maps.views
+        return planner.softmax_mean_backward(y[0], y, lse, y, views, None, "probs") == 1
+
+    low = longest(lambda V: fits(9, V))
+    assert low > 56_000 * 2 // dtype.itemsize
+    assert fits(1, low)
+    assert not fits(1, low + 1)
+    y = logits(swaps(2, low, 40), (1,), dtype)
+    check_backward(cuda_blocks, y, y[1].flip(-1), swaps(2, low, 40), "probs")
 
 
 def hostile(dtype: torch.dtype) -> Tensor:
@@ -217,6 +305,24 @@ def test_hostile_logits(cuda_blocks: Blocks, dtype: torch.dtype, space: str) -> 
     torch.testing.assert_close(out, expected, rtol=4 * EPS[dtype], atol=4 * EPS[dtype], equal_nan=True)
     expected_lse[expected_lse == math.inf] = math.nan  # as Triton's kernels have it
     torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@each(("dtype", "space"), [(dtype, space) for dtype in EPS for space in SPACES])
+def test_hostile_logits_with_gradients(cuda_blocks: Blocks, dtype: torch.dtype, space: str) -> None:
+    """Rows with masks and the largest numbers; rows whose log Σ is not finite have no gradient to compare."""
+    y, action = hostile(dtype), ACTIONS["few"]
+    maps = action.inverse_maps
+    views, table = maps.views, maps.table(y)
+    mean, lse = torch.empty(y.shape[1:], dtype=dtype), torch.empty(y.shape[:-1], dtype=accumulator(y))
+    reference.softmax_mean(y, mean, lse, views, table, space)
+    grad = logits(action, (11,), dtype, seed=2)[0]
+    expected, found = torch.empty_like(y), torch.full_like(y, math.nan)
+    reference.softmax_mean_backward(grad, y, lse, expected, views, table, space)
+    assert cuda_blocks.softmax_mean_backward(grad, y, lse, found, views, table, space) == 1
+    good = lse.isfinite()
+    tolerance = max(4 * EPS[dtype], 1e-4 if dtype != torch.float64 else 0)
+    torch.testing.assert_close(found[good], expected[good], rtol=tolerance, atol=tolerance)
+    assert good.sum() > 12
 
 
 def test_the_same_whatever_is_beside(cuda_blocks: Blocks) -> None:

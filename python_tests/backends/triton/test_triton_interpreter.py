@@ -257,6 +257,9 @@ else:
         kernels.reduce(y, std, of(D4), None, "std", 1.0, None, None, None)
         views = torch.stack([view(y[g], word) for g, word in enumerate(D4.split(" "))]).double()
         torch.testing.assert_close(std.double(), views.std(0, correction=0), rtol=1e-3, atol=1e-4)
+        large = torch.full((8, 17, 17), 4e37, dtype=torch.bfloat16)  # whose sum float32 just holds
+        kernels.reduce(large, std, of(D4), None, "std", 1.0, None, None, None)
+        assert bool((std == 0).all())
 
     @pytest.mark.parametrize("kind", ["dense", "channels_last"])
     @pytest.mark.parametrize("k", [1, 2, 3])
