@@ -29,6 +29,7 @@ from .buildinfo import BuildInfo, build_info
 from .coordinates import Coordinates, boxes, heat_maps, keypoints
 from .groups import Group, cyclic_group, dihedral_group, product_group
 from .nn import (
+    CanonicalEquiTune,
     CanonicalLambdaEquiTune,
     EquiDetector,
     EquiTune,
@@ -43,8 +44,10 @@ from .nn import (
     MultiInputEquiTune,
     ProductEquiTune,
     RegularLift,
+    energy_network,
     principal_frame,
     train_backbone,
+    train_energy,
     train_weights,
     vector_frame,
     weight_network,
@@ -70,6 +73,7 @@ __all__ = [
     "Action",
     "Audit",
     "BuildInfo",
+    "CanonicalEquiTune",
     "CanonicalLambdaEquiTune",
     "Coordinates",
     "EquiDetector",
@@ -99,6 +103,7 @@ __all__ = [
     "build_info",
     "cyclic_group",
     "dihedral_group",
+    "energy_network",
     "field",
     "grid",
     "heat_maps",
@@ -124,6 +129,7 @@ __all__ = [
     "symmetrize",
     "tokens",
     "train_backbone",
+    "train_energy",
     "train_weights",
     "trivial",
     "tuned",

@@ -131,7 +131,7 @@ class _Model:
         self.forwards += 1
         given = self.given
         if batch is not None and batch < given.batch:
-            given = given.first(batch)
+            given = given.some(torch.arange(batch, device=given.x.device))
         args, kwargs = given.seen([g], self.tables)
         return self.model(*args, **kwargs)
 

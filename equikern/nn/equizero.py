@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..actions import Action, GroupAction
 from ..core import checks
-from ..core.act import act, listed
+from ..core.act import act
 from ..core.functions import recorded_for_later
 from ..ops import orbit_score, orbit_select
 from ..ops.score import Kind
@@ -22,12 +22,12 @@ from .joined import Chosen
 from .merging import Gathered, Merge, Output, Selected
 from .outputs import Fitted
 from .specs import InputSpec, OutputSpec
-from .views import OrbitModule, in_group_order
+from .views import OrbitModule
 
 if TYPE_CHECKING:
     from .joined import Mesh
 
-__all__ = ["EquiZero"]
+__all__ = ["EquiZero", "Loss", "check_losses", "view_losses"]
 
 Loss = Literal["max_prob", "entropy", "margin", "similarity", "max_q"]
 LOSSES: dict[Loss, Kind] = {  # and what orbit_score calls them
@@ -42,8 +42,10 @@ LOSSES: dict[Loss, Kind] = {  # and what orbit_score calls them
 class EquiZero(OrbitModule):
     """Equizero: ``M(x) = g*⁻¹ M(g* x)`` with ``g* = argmin_g ℓ(M(g x))`` (arXiv 2305.09900).
 
-    Zero-shot: nothing is learned, and one view's output is kept as it is, unblurred by the others. Ties go to the
-    lowest group element. Choosing has no useful gradient, so ``gradient`` names the stand-in whose it gets.
+    Zero-shot: nothing is learned, and one view's output is kept as it is, unblurred by the others. Views that tie for
+    the best are averaged, as those of symmetric images are, so that no answer depends on which frame an input came in;
+    ``orbit_select`` says when scores tie. Choosing has no useful gradient, so ``gradient`` names the stand-in whose it
+    gets.
 
     Args:
         backbone, inp, out, views_per_forward, strict, mesh: as in ``EquiTune``.
@@ -93,15 +95,10 @@ class EquiZero(OrbitModule):
         mesh: Mesh | None = None,
     ) -> None:
         super().__init__(backbone, inp, out, views_per_forward, strict, mesh)
-        if not callable(loss):
-            checks.choice("loss", loss, tuple(LOSSES))
+        self.classes = check_losses(loss, classes)
         checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
-        classes = index("classes", classes)
-        if classes >= 0:
-            raise ValueError(f"classes: expected a negative number, counted from the end, got {classes}")
         self.loss = loss
         self.gradient = gradient
-        self.classes = classes
         self.scored = scored
 
     def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
@@ -120,16 +117,9 @@ class EquiZero(OrbitModule):
             return Selected(output)
         return Gathered(output, self._merge_one)
 
-    def _merge_one(self, y: Tensor, action: Action, scores: Tensor | None, elements: list[int]) -> Tensor:
-        best: Tensor | Kind | None = scores
-        if scores is None:
-            assert not callable(self.loss)
-            best = LOSSES[self.loss]
-        elif any(g != k for k, g in enumerate(elements)):
-            # Views lie in another order than the group's: let ties still go to the lowest element.
-            chosen = best_view(in_group_order(scores, elements), True)
-            best = (listed(elements, chosen.device)[:, None] != chosen).to(scores.dtype)
-        merged = orbit_select(y, best, action, "min", self.gradient)  # type: ignore[arg-type]
+    def _merge_one(self, y: Tensor, action: Action, scores: Tensor | None, _: list[int]) -> Tensor:
+        assert scores is not None
+        merged = orbit_select(y, scores, action, "min", self.gradient, ties="mean")
         assert isinstance(merged, Tensor)
         return merged
 
@@ -143,7 +133,7 @@ class EquiZero(OrbitModule):
         return self._of_all(found, parts)
 
     def chosen(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
-        """g*, the chosen element of each sample: (B,) int64."""
+        """g*, the chosen element of each sample: (B,) int64; the lowest one of equal scores."""
         return best_view(self.scores(x, *args, **kwargs), True)
 
     def inverse(self, y: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -265,62 +255,65 @@ class EquiZero(OrbitModule):
         return act(x, elements, self._tables(inp), True)
 
     def _beside(self, fitted: Fitted, beside: Tensor | None) -> Tensor | None:
-        return None if self._scored_in_place(fitted) else self._losses(fitted).detach()
-
-    def _scored_in_place(self, fitted: Fitted) -> bool:
-        """Whether ``orbit_select`` can score rows in the pass that chooses: where the backbone's only output carries a
-        named loss, has a row of classes for each sample, and holds all views, of which no other process has some.
-        """
-        if callable(self.loss) or self.classes != -1 or self.ranks is not None:
-            return False
-        y = self._scored(fitted.tree)
-        if len(fitted.pairs) != 1 or fitted.pairs[0][0] is not y or y.dim() != 3 or len(y) != self.inp.order:
-            return False
-        action = fitted.pairs[0][1]
-        return isinstance(action, Action) and checks.keeps_rows(action)
+        return self._losses(fitted).detach()
 
     def _losses(self, fitted: Fitted) -> Tensor:
         """(n, B) losses of the outputs (n, B, …) of n views."""
-        part = fitted.tree
-        if callable(self.loss):
-            losses = self.loss(part)
-            if not isinstance(losses, Tensor):
-                raise TypeError(f"loss: expected it to return a tensor of losses (n, B), got {type(losses).__name__}")
-            n, batch = fitted.shape
-            if losses.dim() != 2 or losses.shape[0] != n or losses.shape[1] != batch:
-                raise ValueError(
-                    f"loss: expected one number for every view and sample, {fitted.shape}, got {tuple(losses.shape)}"
-                )
-            return losses
-        y = self._scored(part)
-        if y.dim() + self.classes < 2:
-            raise ValueError(
-                f"classes: expected outputs (n, B, …) with a dim {self.classes} behind the batch, got {tuple(y.shape)}"
-            )
-        kind = LOSSES[self.loss]
-        losses = orbit_score(y, kind, dim=self.classes)
-        if losses.dim() == 2:
-            return losses
-        if kind in ("max_prob", "margin"):  # 1 − p: one tie, whose logarithm is infinite, must not decide for a map
-            losses = -torch.expm1(-losses)
-        return losses.flatten(2).mean(2)
-
-    def _scored(self, part: Any) -> Tensor:
-        if self.scored is not None:
-            try:
-                part = part[self.scored]
-            except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(f"scored: the backbone's outputs have no {self.scored!r}: {error!r}") from None
-        if not isinstance(part, Tensor):
-            raise ValueError(
-                "scored: expected the key or position of the output that carries the loss, since the backbone returns "
-                f"a {type(part).__name__}"
-            )
-        return part
+        return view_losses(fitted, self.loss, self.classes, self.scored)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         return f"{super().extra_repr()}, loss={self.loss!r}, gradient={self.gradient!r}"
+
+
+def check_losses(loss: object, classes: int) -> int:
+    """That it is a loss of views, and a dim counted from the end, which is given back."""
+    if not callable(loss):
+        checks.choice("loss", loss, tuple(LOSSES))
+    classes = index("classes", classes)
+    if classes >= 0:
+        raise ValueError(f"classes: expected a negative number, counted from the end, got {classes}")
+    return classes
+
+
+def view_losses(fitted: Fitted, loss: Loss | Callable[[Any], Tensor], classes: int, scored: str | int | None) -> Tensor:
+    """(n, B) losses of the outputs (n, B, …) of n views, see ``EquiZero``."""
+    if callable(loss):
+        losses = loss(fitted.tree)
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"loss: expected it to return a tensor of losses (n, B), got {type(losses).__name__}")
+        n, batch = fitted.shape
+        if losses.dim() != 2 or losses.shape[0] != n or losses.shape[1] != batch:
+            raise ValueError(
+                f"loss: expected one number for every view and sample, {fitted.shape}, got {tuple(losses.shape)}"
+            )
+        return losses
+    y = _scored(fitted.tree, scored)
+    if y.dim() + classes < 2:
+        raise ValueError(
+            f"classes: expected outputs (n, B, …) with a dim {classes} behind the batch, got {tuple(y.shape)}"
+        )
+    kind = LOSSES[loss]
+    losses = orbit_score(y, kind, dim=classes)
+    if losses.dim() == 2:
+        return losses
+    if kind in ("max_prob", "margin"):  # 1 − p: one tie, whose logarithm is infinite, must not decide for a map
+        losses = -torch.expm1(-losses)
+    return losses.flatten(2).mean(2)
+
+
+def _scored(part: Any, scored: str | int | None) -> Tensor:
+    if scored is not None:
+        try:
+            part = part[scored]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"scored: the backbone's outputs have no {scored!r}: {error!r}") from None
+    if not isinstance(part, Tensor):
+        raise ValueError(
+            "scored: expected the key or position of the output that carries the loss, since the backbone returns "
+            f"a {type(part).__name__}"
+        )
+    return part
 
 
 def _batch(y: object) -> int:

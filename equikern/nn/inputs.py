@@ -72,10 +72,13 @@ class Given:
         def see(at: str, t: Tensor, action: Action) -> Tensor:
             return orbit_some(t, tables(action), elements, at).flatten(0, 1)
 
+        return self.shown(see, len(elements))
+
+    def shown(self, see: Callable[[str, Tensor, Action], Tensor], n: int) -> tuple[list[Any], dict[str, Any]]:
+        """What the backbone is given for n views, of which ``see`` makes those of an input, (n·B, …)."""
         if not self._kwargs and len(self._args) == 1 and self._args[0] is self.x:
             return [see("x", self.x, self.action)], {}
-        args, kwargs, specs = self._args, self._kwargs, self._specs
-        n, batch = len(elements), self.batch
+        args, kwargs, specs, batch = self._args, self._kwargs, self._specs, self.batch
 
         def view(at: str, value: Any, spec: Any) -> Any:
             return see(at, value, spec) if isinstance(spec, Action) else _repeated(at, value, n, batch, spec)
@@ -101,12 +104,21 @@ class Given:
 
         return self._changed(put)
 
-    def first(self, count: int) -> Given:
-        """The same of the first samples alone."""
+    def some(self, samples: Tensor) -> Given:
+        """The same call of some samples; labels stay those of all."""
+        chosen: list[int] | None = None
 
         def put(_: str, value: Any, spec: Any) -> Any:
-            sized = (isinstance(value, Tensor) and value.dim() > 0) or isinstance(value, (tuple, list))
-            return value[:count] if sized and spec != SHARED and len(value) == self.batch else value
+            nonlocal chosen
+            if spec == SHARED or (isinstance(value, Tensor) and (value.dim() == 0 or value.shape[0] != self.batch)):
+                return value
+            if isinstance(value, Tensor):
+                return value.index_select(0, samples)
+            if isinstance(value, (tuple, list)) and len(value) == self.batch:
+                chosen = samples.tolist() if chosen is None else chosen
+                some = [value[b] for b in chosen]
+                return some if isinstance(value, list) else tuple(some)
+            return value
 
         return self._changed(put)
 

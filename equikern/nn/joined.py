@@ -5,7 +5,8 @@ merge                            what processes tell one another
 ================================ ======================================================================================
 sums, means of functions         the partial sums, in the accumulator's dtype
 weighted by λ                    Σ λ y and Σ λ together; for a softmax the largest logarithm of each sample before
-the choice of a view             scores and elements of each one's best view; then the best of all from who has it
+the choice of a view             the scores of each one's best view; then the best of all from who has it, and their
+                                 mean if several tie
 largest, smallest                each one's, where no gradient is wanted
 all others; views                the views themselves, which are then merged everywhere as one process does
 ================================ ======================================================================================
@@ -23,8 +24,8 @@ from torch.autograd import Function
 
 from ..actions import Action
 from ..core.act import listed
-from ..ops import orbit_select
 from ..ops.checked import orbit_sum
+from ..ops.select import agree
 from ..views import accumulator
 from .merging import Extremum, Gathered, Merge, Output, Selected, Summed, Weighted, _each_sample
 
@@ -64,48 +65,57 @@ class Chosen(Selected):
     ) -> None:
         super().__init__(output)
         self.gradient, self.order, self.ranks = gradient, order, ranks
-        self.parts: list[tuple[Tensor, Action, list[int]]] = []
+        self.parts: list[tuple[Tensor, Action, list[int], Tensor]] = []
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
         super().add(y.detach(), elements, beside)
         if self.gradient is not None and y.requires_grad:
+            assert beside is not None
             y, back = self.output.upright(y, elements)
-            self.parts.append((y, Action(self.output.action.name, back.inverse), list(elements)))
+            self.parts.append((y, Action(self.output.action.name, back.inverse), list(elements), beside))
 
     def join(self, idle: bool) -> None:
-        """Find the best view of all processes."""
+        """Find the best view of all processes, or the mean of those that tie."""
         assert self.best is not None
         assert self.score is not None
-        assert self.element is not None
+        assert self.count is not None
         score = torch.full_like(self.score, torch.nan) if idle else self.score
-        said = torch.stack((score.double(), self.element.double()))  # both fit, and go in one message
-        scores, elements = self.ranks.gathered(
+        said = torch.stack((score.double(), self.count.double()))  # both fit, and go in one message
+        scores, counts = self.ranks.gathered(
             said[None], self.ranks.size, "the scores of each process's best view"
         ).unbind(1)
-        best, element = scores[0], elements[0]
-        owner = torch.zeros_like(self.element)
+        best, owner = scores[0], torch.zeros_like(self.count)
         for rank in range(1, self.ranks.size):
-            ahead = (scores[rank] < best) | ((scores[rank] == best) & (elements[rank] < element))
-            ahead = ahead | (best.isnan() & ~scores[rank].isnan())
-            owner = torch.where(ahead, rank, owner)
-            best, element = torch.where(ahead, scores[rank], best), torch.where(ahead, elements[rank], element)
-        self.score, self.element = best.to(score.dtype), element.long()
-        self.best = self.ranks.chosen(self.best, owner == self.ranks.rank, "all-reduce of the chosen views")
+            ahead = (scores[rank] < best) | (best.isnan() & ~scores[rank].isnan())
+            owner, best = torch.where(ahead, rank, owner), torch.where(ahead, scores[rank], best)
+        self.score = best.to(score.dtype)
+        ties = agree(scores.to(score.dtype), self.score)
+        count = (counts * ties).sum(0)
+        own = self.best
+        self.best = self.ranks.chosen(own, owner == self.ranks.rank, "all-reduce of the chosen views")
+        several = ties.sum(0) > 1
+        if not own.is_cpu or bool(several.any()):
+            share = (self.count * ties[self.ranks.rank] / count.clamp(min=1)).to(accumulator(own))
+            own = own.to(share.dtype).masked_fill(~_each_sample(ties[self.ranks.rank], own), 0)
+            mean = self.ranks.total(own * _each_sample(share, own), "the views that tie").to(self.best.dtype)
+            self.best = torch.where(_each_sample(several, mean), mean, self.best)
         if self.parts:
-            terms = [self._stand_in(*part) for part in self.parts]
+            terms = [self._stand_in(*part, count) for part in self.parts]
             stand_in = sum(terms[1:], terms[0])
             self.parts = []
             self.best = self.ranks.carried(self.best, neutral(stand_in) if idle else stand_in, "the chosen views")
 
-    def _stand_in(self, y: Tensor, action: Action, elements: list[int]) -> Tensor:
+    def _stand_in(self, y: Tensor, action: Action, elements: list[int], scores: Tensor, count: Tensor) -> Tensor:
         """What the views of one part put into the stand-in whose gradient the choice has."""
         if self.gradient == "mean":
             return orbit_sum(y, action, 1.0 / self.order)
-        assert self.element is not None
-        wanted = self.element if self.gradient == "selected" else torch.zeros_like(self.element)
-        misses = listed(elements, y.device)[:, None] != wanted
-        view = cast(Tensor, orbit_select(y, misses.to(accumulator(y)), action, gradient="selected"))
-        return torch.where(_each_sample(~misses.all(0), view), view, torch.zeros_like(view))
+        assert self.score is not None
+        if self.gradient == "selected":
+            shares = agree(scores.to(self.score.dtype), self.score) / count.clamp(min=1)
+        else:
+            first = listed(elements, y.device).unsqueeze(1) == 0
+            shares = first.expand(len(elements), y.shape[1])
+        return orbit_sum(y, action, 1.0, shares.to(accumulator(y)))
 
 
 def join(merge: Merge, ranks: Ranks, parts: list[list[int]]) -> None:

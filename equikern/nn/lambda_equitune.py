@@ -22,7 +22,7 @@ from .views import OrbitModule
 if TYPE_CHECKING:
     from .joined import Mesh
 
-__all__ = ["LambdaEquiTune", "train_backbone", "train_weights", "weight_network"]
+__all__ = ["LambdaEquiTune", "evaluate_still", "only", "train_backbone", "train_weights", "weight_network"]
 
 
 def weight_network(features: int, hidden: int = 100) -> nn.Sequential:
@@ -176,11 +176,7 @@ class LambdaEquiTune(OrbitModule):
     def train(self, mode: bool = True) -> LambdaEquiTune:
         """As ever, but a part with nothing to train stays in evaluation mode, so that its statistics do not move."""
         super().train(mode)
-        for part in (self.backbone, self.weight_net, self.frozen):
-            if isinstance(part, nn.Module):
-                parameters = list(part.parameters())
-                if parameters and not any(p.requires_grad for p in parameters):
-                    part.eval()
+        evaluate_still(self.backbone, self.weight_net, self.frozen)
         return self
 
     def extra_repr(self) -> str:
@@ -197,11 +193,12 @@ def train_weights(model: LambdaEquiTune) -> list[nn.Parameter]:
         >>> model.backbone.weight.requires_grad
         False
     """
-    return _only(model, "weight_net", "backbone")
+    return only(model, "weight_net", "backbone")
 
 
-def train_backbone(model: LambdaEquiTune) -> list[nn.Parameter]:
-    """The second stage: λ stands still, the backbone is tuned. Returns the parameters for the optimizer.
+def train_backbone(model: OrbitModule) -> list[nn.Parameter]:
+    """The second stage: λ, or the energy, stands still, the backbone is tuned. Returns the parameters for the
+    optimizer.
 
     Where λ reads the backbone's own features it goes on following them; ``frozen=True`` keeps it still altogether.
 
@@ -210,12 +207,15 @@ def train_backbone(model: LambdaEquiTune) -> list[nn.Parameter]:
         >>> [tuple(p.shape) for p in train_backbone(model)], model.weight_net.training
         ([(3, 4), (3,)], False)
     """
-    return _only(model, "backbone", "weight_net")
+    return only(model, "backbone", "energy" if hasattr(model, "energy") else "weight_net")
 
 
-def _only(model: LambdaEquiTune, learning: str, standing: str) -> list[nn.Parameter]:
-    if not isinstance(model, nn.Module) or not hasattr(model, "weight_net"):
-        raise TypeError(f"model: expected one with a weight_net, such as a LambdaEquiTune, got {type(model).__name__}")
+def only(model: nn.Module, learning: str, standing: str) -> list[nn.Parameter]:
+    """One part of a model learns, another one stands still."""
+    wanted = standing if learning == "backbone" else learning
+    if not isinstance(model, nn.Module) or not hasattr(model, learning) or not hasattr(model, standing):
+        kind = "CanonicalEquiTune" if wanted == "energy" else "LambdaEquiTune"
+        raise TypeError(f"model: expected one with a {wanted}, such as a {kind}, got {type(model).__name__}")
     learns, stands = getattr(model, learning), getattr(model, standing)
     if not isinstance(learns, nn.Module):
         raise TypeError(f"model: expected a {learning} with parameters to train, got {type(learns).__name__}")
@@ -224,6 +224,15 @@ def _only(model: LambdaEquiTune, learning: str, standing: str) -> list[nn.Parame
         stands.requires_grad_(False)
     model.train()
     return list(learns.parameters())
+
+
+def evaluate_still(*parts: object) -> None:
+    """Parts with nothing to train go into evaluation mode."""
+    for part in parts:
+        if isinstance(part, nn.Module):
+            parameters = list(part.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
 
 
 def _frozen_copy(backbone: object) -> nn.Module:

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..actions import Action
 from ..coordinates import Coordinates
 from ..core import checks
-from ..core.act import listed
+from ..core.functions import functional
 from ..ops import orbit_reduce, orbit_select
 from ..ops.checked import orbit_sum
+from ..ops.select import agree, tied
 from ..reductions import REDUCTIONS
 from ..views import accumulator
 from ..views.grid import compose, inverse_word, turn_grid, upright
@@ -255,30 +256,43 @@ def _each_sample(t: Tensor, like: Tensor) -> Tensor:
 
 
 class Selected(Merge):
-    """The view of the smallest score (n, B), without a gradient: ties go to the lowest element, NaN never wins."""
+    """The view of the smallest score (n, B), or the mean of those that tie, without a gradient; NaN never wins."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(output)
         self.best: Tensor | None = None
-        self.score: Tensor | None = None
-        self.element: Tensor | None = None
+        self.score: Tensor | None = None  # of the best, NaN where all are
+        self.count: Tensor | None = None  # how many views tie with it
 
     def add(self, y: Tensor, elements: Sequence[int], beside: Tensor | None) -> None:
         assert beside is not None
         y, back = self.output.upright(y, elements)
         acting = _action(self.output.action.name, back)
-        found, index = cast("tuple[Tensor, Tensor]", orbit_select(y, beside, acting, gradient=None, return_index=True))
+        found, index = cast(
+            "tuple[Tensor, Tensor]",
+            orbit_select(y, beside, acting, gradient=None, ties="mean", return_index=True),
+        )
+        beside = beside.to(torch.promote_types(beside.dtype, torch.float32))
         score = beside.gather(0, index.unsqueeze(0)).squeeze(0)
-        element = listed(elements, index.device)[index]
+        count = tied(beside).sum(0).clamp(min=1)
         if self.best is None:
-            self.best, self.score, self.element = found, score, element
+            self.best, self.score, self.count = found, score, count
             return
         assert self.score is not None
-        assert self.element is not None
-        ahead = (score < self.score) | ((score == self.score) & (element < self.element))
-        ahead = ahead | (self.score.isnan() & ~score.isnan())
-        self.best = torch.where(_each_sample(ahead, found), found, self.best)
-        self.score, self.element = torch.where(ahead, score, self.score), torch.where(ahead, element, self.element)
+        assert self.count is not None
+        ahead = (score < self.score) | (self.score.isnan() & ~score.isnan())
+        least = torch.where(ahead, score, self.score)
+        both = agree(score, least) & agree(self.score, least)
+        best = torch.where(_each_sample(ahead, found), found, self.best)
+        written = not functional(best)
+        if not written or not best.is_cpu or bool(both.any()):
+            share = _each_sample((count / (count + self.count)).to(found.dtype), found)
+            # Views may be large: what is not needed any more takes the results.
+            mean = torch.lerp(self.best, found, share, out=found) if written else torch.lerp(self.best, found, share)
+            alike = _each_sample(both, best)
+            best = torch.where(alike, mean, best, out=best) if written else torch.where(alike, mean, best)
+        self.count = torch.where(both, self.count + count, torch.where(ahead, count, self.count))
+        self.best, self.score = best, least
 
     def result(self) -> Tensor:
         assert self.best is not None

@@ -10,12 +10,12 @@ from torch import Tensor
 from ..actions import Action
 from ..core import autograd, checks, library
 from ..core import rows as kernels
-from ..core.functions import Differentiable, needs_grad
-from ..views import EXACT, of
+from ..core.functions import Differentiable, functional, needs_grad
+from ..views import EXACT, accumulator, of
 from ..views.maps import Placed
 from .score import KINDS, Kind
 
-__all__ = ["orbit_select"]
+__all__ = ["agree", "orbit_select", "tied"]
 
 
 def orbit_select(
@@ -25,6 +25,7 @@ def orbit_select(
     mode: Literal["min", "max"] = "min",
     gradient: Literal["mean", "identity", "selected"] | None = "mean",
     *,
+    ties: Literal["lowest", "mean"] = "lowest",
     return_index: bool = False,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -46,7 +47,11 @@ def orbit_select(
         mode: ``"min"`` (a loss) or ``"max"`` (a similarity).
         gradient: ``"mean"``: S is the mean of all views (equitune, the authors' choice); ``"identity"``: S = y[0];
             ``"selected"``: the chosen view, the choice held fixed; None: the result takes no gradient.
-        return_index: also return the chosen elements.
+        ties: what becomes of views that tie for the best: ``"lowest"``: the lowest element is chosen; ``"mean"``: they
+            are averaged, so that the result does not depend on the order of the views, as that of a choice has to where
+            inputs are symmetric. Scores tie that are the same to 2⁻¹⁸ (2⁻⁴⁷ in float64) of the best one: equal views
+            in other places of a batch give scores that differ by some roundings. Where views tie all of them are read.
+        return_index: also return the chosen elements, of those that tie the best or the lowest.
         out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
 
     Returns:
@@ -58,7 +63,8 @@ def orbit_select(
             action is not an action.
         ValueError: scores that are not y.shape[:k] or on another device, an unknown kind, a kind where the action
             moves anything but the last dim or changes signs, dim 0 not |G|, wrong rank, no logits, not square under a
-            90° rotation, an unknown mode or gradient, or an out that does not fit.
+            90° rotation, an unknown mode, gradient or ties, ties="mean" of integers or beside out, or an out that does
+            not fit.
 
     Example:
         >>> import torch
@@ -79,10 +85,16 @@ def orbit_select(
     checks.flag("return_index", return_index)
     checks.choice("mode", mode, ("min", "max"))
     checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
+    checks.choice("ties", ties, ("lowest", "mean"))
+    averages = ties == "mean"
+    if averages and (out is not None or not y.is_floating_point()):
+        raise ValueError(f"ties: expected 'lowest' beside out and for integers, got 'mean' for {y.dtype}")
     if not isinstance(scores, str):
         scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
         if scores.requires_grad:
             scores = scores.detach()  # choosing has no gradient
+    elif averages:
+        scores = cast(Tensor, kernels.score(y.detach(), scores))
     minimum, back = mode == "min", action.inverse_maps
     placed = back.placed(y)
     if out is not None:
@@ -91,6 +103,12 @@ def orbit_select(
             index = kernels.score_select_out(y, scores, *placed, minimum, result)
         else:
             index = library.select_out(y, scores, *placed, minimum, result)
+    elif averages:
+        assert isinstance(scores, Tensor)
+        if gradient is not None and needs_grad(y):
+            result, index = _SelectMean.call(y, scores, placed, minimum, gradient)
+        else:
+            result, index, _ = _select_mean(y.detach(), scores, placed, minimum)
     elif gradient is not None and needs_grad(y):
         given = (None, scores) if isinstance(scores, str) else (scores, "")
         result, index = _Select.call(y, *given, placed, minimum, gradient)
@@ -103,6 +121,43 @@ def _select(y: Tensor, scores: Tensor | str, placed: Placed, minimum: bool) -> t
     if isinstance(scores, str):
         return cast(tuple[Tensor, Tensor], kernels.score_select(y, scores, *placed, minimum))
     return cast(tuple[Tensor, Tensor], library.select(y, scores, *placed, minimum))
+
+
+def tied(scores: Tensor, minimum: bool = True) -> Tensor:
+    """Which views have the best score or one that ties with it, like scores (|G|, …); NaN never does.
+
+    Example:
+        >>> tied(torch.tensor([[2.0, torch.nan], [1.0, 3.0], [1.0 + 1e-6, 4.0]])).tolist()
+        [[False, False], [True, True], [True, False]]
+    """
+    key = scores if minimum else -scores
+    return agree(key, key.masked_fill(key.isnan(), torch.inf).amin(0))
+
+
+def agree(scores: Tensor, best: Tensor) -> Tensor:
+    """Which losses are at most the best one, or higher by no more than roundings."""
+    limits = torch.finfo(best.dtype)
+    return scores <= best + _ROUNDINGS * limits.eps * best.abs().clamp(max=limits.max)  # also beside infinities
+
+
+_ROUNDINGS = 32
+
+
+def _select_mean(y: Tensor, scores: Tensor, placed: Placed, minimum: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The best view, or the mean of those that tie, the best one's element, and what every view counts."""
+    result, index = cast(tuple[Tensor, Tensor], library.select(y, scores, *placed, minimum))
+    best = tied(scores, minimum)
+    more = best.sum(0) > 1
+    shares = best.to(scores.dtype) / best.sum(0).clamp(min=1)
+    if y.is_cpu and not functional(y) and not bool(more.any()):  # a GPU is not asked
+        return result, index, shares
+    # A weight of 0 would leave NaN of what is infinite, such as a logit that is masked.
+    views = y.masked_fill(~best.view(*best.shape, *(1,) * (y.dim() - best.dim())), 0)
+    mean = library.reduce(views, *placed, "weighted_mean", 1.0, best.to(accumulator(y)))
+    more = more.view(*more.shape, *(1,) * (result.dim() - more.dim()))
+    if functional(result):
+        return torch.empty_like(result).copy_(torch.where(more, mean, result)), index, shares
+    return torch.where(more, mean, result, out=result), index, shares
 
 
 def _score_dtype(scores: Tensor) -> torch.dtype:
@@ -152,3 +207,50 @@ class _Select(
             return autograd.total_by(y_t, placed, 1.0 / y_t.shape[0]), None
         chosen = torch.zeros((), dtype=torch.int64, device=y_t.device) if gradient == "identity" else index
         return autograd.take_by(y_t, chosen, placed), None
+
+
+class _SelectMean(
+    Differentiable,
+    schema="select_mean(Tensor y, Tensor scores, str views, Tensor? table, bool minimum, str gradient) "
+    "-> (Tensor, Tensor, Tensor)",
+    tuples={2: 2},
+):
+    hidden = 1
+
+    @staticmethod
+    def forward(
+        y: Tensor, scores: Tensor, placed: Placed, minimum: bool, gradient: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _select_mean(y, scores, placed, minimum)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        y, _, placed, _, gradient = inputs
+        _, index, shares = output
+        ctx.mark_non_differentiable(index, shares)
+        ctx.save_for_backward(shares)
+        ctx.call = autograd.adjoint(placed), gradient, library.channels_dim(y, 1), accumulator(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (shares,) = ctx.saved_tensors
+        back, gradient, channels_last, wide = ctx.call
+        grad = autograd.laid_out(grad, channels_last)
+        if gradient == "mean":
+            grad_y = autograd.orbit_by(grad, back, 1.0 / of(back[0]).order)
+        elif gradient == "identity":
+            grad_y = autograd.put_by(grad, torch.zeros((), dtype=torch.int64, device=grad.device), back)
+        else:
+            grad_y = autograd.orbit_by(grad, back, 1.0, shares.to(wide))
+        return grad_y, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, y_t: Tensor, *_: Any) -> tuple[Tensor, None]:
+        (shares,), (back, gradient, _last, wide) = ctx.saved_tensors, ctx.call
+        placed = autograd.adjoint(back)
+        if gradient == "mean":
+            return autograd.total_by(y_t, placed, 1.0 / y_t.shape[0]), None
+        if gradient == "identity":
+            first = torch.zeros((), dtype=torch.int64, device=y_t.device)
+            return autograd.take_by(y_t, first, placed), None
+        return autograd.total_by(y_t, placed, 1.0, shares.to(wide)), None

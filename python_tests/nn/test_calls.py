@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from equikern import (
+    CanonicalEquiTune,
     CanonicalLambdaEquiTune,
     EquiTune,
     EquiZero,
@@ -159,6 +160,7 @@ def test_an_image_with_its_words() -> None:
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "mean": lambda net: EquiTune(net, "d4", "d4"),
     "zero": lambda net: EquiZero(net, "d4", "d4", classes=-3),
+    "canonical": lambda net: CanonicalEquiTune(net, "d4", "d4", "moments", 3, "softmax"),
     "lambda": lambda net: LambdaEquiTune(net, "d4", "d4", 3, features="conv"),
     "frozen": lambda net: LambdaEquiTune(net, "d4", "d4", 3, features="conv", frozen=True),
     "lift": lambda net: RegularLift(net, "d4", "d4"),
@@ -194,7 +196,7 @@ def test_every_wrapper_hands_on_what_it_is_given(name: str) -> None:
         return
     torch.testing.assert_close(model(X, t, STATES, scale=2.0), expected)
     torch.testing.assert_close(model(sample=X, timestep=t, states=STATES, scale=2.0), expected)
-    if name in ("mean", "frozen"):
+    if name in ("mean", "canonical", "frozen"):
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         with torch.no_grad():
             torch.testing.assert_close(compiled(X, t, STATES, scale=2.0), expected)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from equikern import EquiTune, EquiZero, grid, orbit_score, permutation, tokens
+from equikern import EquiTune, EquiZero, grid, orbit_score, orbit_select, permutation, tokens, trivial
 from helpers.looped import each
 from helpers.oracles import NAMED
 from torch import Tensor, nn
@@ -90,12 +90,99 @@ def test_dense_outputs_are_chosen_whole(dense: nn.Module) -> None:
 
 
 @SHAPES
-def test_ties_go_to_the_lowest_element(shape: tuple[int, int]) -> None:
-    """Also where the turned views of a rectangle run behind the upright ones."""
+def test_views_that_tie_are_averaged(shape: tuple[int, int]) -> None:
+    """Also where the turned views of a rectangle run behind the upright ones, and in parts; the lowest is named."""
+    x = images(*shape)
     model = EquiZero(lambda x: x.amax((2, 3)), "d4", "trivial", lambda y: torch.zeros(y.shape[:2]))
-    assert not model.chosen(images(*shape)).any()
-    last = EquiZero(lambda x: x, "c4", "c4", lambda y: torch.zeros(y.shape[:2]))
-    assert torch.equal(last(images(*shape)), images(*shape))
+    assert not model.chosen(x).any()
+    for views in (None, 1, 3):
+        same = EquiZero(lambda x: x, "d4", "d4", lambda y: torch.zeros(y.shape[:2]), views_per_forward=views)
+        torch.testing.assert_close(same(x), x, rtol=0, atol=1e-6)
+        slope = EquiZero(lambda x: x[:, :1] * 0 + torch.linspace(0, 1, x.shape[-1]), "flips", "flips", classes=-3)
+        slope.views_per_forward = views
+        torch.testing.assert_close(slope(x), torch.full_like(x[:, :1], 0.5))
+
+
+@pytest.mark.parametrize("views", [None, 3])
+def test_no_answer_of_a_symmetric_image_depends_on_its_frame(dense: nn.Module, views: int | None) -> None:
+    """Constant and mirrored images, whose views are equal, so that outputs that turn may not be those of one view."""
+    x = images(8, 8, batch=4)
+    x[0] = 0.5
+    x[1] = x[1] + x[1].flip(-1)
+    x[2] = x[2] + x[2].mT
+    d4, moves = grid("d4"), grid("d4").group.multiply
+    head = nn.Sequential(dense, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 8))
+    where = permutation(moves, group=d4.group)
+    models: list[tuple[nn.Module, Any]] = [
+        (EquiZero(dense, "d4", "d4", "entropy", classes=-3, views_per_forward=views), d4),
+        (EquiZero(head, "d4", where, "margin", views_per_forward=views), where),
+        (EquiZero(head, "d4", "trivial", views_per_forward=views), None),
+    ]
+    for model, out in models:
+        with torch.no_grad():
+            y = model(x)
+            for g in range(8):
+                expected = y if out is None else out.act(g, y)
+                torch.testing.assert_close(model(d4.act(g, x)), expected, rtol=0, atol=1e-6)
+            assert torch.equal(y[3], model.views(x)[model.chosen(x)[3], 3])  # without a symmetry one view, bit for bit
+
+
+@pytest.mark.parametrize("loss", ["max_prob", "margin"])
+def test_saturated_classifiers(loss: Any) -> None:
+    """With top-two gaps of 14 and 42 the largest probability is 1.0, and with 400 its logarithm 0, for every view."""
+    x, c4 = images(8, 8, batch=64), grid("c4")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    with torch.no_grad():
+        best = net(x).topk(2, -1).values
+        unit = 1 / (best[:, 0] - best[:, 1]).median()
+        for gap in (14, 42, 400):
+            model = EquiZero(lambda t, by=gap * unit: net(t) * by, "c4", "trivial", loss)
+            y = model(x)
+            for g in range(1, 4):
+                assert torch.equal(model(c4.act(g, x)).argmax(-1), y.argmax(-1)), f"gap {gap}, {g}"
+                torch.testing.assert_close(model(c4.act(g, x)), y, rtol=1e-4, atol=1e-4)
+
+
+def test_a_logit_that_is_masked_spoils_no_tie() -> None:
+    """−∞ in one of the views that count nothing, and in those that tie."""
+    y = torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]], [[-torch.inf, 0.0]], [[1.5, 0.5]]])
+    found = orbit_select(y, torch.tensor([[0.0], [0.0], [1.0], [torch.nan]]), trivial(grid("c4").group), ties="mean")
+    assert isinstance(found, Tensor)
+    assert found.tolist() == [[1.5, 1.5]]
+
+
+@pytest.mark.parametrize("gradient", ["mean", "identity", "selected"])
+def test_the_gradient_of_a_tie(gradient: Any) -> None:
+    """In both modes, twice, under vmap and compiled: that of the stand-in, of those that tie alike."""
+    c4 = grid("c4")
+    y = torch.randn(4, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    scores = torch.tensor([[0.0, 1, 2], [0, 0, 2], [1, 0, 0], [2, 0, 1]], dtype=torch.float64)
+
+    def call(y: Tensor) -> Any:
+        return orbit_select(y, scores, c4, gradient=gradient, ties="mean")
+
+    def stand_in(y: Tensor) -> Tensor:
+        back = torch.stack([c4.act(-g % 4, view) for g, view in enumerate(y)])
+        if gradient == "mean":
+            return back.mean(0)
+        if gradient == "identity":
+            return back[0]
+        best = (scores == 0).to(y.dtype)
+        return (back * (best / best.sum(0))[..., None, None]).sum(0)
+
+    weight = torch.randn(3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad((stand_in(y) * weight).sum(), y)
+    (found,) = torch.autograd.grad((call(y) * weight).sum(), y)
+    torch.testing.assert_close(found, expected)
+    tangent = torch.randn_like(y)
+    torch.testing.assert_close(torch.func.jvp(call, (y,), (tangent,))[1], stand_in(tangent))
+    batch = torch.stack((y, y * 2)).detach()
+    torch.testing.assert_close(torch.vmap(call)(batch), torch.stack([call(one) for one in batch]))
+    if gradient == "selected":
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(y), call(y))
+        torch.testing.assert_close(torch.autograd.grad((compiled(y) * weight).sum(), y)[0], expected)
 
 
 def test_a_callable_sees_every_output(dense: nn.Module) -> None:
@@ -135,30 +222,18 @@ def operators(model: EquiZero, x: Tensor) -> list[str]:
     return seen.names
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_rows_of_the_output_are_scored_where_they_are_chosen(
-    dense: nn.Module, classifier: nn.Module, loss: Any
-) -> None:
-    """One operator for a row of classes a sample; two where they are averaged, or several outputs need the choice."""
-    x, one, two = images(8, 8), ["orbit", "score_select"], ["orbit", "score", "select"]
-
-    def keyed(x: Tensor) -> dict[str, Tensor]:
-        return {"logits": classifier(x)}
+def test_only_the_chosen_views_are_read(dense: nn.Module, classifier: nn.Module) -> None:
+    """Where none tie, and that is asked of a CPU alone."""
+    x, two = images(8, 8), ["orbit", "score", "select"]
 
     def pair(x: Tensor) -> tuple[Tensor, Tensor]:
         return dense(x), classifier(x)
 
-    flipped = permutation([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4]], group=grid("hflip").group)
-    negated = permutation([[0, 1, 2, 3, 4]] * 2, [[1] * 5, [-1] * 5], group=grid("hflip").group)
-    assert operators(EquiZero(classifier, "d4", "trivial", loss), x) == one
-    assert operators(EquiZero(classifier, "hflip", flipped, loss), x) == one
-    assert operators(EquiZero(keyed, "c4", {"logits": "trivial"}, loss, scored="logits"), x) == one
-    assert operators(EquiZero(classifier, "hflip", negated, loss), x) == two
-    assert operators(EquiZero(dense, "c4", "c4", loss, classes=-3), x) == two
-    assert operators(EquiZero(pair, "c4", ("c4", "trivial"), loss, scored=1), x) == [*two, "select"]
-    assert operators(EquiZero(classifier, "c4", "trivial", loss, views_per_forward=3), x)[-1] == "select"
-    assert operators(EquiZero(classifier, "c4", "trivial", loss), images(8, 12))[-1] == "select"
+    assert operators(EquiZero(classifier, "d4", "trivial"), x) == two
+    assert operators(EquiZero(dense, "c4", "c4", classes=-3), x) == two
+    assert operators(EquiZero(pair, "c4", ("c4", "trivial"), scored=1), x) == [*two, "select"]
     assert operators(EquiZero(classifier, "c4", "trivial", lambda y: -y.amax(-1)), x) == ["orbit", "select"]
+    assert operators(EquiZero(classifier, "c4", "trivial"), torch.ones(2, 3, 8, 8)) == [*two, "reduce"]
 
 
 @pytest.mark.parametrize("gradient", ["mean", "identity", "selected", None])

@@ -188,6 +188,11 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
             (y, weights.detach(), "", *back, True, "mean"),
             (logits, None, "entropy", *permuted, True, "selected"),
         ],
+        "traced_select_mean": [
+            (t, scores, *back, True, gradient)
+            for t in (y, laid_out(y, "channels_last"))
+            for scores, gradient in ((weights, "mean"), (weights.round(), "selected"), (weights.round(), "identity"))
+        ],
         "traced_softmax_mean": [(logits, *permuted, "probs")],
         "traced_cross_entropy": [(logits, *loss, reduction) for loss in losses for reduction in ("mean", "none")],
         "traced_linear_cross_entropy": [

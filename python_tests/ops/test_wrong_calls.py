@@ -154,6 +154,26 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"backbone": net(), "inp": "c4", "out": "c4", "reduce": "mean", "views_per_forward": None, "space": None},
     ),
     "EquiZero": (ek.EquiZero, {"backbone": net(), "inp": "c4", "out": "c4", "loss": "entropy", "gradient": "mean"}),
+    "CanonicalEquiTune": (
+        ek.CanonicalEquiTune,
+        {
+            "backbone": net(),
+            "inp": "c4",
+            "out": "c4",
+            "energy": "gradient",
+            "views": 2,
+            "reduce": "softmax",
+            "size": 8,
+            "temperature": 1.0,
+            "agree": 2,
+            "classes": -3,
+        },
+    ),
+    "CanonicalEquiTune, poses": (
+        ek.CanonicalEquiTune,
+        {"backbone": net(), "inp": "c4", "out": "c4", "poses": [0, 2], "views_per_forward": None},
+    ),
+    "energy_network": (ek.energy_network, {"channels": 3, "size": 8, "hidden": 10, "sides": 2}),
     "LambdaEquiTune": (
         ek.LambdaEquiTune,
         {
