@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..actions import Action, GroupAction
 from ..core import checks
 from ..core.act import act
-from ..core.functions import functional
+from ..core.functions import functional, in_forward_mode, recorded_for_later, transformed
 from ..ops import orbit_mean, orbit_select, orbit_weighted_mean
 from ..ops.checked import orbit_some
 from ..scalars import amount
@@ -279,9 +279,16 @@ class CanonicalEquiTune(OrbitModule):
 
     def _shares(self, ranking: Ranking, count: int) -> Tensor | None:
         """What all poses count in a straight-through estimate of the choice of one, (|G|, B); None without one."""
-        if count > 1 or self.poses is not None or not ranking.energies.requires_grad or not torch.is_grad_enabled():
+        if count > 1 or self.poses is not None or not self._learns(ranking.energies):
             return None
         return (ranking.energies / -self.temperature).softmax(0)
+
+    def _learns(self, energies: Tensor) -> bool:
+        """Whether derivatives of which pose is chosen may be asked for."""
+        if recorded_for_later():  # by what is trainable now: programs for inference should not pay for it
+            return isinstance(self.energy, nn.Module) and any(p.requires_grad for p in self.energy.parameters())
+        # Behind a transform nobody sees what requires grad.
+        return (energies.requires_grad and torch.is_grad_enabled()) or transformed() or in_forward_mode()
 
     def _seen_from(self, given: Given, elements: Tensor, shares: Tensor | None) -> tuple[Fitted, list[Output]]:
         """The outputs (n, B, …) of some poses (n, B) of every sample."""
@@ -325,8 +332,12 @@ class CanonicalEquiTune(OrbitModule):
     def _until_sure(self, given: Given, ranking: Ranking) -> tuple[Any, Tensor]:
         """The mean of the probabilities of views in rising energy, until the class of each sample stands."""
         order = self.inp.order
+        # What is recorded or transformed cannot leave samples out: then all views are looked at, and those behind a
+        # sample's answer count nothing.
+        every = functional(given.x)
         left = torch.arange(given.batch, device=given.x.device)
         used = torch.zeros_like(left)
+        asked = torch.ones_like(left, dtype=torch.bool)
         total: Tensor | None = None
         made: MergedOutputs | None = None
         last, streak = torch.full_like(left, -1), torch.zeros_like(left)
@@ -341,8 +352,9 @@ class CanonicalEquiTune(OrbitModule):
                 )
             logits = self._undone(fitted.pairs[0][0], outputs[0], ranks.order[k : k + 1], None)[0]
             p = self._projected(logits.to(accumulator(logits)).softmax(-1), ranks.still, outputs[0].action)
+            p = p.masked_fill(~asked.unsqueeze(-1), 0.0) if every else p
             total = p if total is None else total.index_add(0, left, p)
-            used = used.index_add(0, left, torch.ones_like(left))
+            used = used.index_add(0, left, asked.to(used.dtype))
             made = made or MergedOutputs([logits], [fitted.pairs[0][1]], fitted.names, fitted.made)
             if self.agree is None:
                 best = total.detach().index_select(0, left).topk(min(2, total.shape[-1]), -1).values
@@ -351,10 +363,13 @@ class CanonicalEquiTune(OrbitModule):
                 answer = p.argmax(-1)
                 streak = torch.where(answer == last, streak + 1, 1)
                 last, sure = answer, streak >= self.agree
+            if every:
+                asked = asked & ~sure
+                continue
             unsure = (~sure).nonzero().flatten()
             if not len(unsure):
                 break
-            left, last, streak = left[unsure], last[unsure], streak[unsure]
+            left, asked, last, streak = left[unsure], asked[unsure], last[unsure], streak[unsure]
         assert total is not None
         assert made is not None
         mean = (total / used.unsqueeze(-1)).to(made.tensors[0].dtype)

@@ -156,7 +156,7 @@ def _select_mean(y: Tensor, scores: Tensor, placed: Placed, minimum: bool) -> tu
     mean = library.reduce(views, *placed, "weighted_mean", 1.0, best.to(accumulator(y)))
     more = more.view(*more.shape, *(1,) * (result.dim() - more.dim()))
     if functional(result):
-        return torch.empty_like(result).copy_(torch.where(more, mean, result)), index, shares
+        return library.strided_as_views(torch.where(more, mean, result), y, 1), index, shares
     return torch.where(more, mean, result, out=result), index, shares
 
 
