@@ -65,8 +65,9 @@ class CanonicalEquiTune(OrbitModule):
 
     Gradients. With ``reduce="softmax"`` they reach the energy through the weights. With one view they do by a
     straight-through estimate: as if the input and the output were those of all poses, weighted by the softmax; that
-    makes all |G| views of both while training. The other reductions give the energy none: see ``train_energy`` for
-    how it learns by itself. A statistic learns nothing.
+    makes all |G| views of both while training, and in exported or traced programs whose energy has parameters that
+    require grad. The other reductions give the energy none: see ``train_energy`` for how it learns by itself. A
+    statistic learns nothing.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``. With
