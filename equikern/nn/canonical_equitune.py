@@ -343,7 +343,7 @@ class CanonicalEquiTune(OrbitModule):
         made: MergedOutputs | None = None
         last, streak = torch.full_like(left, -1), torch.zeros_like(left)
         for k in range(order):
-            whole = len(left) == given.batch
+            whole = every or len(left) == given.batch
             rest, ranks = (given, ranking) if whole else (given.some(left), ranking.rows(left))
             fitted, outputs = self._seen_from(rest, ranks.order[k : k + 1], None)
             if len(outputs) != 1 or fitted.pairs[0][0].dim() != 3 or not checks.keeps_rows(outputs[0].action):
