@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction
-from ..core import checks
+from ..core import autograd, checks
 from ..core.act import act
-from ..core.functions import functional, in_forward_mode, recorded_for_later, transformed
+from ..core.functions import functional, needs_grad
 from ..ops import orbit_mean, orbit_select, orbit_weighted_mean
-from ..ops.checked import orbit_some
 from ..scalars import amount
 from ..views import FLOATS, accumulator, still
 from ..views.maps import Maps
@@ -64,10 +63,9 @@ class CanonicalEquiTune(OrbitModule):
         classes, scored: for a reduction by a loss, as in ``EquiZero``.
 
     Gradients. With ``reduce="softmax"`` they reach the energy through the weights. With one view they do by a
-    straight-through estimate: as if the input and the output were those of all poses, weighted by the softmax; that
-    makes all |G| views of both while training, and in exported or traced programs whose energy has parameters that
-    require grad. The other reductions give the energy none: see ``train_energy`` for how it learns by itself. A
-    statistic learns nothing.
+    straight-through estimate, as ``orbit_select`` has it: as if the input and the output were those of all poses,
+    weighted by the softmax. The other reductions give the energy none: see ``train_energy`` for how it learns by
+    itself. A statistic learns nothing.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``. With
@@ -140,7 +138,6 @@ class CanonicalEquiTune(OrbitModule):
         self.classes = check_losses("max_prob", classes)
         self.scored = scored
         self._kept = Action("kept", Maps(still(order if views == "auto" else views).code))
-        self._every = Action("kept", Maps(still(order).code))
         if self.poses is not None:
             after = self.inp.group.multiply[list(self.poses)].to(next(iter(self.parameters()), torch.empty(0)).device)
             self.register_buffer("_after", after, persistent=False)
@@ -280,16 +277,9 @@ class CanonicalEquiTune(OrbitModule):
 
     def _shares(self, ranking: Ranking, count: int) -> Tensor | None:
         """What all poses count in a straight-through estimate of the choice of one, (|G|, B); None without one."""
-        if count > 1 or self.poses is not None or not self._learns(ranking.energies):
+        if count > 1 or self.poses is not None or not needs_grad(ranking.energies):
             return None
         return (ranking.energies / -self.temperature).softmax(0)
-
-    def _learns(self, energies: Tensor) -> bool:
-        """Whether derivatives of which pose is chosen may be asked for."""
-        if recorded_for_later():  # by what is trainable now: programs for inference should not pay for it
-            return isinstance(self.energy, nn.Module) and any(p.requires_grad for p in self.energy.parameters())
-        # Behind a transform nobody sees what requires grad.
-        return (energies.requires_grad and torch.is_grad_enabled()) or transformed() or in_forward_mode()
 
     def _seen_from(self, given: Given, elements: Tensor, shares: Tensor | None) -> tuple[Fitted, list[Output]]:
         """The outputs (n, B, …) of some poses (n, B) of every sample."""
@@ -298,10 +288,7 @@ class CanonicalEquiTune(OrbitModule):
         def see(at: str, t: Tensor, action: Action) -> Tensor:
             action = self._tables(action)
             views = act(t.expand(n, *t.shape), elements, action, name=at)
-            if shares is not None and t.is_floating_point():
-                every = orbit_some(t.detach(), action, range(action.order), at)
-                views = views + _nothing(orbit_weighted_mean(every, shares, self._every, None))
-            return views.flatten(0, 1)
+            return self._estimated(views, t, shares, action.maps).flatten(0, 1)
 
         args, kwargs = given.shown(see, n)
         fitted, _ = self._split(*self._call(args, kwargs, n * given.batch), [0] * n, given)
@@ -314,10 +301,14 @@ class CanonicalEquiTune(OrbitModule):
         """Views of an output (n, B, …) as they lie under the input."""
         y, _ = output.upright(y, [0] * len(y))
         back = act(y, elements, output.action, inverse=True)
-        if shares is not None and not output.action.views.kind.still:
-            every = y.detach().expand(self.inp.order, *y.shape[1:])
-            back = back + _nothing(orbit_weighted_mean(every, shares, output.action, None))
-        return back
+        return self._estimated(back, y[0], shares, output.action.inverse_maps)
+
+    def _estimated(self, one: Tensor, t: Tensor, shares: Tensor | None, maps: Maps) -> Tensor:
+        """The view (1, B, …) of a tensor by the best pose, as if it were those of all poses, each by its share."""
+        if shares is None or maps.views.kind.still or not t.is_floating_point():
+            return one
+        every = t.expand(self.inp.order, *t.shape)
+        return autograd.estimated(one[0], every, shares.to(accumulator(t)), maps).unsqueeze(0)
 
     def _projected(self, y: Tensor, unmoved: Tensor, action: Action) -> Tensor:
         """An output (B, …) averaged over the elements (|G|, B) that leave its input as it is."""
@@ -404,11 +395,6 @@ def train_energy(model: CanonicalEquiTune) -> list[nn.Parameter]:
         False
     """
     return only(model, "energy", "backbone")
-
-
-def _nothing(t: Tensor) -> Tensor:
-    """Zero, with the gradient of t."""
-    return t - t.detach()
 
 
 def _elements(poses: object, action: GroupAction) -> tuple[int, ...]:

@@ -63,6 +63,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "action": C4,
             "mode": "min",
             "gradient": None,
+            "estimator": None,
             "return_index": False,
             "out": None,
         },
