@@ -234,7 +234,8 @@ class CanonicalEquiTune(OrbitModule):
             if isinstance(self.energy, str) and energies.dtype != widest(energies):
                 precise, limit = self._energies(given, widest(energies))
             told = [marks(t.detach(), self._tables(action)) for t, action in given.acted().values()]
-            return ranked(precise, limit, told)._replace(energies=energies)
+            found = ranked(precise, limit, told)
+            return Ranking(found.order, energies, found.still)
 
     def _chosen(self, ranking: Ranking) -> Tensor:
         if self.poses is not None:
@@ -365,7 +366,7 @@ class CanonicalEquiTune(OrbitModule):
         assert total is not None
         assert made is not None
         mean = (total / used.unsqueeze(-1)).to(made.tensors[0].dtype)
-        return made._replace(tensors=[mean]).whole(), used
+        return MergedOutputs([mean], made.specs, made.names, made.made).whole(), used
 
     @property
     def _keeps_logits(self) -> bool:

@@ -202,11 +202,11 @@ class _Plus(OrbitModule):
         given = self._inputs.given(x, (), kwargs)
         if others is None:
             return means_of(self, given).whole()
-        turning = next((spec for spec in acting(self.out) if spec.square), None)
-        if turning is not None and not self.inp.views.keeps(x.shape):
+        turning = [spec.name for spec in acting(self.out) if spec.square]
+        if turning and not self.inp.views.keeps(x.shape):
             raise ValueError(
                 f"x: expected a square image for {self.inp.name!r}, got {x.shape[-2]}×{x.shape[-1]}: what other "
-                f"inputs add to an output must be fixed under {turning.name!r}, and 90° rotations fix no "
+                f"inputs add to an output must be fixed under {turning[0]!r}, and 90° rotations fix no "
                 "rectangle"
             )
         if len(self._parts(given)) == 1:

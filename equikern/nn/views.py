@@ -105,7 +105,7 @@ class OrbitModule(nn.Module):
     def _run_each(
         self, given: Given, parts: list[list[int]], call: Call | None
     ) -> Iterator[tuple[list[int], Any, Tensor | None]]:
-        call = call or self._call
+        call = self._call if call is None else call
         for elements in parts:
             # Nothing here may hold an output while the next one is made.
             yield elements, *self._split(*self._run(call, elements, given), elements, given)
