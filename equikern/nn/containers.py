@@ -22,7 +22,7 @@ def leaves(tree: Any) -> list[Any]:
 
 def parts_of(container: Any) -> dict[Any, Any] | None:
     """What a dict, tuple, list or dataclass holds, by name or position; None for what is none of them."""
-    if isinstance(container, Tensor):
+    if container is None or isinstance(container, (Tensor, bool, int, float, str)):
         return None
     if isinstance(container, Mapping):
         return dict(container.items())

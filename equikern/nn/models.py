@@ -38,8 +38,11 @@ def inner(model: Any) -> Any:
         if found is None:
             base: Any = getattr(model, "get_base_model", None)  # peft
             found = base() if base is not None else None
-        if found is None and not _names(model.forward)[0]:  # DDP and FSDP pass on whatever they are given
+        if found is None:
             found = getattr(model, "module", None)
+            # DDP and FSDP pass on whatever they are given. Of others nobody asks: torch 2.8 cannot where it compiles.
+            if isinstance(found, nn.Module) and _names(model.forward)[0]:
+                found = None
         if not isinstance(found, nn.Module) or found is model:
             break
         model = found
