@@ -1,0 +1,19 @@
+"""The names in the results; no more than the standard library is imported."""
+
+PLAIN, ALL = "plain", "mean of 8 views"
+FIXED = "the first k views"  # of the group's list, without canonicalisation
+STATISTICS = ("linear", "gradient", "moments", "corner")
+REDUCTIONS = ("mean", "softmax")
+VIEWS = (1, 2, 3)
+TIMED = "linear"  # the statistic whose calls are timed: all of them read the volume once
+CLASSES = ("background", "platelet", "boundary", "middle")
+
+
+def canonical(statistic: str, reduce: str) -> str:
+    """What a way of choosing and merging is called.
+
+    Example:
+        >>> canonical("linear", "mean")
+        'canonical, linear, mean'
+    """
+    return f"canonical, {statistic}, {reduce}"
