@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.papers.options import add_lengths, add_output, complain, count, missing
+from bench.papers import options as shared
 
 HERE = Path(__file__).resolve().parent
 CROPS = 5
-FULL: dict[str, Any] = {"shape": (10, 128, 128), "platelets": 80}
-QUICK: dict[str, Any] = {"shape": (4, 48, 48), "platelets": 10}
+FULL: dict[str, Any] = {"shape": (10, 128, 128), "platelets": 80, "seed": 100}  # the first volume's, the others follow
+QUICK: dict[str, Any] = {"shape": (4, 48, 48), "platelets": 10, "seed": 0}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/forwards/volumes",
         description="a trained 3D U-Net: the mean of 8 views beside 1 to 3 views after canonicalisation",
     )
-    add_lengths(arguments, "one small volume: half a minute")
-    arguments.add_argument("--crops", type=count, metavar="N", help=f"how many volumes ({CROPS}, quick 1)")
-    add_output(arguments, HERE, 1)
+    shared.add_lengths(arguments, "one small volume: half a minute")
+    arguments.add_argument("--crops", type=shared.count, metavar="N", help=f"how many volumes ({CROPS}, quick 1)")
+    shared.add_output(arguments, HERE, 1)
     return arguments
 
 
@@ -38,8 +38,8 @@ def run(arguments: list[str]) -> int:
         from . import report
 
         return figures.update_from(HERE, "volumes", report)
-    if lacking := missing(("matplotlib", "rich")):
-        return complain(lacking, '".[bench]"')
+    if lacking := shared.missing(("matplotlib", "rich")):
+        return shared.complain(lacking, '".[bench]"')
     try:
         return measured(options)
     except (FileNotFoundError, ValueError) as error:
@@ -64,7 +64,8 @@ def measured(options: argparse.Namespace) -> int:
 
     torch.set_num_threads(options.threads)
     settings = {**(QUICK if options.quick else FULL), "pages_kept": machine.keep_pages()}
-    seeds = range(options.crops or (1 if options.quick else CROPS))
+    count = options.crops or (1 if options.quick else CROPS)
+    seeds = range(settings["seed"], settings["seed"] + count)
     name = "quick" if options.quick else "volumes"
     net = network.trained()
     about = machine.describe(options.threads, "cpu")
@@ -72,14 +73,14 @@ def measured(options: argparse.Namespace) -> int:
     done = Checkpoint(options.output / f"{name}.checkpoint.jsonl", depends)
     columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
-        task = bar.add_task("", total=sum(measure.cost(seed == 0) for seed in seeds))
+        task = bar.add_task("", total=sum(measure.cost(seed == seeds[0]) for seed in seeds))
         for seed in seeds:
-            bar.update(task, description=f"volume {seed + 1} of {len(seeds)}")
+            bar.update(task, description=f"volume {seed - seeds[0] + 1} of {count}")
             if str(seed) in done:
-                bar.advance(task, measure.cost(seed == 0))
+                bar.advance(task, measure.cost(seed == seeds[0]))
                 continue
             start = time.perf_counter()
-            found = measure.measured(net, seed, settings, seed == 0, lambda n: bar.advance(task, n))
+            found = measure.measured(net, seed, settings, seed == seeds[0], lambda n: bar.advance(task, n))
             done[str(seed)] = found | {"took": time.perf_counter() - start}
     about["load_at_end"] = os.getloadavg()[0]
     results: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from equikern import CanonicalEquiTune, EquiTune, grid
 from torch import Tensor, nn
 
 from .data import volume
-from .names import ALL, CLASSES, FIXED, PLAIN, REDUCTIONS, STATISTICS, TIMED, VIEWS, canonical
+from .names import ALL, CLASSES, FIXED, PAIR, PLAIN, POSED, POSES, REDUCTIONS, STATISTICS, TIMED, VIEWS, canonical
 from .network import OUT, Grids, Remembered
 
 Outputs = tuple[Tensor, ...]
@@ -44,12 +44,10 @@ class System(NamedTuple):
         return f"{self.method}/{self.k}"
 
 
-def first_views(net: nn.Module, k: int, x: Tensor) -> Outputs:
-    """The mean of as many views, always the same ones: what is saved by leaving views out, without a canonical form."""
-    seen: list[Outputs] = [net(ACTION.act(g, x)) for g in range(k)]
-    inverse = ACTION.group.inverse.tolist()
-    parts = [[ACTION.act(inverse[g], y) for g, y in enumerate(part)] for part in zip(*seen, strict=True)]
-    return tuple(torch.stack(part).mean(0) for part in parts)
+def fixed_views(net: nn.Module, elements: Sequence[int], x: Tensor) -> Outputs:
+    """The mean of always the same views: how views are left out without a canonical form."""
+    seen = [moved(g, net(ACTION.act(g, x))) for g in elements]  # flips are their own inverses
+    return tuple(torch.stack(part).mean(0) for part in zip(*seen, strict=True))
 
 
 def systems(net: nn.Module, chosen_by: tuple[str, ...], together: bool = False) -> list[System]:
@@ -57,12 +55,16 @@ def systems(net: nn.Module, chosen_by: tuple[str, ...], together: bool = False) 
     each = None if together else 1
     mean = EquiTune(net, ACTION, OUT, views_per_forward=each).eval()
     found = [System(PLAIN, 1, 1, net), System(ALL, ACTION.order, ACTION.order, mean)]
-    found += [System(FIXED, k, k, functools.partial(first_views, net, k)) for k in VIEWS if k > 1]
+    found += [System(FIXED, k, k, functools.partial(fixed_views, net, range(k))) for k in VIEWS if k > 1]
+    pair = [ACTION.group.names.index(name) for name in POSES]
+    found.append(System(PAIR, len(pair), len(pair), functools.partial(fixed_views, net, pair)))
     for statistic in chosen_by:
         for reduce in REDUCTIONS:
             for k in VIEWS:
                 model = CanonicalEquiTune(net, ACTION, OUT, statistic, k, reduce, views_per_forward=each).eval()  # type: ignore[arg-type]
                 found.append(System(canonical(statistic, reduce), k, k, model, model.elements))
+        model = CanonicalEquiTune(net, ACTION, OUT, statistic, poses=POSES, views_per_forward=each).eval()  # type: ignore[arg-type]
+        found.append(System(canonical(statistic, POSED), len(POSES), len(POSES), model, model.elements))
     return found
 
 
@@ -114,7 +116,7 @@ def judged(system: System, x: Tensor, mean: Outputs, truth: Tensor) -> dict[str,
 
 
 def timed(system: System, known: System, x: Tensor, g: int) -> dict[str, float]:
-    """Seconds of a call and of the ranking in it.
+    """Seconds that the CPU spends on a call and on the ranking in it.
 
     The volume is turned by an element of the group, and the answer compared with what is known of it as it lay.
 
@@ -122,19 +124,19 @@ def timed(system: System, known: System, x: Tensor, g: int) -> dict[str, float]:
         AssertionError: it is another one.
     """
     turned = ACTION.act(g, x)
-    start = time.perf_counter()
+    start = time.process_time()
     answer = system.call(turned)
-    took = time.perf_counter() - start
-    expected = known.call(turned) if system.method in (PLAIN, FIXED) else moved(g, known.call(x))
+    took = time.process_time() - start
+    expected = known.call(turned) if system.method in (PLAIN, FIXED, PAIR) else moved(g, known.call(x))
     error = apart(answer, expected)
     assert error < TOLERANCE, f"{system.key}: {error:.1e} from what it was"
     found = {"seconds": took, "error": error}
     if system.ranks is not None:
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             system.ranks(turned)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         found["ranking"] = statistics.median(times)
     return found
 
@@ -157,7 +159,7 @@ def measured(
         advance(1)
     known = {system.key: system for system in systems(Grids(once), STATISTICS)}
     mean = known[f"{ALL}/{ACTION.order}"].call(x)
-    alone = [moved(g, Grids(once)(ACTION.act(g, x))) for g in range(ACTION.order)]  # flips are their own inverses
+    alone = [fixed_views(Grids(once), [g], x) for g in range(ACTION.order)]
     found: dict[str, Any] = {
         "platelets": float((labels > 0).float().mean()),
         "views": {

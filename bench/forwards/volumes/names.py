@@ -2,8 +2,11 @@
 
 PLAIN, ALL = "plain", "mean of 8 views"
 FIXED = "the first k views"  # of the group's list, without canonicalisation
+POSES = ("e", "Dhw")  # what differs most to this network: the stack and the stack upside down
+PAIR = f"the views {' and '.join(POSES)}"
 STATISTICS = ("linear", "gradient", "moments", "corner")
 REDUCTIONS = ("mean", "softmax")
+POSED = f"poses {' and '.join(POSES)}"
 VIEWS = (1, 2, 3)
 TIMED = "linear"  # the statistic whose calls are timed: all of them read the volume once
 CLASSES = ("background", "platelet", "boundary", "middle")

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.papers.figures import Table, middle, page
 
-from .names import ALL, CLASSES, FIXED, PLAIN, REDUCTIONS, STATISTICS, TIMED, VIEWS, canonical
+from .names import ALL, CLASSES, FIXED, PAIR, PLAIN, POSED, POSES, REDUCTIONS, STATISTICS, TIMED, VIEWS, canonical
 
 PANELS = {  # by what is said of every volume
     "same": ("3D U-Net, volumes: agreement", "voxels of the class that 8 views give, %"),
@@ -16,8 +16,8 @@ PANELS = {  # by what is said of every volume
 }
 COLORS = dict(
     zip(
-        (PLAIN, ALL, FIXED, *STATISTICS),
-        ("#222222", "#222222", "#999999", "#4477aa", "#cc6677", "#228833", "#ddaa33"),
+        (PLAIN, ALL, FIXED, PAIR, *STATISTICS),
+        ("#222222", "#222222", "#999999", "#999999", "#4477aa", "#cc6677", "#228833", "#ddaa33"),
         strict=True,
     )
 )
@@ -57,7 +57,7 @@ def curves(results: dict[str, Any]) -> list[dict[str, Any]]:
                     "method": method,
                     "k": int(k),
                     "forwards": forwards,
-                    "forwards_with_energy": forwards + (share if method not in (PLAIN, ALL, FIXED) else 0.0),
+                    "forwards_with_energy": forwards + (share if method.startswith("canonical") else 0.0),
                     "values": [100 * value for value in of(results, key, name)],
                 }
             )
@@ -66,9 +66,10 @@ def curves(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def keys(statistics_: tuple[str, ...]) -> list[str]:
     """The systems in the tables' order; of one view a softmax is the mean."""
-    found = [f"{PLAIN}/1", *(f"{FIXED}/{k}" for k in VIEWS if k > 1)]
+    found = [f"{PLAIN}/1", *(f"{FIXED}/{k}" for k in VIEWS if k > 1), f"{PAIR}/{len(POSES)}"]
     for statistic in statistics_:
         found += [f"{canonical(statistic, r)}/{k}" for k in VIEWS for r in REDUCTIONS if k > 1 or r == "mean"]
+        found.append(f"{canonical(statistic, POSED)}/{len(POSES)}")
     return [*found, f"{ALL}/8"]
 
 
@@ -80,7 +81,7 @@ def called(key: str) -> str:
         ('canonical, linear, k = 1', 'canonical, linear, softmax, k = 2', 'plain')
     """
     method, k = key.rsplit("/", 1)
-    if method in (PLAIN, ALL):
+    if method in (PLAIN, ALL, PAIR) or method.endswith(POSED):
         return method
     return f"{method.removesuffix(', mean') if k == '1' else method}, k = {k}"
 
@@ -113,9 +114,9 @@ def tables(results: dict[str, Any]) -> list[Table]:
         memory = [crops[0][kind][key] / 1e6 for kind in ("memory", "memory together")]
         row = [called(key), key.rsplit("/", 1)[1], middle(seconds, 2), f"{statistics.median(seconds) / plain:.2f}"]
         # What takes one view has one forward in either way; fixed views are a loop.
-        together = "" if key.startswith((PLAIN, FIXED)) else f"{memory[1]:.0f}"
+        together = "" if key.startswith((PLAIN, FIXED, PAIR)) else f"{memory[1]:.0f}"
         rows.append([*row, f"{memory[0]:.0f}", together])
-    heads = ["", "forwards", "seconds", "of a forward", "MB, view by view", "MB, views together"]
+    heads = ["", "forwards", "CPU seconds", "of a forward", "MB, view by view", "MB, views together"]
     share = f"ranking the views takes {energy(results):.4f} of a forward"
     return [*made, Table(f"Time, {spread}, and peak memory beside the weights; {share}", heads, rows)]
 
@@ -154,7 +155,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 (low, high),
                 color=COLORS[name],
                 linestyle=":" if method.endswith("softmax") else "-",
-                marker="s" if method in (PLAIN, ALL) else "o",
+                marker="s" if method in (PLAIN, ALL) else "D" if method == PAIR or method.endswith(POSED) else "o",
                 markersize=4,
                 linewidth=1,
                 label=method,
