@@ -64,13 +64,20 @@ def curves(results: dict[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
-def keys(statistics_: tuple[str, ...]) -> list[str]:
-    """The systems in the tables' order; of one view a softmax is the mean."""
-    found = [f"{PLAIN}/1", *(f"{FIXED}/{k}" for k in VIEWS if k > 1), f"{PAIR}/{len(POSES)}"]
-    for statistic in statistics_:
-        found += [f"{canonical(statistic, r)}/{k}" for k in VIEWS for r in REDUCTIONS if k > 1 or r == "mean"]
-        found.append(f"{canonical(statistic, POSED)}/{len(POSES)}")
-    return [*found, f"{ALL}/8"]
+def keys(chosen_by: tuple[str, ...], whole: bool = False) -> list[str]:
+    """The systems; for a table without the softmax of one view, which is the view, and with the mean of all at the end.
+
+    Example:
+        >>> keys(())
+        ['plain/1', 'the first k views/2', 'the first k views/3', 'the views e and Dhw/2', 'mean of 8 views/8']
+    """
+    fixed = [*(f"{FIXED}/{k}" for k in VIEWS if k > 1), f"{PAIR}/{len(POSES)}"]
+    chosen = []
+    for statistic in chosen_by:
+        order = [(r, k) for r in REDUCTIONS for k in VIEWS] if whole else [(r, k) for k in VIEWS for r in REDUCTIONS]
+        chosen += [f"{canonical(statistic, r)}/{k}" for r, k in order if whole or k > 1 or r == "mean"]
+        chosen.append(f"{canonical(statistic, POSED)}/{len(POSES)}")
+    return [f"{PLAIN}/1", f"{ALL}/8", *fixed, *chosen] if whole else [f"{PLAIN}/1", *fixed, *chosen, f"{ALL}/8"]
 
 
 def called(key: str) -> str:
