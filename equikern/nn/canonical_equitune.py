@@ -309,7 +309,7 @@ class CanonicalEquiTune(OrbitModule):
             return views.flatten(0, 1)
 
         args, kwargs = given.shown(see, n)
-        fitted, _ = self._split(*self._call(args, kwargs, n * given.batch), [0] * n, given)
+        fitted, _ = self._split(*self._tried(self._call, args, kwargs, n * given.batch, given), [0] * n, given)
         outputs = [self._output(spec, given.x, False, FLOATS) for _, spec in fitted.pairs]
         for output, name in zip(outputs, fitted.names, strict=True):
             output.name = name

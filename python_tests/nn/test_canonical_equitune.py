@@ -367,6 +367,7 @@ def test_wrong_calls(classifier: nn.Module, dense: nn.Module) -> None:
             "energy: expected 'linear' or a module",
         ),
         (lambda: model()(rectangle), ValueError, "x: expected equal sides"),
+        (lambda: model()(x[0]), ValueError, r"x: \(3, 9, 9\) was taken for a batch of 3 .* x\[None\]"),
         (lambda: model(energy=lambda v: v)(x), ValueError, "energy: expected one number for each of 16 views"),
         (lambda: model(energy=lambda v: 1.0)(x), TypeError, "energy: expected it to return a tensor"),
         (lambda: model(energy=lambda v: torch.zeros(16, dtype=torch.long))(x), TypeError, "energy: .*floating-point"),
