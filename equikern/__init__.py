@@ -22,6 +22,7 @@ from .actions import (
     tokens,
     trivial,
 )
+from .auditing import Audit, audit
 from .backends import active_backend, use_backend
 from .backends.tuning import tuned
 from .buildinfo import BuildInfo, build_info
@@ -60,6 +61,7 @@ from .ops import (
     orbit_reduce,
     orbit_score,
     orbit_select,
+    orbit_variance,
     orbit_weighted_mean,
     symmetrize,
 )
@@ -69,6 +71,7 @@ from .warmup import warmup
 
 __all__ = [
     "Action",
+    "Audit",
     "BuildInfo",
     "CanonicalEquiTune",
     "CanonicalLambdaEquiTune",
@@ -95,6 +98,7 @@ __all__ = [
     "RegularLift",
     "TokenAction",
     "active_backend",
+    "audit",
     "boxes",
     "build_info",
     "cyclic_group",
@@ -113,6 +117,7 @@ __all__ = [
     "orbit_reduce",
     "orbit_score",
     "orbit_select",
+    "orbit_variance",
     "orbit_weighted_mean",
     "patches",
     "permutation",

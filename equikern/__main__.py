@@ -1,4 +1,4 @@
-"""``python -m equikern info | demo | bench``."""
+"""``python -m equikern info | demo | audit | bench``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, active_backend, build_info
+from .auditing import command
 from .backends import BACKENDS, unavailable
 
 
@@ -72,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     demo = commands.add_parser("demo", help="a pretrained classifier made equivariant, on real images")
     demo.add_argument("--output", type=Path, default=Path("equikern_demo.png"), help="picture to write (%(default)s)")
     demo.add_argument("--force", action="store_true", help="overwrite the picture")
+    audits = commands.add_parser("audit", help="how far a model is from a symmetry, and where it is lost")
+    command.add_arguments(audits)
     commands.add_parser("bench", help="measure every operator on this machine")
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["bench"]:  # whose options stand with the benchmarks
@@ -80,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.command == "info":
         info()
         return
+    if options.command == "audit":
+        sys.exit(command.run(options))
     from .demo import run
 
     try:

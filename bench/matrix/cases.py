@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from equikern import (
+    CanonicalEquiTune,
     CanonicalLambdaEquiTune,
     EquiTune,
     EquiZero,
@@ -19,6 +20,7 @@ from equikern import (
     ProductEquiTune,
     RegularLift,
     cyclic_group,
+    energy_network,
     field,
     grid,
     keypoints,
@@ -31,6 +33,7 @@ from equikern import (
     orbit_reduce,
     orbit_score,
     orbit_select,
+    orbit_variance,
     orbit_weighted_mean,
     patches,
     permutation,
@@ -207,6 +210,12 @@ OPERATORS = [
         lambda n: (_views(n), _weights(n)),
         _WEIGHTED,
     ),
+    _on_grid(
+        "orbit_select, ties averaged",
+        lambda y, s, action: orbit_select(y, s, action, ties="mean"),
+        lambda n: (_views(n), _weights(n)),
+        _WEIGHTED,
+    ),
     _operator("orbit_select entropy", lambda y: orbit_select(y, "entropy", CYCLE), lambda n: (_rows(n),)),
     _operator("orbit_score", lambda y: orbit_score(y, "margin"), lambda n: (_rows(n),)),
     _operator(
@@ -221,6 +230,7 @@ OPERATORS = [
         lambda n: (_drawn(3, n, 7), _drawn(5, 7, seed=2), _numbers(5, n)),
         (1, -1, 0),
     ),
+    _on_grid("orbit_variance", lambda y, action: orbit_variance(y, action, 1), lambda n: (_views(n),)),
     *(_reduction(op) for op in REDUCTIONS if op != "sum"),  # which is the kernel of the mean
 ]
 
@@ -430,6 +440,19 @@ WRAPPERS = [
     _of_images(
         "EquiZero, dict in parts",
         lambda g: EquiZero(TwoHeads(), g, {"map": g, "classes": "trivial"}, scored="classes", views_per_forward=3),
+        "d4",
+        *SQUARE,
+    ),
+    _of_images("CanonicalEquiTune", lambda g: CanonicalEquiTune(conv(), g, g, "moments", 3, "softmax"), "d4", *SQUARE),
+    _of_images(
+        "CanonicalEquiTune, trained energy",
+        lambda g: CanonicalEquiTune(classifier(), g, "trivial", energy_network(3, size=4), size=4),
+        "c4",
+        *SQUARE,
+    ),
+    _of_images(
+        "CanonicalEquiTune, auto",
+        lambda g: CanonicalEquiTune(classifier(), g, "trivial", "gradient", "auto"),
         "d4",
         *SQUARE,
     ),

@@ -227,13 +227,14 @@ def rows(name: str, t: object, dim: object) -> Tensor:
     if t.dtype not in FLOATS:
         raise TypeError(f"{name}: expected {_kinds(FLOATS)}, got {t.dtype}")
     dim = index("dim", dim)
-    if t.dim() == 0:
+    dims = t.dim()
+    if dims == 0:
         raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape ()")
-    if not -t.dim() <= dim < t.dim():
+    if not -dims <= dim < dims:
         raise ValueError(f"dim: expected a dim of {name} {tuple(t.shape)}, got {dim}")
     if t.shape[dim] == 0:
         raise ValueError(f"{name}: expected one or more logits on dim {dim}, got shape {tuple(t.shape)}")
-    return t if dim in (-1, t.dim() - 1) else t.movedim(dim, -1)
+    return t if dim in (-1, dims - 1) else t.movedim(dim, -1)
 
 
 def targets(name: str, target: object, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def _orbit_empty(x: Tensor, views: Views) -> Tensor:
 
 def view_empty(y: Tensor, views: Views) -> Tensor:
     """Memory for one view of an orbit y (|G|, *lead, H, W) transformed back: (*lead, H, W), laid out as y's views."""
-    shape = y.shape[1:]
+    _, *shape = y.shape
     if views.upright and shape and y.is_contiguous():
         return y.new_empty(*shape)
     return empty_like_views(y, views.shape(shape), 1)

@@ -14,13 +14,8 @@ from .library import checked, memory, nothing, register, register_batching, view
 
 
 def _lse_empty(y: Tensor) -> Tensor:
-    return memory(y, y.shape[:-1], accumulator(y))
-
-
-def _written(y: Tensor, lse: Tensor) -> None:
-    """The kernels write nothing of rows without an entry: log Σ is −∞."""
-    if not y.shape[-1]:
-        lse.fill_(-torch.inf)
+    *lead, _ = y.shape  # small calls are counted: a slice of a torch.Size takes twice as long
+    return memory(y, lead, accumulator(y))
 
 
 def _some(y: Tensor) -> Tensor:
@@ -31,9 +26,11 @@ def _some(y: Tensor) -> Tensor:
 
 
 def _softmax_mean(y: Tensor, code: str, table: Tensor | None, space: str) -> tuple[Tensor, Tensor]:
-    out, lse = memory(y, y.shape[1:]), _lse_empty(y)
+    *lead, classes = y.shape
+    out, lse = y.new_empty(*lead[1:], classes), memory(y, lead, accumulator(y))
     kernels(y).softmax_mean(y, out, lse, checked(code, table, y), table, space)
-    _written(y, lse)
+    if not classes:  # of such rows the kernels write nothing
+        lse.fill_(-torch.inf)
     return out, lse
 
 
@@ -79,7 +76,8 @@ score = register(
 
 
 def _index_empty(y: Tensor) -> Tensor:
-    return memory(y, y.shape[1:-1], torch.int64)
+    _, *lead, _ = y.shape
+    return memory(y, lead, torch.int64)
 
 
 def _score_select(y: Tensor, kind: str, code: str, table: Tensor | None, minimum: bool) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction
-from ..core import checks
+from ..core import autograd, checks
 from ..core.act import act
-from ..core.functions import functional, recorded_for_later
+from ..core.functions import functional, needs_grad, recorded_for_later
 from ..ops import orbit_mean, orbit_select, orbit_weighted_mean
-from ..ops.checked import orbit_some
 from ..scalars import amount
 from ..views import FLOATS, accumulator, still
 from ..views.maps import Maps
@@ -64,9 +63,9 @@ class CanonicalEquiTune(OrbitModule):
         classes, scored: for a reduction by a loss, as in ``EquiZero``.
 
     Gradients. With ``reduce="softmax"`` they reach the energy through the weights. With one view they do by a
-    straight-through estimate: as if the input and the output were those of all poses, weighted by the softmax; that
-    makes all |G| views of both while training. The other reductions give the energy none: see ``train_energy`` for
-    how it learns by itself. A statistic learns nothing.
+    straight-through estimate, as ``orbit_select`` has it: as if the input and the output were those of all poses,
+    weighted by the softmax. The other reductions give the energy none: see ``train_energy`` for how it learns by
+    itself. A statistic learns nothing.
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``. With
@@ -139,7 +138,6 @@ class CanonicalEquiTune(OrbitModule):
         self.classes = check_losses("max_prob", classes)
         self.scored = scored
         self._kept = Action("kept", Maps(still(order if views == "auto" else views).code))
-        self._every = Action("kept", Maps(still(order).code))
         if self.poses is not None:
             after = self.inp.group.multiply[list(self.poses)].to(next(iter(self.parameters()), torch.empty(0)).device)
             self.register_buffer("_after", after, persistent=False)
@@ -292,7 +290,7 @@ class CanonicalEquiTune(OrbitModule):
 
     def _shares(self, ranking: Ranking, count: int) -> Tensor | None:
         """What all poses count in a straight-through estimate of the choice of one, (|G|, B); None without one."""
-        if count > 1 or self.poses is not None or not ranking.energies.requires_grad or not torch.is_grad_enabled():
+        if count > 1 or self.poses is not None or not needs_grad(ranking.energies):
             return None
         return (ranking.energies / -self.temperature).softmax(0)
 
@@ -303,10 +301,7 @@ class CanonicalEquiTune(OrbitModule):
         def see(at: str, t: Tensor, action: Action) -> Tensor:
             action = self._tables(action)
             views = act(t.expand(n, *t.shape), elements, action, name=at)
-            if shares is not None and t.is_floating_point():
-                every = orbit_some(t.detach(), action, range(action.order), at)
-                views = views + _nothing(orbit_weighted_mean(every, shares, self._every, None))
-            return views.flatten(0, 1)
+            return self._estimated(views, t, shares, action.maps).flatten(0, 1)
 
         args, kwargs = given.shown(see, n)
         fitted, _ = self._split(*self._tried(self._call, args, kwargs, n * given.batch, given), [0] * n, given)
@@ -319,10 +314,14 @@ class CanonicalEquiTune(OrbitModule):
         """Views of an output (n, B, …) as they lie under the input."""
         y, _ = output.upright(y, [0] * len(y))
         back = act(y, elements, output.action, inverse=True)
-        if shares is not None and not output.action.views.kind.still:
-            every = y.detach().expand(self.inp.order, *y.shape[1:])
-            back = back + _nothing(orbit_weighted_mean(every, shares, output.action, None))
-        return back
+        return self._estimated(back, y[0], shares, output.action.inverse_maps)
+
+    def _estimated(self, one: Tensor, t: Tensor, shares: Tensor | None, maps: Maps) -> Tensor:
+        """The view (1, B, …) of a tensor by the best pose, as if it were those of all poses, each by its share."""
+        if shares is None or maps.views.kind.still or not t.is_floating_point():
+            return one
+        every = t.expand(self.inp.order, *t.shape)
+        return autograd.estimated(one[0], every, shares.to(accumulator(t)), maps).unsqueeze(0)
 
     def _projected(self, y: Tensor, unmoved: Tensor, action: Action) -> Tensor:
         """An output (B, …) averaged over the elements (|G|, B) that leave its input as it is."""
@@ -338,13 +337,17 @@ class CanonicalEquiTune(OrbitModule):
     def _until_sure(self, given: Given, ranking: Ranking) -> tuple[Any, Tensor]:
         """The mean of the probabilities of views in rising energy, until the class of each sample stands."""
         order = self.inp.order
+        # What is recorded or transformed cannot leave samples out: then all views are looked at, and those behind a
+        # sample's answer count nothing.
+        every = functional(given.x)
         left = torch.arange(given.batch, device=given.x.device)
         used = torch.zeros_like(left)
+        asked = torch.ones_like(left, dtype=torch.bool)
         total: Tensor | None = None
         made: MergedOutputs | None = None
         last, streak = torch.full_like(left, -1), torch.zeros_like(left)
         for k in range(order):
-            whole = len(left) == given.batch
+            whole = every or len(left) == given.batch
             rest, ranks = (given, ranking) if whole else (given.some(left), ranking.rows(left))
             fitted, outputs = self._seen_from(rest, ranks.order[k : k + 1], None)
             if len(outputs) != 1 or fitted.pairs[0][0].dim() != 3 or not checks.keeps_rows(outputs[0].action):
@@ -354,8 +357,9 @@ class CanonicalEquiTune(OrbitModule):
                 )
             logits = self._undone(fitted.pairs[0][0], outputs[0], ranks.order[k : k + 1], None)[0]
             p = self._projected(logits.to(accumulator(logits)).softmax(-1), ranks.still, outputs[0].action)
+            p = p.masked_fill(~asked.unsqueeze(-1), 0.0) if every else p
             total = p if total is None else total.index_add(0, left, p)
-            used = used.index_add(0, left, torch.ones_like(left))
+            used = used.index_add(0, left, asked.to(used.dtype))
             made = made or MergedOutputs([logits], [fitted.pairs[0][1]], fitted.names, fitted.made)
             if self.agree is None:
                 best = total.detach().index_select(0, left).topk(min(2, total.shape[-1]), -1).values
@@ -364,10 +368,13 @@ class CanonicalEquiTune(OrbitModule):
                 answer = p.argmax(-1)
                 streak = torch.where(answer == last, streak + 1, 1)
                 last, sure = answer, streak >= self.agree
+            if every:
+                asked = asked & ~sure
+                continue
             unsure = (~sure).nonzero().flatten()
             if not len(unsure):
                 break
-            left, last, streak = left[unsure], last[unsure], streak[unsure]
+            left, asked, last, streak = left[unsure], asked[unsure], last[unsure], streak[unsure]
         assert total is not None
         assert made is not None
         mean = (total / used.unsqueeze(-1)).to(made.tensors[0].dtype)
@@ -401,11 +408,6 @@ def train_energy(model: CanonicalEquiTune) -> list[nn.Parameter]:
         False
     """
     return only(model, "energy", "backbone")
-
-
-def _nothing(t: Tensor) -> Tensor:
-    """Zero, with the gradient of t."""
-    return t - t.detach()
 
 
 def _elements(poses: object, action: GroupAction) -> tuple[int, ...]:

@@ -249,7 +249,9 @@ def ranked(energies: Tensor, limit: Tensor, told: Sequence[tuple[Tensor, Tensor]
     for mark, mark_limit in told:
         finer = _levels(mark, mark_limit)
         level = _levels(level * len(level) + finer, torch.zeros_like(limit))  # a pair of levels as one number
-    return Ranking(torch.argsort(level, dim=0, stable=True), energies, level == level[:1])
+    # Equal ones by number, without a stable sort, which ONNX has not.
+    place = level * len(level) + torch.arange(len(level), device=level.device).unsqueeze(-1)
+    return Ranking(place.sort(0).indices, energies, level == level[:1])
 
 
 def parted(energies: Tensor, limit: Tensor) -> tuple[Ranking, Tensor]:

@@ -143,7 +143,8 @@ class EquiZero(OrbitModule):
         with the chosen elements there is always exactly one. Let D hold, of every orbit, the input whose best view is
         its own. Without ``chosen``, every y has exactly one input if ``M(D)``, too, holds one of every orbit: where M
         takes D onto itself, by signs or order that the loss reads off outputs, for example. Otherwise some y have
-        several, whose likelihood is the sum over them, and others none: ``preimages`` tells.
+        several, whose likelihood is the sum over them, and others none: ``preimages`` tells. Inputs whose views tie
+        are left out of all this: no equivariant model can tell a symmetric input's output from those of other ones.
 
         Args:
             y: (B, …), as the model gives them.

@@ -105,7 +105,7 @@ class Given:
         return self._changed(put)
 
     def some(self, samples: Tensor) -> Given:
-        """The same call of some samples; labels are left out."""
+        """The same call of some samples; labels stay those of all."""
         chosen: list[int] | None = None
 
         def put(_: str, value: Any, spec: Any) -> Any:
@@ -116,7 +116,8 @@ class Given:
                 return value.index_select(0, samples)
             if isinstance(value, (tuple, list)) and len(value) == self.batch:
                 chosen = samples.tolist() if chosen is None else chosen
-                return type(value)(value[b] for b in chosen)
+                some = [value[b] for b in chosen]
+                return some if isinstance(value, list) else tuple(some)
             return value
 
         return self._changed(put)

@@ -244,7 +244,7 @@ def check_views(views_per_forward: object) -> None:
 
 def in_group_order(t: Tensor, elements: Sequence[int], axis: int = 0) -> Tensor:
     """A group axis in the order of the group's elements, from the order that they came in."""
-    if all(g == k for k, g in enumerate(elements)):
+    if list(elements) == list(range(len(elements))):
         return t
     places = sorted(range(len(elements)), key=elements.__getitem__)
     return t.index_select(axis, listed(places, t.device))

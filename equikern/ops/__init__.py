@@ -7,6 +7,7 @@ from .orbit import orbit, orbit_act, symmetrize
 from .reduce import orbit_reduce
 from .score import orbit_score
 from .select import orbit_select
+from .variance import orbit_variance
 
 __all__ = [
     "linear_orbit_cross_entropy",
@@ -17,6 +18,7 @@ __all__ = [
     "orbit_reduce",
     "orbit_score",
     "orbit_select",
+    "orbit_variance",
     "orbit_weighted_mean",
     "symmetrize",
 ]

@@ -13,7 +13,7 @@ from ..core import rows as kernels
 from ..core.functions import Differentiable, functional, needs_grad
 from ..views import EXACT, accumulator, of
 from ..views.maps import Placed
-from .score import KINDS, Kind
+from .score import KINDS, Kind, orbit_score
 
 __all__ = ["agree", "orbit_select", "tied"]
 
@@ -26,13 +26,14 @@ def orbit_select(
     gradient: Literal["mean", "identity", "selected"] | None = "mean",
     *,
     ties: Literal["lowest", "mean"] = "lowest",
+    estimator: Literal["straight_through"] | None = None,
     return_index: bool = False,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Equizero's reduction: ``g*⁻¹ y[g*]`` with ``g* = argmin_g scores[g]``, reading only the chosen views.
 
     Choosing has no useful gradient, so the backward is that of a stand-in S, as if by
-    ``S + (out − S).detach()``. The scores get no gradient.
+    ``S + (out − S).detach()``. The scores get no gradient, or one by an estimator's name.
 
     Args:
         y: (|G|, \\*lead, H, W), any strides; float16, bfloat16, float32 or float64, or an integer dtype or bool (which
@@ -51,6 +52,10 @@ def orbit_select(
             are averaged, so that the result does not depend on the order of the views, as that of a choice has to where
             inputs are symmetric. Scores tie that are the same to 2⁻¹⁸ (2⁻⁴⁷ in float64) of the best one: equal views
             in other places of a batch give scores that differ by some roundings. Where views tie all of them are read.
+        estimator: what gradient the scores get, of what gave them: None; or ``"straight_through"``: that of
+            ``Σ_g w_g g⁻¹ y[g]`` with ``w = softmax(−scores)`` over g (``softmax(scores)`` where the largest wins), the
+            views held fixed: ``∂L/∂w_g = ⟨∂L/∂out, g⁻¹ y[g]⟩``, which the backward reads all views for. Scores divided
+            by a temperature make it softer. This is how a network that chooses poses learns from what comes of them.
         return_index: also return the chosen elements, of those that tie the best or the lowest.
         out: optional memory for the result, (\\*lead, H, W) of y's dtype; without grad.
 
@@ -63,8 +68,8 @@ def orbit_select(
             action is not an action.
         ValueError: scores that are not y.shape[:k] or on another device, an unknown kind, a kind where the action
             moves anything but the last dim or changes signs, dim 0 not |G|, wrong rank, no logits, not square under a
-            90° rotation, an unknown mode, gradient or ties, ties="mean" of integers or beside out, or an out that does
-            not fit.
+            90° rotation, an unknown mode, gradient, ties or estimator, ties="mean" or an estimator of integers or
+            beside out, or an out that does not fit.
 
     Example:
         >>> import torch
@@ -86,13 +91,20 @@ def orbit_select(
     checks.choice("mode", mode, ("min", "max"))
     checks.choice("gradient", gradient, ("mean", "identity", "selected", None))
     checks.choice("ties", ties, ("lowest", "mean"))
+    checks.choice("estimator", estimator, ("straight_through", None))
     averages = ties == "mean"
-    if averages and (out is not None or not y.is_floating_point()):
-        raise ValueError(f"ties: expected 'lowest' beside out and for integers, got 'mean' for {y.dtype}")
+    for name, value, usual in (("ties", ties, "lowest"), ("estimator", estimator, None)):
+        if value != usual and (out is not None or not y.is_floating_point()):
+            raise ValueError(f"{name}: expected {usual!r} beside out and for integers, got {value!r} for {y.dtype}")
+    learning: Tensor | None = None
+    if estimator is not None:
+        learning = scores = orbit_score(y, scores) if isinstance(scores, str) else scores
     if not isinstance(scores, str):
         scores = checks.per_view("scores", scores, y, action, _score_dtype(scores))
+        if learning is not None:
+            learning = (scores if mode == "max" else -scores).to(accumulator(y)).softmax(0)
         if scores.requires_grad:
-            scores = scores.detach()  # choosing has no gradient
+            scores = scores.detach()  # choosing itself has no gradient
     elif averages:
         scores = cast(Tensor, kernels.score(y.detach(), scores))
     minimum, back = mode == "min", action.inverse_maps
@@ -114,6 +126,8 @@ def orbit_select(
         result, index = _Select.call(y, *given, placed, minimum, gradient)
     else:
         result, index = _select(y.detach() if y.requires_grad else y, scores, placed, minimum)
+    if learning is not None:
+        result = autograd.estimated(result, y, learning, back)
     return (result, index) if return_index else result
 
 
@@ -156,7 +170,7 @@ def _select_mean(y: Tensor, scores: Tensor, placed: Placed, minimum: bool) -> tu
     mean = library.reduce(views, *placed, "weighted_mean", 1.0, best.to(accumulator(y)))
     more = more.view(*more.shape, *(1,) * (result.dim() - more.dim()))
     if functional(result):
-        return torch.empty_like(result).copy_(torch.where(more, mean, result)), index, shares
+        return library.strided_as_views(torch.where(more, mean, result), y, 1), index, shares
     return torch.where(more, mean, result, out=result), index, shares
 
 

@@ -100,7 +100,10 @@ class Views:
 
     def keeps(self, shape: Sequence[int]) -> bool:
         """Whether all views of a tensor have its shape: sides that change places are of one length."""
-        if not self.turns or all(shape[-1] == shape[-k] for k in range(2, self.sides + 1)):
+        if not self.turns:
+            return True
+        last = shape[-1]  # small calls are counted: the common answer without a loop
+        if last == shape[-2] and (self.sides == 2 or last == shape[-3]):
             return True
         return all(shape[axis] == shape[k - self.sides] for order in self.axes if order for k, axis in enumerate(order))
 

@@ -111,12 +111,12 @@ class Maps:
 
     def placed(self, t: Tensor) -> Placed:
         """The code and the table for a tensor."""
-        return self.code, self.table(t)
+        return self.code, self.table(t) if self.tables.own else None
 
     def subset(self, elements: Sequence[int]) -> Maps:
         """The maps of some elements, in their order."""
         views = self.views
-        if len(elements) == views.order and all(g == k for k, g in enumerate(elements)):
+        if len(elements) == views.order and list(elements) == list(range(views.order)):
             return self
         own = (views.kind.subtable(t, elements) for t in self.tables.own)
         return Maps(views.with_words([views.words[g] for g in elements]), Tables(*own))

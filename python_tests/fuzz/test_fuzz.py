@@ -23,6 +23,7 @@ from equikern import (
     orbit_reduce,
     orbit_score,
     orbit_select,
+    orbit_variance,
     orbit_weighted_mean,
     symmetrize,
 )
@@ -308,6 +309,24 @@ def spread_scale(v: Tensor, dtype: torch.dtype) -> Tensor:
     return (v - v.mean(0)).abs().amax() + v.abs().amax() * 2e-3
 
 
+def a_variance(draw: st.DrawFn) -> None:
+    s = draw(situations(ANY))
+    dims = draw(st.integers(0, len(s.shape) - s.action.dims))
+    dtype = dtype_for(draw, s, False)
+    y = views_of(draw, s, dtype, "far")
+    v = s.definition.undone(y.double())
+    # Deviations are rounded to y's dtype, and are off as those of std.
+    widest, off = (v - v.mean(0)).abs().amax() if v.numel() else 0.0, spread_scale(v, dtype)
+    scale = (widest + off) * off * (torch.finfo(dtype).eps / torch.finfo(torch.float32).eps + 1.0)
+    near("variance", orbit_variance(y, s.action, dims), definitions.variance(v, dims), scale, 8.0)
+    t = views_of(draw, s, torch.float64, "positive", False)
+
+    def exact(y: Tensor) -> Tensor:
+        return definitions.variance(s.definition.undone(y), dims)
+
+    gradients(draw, "variance", lambda y: orbit_variance(y, s.action, dims), exact, (t,))
+
+
 def a_vote(draw: st.DrawFn) -> None:
     s = draw(situations(("grid", "still", "permutation")))
     if s.definition.signed:
@@ -440,6 +459,7 @@ OPERATORS = (
     a_mean,
     a_weighted_mean,
     a_reduction,
+    a_variance,
     a_vote,
     a_select,
     a_score,

@@ -14,6 +14,7 @@ from equikern import (
     orbit_mean,
     orbit_reduce,
     orbit_select,
+    orbit_variance,
     orbit_weighted_mean,
     symmetrize,
 )
@@ -39,6 +40,7 @@ class Call:
     takes: str
     kind: str = "signed"  # of the numbers it is made for
     differentiable: bool = True
+    dims: int | None = None  # how many dims of a view its result has, where these are not all
 
     def tensors(
         self, action: Action, lead: tuple[int, ...], side: int, dtype: torch.dtype = torch.float32, seed: int = 0
@@ -84,6 +86,13 @@ CALLS: dict[str, Call] = {
         Call("weighted", lambda a, y, w: orbit_weighted_mean(y, w, a), "weights"),
         Call("weighted softmax", lambda a, y, w: orbit_weighted_mean(y, w, a, "softmax"), "weights"),
         Call("weighted as is", lambda a, y, w: orbit_weighted_mean(y, w, a, None), "weights"),
+        Call("variance", lambda a, y: orbit_variance(y, a), "views", dims=0),
+        Call(
+            "variance of each",
+            lambda a, y: orbit_variance(y, a, min(1, y.dim() - 1 - a.dims)),
+            "views",
+            dims=1,
+        ),
         Call("select", lambda a, y, s: orbit_select(y, s, a), "scores"),
         Call("select identity", lambda a, y, s: orbit_select(y, s, a, "max", "identity"), "scores"),
         Call("select selected", lambda a, y, s: orbit_select(y, s, a, "max", "selected"), "scores"),

@@ -188,6 +188,13 @@ def _std(v: Tensor) -> Tensor:
     return ((v - v.mean(0)) ** 2).mean(0).sqrt()
 
 
+def variance(v: Tensor, dims: int) -> Tensor:
+    """The mean of the variances over all but the first dims."""
+    v = v - v[:1]
+    square = ((v - v.mean(0)) ** 2).mean(0)
+    return square.reshape(*square.shape[:dims], -1).mean(-1) if square.numel() else square.flatten(dims).mean(-1)
+
+
 def _logodd(v: Tensor) -> Tensor:
     v = v.clamp(EPS, 1 - EPS)
     return torch.sigmoid((v / (1 - v)).log().mean(0))

@@ -118,6 +118,7 @@ def operators(world: World) -> int:
             last = len(LEAD) + 1
             for axis in (0, 1, 2, last, *[-1] * grouped) if kind == "d4" else (0, last):
                 free = 1 if call.takes in ("weights", "scores") else last + 1 - action.dims
+                free = free if call.dims is None else call.dims
                 name = f"{call.name} under {kind}, dim {axis}"
                 _checked(name, partial(call.run, action), given, skips, axis, mesh, 0 <= axis < free)
                 done += 1

@@ -251,7 +251,7 @@ def test_an_energy_learns_which_pose_is_upright() -> None:
     model = CanonicalEquiTune(net, "c4", "trivial", energy_network(1, 8), size=8)
     optimizer = torch.optim.Adam(train_energy(model), 1e-2)
     statistics = net[1].running_mean.clone()
-    first = float(model.prior_loss(upright))
+    first = model.prior_loss(upright).item()
     for _ in range(40):
         model.train()
         optimizer.zero_grad()

@@ -182,6 +182,7 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
         "traced_act": [(x, index, *maps)],
         "traced_reduce": [(y, *back, op) for op in ("max", "std", "median")],
         "traced_mean_std": [(y, *back)],
+        "traced_variance": [(y, *back, dims) for dims in (0, 2)],
         "traced_score": [(logits, kind) for kind in KINDS],
         "traced_select": [
             (y, weights.detach(), "", *back, True, "mean"),
@@ -192,6 +193,7 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
             for t in (y, laid_out(y, "channels_last"))
             for scores, gradient in ((weights, "mean"), (weights.round(), "selected"), (weights.round(), "identity"))
         ],
+        "traced_estimated": [(y[0].detach(), y.detach(), weights, *back)],
         "traced_softmax_mean": [(logits, *permuted, "probs")],
         "traced_cross_entropy": [(logits, *loss, reduction) for loss in losses for reduction in ("mean", "none")],
         "traced_linear_cross_entropy": [

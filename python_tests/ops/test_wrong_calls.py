@@ -63,10 +63,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "action": C4,
             "mode": "min",
             "gradient": None,
+            "estimator": None,
             "return_index": False,
             "out": None,
         },
     ),
+    "orbit_variance": (ek.orbit_variance, {"y": Y, "action": C4, "dims": 1}),
     "orbit_score": (ek.orbit_score, {"logits": LOGITS, "kind": "entropy", "dim": -1}),
     "orbit_cross_entropy": (
         ek.orbit_cross_entropy,

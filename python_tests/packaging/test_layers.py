@@ -17,7 +17,7 @@ LAYERS = (
     ("ops",),
     ("coordinates", "distributed", "portable", "warmup"),
     ("nn",),
-    ("lm", "rl"),
+    ("auditing", "lm", "rl"),
     ("demo",),
     ("__main__",),
 )

@@ -44,11 +44,13 @@ def energy(results: dict[str, Any]) -> float:
 
 
 def curves(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every system's values against its forwards."""
+    """Values against forwards: of the statistics their means, since a softmax says the same, and one with poses."""
     share, made = energy(results), []
     for name, (panel, ylabel) in PANELS.items():
         for key in _crops(results)[0]["systems"]:
             method, k = key.rsplit("/", 1)
+            if method.endswith("softmax") or (method.endswith(POSED) and method != canonical(TIMED, POSED)):
+                continue
             forwards = float(k)
             made.append(
                 {
@@ -161,7 +163,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 means,
                 (low, high),
                 color=COLORS[name],
-                linestyle=":" if method.endswith("softmax") else "-",
                 marker="s" if method in (PLAIN, ALL) else "D" if method == PAIR or method.endswith(POSED) else "o",
                 markersize=4,
                 linewidth=1,
