@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..actions import Action, GroupAction
 from ..core import autograd, checks
 from ..core.act import act
-from ..core.functions import functional, needs_grad
+from ..core.functions import functional, needs_grad, recorded_for_later
 from ..ops import orbit_mean, orbit_select, orbit_weighted_mean
 from ..scalars import amount
 from ..views import FLOATS, accumulator, still
@@ -20,7 +20,7 @@ from .energies import STATISTICS, Ranking, Statistic, energies_of, limit_of, mar
 from .equizero import LOSSES, Loss, check_losses, view_losses
 from .inputs import NOT_GIVEN, Given
 from .lambda_equitune import evaluate_still, only
-from .merging import Output
+from .merging import Gathered, Merge, Output, Selected, Summed, Weighted
 from .outputs import Fitted, MergedOutputs
 from .specs import InputSpec, OutputSpec
 from .views import OrbitModule
@@ -247,34 +247,47 @@ class CanonicalEquiTune(OrbitModule):
         count = len(elements)
         most = count if self.views_per_forward is None else self.views_per_forward
         shares = self._shares(ranking, count)
-        chunks: list[list[Tensor]] = []
-        losses: list[Tensor] = []
-        for start in range(0, count, most):
-            fitted, outputs = self._seen_from(given, elements[start : start + most], shares)
-            undone = [
-                self._undone(y, output, elements[start : start + most], shares)
-                for (y, _), output in zip(fitted.pairs, outputs, strict=True)
-            ]
-            chunks.append(undone)
-            if self.reduce not in ("mean", "softmax"):
-                losses.append(view_losses(fitted, self.reduce, self.classes, self.scored).detach())  # type: ignore[arg-type]
         weights = ranking.energies.gather(0, elements) / -self.temperature if self.reduce == "softmax" else None
-        scores = torch.cat(losses) if losses else None
+        merges: list[Merge] = []
+        for start in range(0, count, most):
+            places = range(start, min(start + most, count))
+            chosen = elements[start : start + most]
+            fitted, outputs = self._seen_from(given, chosen, shares)
+            if not merges:
+                first = [spec for _, spec in fitted.pairs], fitted.names, fitted.made
+                merges = [self._merging(most < count) for _ in outputs]
+            beside = None if weights is None else weights[start : start + most]
+            if self.reduce not in ("mean", "softmax"):
+                beside = view_losses(fitted, self.reduce, self.classes, self.scored).detach()  # type: ignore[arg-type]
+            for merge, output in zip(merges, outputs, strict=True):
+                merge.add(self._undone(fitted.pairs.pop(0)[0], output, chosen, shares), places, beside)
+            del fitted  # nothing here may hold an output while the next one is made
         merged = [
-            output.finished(self._projected(self._merge(torch.cat(ys), weights, scores), ranking.still, output.action))
-            for ys, output in zip(zip(*chunks, strict=True), outputs, strict=True)
+            output.finished(self._projected(merge.result(), ranking.still, output.action))
+            for merge, output in zip(merges, outputs, strict=True)
         ]
-        return MergedOutputs(merged, [spec for _, spec in fitted.pairs], fitted.names, fitted.made)
+        return MergedOutputs(merged, *first)
 
-    def _merge(self, y: Tensor, weights: Tensor | None, scores: Tensor | None) -> Tensor:
-        """The views (k, B, …), which lie as the input does, as one."""
+    def _merging(self, parts: bool) -> Merge:
+        """What takes the views (n, B, …) of an output, which lie as the input does, in parts or all at once."""
+        kept = Output(self._kept, None, (1, 1), False, FLOATS)
+        if parts and self.reduce == "mean":
+            return Summed(kept, 1.0 / self._kept.order)
+        if parts and self.reduce == "softmax":
+            return Weighted(kept, "softmax")
+        if parts and self.reduce != "mean" and not (torch.is_grad_enabled() or recorded_for_later()):
+            return Selected(kept)
+        return Gathered(kept, lambda y, _, beside, __: self._merge(y, beside))
+
+    def _merge(self, y: Tensor, beside: Tensor | None) -> Tensor:
+        """All views (k, B, …) as one, by their weights or scores."""
         if len(y) == 1:
             return y[0]
-        if weights is not None:
-            return orbit_weighted_mean(y, weights, self._kept, "softmax")
-        if scores is None:
+        if beside is None:
             return orbit_mean(y, self._kept)
-        return orbit_select(y, scores, self._kept, gradient="selected", ties="mean")  # type: ignore[return-value]
+        if self.reduce == "softmax":
+            return orbit_weighted_mean(y, beside, self._kept, "softmax")
+        return orbit_select(y, beside, self._kept, gradient="selected", ties="mean")  # type: ignore[return-value]
 
     def _shares(self, ranking: Ranking, count: int) -> Tensor | None:
         """What all poses count in a straight-through estimate of the choice of one, (|G|, B); None without one."""
@@ -292,7 +305,7 @@ class CanonicalEquiTune(OrbitModule):
             return self._estimated(views, t, shares, action.maps).flatten(0, 1)
 
         args, kwargs = given.shown(see, n)
-        fitted, _ = self._split(*self._call(args, kwargs, n * given.batch), [0] * n, given)
+        fitted, _ = self._split(*self._tried(self._call, args, kwargs, n * given.batch, given), [0] * n, given)
         outputs = [self._output(spec, given.x, False, FLOATS) for _, spec in fitted.pairs]
         for output, name in zip(outputs, fitted.names, strict=True):
             output.name = name

@@ -112,7 +112,12 @@ class OrbitModule(nn.Module):
 
     def _run(self, call: Call, elements: list[int], given: Given) -> tuple[Any, Tensor | None]:
         args, kwargs = given.seen(elements, self._tables)
-        count = len(elements) * given.batch
+        return self._tried(call, args, kwargs, len(elements) * given.batch, given)
+
+    def _tried(
+        self, call: Call, args: list[Any], kwargs: dict[str, Any], count: int, given: Given
+    ) -> tuple[Any, Tensor | None]:
+        """A call for views (count, …), whose errors say so if a single image may have been taken for a batch."""
         if not given.may_lack_batch or torch.compiler.is_compiling():
             return call(args, kwargs, count)
         try:

@@ -117,6 +117,31 @@ def test_all_views_are_equitune(dense: nn.Module) -> None:
         torch.testing.assert_close(model(x), EquiTune(dense, "d4", "d4")(x), rtol=0, atol=1e-6)
 
 
+def test_views_in_parts_are_merged_as_together(dense: nn.Module) -> None:
+    """With and without gradients, which are the same, too; and parts are as exact."""
+    x, net = symmetric(), energy_network(3, 4)
+    for reduce in ("mean", "softmax", "entropy"):
+        whole = CanonicalEquiTune(dense, "d4", "d4", net, 5, reduce, size=4, classes=-3)  # type: ignore[arg-type]
+        learns = [*dense.parameters(), *(net.parameters() if reduce == "softmax" else ())]
+        together = whole(x)
+        expected = torch.autograd.grad(together.square().sum(), learns)
+        for most in (1, 2, 4):
+            parts = copy.copy(whole)
+            parts.views_per_forward = most
+            y = parts(x)
+            found = torch.autograd.grad(y.square().sum(), learns)
+            with torch.no_grad():
+                for other in (y, parts(x)):
+                    torch.testing.assert_close(other, together, rtol=0, atol=1e-6, msg=f"{reduce}, {most}")
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=f"{reduce}, {most}")
+            assert error(parts, x, D4, D4) <= 1e-6, f"{reduce}, {most}"
+    half = CanonicalEquiTune(copy.deepcopy(dense).bfloat16(), "d4", "d4", views=5)
+    together = half(x.bfloat16())
+    half.views_per_forward = 1
+    torch.testing.assert_close(half(x.bfloat16()), together, rtol=2**-7, atol=1e-6)  # added in float32, rounded once
+
+
 def test_the_views_are_those_of_least_energy(classifier: nn.Module) -> None:
     x, net = drawn(5, 3, 8, 8), energy_network(3, 8)
     model = CanonicalEquiTune(classifier, "d4", "trivial", net, 3, "softmax", size=None, temperature=0.1)
@@ -342,6 +367,7 @@ def test_wrong_calls(classifier: nn.Module, dense: nn.Module) -> None:
             "energy: expected 'linear' or a module",
         ),
         (lambda: model()(rectangle), ValueError, "x: expected equal sides"),
+        (lambda: model()(x[0]), ValueError, r"x: \(3, 9, 9\) was taken for a batch of 3 .* x\[None\]"),
         (lambda: model(energy=lambda v: v)(x), ValueError, "energy: expected one number for each of 16 views"),
         (lambda: model(energy=lambda v: 1.0)(x), TypeError, "energy: expected it to return a tensor"),
         (lambda: model(energy=lambda v: torch.zeros(16, dtype=torch.long))(x), TypeError, "energy: .*floating-point"),

@@ -10,7 +10,7 @@ from helpers import fresh
 # A volume of one channel, outputs of 64: 64 MiB each. The backbone itself needs no more than its output.
 PEAK = """
 import sys, torch
-from equikern import EquiTune, EquiZero, LambdaEquiTune
+from equikern import CanonicalEquiTune, EquiTune, EquiZero, LambdaEquiTune
 
 SIDE, CHANNELS = 64, 64
 wrapper, parts, sides = sys.argv[1], int(sys.argv[2]) or None, sys.argv[3]
@@ -27,6 +27,13 @@ model = {
         Backbone(), sides, sides, 1, features=lambda v: v.flatten(1)[:, :1], views_per_forward=parts
     ),
     "zero": lambda: EquiZero(Backbone(), sides, sides, loss=score, views_per_forward=parts),
+    "canonical mean": lambda: CanonicalEquiTune(Backbone(), sides, sides, views=6, views_per_forward=parts),
+    "canonical softmax": lambda: CanonicalEquiTune(
+        Backbone(), sides, sides, views=6, reduce="softmax", views_per_forward=parts
+    ),
+    "canonical zero": lambda: CanonicalEquiTune(
+        Backbone(), sides, sides, views=6, reduce=score, views_per_forward=parts
+    ),
 }[wrapper]()
 
 def status(name):
@@ -53,6 +60,10 @@ with torch.no_grad():
         ("max", 1, "flips3d", 4.5),
         ("weighted", 1, "flips3d", 4.5),
         ("zero", 1, "flips3d", 4.5),
+        ("canonical mean", 1, "flips3d", 4.5),
+        ("canonical softmax", 1, "flips3d", 4.5),
+        ("canonical zero", 1, "flips3d", 5.5),
+        ("canonical mean", 0, "flips3d", 13),
     ],
 )
 def test_peak(wrapper: str, parts: int, group: str, most: float) -> None:
