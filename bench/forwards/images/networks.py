@@ -12,7 +12,7 @@ from bench.papers.tuning.network import Network
 from equikern import energy_network, weight_network
 from torch import Tensor, nn
 
-FEATURES, MAPS = "trunk.5", 128 * 4 * 4  # the CNN's last maps, which λ reads unpooled
+FEATURES, MAPS = "trunk.5", 96 * 4 * 4  # the CNN's last maps, which λ reads unpooled
 BLOCKS = 5  # of EfficientNet's 16, which the energy of photographs reads
 CELLS = 32  # to how many a side photographs are scaled down for their energy
 
@@ -20,9 +20,9 @@ CELLS = 32  # to how many a side photographs are scaled down for their energy
 def cnn() -> Network:
     """Three convolutions with strides and two linear layers: (N, 1, 28, 28) → logits (N, 10)."""
     trunk = nn.Sequential(
-        *(nn.Conv2d(1, 32, 5, padding=2, stride=2), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU()),
-        *(nn.Conv2d(64, 128, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten()),
+        *(nn.Conv2d(1, 24, 5, padding=2, stride=2), nn.ReLU()),
+        *(nn.Conv2d(24, 48, 3, padding=1, stride=2), nn.ReLU()),
+        *(nn.Conv2d(48, 96, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten()),
         *(nn.Linear(MAPS, 64), nn.ReLU()),
     )
     return Network(trunk, 64)

@@ -34,7 +34,9 @@ def groups(runs: Runs) -> list[tuple[str, str, list[list[dict[str, Any]]]]]:
     for experiment, group in PANELS:
         seeds = [[row for row in run["rows"] if row["group"] == group] for run in of(runs, experiment)]
         if seeds and f"cost/{experiment}/{group}" in runs:
-            made.append((experiment, group, [list(rows) for rows in zip(*seeds, strict=True)]))
+            fixed = [row for row in runs.get(f"fixed/{experiment}", {"rows": []})["rows"] if row["group"] == group]
+            same = [[row] * len(seeds) for row in fixed]
+            made.append((experiment, group, [*same, *(list(rows) for rows in zip(*seeds, strict=True))]))
     return made
 
 

@@ -13,6 +13,7 @@ from bench.papers.fashion.network import accuracy, fit, turned
 from bench.papers.zero_shot.systems import Remembered, predictions
 from equikern import (
     CanonicalEquiTune,
+    GridAction,
     LambdaEquiTune,
     grid,
     orbit,
@@ -34,8 +35,8 @@ class Job(NamedTuple):
     """One entry of the results.
 
     Attributes:
-        part: "cost", or an experiment.
-        name: of which experiment and group the cost is, or the seed.
+        part: "cost"; "fixed", what no seed changes; or an experiment.
+        name: of which experiment, and of the cost which group; or the seed.
     """
 
     part: str
@@ -51,14 +52,15 @@ def jobs(seeds: int) -> Iterator[Job]:
     """All of them."""
     for experiment, group in PANELS:
         yield Job("cost", f"{experiment}/{group}")
-    for experiment in EXPERIMENTS:
-        for seed in range(seeds):
+    yield Job("fixed", "efficientnet")
+    for seed in range(seeds):
+        for experiment in EXPERIMENTS:
             yield Job(experiment, str(seed))
 
 
 def steps_of(job: Job, settings: dict[str, Any]) -> int:
     """How often a job advances the progress bar."""
-    if job.part == "cost":
+    if job.part in ("cost", "fixed"):
         return 1
     part = settings[job.part]
     if job.part == "fashion":
@@ -68,16 +70,20 @@ def steps_of(job: Job, settings: dict[str, Any]) -> int:
 
 def weight(job: Job, settings: dict[str, Any]) -> float:
     """About how long a job takes, as the progress bar counts it: steps of the CNN."""
-    return steps_of(job, settings) * {"cost": 200.0, "fashion": 1.0, "efficientnet": 10.0}[job.part]
+    return steps_of(job, settings) * {"cost": 500.0, "fixed": 2000.0, "fashion": 1.0, "efficientnet": 12.0}[job.part]
 
 
 def run(job: Job, settings: dict[str, Any], advance: Callable[[], None]) -> dict[str, Any]:
     """Do a job."""
     if job.part == "cost":
         experiment, group = job.name.split("/")
-        found = costs(experiment, group, settings["rounds"])
+        found: Any = costs(experiment, group, settings[experiment]["rounds"])
         advance()
         return {"costs": found}
+    if job.part == "fixed":
+        found = fixed(settings[job.name])
+        advance()
+        return {"rows": found}
     one_seed = fashion if job.part == "fashion" else efficientnet
     return one_seed(int(job.name), settings[job.part], advance)
 
@@ -106,24 +112,35 @@ def fashion(seed: int, settings: dict[str, int], advance: Callable[[], None]) ->
 
     model = CanonicalEquiTune(backbone, C4, "trivial", networks.energy(), size=None)
     learn_energy(model, train, settings["energy"], seed, advance)
-    assert isinstance(model.energy, nn.Module)
+    energy = model.energy
+    assert isinstance(energy, nn.Module)
     with torch.inference_mode():
         named = float((model.elements(upright)[0] == 0).double().mean())
-    asked = [systems.plain(backbone), *systems.untrained(backbone, C4, False)]
-    asked += systems.ranked(backbone, C4, model.energy, None)
-    asked.append(adapted(backbone, train, settings["joint"], generator, advance))
+    learnt = [adapted(backbone, train, settings["joint"], generator, advance)]
 
     weighted = LambdaEquiTune(backbone, C4, "trivial", networks.weights(), networks.FEATURES, pool=None)
     fit(weighted, train_weights(weighted), train, settings["lambda"], 0.01, generator, advance, momentum=True)
-    asked.append(System("λ-equitune", None, 4, "λ", weighted))
+    learnt.append(System("λ-equitune", None, 4, "λ", weighted))
     again = copy.deepcopy(backbone), copy.deepcopy(weighted.weight_net)
     tuned = LambdaEquiTune(again[0], C4, "trivial", again[1], networks.FEATURES, frozen=True, pool=None)
     fit(tuned, train_backbone(tuned), train, settings["tune"], 2e-3, generator, advance, momentum=True)
-    asked.append(System("λ-equitune, tuned", None, 8, "λ", tuned))  # each view is seen by the frozen copy, too
+    learnt.append(System("λ-equitune, tuned", None, 8, "λ", tuned))  # each view is seen by the frozen copy, too
 
-    x = turned(upright, generator)
-    some = upright[: settings["compared"]]
-    rows = [row(system, "c4", accuracy(system.model, x, labels), systems.forwards(system, x), some) for system in asked]
+    # All views of turned images are views of upright ones: the CNN has to see each of them once.
+    asked, itself = (
+        [
+            systems.plain(network),
+            *systems.untrained(network, C4, False),
+            *systems.ranked(network, C4, energy, None),
+            *learnt,
+        ]
+        for network in (Remembered(copy.deepcopy(backbone), "trunk"), backbone)
+    )
+    x, some = turned(upright, generator), upright[: settings["compared"]]
+    rows = [
+        row(real, "c4", accuracy(system.model, x, labels), systems.forwards(system, x), some)
+        for system, real in zip(asked, itself, strict=True)
+    ]
     rows.append({**rows[0], "method": "plain, upright", "accuracy": accuracy(backbone, upright, labels)})
     return {"rows": rows, "upright named": named}
 
@@ -157,22 +174,54 @@ def row(system: System, group: str, right: float, forwards: float, some: Tensor)
 
 
 @cache
-def photographs() -> tuple[Remembered, Tensor, Tensor]:
-    """EfficientNet-lite0, which runs once on every image; the images and their labels."""
+def photographs() -> tuple[Remembered, nn.Module, Tensor, Tensor]:
+    """EfficientNet-lite0, once so that it runs a single time on every image; the images and their labels."""
     from bench.papers.zero_shot import data
 
-    return Remembered(data.network(), "_dropout"), data.images(), torch.tensor(data.labels())
+    network = Remembered(data.network(), "_dropout")
+    return network, data.network(), data.images(), torch.tensor(data.labels())
+
+
+def groups() -> list[str]:
+    """Those that EfficientNet is asked under."""
+    return [group for experiment, group in PANELS if experiment == "efficientnet"]
+
+
+def under_all(
+    made: Callable[[nn.Module, GridAction], list[System]], settings: dict[str, int], group: str, seed: int
+) -> list[dict[str, Any]]:
+    """Systems on every photograph under every element: answers by outputs that are remembered, changes of an answer
+    by the network itself, on other photographs for each seed.
+    """
+    network, itself, images, labels = photographs()
+    action, x = grid(group), images[: settings["images"]]
+    every, rows = torch.cat(list(orbit(x, action))), []
+    first = seed * settings["compared"] % len(x)
+    some = x[first : first + settings["compared"]]
+    for system, real in zip(made(network, action), made(itself, action), strict=True):
+        right = (torch.tensor(predictions(system.model, x, action)) == labels[: len(x)]).double()
+        rows.append(row(real, group, float(right.mean()), systems.forwards(system, every), some))
+        if system.method == "plain":
+            rows.append({**rows[-1], "method": "plain, upright", "accuracy": float(right[0].mean())})
+    return rows
+
+
+def fixed(settings: dict[str, int]) -> list[dict[str, Any]]:
+    """The systems around EfficientNet in which nothing is trained."""
+
+    def made(network: nn.Module, action: GridAction) -> list[System]:
+        return [systems.plain(network), *systems.untrained(network, action, True)]
+
+    return [found for group in groups() for found in under_all(made, settings, group, 0)]
 
 
 def efficientnet(seed: int, settings: dict[str, int], advance: Callable[[], None]) -> dict[str, Any]:
-    """Every system around EfficientNet, on every photograph under every element; the energy is trained from a seed."""
-    network, images, labels = photographs()
-    x, labels = images[: settings["images"]], labels[: settings["images"]]
+    """Those around EfficientNet with an energy, which is trained under C4 from a seed on other photographs."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    energy = networks.PhotographEnergy()
+    _, network, x, _ = photographs()
+    energy, small = networks.PhotographEnergy(), networks.small_photographs()
     model = CanonicalEquiTune(network, C4, "trivial", energy, size=networks.CELLS)
-    small = networks.small_photographs()
     train_energy(model)
     energy.still.requires_grad_(False)
 
@@ -182,29 +231,12 @@ def efficientnet(seed: int, settings: dict[str, int], advance: Callable[[], None
     upright = small, torch.zeros(len(small))
     fit(model, list(energy.head.parameters()), upright, settings["steps"], 3e-3, generator, advance, loss=loss)
     with torch.inference_mode():
-        named = float((model.elements(x)[0] == 0).double().mean())
+        named = float((model.elements(x[: settings["images"]])[0] == 0).double().mean())
 
-    first = seed * settings["compared"] % len(x)
-    some = x[first : first + settings["compared"]]
-    rows = []
-    for group in (group for experiment, group in PANELS if experiment == "efficientnet"):
-        action = grid(group)
-        every = torch.cat(list(orbit(x, action)))
-        # Answers by the outputs that are remembered; how they change, by the network itself.
-        asked, itself = (
-            [
-                systems.plain(backbone),
-                *systems.untrained(backbone, action, True),
-                *systems.ranked(backbone, action, energy, networks.CELLS),
-            ]
-            for backbone in (network, network.network)
-        )
-        for system, real in zip(asked, itself, strict=True):
-            right = torch.tensor(predictions(system.model, x, action)) == labels
-            used = systems.forwards(system, every)
-            rows.append(row(real, group, float(right.double().mean()), used, some))
-            if system.method == "plain":
-                rows.append({**rows[-1], "method": "plain, upright", "accuracy": float(right[0].double().mean())})
+    def made(network: nn.Module, action: GridAction) -> list[System]:
+        return list(systems.ranked(network, action, energy, networks.CELLS))
+
+    rows = [found for group in groups() for found in under_all(made, settings, group, seed)]
     return {"rows": rows, "upright named": named}
 
 
@@ -217,8 +249,8 @@ def costs(experiment: str, group: str, rounds: int) -> dict[str, Any]:
         x, size = images_and_labels("t10k", 1000)[0], None
         energies: dict[str, Any] = {TRAINED: networks.energy(), "canonicaliser": networks.canonicaliser()}
     else:
-        network, x, _ = photographs()
-        backbone, size = network.network, networks.CELLS
+        _, backbone, x, _ = photographs()
+        size = networks.CELLS
         energies = {TRAINED: networks.PhotographEnergy()}
     found: dict[str, Any] = {}
     for batch in BATCHES[experiment]:
