@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .names import COUNTS, STATISTICS, TRAINED
 
-TEMPERATURE = 1.0
 CHUNK = 125
 
 
@@ -53,14 +52,14 @@ def untrained(backbone: nn.Module, action: GridAction, every: bool) -> Iterator[
 def ranked(backbone: nn.Module, action: GridAction, energy: nn.Module, size: int | None) -> Iterator[System]:
     """``CanonicalEquiTune`` by an energy: so many views, merged in two ways, and as many as it takes."""
 
-    def model(views: Any, reduce: Any) -> nn.Module:
-        made = CanonicalEquiTune(backbone, action, "trivial", energy, views, reduce, size=size, temperature=TEMPERATURE)
-        return made.eval()
+    def model(views: Any, reduce: Any, agree: int | None = None) -> nn.Module:
+        return CanonicalEquiTune(backbone, action, "trivial", energy, views, reduce, size=size, agree=agree).eval()
 
     for reduce in ("mean", "softmax"):
         for k in COUNTS[action.name]:
             yield System(f"{TRAINED}, {reduce}", k, k, TRAINED, model(k, reduce))
-    yield System(f"{TRAINED}, auto", None, None, TRAINED, model("auto", "mean"))
+    yield System(f"{TRAINED}, two that agree", None, None, TRAINED, model("auto", "mean", 2))
+    yield System(f"{TRAINED}, softmax, auto", None, None, TRAINED, model("auto", "softmax"))
 
 
 @torch.inference_mode()
