@@ -15,7 +15,7 @@ from bench.papers.figures import Table
 
 Point = dict[str, Any]
 COLORS = ("#4477aa", "#cc6677", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#999933", "#882255", "#44aa99", "#bbbbbb")
-MARKS = "osD^vP*X<>"
+MARKS = "osD^vP*X<>h"  # one more than colors, so that all pairs differ before any comes again
 UPRIGHT = "upright"  # a method of such a name is a level to reach, drawn as a line
 
 
