@@ -59,7 +59,8 @@ class CanonicalEquiTune(OrbitModule):
         temperature: by what energies are divided in a softmax.
         agree: for ``views="auto"``: after so many views in a row with one class of largest probability no more are
             looked at; None: none is left out that could change the arg max of the mean of all |G| views'
-            probabilities, which takes more than half of them.
+            probabilities. That takes more than half of them; with ``reduce="softmax"``, whose mean is weighted, one
+            where the energy is sure.
         classes, scored: for a reduction by a loss, as in ``EquiZero``.
 
     Gradients. With ``reduce="softmax"`` they reach the energy through the weights. With one view they do by a
@@ -69,7 +70,8 @@ class CanonicalEquiTune(OrbitModule):
 
     Shapes:
         x (B, \\*, H, W) → the backbone's output for one batch, equivariant: ``model(g x) = g model(x)``. With
-        ``views="auto"`` the mean of the probabilities of the views that were looked at, (B, classes).
+        ``views="auto"`` the mean of the probabilities of the views that were looked at, (B, classes), weighted if
+        ``reduce`` says so.
 
     Raises:
         TypeError: as ``EquiTune``; an energy that is no callable or name; in the forward, one that returns no numbers.
@@ -125,8 +127,8 @@ class CanonicalEquiTune(OrbitModule):
             )
             if views > order:
                 raise ValueError(f"views: expected at most {order}, the order of {self.inp.group!r}, got {views}")
-        elif poses is not None or reduce != "mean":
-            raise ValueError('views: expected a number beside poses or another reduction than "mean", got "auto"')
+        elif poses is not None or reduce not in ("mean", "softmax"):
+            raise ValueError('views: expected a number beside poses or a reduction that chooses, got "auto"')
         for name, value in (("size", size), ("agree", agree)):
             if value is not None:
                 checks.whole(name, value, 1)
@@ -341,6 +343,10 @@ class CanonicalEquiTune(OrbitModule):
         # What is recorded or transformed cannot leave samples out: then all views are looked at, and those behind a
         # sample's answer count nothing.
         every = functional(given.x)
+        # What each view counts, (|G|, B) in rising energy.
+        rising = ranking.energies.gather(0, ranking.order)
+        rising = rising.to(torch.promote_types(rising.dtype, torch.float32))
+        counts = rising.new_ones(rising.shape) if self.reduce == "mean" else (rising / -self.temperature).softmax(0)
         left = torch.arange(given.batch, device=given.x.device)
         used = torch.zeros_like(left)
         asked = torch.ones_like(left, dtype=torch.bool)
@@ -358,13 +364,14 @@ class CanonicalEquiTune(OrbitModule):
                 )
             logits = self._undone(fitted.pairs[0][0], outputs[0], ranks.order[k : k + 1], None)[0]
             p = self._projected(logits.to(accumulator(logits)).softmax(-1), ranks.still, outputs[0].action)
-            p = p.masked_fill(~asked.unsqueeze(-1), 0.0) if every else p
-            total = p if total is None else total.index_add(0, left, p)
+            counted = p * counts[k, left].unsqueeze(-1).to(p.dtype)
+            counted = counted.masked_fill(~asked.unsqueeze(-1), 0.0) if every else counted
+            total = counted if total is None else total.index_add(0, left, counted)
             used = used.index_add(0, left, asked.to(used.dtype))
             made = made or MergedOutputs([logits], [fitted.pairs[0][1]], fitted.names, fitted.made)
             if self.agree is None:
                 best = total.detach().index_select(0, left).topk(min(2, total.shape[-1]), -1).values
-                sure = best[:, 0] - best[:, 1:].sum(-1) > order - k - 1
+                sure = best[:, 0] - best[:, 1:].sum(-1) > counts[k + 1 :, left].detach().sum(0)
             else:
                 answer = p.argmax(-1)
                 streak = torch.where(answer == last, streak + 1, 1)
@@ -378,7 +385,8 @@ class CanonicalEquiTune(OrbitModule):
             left, asked, last, streak = left[unsure], asked[unsure], last[unsure], streak[unsure]
         assert total is not None
         assert made is not None
-        mean = (total / used.unsqueeze(-1)).to(made.tensors[0].dtype)
+        seen = torch.arange(order, device=used.device).unsqueeze(-1) < used
+        mean = (total / (counts * seen).sum(0).unsqueeze(-1)).to(made.tensors[0].dtype)
         return MergedOutputs([mean], made.specs, made.names, made.made).whole(), used
 
     @property

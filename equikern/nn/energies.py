@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -290,7 +291,15 @@ def energies_of(energy: Callable[[Tensor], Any], x: Tensor, action: Action, size
         small = scaled(x, action.sides, widest(x), cells, size)
         x = small.to(x.dtype) if x.is_floating_point() else small
     order, batch = action.order, x.shape[0]
-    found = energy(orbit_some(x, action, range(order)).flatten(0, 1))
+    views = orbit_some(x, action, range(order)).flatten(0, 1)
+    numbers, reads = prod(views.shape[1:]), _read_by(energy)
+    if reads not in (None, numbers):
+        scaled_by = f", scaled down by size={size}" if action.sides and size is not None else ""
+        raise ValueError(
+            f"energy: expected a network that reads the {numbers} numbers of a view {tuple(views.shape[1:])}"
+            f"{scaled_by}, got one that reads {reads}; energy_network(channels, size) is told the same size"
+        )
+    found = energy(views)
     if not isinstance(found, Tensor):
         raise TypeError(f"energy: expected it to return a tensor ({order * batch}, 1), got {type(found).__name__}")
     if not found.is_floating_point():
@@ -301,3 +310,11 @@ def energies_of(energy: Callable[[Tensor], Any], x: Tensor, action: Action, size
             f"{tuple(found.shape)}"
         )
     return found.reshape(order, batch)
+
+
+def _read_by(energy: object) -> int | None:
+    """How many numbers of a view a network such as ``energy_network`` reads; None where it does not show."""
+    if not isinstance(energy, nn.Sequential) or not len(energy) or not isinstance(energy[0], nn.Flatten):
+        return None
+    first = next((part for part in energy[1:].modules() if not isinstance(part, nn.Sequential)), None)
+    return (first.in_features or None) if isinstance(first, nn.Linear) else None  # a lazy one has none yet

@@ -214,11 +214,14 @@ def only(model: nn.Module, learning: str, standing: str) -> list[nn.Parameter]:
     """One part of a model learns, another one stands still."""
     wanted = standing if learning == "backbone" else learning
     if not isinstance(model, nn.Module) or not hasattr(model, learning) or not hasattr(model, standing):
-        kind = "CanonicalEquiTune" if wanted == "energy" else "LambdaEquiTune"
-        raise TypeError(f"model: expected one with a {wanted}, such as a {kind}, got {type(model).__name__}")
+        example = (
+            "an energy, such as a CanonicalEquiTune" if wanted == "energy" else f"a {wanted}, such as a LambdaEquiTune"
+        )
+        raise TypeError(f"model: expected one with {example}, got {type(model).__name__}")
     learns, stands = getattr(model, learning), getattr(model, standing)
     if not isinstance(learns, nn.Module):
-        raise TypeError(f"model: expected a {learning} with parameters to train, got {type(learns).__name__}")
+        wanted = "an energy" if learning == "energy" else f"a {learning}"
+        raise TypeError(f"model: expected {wanted} with parameters to train, got {type(learns).__name__}")
     learns.requires_grad_(True)
     if isinstance(stands, nn.Module):
         stands.requires_grad_(False)

@@ -38,8 +38,11 @@ def fit(
     generator: torch.Generator,
     advance: Callable[[], None],
     momentum: bool = False,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> None:
-    """Cross-entropy on random batches: Adam with a falling rate, or the papers' SGD with momentum 0.9."""
+    """Cross-entropy, or another loss of images and labels, on random batches: Adam with a falling rate, or the papers'
+    SGD with momentum 0.9.
+    """
     optimizer: torch.optim.Optimizer = (
         torch.optim.SGD(parameters, rate, momentum=0.9) if momentum else torch.optim.Adam(parameters, rate)
     )
@@ -47,7 +50,7 @@ def fit(
     model.train()
     for x, labels in batches(data, steps, BATCH if not momentum else 32, generator):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()
+        (nn.functional.cross_entropy(model(x), labels) if loss is None else loss(x, labels)).backward()
         optimizer.step()
         schedule.step()
         advance()
