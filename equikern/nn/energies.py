@@ -293,7 +293,7 @@ def energies_of(energy: Callable[[Tensor], Any], x: Tensor, action: Action, size
     order, batch = action.order, x.shape[0]
     views = orbit_some(x, action, range(order)).flatten(0, 1)
     numbers, reads = prod(views.shape[1:]), _read_by(energy)
-    if reads not in (None, numbers):
+    if reads is not None and reads != numbers:
         scaled_by = f", scaled down by size={size}" if action.sides and size is not None else ""
         raise ValueError(
             f"energy: expected a network that reads the {numbers} numbers of a view {tuple(views.shape[1:])}"
