@@ -57,17 +57,22 @@ def tables(points: list[Point]) -> list[Table]:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Values against forwards with the ranking, means with their deviations; a panel each, as PNG."""
+    """Values against forwards with the ranking, means with their deviations; a panel each, three in a row, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = panels(points)
-    figure = Figure(figsize=(5.4 * max(1, len(names)), 5.6), layout="constrained")
+    columns = min(3, max(1, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(figsize=(5.4 * columns, 5.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    methods = list(dict.fromkeys(p["method"] for p in points if UPRIGHT not in p["method"]))
-    style = {name: (COLORS[i % len(COLORS)], MARKS[i % len(MARKS)]) for i, name in enumerate(methods)}
-    for panel, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[len(names) :]:
+        unused.remove()
+    for panel, name in zip(axes, names, strict=False):
         some = [point for point in points if point["panel"] == name]
+        methods = list(dict.fromkeys(p["method"] for p in some if UPRIGHT not in p["method"]))
+        style = {method: (COLORS[i % len(COLORS)], MARKS[i % len(MARKS)]) for i, method in enumerate(methods)}
         for method in dict.fromkeys(point["method"] for point in some):
             curve = sorted(
                 (p for p in some if p["method"] == method and p["values"]), key=lambda p: p["forwards_with_energy"]
