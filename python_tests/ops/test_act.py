@@ -73,9 +73,12 @@ def test_every_sample_has_its_element(case: Case, data: st.DataObject) -> None:
             assert torch.equal(ours, expected)
         else:
             assert torch.equal(bits(ours), bits(expected))
-    assert torch.equal(bits(orbit_act(ours, elements, case.action, inverse=not inverse)), bits(x)) or case.multiplies
-    if case.multiplies:
-        assert torch.equal(orbit_act(ours, elements, case.action, inverse=not inverse), x)
+    back = orbit_act(ours, elements, case.action, inverse=not inverse)
+    if case.multiplies:  # by an eighth at the least: what then lies below the normal numbers loses three bits there
+        finfo = torch.finfo(x.dtype)
+        torch.testing.assert_close(back, x, rtol=0, atol=8 * finfo.smallest_normal * finfo.eps)
+    else:
+        assert torch.equal(bits(back), bits(x))
     assert torch.equal(bits(x), bits(before))
 
 
