@@ -144,13 +144,6 @@ def _symmetrized(x: Tensor, placed: Placed) -> Tensor:
     return cast(Tensor, library.reduce(x.expand(order, *x.shape), *placed, "sum", 1.0 / order, None))
 
 
-def estimated(result: Tensor, y: Tensor, weights: Tensor, maps: Maps) -> Tensor:
-    """``result`` as it is, with the gradient in the weights that ``Σ_g w_g · map_g(y_g)`` would have in its place."""
-    if not needs_grad(result, weights):
-        return result
-    return cast(Tensor, _Estimated.call(result, y.detach(), weights, maps.placed(y)))
-
-
 def dots_by(x: Tensor, y: Tensor, placed: Placed, weight_dims: int) -> Tensor:
     """``dots`` by placed maps: x (*lead, H, W), y (|G|, *lead, H, W) → y.shape[:weight_dims], wide."""
     if needs_grad(x, y):
@@ -261,35 +254,6 @@ class _Total(
         return tangent(
             (y_t, lambda t: total_by(t, placed, scale, weights)), (weights_t, lambda t: total_by(y, placed, scale, t))
         )
-
-
-class _Estimated(
-    Differentiable,
-    schema="estimated(Tensor result, Tensor y, Tensor weights, str views, Tensor? table) -> Tensor",
-    tuples={3: 2},
-):
-    @staticmethod
-    def forward(result: Tensor, y: Tensor, weights: Tensor, placed: Placed) -> Tensor:
-        return result.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, y, weights, placed = inputs
-        ctx.call = adjoint(placed), weights.dim()
-        ctx.save_for_backward(y)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> _Grads:
-        back, weight_dims = ctx.call
-        (y,) = ctx.saved_tensors
-        grad_w = dots_by(grad, y, back, weight_dims) if ctx.needs_input_grad[2] else None
-        return grad, None, grad_w, None
-
-    @staticmethod
-    def jvp(ctx: Any, result_t: Tensor | None, _y: None, weights_t: Tensor | None, *_: Any) -> Tensor | None:
-        (y,) = ctx.saved_tensors
-        placed = adjoint(ctx.call[0])
-        return tangent((result_t, Tensor.clone), (weights_t, lambda t: total_by(y, placed, 1.0, t)))
 
 
 class _Symmetrize(Differentiable, schema="symmetrize(Tensor x, str views, Tensor? table) -> Tensor", tuples={1: 2}):

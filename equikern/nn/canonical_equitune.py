@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action, GroupAction
-from ..core import autograd, checks
+from ..core import checks, estimates
 from ..core.act import act
 from ..core.functions import functional, needs_grad, recorded_for_later
 from ..ops import orbit_mean, orbit_select, orbit_weighted_mean
@@ -324,7 +324,7 @@ class CanonicalEquiTune(OrbitModule):
         if shares is None or maps.views.kind.still or not t.is_floating_point():
             return one
         every = t.expand(self.inp.order, *t.shape)
-        return autograd.estimated(one[0], every, shares.to(accumulator(t)), maps).unsqueeze(0)
+        return estimates.estimated(one[0], every, shares.to(accumulator(t)), maps).unsqueeze(0)
 
     def _projected(self, y: Tensor, unmoved: Tensor, action: Action) -> Tensor:
         """An output (B, …) averaged over the elements (|G|, B) that leave its input as it is."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..actions import Action
-from ..core import autograd, checks, library
+from ..core import autograd, checks, estimates, library
 from ..core import rows as kernels
 from ..core.functions import Differentiable, functional, needs_grad
 from ..views import EXACT, accumulator, of
@@ -127,7 +127,7 @@ def orbit_select(
     else:
         result, index = _select(y.detach() if y.requires_grad else y, scores, placed, minimum)
     if learning is not None:
-        result = autograd.estimated(result, y, learning, back)
+        result = estimates.estimated(result, y, learning, back)
     return (result, index) if return_index else result
 
 
@@ -179,6 +179,24 @@ def _score_dtype(scores: Tensor) -> torch.dtype:
     return torch.float64 if isinstance(scores, Tensor) and scores.dtype == torch.float64 else torch.float32
 
 
+def _stand_in(y: Tensor, gradient: str, placed: Placed) -> Tensor | None:
+    """S of ``orbit_select``, of all views or the first one; None where it is what was selected."""
+    if gradient == "mean":
+        return autograd.total_by(y, placed, 1.0 / y.shape[0])
+    return autograd.take_by(y, _first(y), placed) if gradient == "identity" else None
+
+
+def _of_stand_in(grad: Tensor, gradient: str, back: Placed) -> Tensor | None:
+    """The gradient of the views through S; None where it goes to what was selected."""
+    if gradient == "mean":
+        return autograd.orbit_by(grad, back, 1.0 / of(back[0]).order)
+    return autograd.put_by(grad, _first(grad), back) if gradient == "identity" else None
+
+
+def _first(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=like.device)
+
+
 class _Select(
     Differentiable,
     schema="select(Tensor y, Tensor? scores, str kind, str views, Tensor? table, bool minimum, str gradient) "
@@ -204,23 +222,15 @@ class _Select(
         (index,) = ctx.saved_tensors
         back, gradient, channels_last = ctx.call
         grad = autograd.laid_out(grad, channels_last)
-        if gradient == "mean":
-            grad_y = autograd.orbit_by(grad, back, 1.0 / of(back[0]).order)
-        elif gradient == "identity":
-            first = torch.zeros((), dtype=torch.int64, device=grad.device)
-            grad_y = autograd.put_by(grad, first, back)
-        else:
-            grad_y = autograd.put_by(grad, index, back)
-        return grad_y, None, None, None, None, None
+        grad_y = _of_stand_in(grad, gradient, back)
+        return autograd.put_by(grad, index, back) if grad_y is None else grad_y, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, y_t: Tensor, *_: Any) -> tuple[Tensor, None]:
         (index,), (back, gradient, _last) = ctx.saved_tensors, ctx.call
         placed = autograd.adjoint(back)
-        if gradient == "mean":
-            return autograd.total_by(y_t, placed, 1.0 / y_t.shape[0]), None
-        chosen = torch.zeros((), dtype=torch.int64, device=y_t.device) if gradient == "identity" else index
-        return autograd.take_by(y_t, chosen, placed), None
+        found = _stand_in(y_t, gradient, placed)
+        return autograd.take_by(y_t, index, placed) if found is None else found, None
 
 
 class _SelectMean(
@@ -250,21 +260,13 @@ class _SelectMean(
         (shares,) = ctx.saved_tensors
         back, gradient, channels_last, wide = ctx.call
         grad = autograd.laid_out(grad, channels_last)
-        if gradient == "mean":
-            grad_y = autograd.orbit_by(grad, back, 1.0 / of(back[0]).order)
-        elif gradient == "identity":
-            grad_y = autograd.put_by(grad, torch.zeros((), dtype=torch.int64, device=grad.device), back)
-        else:
-            grad_y = autograd.orbit_by(grad, back, 1.0, shares.to(wide))
+        grad_y = _of_stand_in(grad, gradient, back)
+        grad_y = autograd.orbit_by(grad, back, 1.0, shares.to(wide)) if grad_y is None else grad_y
         return grad_y, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, y_t: Tensor, *_: Any) -> tuple[Tensor, None]:
         (shares,), (back, gradient, _last, wide) = ctx.saved_tensors, ctx.call
         placed = autograd.adjoint(back)
-        if gradient == "mean":
-            return autograd.total_by(y_t, placed, 1.0 / y_t.shape[0]), None
-        if gradient == "identity":
-            first = torch.zeros((), dtype=torch.int64, device=y_t.device)
-            return autograd.take_by(y_t, first, placed), None
-        return autograd.total_by(y_t, placed, 1.0, shares.to(wide)), None
+        found = _stand_in(y_t, gradient, placed)
+        return autograd.total_by(y_t, placed, 1.0, shares.to(wide)) if found is None else found, None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from bench.forwards.images import command, names, networks, report, runs, system
 from bench.papers import figures
 from bench.papers.fashion import data
 from equikern import CanonicalEquiTune, EquiTune, grid
+from helpers import patterns
 from helpers.repository import ROOT
 from torch import nn
 
@@ -40,18 +40,10 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bright square at one of ten places of the upper half, in noise."""
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, rng = tmp_path / "patterns", np.random.default_rng(0)
     folder.mkdir()
-    for part, count in (("train", 400), ("t10k", 130)):
-        labels = rng.integers(10, size=count, dtype=np.uint8)
-        pixels = rng.integers(60, size=(count, 28, 28), dtype=np.uint8)
-        for image, label in zip(pixels, labels, strict=True):
-            row, column = divmod(int(label), 5)
-            image[6 * row : 6 * row + 6, 5 * column : 5 * column + 6] += 180
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pixels.tobytes()))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    patterns.write(folder, rng, {"train": 400, "t10k": 130})
     monkeypatch.setattr(data, "FOLDER", folder)
     monkeypatch.setattr(runs, "BATCHES", {"fashion": (4, 1), "efficientnet": (2, 1)})
     runs.garments.cache_clear()
@@ -138,7 +130,7 @@ def test_the_energy_of_photographs_learns_in_its_head_alone() -> None:
 
 
 def test_a_run_and_one_that_goes_on(
-    patterns: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "QUICK", SETTINGS)
     # EfficientNet sees an image in a 30th of a second: few systems, under C4.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from bench.papers import figures
 from bench.papers.fashion import command, data, network, report
+from helpers import patterns
 from helpers.repository import ROOT
 
 pytest.importorskip("matplotlib")
@@ -23,18 +24,10 @@ SETTINGS = {"steps": 40, "lambda_steps": 30, "tune_steps": 5, "test_images": 100
 
 
 @pytest.fixture
-def patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dark square at one of ten places of the upper half, in noise; no class is another one turned upside down."""
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder, rng = tmp_path / "patterns", np.random.default_rng(0)
     folder.mkdir()
-    for part, count in (("train", 600), ("t10k", 400)):
-        labels = rng.integers(10, size=count, dtype=np.uint8)
-        pixels = rng.integers(60, size=(count, 28, 28), dtype=np.uint8)
-        for image, label in zip(pixels, labels, strict=True):
-            row, column = divmod(int(label), 5)
-            image[6 * row : 6 * row + 6, 5 * column : 5 * column + 6] += 180
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pixels.tobytes()))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    patterns.write(folder, rng, {"train": 600, "t10k": 400})
     monkeypatch.setattr(data, "FOLDER", folder)
     return folder
 
@@ -45,10 +38,10 @@ def test_examples_in_docstrings() -> None:
     assert result.failed == 0
 
 
-def test_images_and_labels_are_the_files(patterns: Path) -> None:
+def test_images_and_labels_are_the_files(files: Path) -> None:
     x, labels = data.images_and_labels("t10k", 7)
     assert x.shape == (7, 1, 28, 28)
-    pixels = np.frombuffer(gzip.decompress((patterns / "t10k-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
+    pixels = np.frombuffer(gzip.decompress((files / "t10k-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
     assert torch.equal((255 * (0.3530 * x + 0.2860)).round().byte().flatten(), torch.tensor(pixels[: 7 * 28 * 28]))
     assert labels.dtype == torch.int64
     assert len(data.images_and_labels("train")[1]) == 600
@@ -71,7 +64,7 @@ def test_batches_go_through_every_image_before_any_comes_again() -> None:
 
 
 def test_a_run_and_one_that_goes_on(
-    patterns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "QUICK", SETTINGS)
     threads = torch.get_num_threads()

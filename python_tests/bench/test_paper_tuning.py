@@ -17,6 +17,7 @@ from bench.papers import figures
 from bench.papers.fashion import data as fashion_data
 from bench.papers.tuning import command, data, names, network, report, runs
 from equikern import grid
+from helpers import patterns
 from helpers.repository import ROOT
 from torch import nn
 
@@ -36,22 +37,13 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A bright square at one of ten places of the upper half, in noise; no class is another one turned upside down."""
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder, rng = tmp_path / "patterns", np.random.default_rng(0)
     folder.mkdir()
-    for part, count in (("train", 300), ("t10k", 100), ("digits", 300)):
-        labels = rng.integers(10, size=count, dtype=np.uint8)
-        pixels = rng.integers(60, size=(count, 28, 28), dtype=np.uint8)
-        for image, label in zip(pixels, labels, strict=True):
-            row, column = divmod(int(label), 5)
-            image[6 * row : 6 * row + 6, 5 * column : 5 * column + 6] += 180
-        if part == "digits":
-            with gzip.open(folder / "digits.csv.gz", "wt") as file:
-                np.savetxt(file, np.column_stack([pixels.reshape(count, -1), labels]), "%d", ",")
-            continue
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pixels.tobytes()))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    patterns.write(folder, rng, {"train": 300, "t10k": 100})
+    pixels, labels = patterns.squares(rng, 300)
+    with gzip.open(folder / "digits.csv.gz", "wt") as file:
+        np.savetxt(file, np.column_stack([pixels.reshape(len(labels), -1), labels]), "%d", ",")
     monkeypatch.setattr(fashion_data, "FOLDER", folder)
     monkeypatch.setattr(data, "digits_file", lambda: folder / "digits.csv.gz")
     runs.images.cache_clear()
@@ -65,7 +57,7 @@ def test_examples_in_docstrings() -> None:
     assert result.failed == 0
 
 
-def test_parts_have_no_image_in_common(patterns: Path) -> None:
+def test_parts_have_no_image_in_common(files: Path) -> None:
     for name, load in data.DATA.items():
         found = load(100, 100, 100)
         assert [len(labels) for _, labels in found[1:]] == [100, 100, 100], name
@@ -78,7 +70,7 @@ def test_parts_have_no_image_in_common(patterns: Path) -> None:
         assert not images[2] & images[3], name
 
 
-def test_digits_keep_their_labels(patterns: Path) -> None:
+def test_digits_keep_their_labels(files: Path) -> None:
     x, labels = data.digits(100, 100, 100).test
     for image, label in zip(x[:, 0], labels.tolist(), strict=True):
         row, column = divmod(label, 5)
@@ -119,7 +111,7 @@ def test_augmentation_leaves_the_training_of_an_invariant_model_as_it_is() -> No
 
 
 def test_a_run_and_one_that_goes_on(
-    patterns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "QUICK", SETTINGS)
     monkeypatch.setattr(runs, "GROUPS", ("c4",))
@@ -143,7 +135,7 @@ def test_a_run_and_one_that_goes_on(
     assert "probing" in capsys.readouterr().err
 
 
-def test_missing_files_are_named(patterns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_missing_files_are_named(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(data, "digits_file", lambda: tmp_path / "none.csv.gz")
     call = ["--quick", f"--output={tmp_path}", f"--work={tmp_path}", f"--threads={torch.get_num_threads()}"]
     assert command.run(call) == 2

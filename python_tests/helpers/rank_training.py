@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from equikern import EquiDetector, EquiTune, EquiZero, LambdaEquiTune, RegularLift, boxes, permutation
 from equikern.distributed import Ranks
-from helpers.rank_cases import classifier
+from helpers.rank_models import classifier
 from helpers.ranks import World
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
