@@ -237,7 +237,7 @@ def compile_blocks(folder: Path) -> Path | None:
     library = folder / "cuda_blocks.so"
     source = Path(__file__).parent / "cuda_blocks.cpp"
     sanitizers = os.environ.get("EQUIKERN_SANITIZE", "alignment,bounds,shift,signed-integer-overflow")
-    flags = ["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=c++17", "-Og", "-g1", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
     command = [compiler, *flags, f"-fsanitize={sanitizers}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}", str(source)]
     subprocess.run([*command, "-o", str(library)], check=True)
     return library
