@@ -186,7 +186,7 @@ def test_scales_and_crops_inside(mode: str, segmenter: nn.Module, classifier: nn
     scale = ttach.Scale([1, 1.5, 0.5])  # nearest pixels, which do not commute with a flip
     inside = ttach.SegmentationTTAWrapper(segmenter, ttach.Compose([scale]), merge_mode=mode)
     model = EquiTune(inside, "d4", "d4", reduce="mean" if mode == "tsharpen" else mode)
-    for x in (images, images[..., :24]):
+    for x in (images[..., :16, :16], images[..., :16, :24]):
         flip, turns = ttach.HorizontalFlip(), ttach.Rotate90([0, 90, 180, 270])
         every = ttach.SegmentationTTAWrapper(segmenter, ttach.Compose([flip, turns, scale]), merge_mode=mode)
         torch.testing.assert_close(model(x), every(x), rtol=1e-4, atol=1e-5)
@@ -196,6 +196,40 @@ def test_scales_and_crops_inside(mode: str, segmenter: nn.Module, classifier: nn
     five = ttach.ClassificationTTAWrapper(resized, ttach.aliases.five_crop_transform(24, 24))
     ten = ttach.ClassificationTTAWrapper(resized, ttach.aliases.ten_crop_transform(24, 24))
     torch.testing.assert_close(EquiTune(five, "hflip", "trivial")(images), ten(images), rtol=1e-4, atol=1e-5)
+
+
+class TwoHeads(nn.Module):
+    """A mask and a label, of an image and of a map beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.conv = nn.Conv2d(3, 2, 3, padding=1).requires_grad_(False)
+
+    def forward(self, image: Tensor, prior: Tensor | float = 1.0) -> dict[str, Tensor]:
+        y = self.conv(image) * prior
+        return {"mask": y, "label": (y[..., :5, :] ** 2).mean((2, 3))}
+
+
+def test_several_inputs_and_outputs(images: Tensor) -> None:
+    """ttach gives one output at a time, and each view what else there is as it is; so do we where it is not named."""
+    model, prior = TwoHeads(), torch.rand(2, 1, 32, 32)
+    d4 = ttach.aliases.d4_transform()
+    mask = ttach.SegmentationTTAWrapper(model, d4, output_mask_key="mask")(images, prior)
+    label = ttach.ClassificationTTAWrapper(model, d4, output_label_key="label")(images, prior)
+    out = {"mask": "d4", "label": "trivial"}
+    torch.testing.assert_close(EquiTune(model, "d4", out)(images, prior), mask | label, rtol=1e-4, atol=1e-5)
+    both = EquiTune(model, {"image": "d4", "prior": "d4"}, out)
+    found, turned = both(images, prior), both(images.rot90(1, (2, 3)), prior.rot90(1, (2, 3)))
+    torch.testing.assert_close(turned["mask"], found["mask"].rot90(1, (2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(turned["label"], found["label"], rtol=1e-4, atol=1e-5)
+    assert (found["mask"] - mask["mask"]).abs().max() > 1e-3
+
+
+def test_two_of_four_rotations_are_no_group(segmenter: nn.Module, images: Tensor) -> None:
+    model = ttach.SegmentationTTAWrapper(segmenter, ttach.Compose([ttach.Rotate90([90])]))
+    assert len(model.transforms) == 2
+    assert (model(images.rot90(1, (2, 3))) - model(images).rot90(1, (2, 3))).abs().max() > 1e-3
 
 
 TOOLBELT = pytest.mark.parametrize(
@@ -306,6 +340,11 @@ def test_toolbelt_corners(toolbelt: ModuleType, segmenter: nn.Module, classifier
     views = y.unflatten(0, (8, -1))
     torch.testing.assert_close(toolbelt.d4_labels_deaugment(y), views[[0, 1, 2, 3, 4, 6, 6, 7]].mean(0))
     assert (orbit_mean(views, still) - toolbelt.d4_labels_deaugment(y)).abs().max() > 1e-5
+
+    backs = {"mask": toolbelt.d2_image_deaugment, "label": toolbelt.d2_labels_deaugment}
+    outputs = toolbelt.GeneralizedTTA(TwoHeads(), toolbelt.d2_image_augment, backs)(images)
+    ours = EquiTune(TwoHeads(), "flips", {"mask": "flips", "label": "trivial"})(images)
+    torch.testing.assert_close(ours, outputs, rtol=1e-4, atol=1e-5)
 
     y = segmenter(stacked)
     harmonic = EquiTune(lambda x: segmenter(x) + 1, "d4", "d4", reduce="hmean")(images) - 1
