@@ -20,6 +20,7 @@ from equikern import (
     grid,
     orbit_mean,
     orbit_reduce,
+    product_group,
     trivial,
 )
 from helpers import vision
@@ -78,8 +79,9 @@ def test_nnunet_mirrors_along_axes() -> None:
     """Every set of axes of the page's table."""
     module = installed("nnunetv2.inference.predict_from_raw_data")
     torch.manual_seed(0)
-    first = GridAction(cyclic_group(2), ["dhw", "Dhw"])
-    volumes = {(0, 1, 2): "flips3d", (1, 2): "flips", (2,): "hflip", (1,): "vflip", (0,): first}
+    two = cyclic_group(2)
+    first, both = GridAction(two, ["dhw", "Dhw"]), GridAction(product_group(two, two), ["dhw", "dHw", "Dhw", "DHw"])
+    volumes = {(0, 1, 2): "flips3d", (1, 2): "flips", (2,): "hflip", (1,): "vflip", (0,): first, (0, 1): both}
     maps = {(0, 1): "flips", (1,): "hflip", (0,): "vflip"}
     for net, x, rows in (
         (nn.Conv3d(1, 2, 3, padding=1), torch.rand(1, 1, 4, 6, 5), volumes),
