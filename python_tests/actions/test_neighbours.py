@@ -441,3 +441,22 @@ def escnn_representations(here: Here) -> None:
         for g in range(8):
             close(action.act(g, fields_of(rep.size)), turned_by_escnn(theirs, rep, g, fields_of(rep.size)))
         assert not getattr(action, "mixes", False)  # rounded, they only move planes
+
+
+def test_escnn_layers_beside_the_convolutions() -> None:
+    """What its page says of norms and pools of regular fields, and of strides on even sizes."""
+    theirs, inverse = space("d4"), grid("d4").group.inverse
+    layers = importlib.import_module("escnn.nn")
+    regular, scalar = (layers.FieldType(theirs, 3 * [kind]) for kind in (theirs.regular_repr, theirs.trivial_repr))
+    z = torch.randn(2, 3, 8, *SIZE, generator=torch.Generator().manual_seed(0))
+    given = layers.GeometricTensor(z[:, :, inverse].flatten(1, 2), regular)
+    normed = layers.InnerBatchNorm(regular)(given).tensor.unflatten(1, (3, 8))
+    close(torch.nn.BatchNorm3d(3)(z), normed[:, :, inverse])
+    close(equikern.GroupPool("max")(z), layers.GroupPooling(regular)(given).tensor)
+    torch.manual_seed(0)
+    halved = layers.R2Conv(scalar, scalar, 3, padding=1, stride=2)
+    assert halved.weights.numel() < 9 * 9
+    for side, exact in ((9, True), (8, False)):
+        x = torch.randn(1, 3, side, side)
+        y, flipped = (halved(layers.GeometricTensor(t, scalar)).tensor for t in (x, x.flip(3)))
+        assert torch.allclose(flipped, y.flip(3), atol=1e-4) == exact
