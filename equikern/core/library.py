@@ -17,6 +17,8 @@ from ..reductions import REDUCTIONS
 from ..views import Views, accumulator, of
 from .batching import Rule, batched
 
+# The class's own: that of a subclass may take no sizes one by one, as MONAI's MetaTensor.
+new_empty = Tensor.new_empty
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 # What operators are made of in aten, for programs that run without this package: see ``decompositions.py``.
 decompositions: dict[Any, Callable[..., Any]] = {}
@@ -50,7 +52,7 @@ def channels_dim(t: Tensor, skip: int = 0) -> int:
 def memory(t: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """Contiguous memory where t is, of its dtype unless another one is asked for."""
     # Small calls are counted: sizes one by one are read in half the time that a torch.Size takes.
-    return t.new_empty(*shape, dtype=dtype) if shape else t.new_empty((), dtype=dtype)
+    return new_empty(t, *shape, dtype=dtype) if shape else t.new_empty((), dtype=dtype)
 
 
 def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
@@ -80,7 +82,7 @@ def checked(code: str, table: Tensor | None, like: Tensor) -> Views:
 
 def _orbit_empty(x: Tensor, views: Views) -> Tensor:
     if views.upright and x.is_contiguous():
-        return x.new_empty(views.order, *x.shape)
+        return new_empty(x, views.order, *x.shape)
     return empty_like_views(x, (views.order, *views.shape(x.shape)), 0)
 
 
@@ -88,7 +90,7 @@ def view_empty(y: Tensor, views: Views) -> Tensor:
     """Memory for one view of an orbit y (|G|, *lead, H, W) transformed back: (*lead, H, W), laid out as y's views."""
     _, *shape = y.shape
     if views.upright and shape and y.is_contiguous():
-        return y.new_empty(*shape)
+        return new_empty(y, *shape)
     return empty_like_views(y, views.shape(shape), 1)
 
 
