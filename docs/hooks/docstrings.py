@@ -11,7 +11,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
-BORDER = re.compile(r"=+(?: +=+)*")
+BORDER = re.compile(r"=+(?: +=+)+")
 
 
 class Docstrings(Extension):
@@ -23,44 +23,42 @@ class Docstrings(Extension):
 
 
 def rewritten(text: str) -> str:
-    """A docstring with tables of Markdown, whose examples the generator knows as such."""
+    """A docstring with tables of Markdown, whose sections and formulas the generator reads as they are meant."""
     lines, found = text.split("\n"), []
     while lines:
         line = lines.pop(0)
-        if not BORDER.fullmatch(line.strip()) or " " not in line.strip():
-            found.append("Examples:" if line == "Example:" else line)
-            continue
-        indent = line[: len(line) - len(line.lstrip())]
-        rows: list[str] = []
-        borders = 0
-        last = next((k for k, other in enumerate(lines) if not other.strip()), len(lines))
-        inside = [other.removeprefix(indent) for other in lines[:last]]
-        del lines[:last]
-        head = None
-        for other in inside:
-            if BORDER.fullmatch(other):
-                borders += 1
-                if borders == 1 and other is not inside[-1]:
-                    head, rows = rows, []
-            else:
-                rows.append(other)
-        found += [indent + row for row in table(line.strip(), head or [], rows)]
+        before = found[-1] if found else ""
+        if BORDER.fullmatch(line.strip()):
+            indent = line[: len(line) - len(line.lstrip())]
+            last = next((k for k, other in enumerate(lines) if not other.strip()), len(lines))
+            found += [
+                indent + row for row in table([line.strip(), *(row.removeprefix(indent) for row in lines[:last])])
+            ]
+            del lines[:last]
+        elif line == "Example:":
+            found.append("Examples:")
+        elif before == "Returns:":
+            found.append(re.sub(r"^ +", r"\g<0>: ", line))  # what stands before a colon would be taken for a type
+        elif not before and line.startswith("    ``"):
+            found.append(line.replace("``", ""))  # a formula on a line of its own is a block of code
+        else:
+            found.append(line)
     return "\n".join(found)
 
 
-def table(border: str, head: list[str], rows: list[str]) -> list[str]:
-    """The lines of a Markdown table: columns are where the border has marks; a row without a first cell goes on."""
-    starts = [match.start() for match in re.finditer("=+", border)]
+def table(lines: list[str]) -> list[str]:
+    """A table with borders in Markdown: columns are where the first border has marks; a head stands between two."""
+    starts = [match.start() for match in re.finditer("=+", lines[0])]
+    borders = [k for k, line in enumerate(lines) if BORDER.fullmatch(line)]
+    (head,) = lines[1 : borders[1]] if len(borders) > 2 else [""]
     body: list[list[str]] = []
-    for row in rows:
+    for row in lines[borders[-2] + 1 : borders[-1]]:
         cells = _cells(row, starts)
         if cells[0] or not body:
             body.append(cells)
-        else:
+        else:  # what does not fit into a line goes on in the next
             body[-1] = [f"{old} {new}".strip() for old, new in zip(body[-1], cells, strict=True)]
-    (names,) = [_cells(row, starts) for row in head] or [[""] * len(starts)]
-    lines = [names, ["---"] * len(starts), *body]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return [f"| {' | '.join(cells)} |" for cells in (_cells(head, starts), ["---"] * len(starts), *body)]
 
 
 def _cells(row: str, starts: list[int]) -> list[str]:
