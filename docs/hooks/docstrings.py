@@ -12,6 +12,7 @@ from typing import Any
 from griffe import Extension, Object
 
 BORDER = re.compile(r"=+(?: +=+)+")
+NAMES = re.compile(r"    \w+(, \w+)+(?=: )")
 
 
 class Docstrings(Extension):
@@ -39,6 +40,8 @@ def rewritten(text: str) -> str:
             found.append("Examples:")
         elif before == "Returns:":
             found.append(re.sub(r"^ +", r"\g<0>: ", line))  # what stands before a colon would be taken for a type
+        elif NAMES.match(line):  # a space would divide a name from its type
+            found.append(NAMES.sub(lambda match: match[0].replace(", ", ",\u00a0"), line))
         elif not before and line.startswith("    ``"):
             found.append(line.replace("``", ""))  # a formula on a line of its own is a block of code
         else:
