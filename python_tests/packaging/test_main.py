@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +92,3 @@ def test_demo_on_two_images(tmp_path: Path) -> None:
     target = tmp_path / "picture.png"
     picture.save(target, images, features, accuracy)
     assert target.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_readme_examples_run() -> None:
-    """Those on your own model, one after another in one namespace, as they stand."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## On your own model\n")[1].split("\n## ")[0]
-    examples = re.findall("```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) > 2
-    names: dict[str, object] = {}
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), names)
