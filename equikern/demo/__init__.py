@@ -51,18 +51,20 @@ def run(output: Path, force: bool = False) -> None:
     tables.timings(timings, torch.get_num_threads())
     picture.save(output, images, features, accuracy)
     print(f"Picture saved as {output.resolve()}")
-    if found is None:
-        print(f"The same for a heat map, a text detector's (91 MB): {install('demo-maps')}")
-    else:
+    if found is not None:
         picture.save_maps(beside, photos, found)
         print(f"Picture of the text maps saved as {beside.resolve()}")
-    print(NEXT.format(curves=place("bench/forwards/results/curves.png"), guides=place("docs/guides")))
+    print(closing(with_maps))
 
 
-NEXT = """
-Fewer forward passes than views, and the accuracy that is left, as a plot: {curves}
+def closing(with_maps: bool) -> str:
+    """What the demo ends with: how the text detector is had if it was not shown, and what to do next."""
+    more = "" if with_maps else f"For the heat map of a text detector, too (91 MB): {install('demo-maps')}\n"
+    return f"""{more}
+Accuracy with fewer forward passes than views, a plot: {place("bench/forwards/results/curves.png")}
 
-What to do next:
-  your own model   equivariant = equikern.EquiTune(model, "d4", "trivial"), for a classifier of images
-  the guides       {guides}
-  how far it is    python -m equikern audit package.module:model --input 2x3x224x224 --inp d4"""
+What to do next
+- Make your own image classifier invariant: equikern.EquiTune(model, "d4", "trivial")
+- Read the guides: {place("docs/guides")}
+- Measure how far your model is from a symmetry:
+  python -m equikern audit package.module:model --input 2x3x224x224 --inp d4"""
