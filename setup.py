@@ -74,7 +74,8 @@ def write_ninja(build, cxx, nvcc):
     if not headers.exists():
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
-    sanitizers += ["-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
+    if sanitizers:  # which look at what asserts say, too
+        sanitizers += ["-UNDEBUG", "-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
     flags = "-O3 -DNDEBUG -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Werror=switch -Wno-psabi"
     flags += "" if DARWIN else " -fopenmp"
     flags = [*flags.split(), *shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
