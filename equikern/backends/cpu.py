@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,8 @@ class Cpu(Backend):
         """Why these kernels cannot run on a device, or None if they can."""
         if device.type != "cpu":
             return "its kernels run on CPU tensors only"
+        if _C is None and find_spec("equikern._C") is not None:
+            return f"the C++ module does not load ({_reason}); install what it lacks, or build equikern on this machine"
         if _C is None:
             return f"the C++ module is not built ({_reason}); install a C++ compiler and run pip install again"
         return None
