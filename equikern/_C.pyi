@@ -101,6 +101,31 @@ def reduce_backward(
     threads: int,
     /,
 ) -> None: ...
+def variance(
+    y: int,
+    shape: Sizes,
+    y_strides: Sizes,
+    out: int,
+    views: Views,
+    dtype: int,
+    scale: float,
+    keep: int,
+    threads: int,
+    /,
+) -> None: ...
+def variance_backward(
+    factors: int,
+    y: int,
+    shape: Sizes,
+    y_strides: Sizes,
+    out: int,
+    out_strides: Sizes,
+    views: Views,
+    dtype: int,
+    keep: int,
+    threads: int,
+    /,
+) -> None: ...
 def select(
     y: int,
     shape: Sizes,

@@ -10,7 +10,7 @@
 namespace equikern {
 
 enum Kind : int { kStill = 0, kGrid, kPermutation, kField, kMixed, kMatrix, kTokens };
-enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kLog1p, kStd, kMeanStd, kWeightedMean, kMedian, kVote };
+enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kLog1p, kStd, kMeanStd, kWeightedMean, kMedian, kVote, kVariance };
 enum Space : int { kLogits = 0, kProbs, kLogProbs };
 enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin, kLargest };
 
@@ -114,6 +114,7 @@ struct Kernels {
   void (*reduce)(const Problem&);
   void (*orbit_dot)(const Problem&);
   void (*reduce_backward)(const Problem&);
+  void (*variance)(const Problem&);
   void (*select)(const Problem&);
   bool (*tokens)(const Problem&, int64_t* outside);  // false and an id that is not in 0 … vocabulary − 1, if any
   void (*softmax_mean)(const RowProblem&);

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..views import Views
+from ..views import Views, still
 
 __all__ = ["Backend", "Maybe"]
 
@@ -71,6 +72,26 @@ class Backend(ABC):
         """The gradient of ``reduce`` in y, of views that only move entries.
 
         spread is the gradient of the second result of "mean_std".
+        """
+
+    @abstractmethod
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """The variance of ``map_g(y[g])`` over g, averaged over all but the first dims, those of out.
+
+        out (*lead[:k]) is contiguous, in the accumulator's dtype. Here it is made of the standard deviation in y's
+        dtype, written and read again: for backends that have no kernel of it for some views.
+        """
+        spread = y.new_empty(views.shape(y.shape[1:]))
+        self.reduce(y, spread, views, table, "std", 1.0, None, None, None)
+        squares = out.new_empty((1, *out.shape))
+        self.orbit_dot(spread, spread.unsqueeze(0), None, squares, still(1), None, None)
+        torch.div(squares[0], math.prod(spread.shape[out.dim() :]), out=out)
+
+    @abstractmethod
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """``out[g] = map_g⁻¹(factors · (map_g(y[g]) − mean))``, of views that only move entries.
+
+        factors (*lead[:k]), contiguous, are in the accumulator's dtype.
         """
 
     @abstractmethod

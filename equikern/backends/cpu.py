@@ -115,6 +115,20 @@ class Cpu(Backend):
             _views(views, table), _FLOATS[y.dtype], _OPS[op], torch.get_num_threads(),
         )  # fmt: skip
 
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        if views.kind.computes:
+            return super().variance(y, out, views, table)
+        _C.variance(
+            y.data_ptr(), y.shape, y.stride(), out.data_ptr(), _views(views, table), _FLOATS[y.dtype],
+            out.numel() / y.numel(), out.dim(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        _C.variance_backward(
+            factors.data_ptr(), y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), _views(views, table),
+            _FLOATS[y.dtype], factors.dim(), torch.get_num_threads(),
+        )  # fmt: skip
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:

@@ -71,6 +71,14 @@ class Reference(Backend):
         if y.numel():
             out.copy_(plain.reduce_backward(grad, spread, y, views, table, op))
 
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """See ``Backend.variance``: the mean of the squared deviations."""
+        out.copy_(plain.variance(y, views, table, out.dim()))
+
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """See ``Backend.variance_backward``: deviations times factors go back to where the values came from."""
+        out.copy_(plain.variance_backward(factors, y, views, table))
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:

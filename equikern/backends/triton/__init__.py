@@ -112,6 +112,15 @@ class Triton(Backend):
         if y.numel():
             _of_kind(views, "reduce_backward")(grad, spread, y, out, views, table, op)
 
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        if views.kind.computes:
+            super().variance(y, out, views, table)
+        else:
+            _of_kind(views, "variance")(y, out, views, table)
+
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        _of_kind(views, "variance_backward")(factors, y, out, views, table)
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
