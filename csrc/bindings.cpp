@@ -226,6 +226,14 @@ void cross_entropy(uintptr_t y, const Ints& shape, const Ints& y_strides, uintpt
   b.run(kernels().cross_entropy);
 }
 
+// (planes, H, W) → (planes, down, across), all of them without gaps.
+void coarse(uintptr_t x, int64_t planes, int64_t H, int64_t W, uintptr_t rows, int64_t down, uintptr_t columns, int64_t across,
+            uintptr_t out, int dtype, int threads) {
+  const Coarse c{Dtype(dtype), at<void>(x), planes, H, W, down, across, at<double>(rows), at<double>(columns), at<double>(out), threads};
+  py::gil_scoped_release release;
+  kernels().coarse(c);
+}
+
 py::list isas() {
   py::list names;
   for (const char* const* name = isa_names(); *name; ++name) names.append(*name);
@@ -258,6 +266,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("score", &equikern::score);
   m.def("score_select", &equikern::score_select);
   m.def("cross_entropy", &equikern::cross_entropy);
+  m.def("coarse", &coarse);
   m.def("cpu_isa", [] { return kernels().name; });
   m.def("cpu_features", &isas);
   m.attr("KINDS") = named<Kind>({{"still", kStill}, {"grid", kGrid}, {"permutation", kPermutation}, {"field", kField},

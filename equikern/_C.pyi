@@ -218,6 +218,20 @@ def cross_entropy(
     threads: int,
     /,
 ) -> None: ...
+def coarse(
+    x: int,
+    planes: int,
+    height: int,
+    width: int,
+    rows: int,
+    down: int,
+    columns: int,
+    across: int,
+    out: int,
+    dtype: int,
+    threads: int,
+    /,
+) -> None: ...
 def cpu_isa() -> str: ...
 def cpu_features() -> list[str]: ...
 def cuda_orbit(

@@ -108,6 +108,16 @@ struct RowProblem : Problem {
   Moves inverse(int g) const { return moves(g, inverse_sources); }
 };
 
+// Planes H×W without gaps, and what rows (H, down) and columns (W, across) count.
+struct Coarse {
+  Dtype dtype;
+  const void* x;
+  int64_t planes, H, W, down, across;
+  const double *rows, *columns;
+  double* out;                     // (planes, down, across)
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*orbit)(const Problem&);
@@ -122,6 +132,7 @@ struct Kernels {
   void (*score)(const RowProblem&);
   void (*score_select)(const RowProblem&);
   void (*cross_entropy)(const RowProblem&);
+  void (*coarse)(const Coarse&);
 };
 
 const Kernels& kernels();        // for this machine

@@ -105,6 +105,13 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        """``out = rowsᵀ · x · columns``, of planes (*lead, H, W), rows (H, m) and columns (W, n), in float64.
+
+        All are contiguous, and no entry of x is read twice. x is of floats.
+        """
+
+    @abstractmethod
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         """``out = 1/|G| Σ_g map_g(p_g)`` with p_g the softmax of y[g], or its logarithm."""
 

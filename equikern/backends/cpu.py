@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -138,6 +140,13 @@ class Cpu(Backend):
         _C.select(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), _views(views, table),
             _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        *lead, height, width = x.shape
+        _C.coarse(
+            x.data_ptr(), math.prod(lead), height, width, rows.data_ptr(), rows.shape[1], columns.data_ptr(),
+            columns.shape[1], out.data_ptr(), _FLOATS[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
 
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:

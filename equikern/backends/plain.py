@@ -104,6 +104,13 @@ def variance_backward(factors: Tensor, y: Tensor, views: Views, table: Maybe) ->
     return mapped(_around_mean(y, views, table) * each, of(transposed(views.code)), table)
 
 
+def coarse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``rowsᵀ · x · columns`` of every plane, a few planes at a time; see ``Backend.coarse``."""
+    planes = x.reshape(-1, *x.shape[-2:])
+    parts = [rows.mT @ part.to(rows.dtype) @ columns for part in torch.split(planes, 16)]
+    return torch.cat(parts).view(*x.shape[:-2], rows.shape[1], columns.shape[1])
+
+
 def chosen(v: Tensor, index: Tensor) -> Tensor:
     """``v[index]`` for an index of v's first dims behind the group axis."""
     places = _broadcast(index, v.dim() - 1).unsqueeze(0).clamp(0, v.shape[0] - 1)

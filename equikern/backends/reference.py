@@ -91,6 +91,10 @@ class Reference(Backend):
         else:  # moved as integers: gather of float16 turns a signalling NaN into a quiet one
             out.copy_(plain.chosen(v.view(_SAME_SIZE[y.element_size()]), index).view(y.dtype))
 
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        """See ``Backend.coarse``."""
+        out.copy_(plain.coarse(x, rows, columns))
+
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         """See ``Backend.softmax_mean``; "log_probs" means logarithms."""
         mean, sums = plain.softmax_mean(y, views, table, space)

@@ -129,6 +129,9 @@ class Triton(Backend):
         elif scores is not None:
             _of_rows("selection", "index_alone")(scores, index, minimum)
 
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        _FALLBACK.coarse(x, rows, columns, out)
+
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         if y.numel():
             _of_rows("softmaxes", "softmax_mean")(y, out, lse, views, table, space)
