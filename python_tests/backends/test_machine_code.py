@@ -358,7 +358,8 @@ def test_no_kernel_is_left_out(triton: Backend, monkeypatch: pytest.MonkeyPatch)
     reached: set[str] = set()
     monkeypatch.setattr(f"{__name__}.COLLECTED", [reached])
     tests: list[Callable[..., None]] = [test_views, test_reductions, test_symmetrize, test_gradients_of_reductions]
-    for test in (*tests, test_dots, test_selections, test_token_ids, test_softmax, test_scores, test_losses):
+    tests += [test_variances, test_dots, test_selections, test_token_ids, test_softmax, test_scores, test_losses]
+    for test in tests:
         test(triton=triton)
     folder = Path(equikern.__file__).parent / "backends" / "triton"
     kernels = {
