@@ -6,6 +6,7 @@ Each allocating operator has a twin ``…_out`` that writes into a tensor of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -304,12 +305,22 @@ dot = register(
 )
 
 
+def _only_moves(views: Views, code: str) -> None:
+    if views.signed or views.kind.ids:
+        raise ValueError(f"views: expected ones that only move numbers, got {code[:80]!r}; see ops.reduce for others")
+
+
+def _check_lead(name: str, dims: int, y: Tensor, views: Views) -> None:
+    most = y.dim() - 1 - views.dims
+    if not 0 <= dims <= most:
+        raise ValueError(f"{name}: expected 0 … {most} dims in front of those that views move, got {dims}")
+
+
 def _reduce_backward(
     grad: Tensor, spread: Tensor | None, y: Tensor, code: str, table: Tensor | None, op: str
 ) -> Tensor:
     views = checked(code, table, y)
-    if views.signed or views.kind.ids:
-        raise ValueError(f"views: expected ones that only move numbers, got {code[:80]!r}; see ops.reduce for others")
+    _only_moves(views, code)
     if op not in REDUCTIONS or not REDUCTIONS[op].fused:
         raise ValueError(f"op: expected one whose gradient is one kernel's, got {op!r}")
     if (spread is not None) != (REDUCTIONS[op].results == 2):
@@ -328,6 +339,55 @@ reduce_backward = register(
     _reduce_backward,
     lambda grad, spread, y, code, table, op: _orbit_dot_empty(y),
     (0, 0, 1),
+    (1,),
+)
+
+
+def _variance_empty(y: Tensor, dims: int) -> Tensor:
+    return memory(y, y.shape[1 : 1 + dims], accumulator(y))
+
+
+def _variance(y: Tensor, code: str, table: Tensor | None, dims: int) -> Tensor:
+    views = checked(code, table, y)
+    _check_lead("dims", dims, y, views)
+    out = _variance_empty(y, dims)
+    if y.numel():
+        kernels(y).variance(y, out, views, table)
+    else:
+        out.fill_(math.nan)
+    return out
+
+
+variance = register(
+    "variance(Tensor y, str views, Tensor? table, int dims) -> Tensor",
+    _variance,
+    lambda y, code, table, dims: _variance_empty(y, dims),
+    (1,),
+    (0,),
+    more_dims=(3,),
+)
+
+
+def _variance_backward(factors: Tensor, y: Tensor, code: str, table: Tensor | None) -> Tensor:
+    views = checked(code, table, y)
+    _only_moves(views, code)
+    _check_lead("factors", factors.dim(), y, views)
+    if factors.shape != y.shape[1 : 1 + factors.dim()] or factors.dtype != accumulator(y):
+        raise ValueError(
+            f"factors: expected shape {tuple(y.shape[1 : 1 + factors.dim()])} in {accumulator(y)}, got "
+            f"{tuple(factors.shape)} in {factors.dtype}"
+        )
+    out = _orbit_dot_empty(y)
+    if y.numel():
+        kernels(y).variance_backward(factors.contiguous(), y, out, views, table)
+    return out
+
+
+variance_backward = register(
+    "variance_backward(Tensor factors, Tensor y, str views, Tensor? table) -> Tensor",
+    _variance_backward,
+    lambda factors, y, code, table: _orbit_dot_empty(y),
+    (0, 1),
     (1,),
 )
 

@@ -108,7 +108,8 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cpu", "cuda"):
         mine = [c for c in cases if c.device == device]
         combinations = {(c.name, c.direction, c.dtype_name) for c in mine}
-        for operator in (*"orbit act mean weighted select symmetrize max mean_std median log1p".split(), "mean plus"):
+        one_word = "orbit act mean weighted select symmetrize max mean_std variance median log1p".split()
+        for operator in (*one_word, "mean plus"):
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 assert (operator, "forward", dtype) in combinations
                 assert (operator, "backward", dtype) in combinations
