@@ -39,7 +39,7 @@ void volume_shares(const Problem& p) {
       const Volume<E> whole(p, side, n, 0);
       return Place<E>(whole.at_box(out), whole.step[0], whole.step[1], whole.step[2]);
     };
-    share_region<T, kOp>(p, n, stage, from, place(p.other), place(p.spread), r);
+    share_region<T, kOp>(p, n, stage, from, place(p.other), place(p.spread), r, Ahead<E>(p, nullptr));
     for (int g = 0; g < p.views; ++g) {
       Volume<E> shares(p, p.out, n, g);
       const Volume<E> to = shares;
@@ -82,7 +82,7 @@ struct Squares {
   // The views of n elements at from[g], while what is ahead is fetched. kViews: how many, or 0.
   template <int kViews>
   void run(int count, const E* const* from, int64_t n, Ahead<E> ahead) {
-    const int lines = int((count * C::kLanes * int64_t(sizeof(T)) + kLine - 1) / kLine);
+    const int lines = lines_of(count, C::kLanes * sizeof(T));
     for (int64_t i = 0; i < n;) {
       C part = {};
       for (int step = 0; step < kSteps && i < n; ++step, i += C::kLanes) {
@@ -161,21 +161,6 @@ inline void add_squares(const Problem& p, const std::vector<double>& parts, cons
   std::vector<double> sums(p.weight_columns);
   for (size_t n = 0; n < parts.size(); ++n) sums[plane_of(int64_t(n)) / p.planes_per_weight] += parts[n];
   for (size_t k = 0; k < sums.size(); ++k) static_cast<Acc<T>*>(p.dots)[k] = Acc<T>(sums[k] * p.scale);
-}
-
-// body(tile, the one behind it or null) over the tiles of a unit.
-template <class F>
-inline void for_unit_tiles(const Problem& p, const Units& u, int64_t n, bool turns, int64_t size, const F& body) {
-  static thread_local std::vector<Tile> tiles;
-  tiles.clear();
-  const auto list = [&](int64_t unit) {
-    const Unit t = unit_at(u, unit, p.Ho, p.Wo);
-    for_tiles(p, t.region(), turns, size, [&](const Region& r) { tiles.push_back({t.plane, r}); });
-  };
-  list(n);
-  const size_t count = tiles.size();
-  if (n + 1 < u.count) list(n + 1);  // whose first one follows the last one
-  for (size_t k = 0; k < count; ++k) body(tiles[k], k + 1 < tiles.size() ? &tiles[k + 1] : nullptr);
 }
 
 template <class T>

@@ -9,6 +9,56 @@
 namespace equikern {
 namespace EQK_ISA {
 
+// A tile: a region of planes from this one on.
+struct Tile {
+  int64_t plane;
+  Region region;
+};
+
+// Cache lines of so many bytes of every view.
+inline int lines_of(int views, int64_t bytes) { return int((views * bytes + kLine - 1) / kLine); }
+
+// Fetches what all views show of a tile into L2, a few lines at a time: rows of tiles are short and far apart, which the
+// hardware does not foresee, and who waits for all of them at once does nothing meanwhile.
+template <class E>
+struct Ahead {
+  const Problem& p;
+  const Tile* tile;
+  int view = 0;
+  const E* first = nullptr;
+  int64_t plane = 0, row = 0, line = 0, rows = 0, length = 0, plane_step = 0, row_step = 0;
+
+  // Nothing is fetched of no tile.
+  Ahead(const Problem& call, const Tile* t) : p(call), tile(t && p.V == 1 && p.in.col == 1 && !p.permutes() ? t : nullptr) {
+    if (tile) start();
+  }
+  EQK_INLINE void fetch(int lines) {
+    for (; tile && lines > 0; --lines) {
+      __builtin_prefetch(first + plane * plane_step + row * row_step + line, 0, 2);
+      line += kLine / int64_t(sizeof(E));
+      if (line < length) continue;
+      line = 0;
+      if (++row < rows) continue;
+      row = 0;
+      if (++plane < tile->region.planes) continue;
+      plane = 0;
+      ++view < p.views ? start() : void(tile = nullptr);
+    }
+  }
+
+ private:
+  void start() {
+    const Source<E> from = source<E>(p, tile->plane, view);
+    const Region& r = tile->region;
+    const unsigned code = p.code(view);
+    const bool turned = code & kTranspose;
+    const int64_t a = turned ? r.j0 : r.i0, b = turned ? r.i0 : r.j0;
+    rows = turned ? r.pixels() : r.rows(), length = turned ? r.rows() : r.pixels();
+    first = from.data + (code & kReverseH ? p.H - a - rows : a) * from.row + (code & kReverseW ? p.W - b - length : b);
+    plane_step = from.plane, row_step = from.row;
+  }
+};
+
 // What each view gets of one chunk: load(g) gives its values, store(g, its gradient) takes them. `second` is the gradient
 // of the deviation of a pair; of a variance `grad` is what deviations are multiplied by.
 template <int kOp, class C, class Load, class Store>
@@ -74,18 +124,23 @@ EQK_INLINE void share_chunk(int views, const C& grad, const C& second, const Loa
 }
 
 // The same for n elements, those of view g at from[g]; its shares go to to + g·n, which may be where its values are.
-// `factor` is that of a variance, which has no other gradient.
+// `factor` is that of a variance, which has no other gradient. Meanwhile what is ahead is fetched.
 template <class T, int kOp>
-void share_run(int views, T* to, const Bits<T>* const* from, const T* grad, const T* second, Acc<T> factor, int64_t n) {
+void share_run(int views, T* to, const Bits<T>* const* from, const T* grad, const T* second, Acc<T> factor, int64_t n,
+               Ahead<Bits<T>> ahead) {
   typedef Widest<T> C;
+  const int lines = lines_of(views, C::kLanes * sizeof(T));
   C factors;
   for (int q = 0; q < C::kParts; ++q) factors.v[q] = typename C::V{} + factor;
   const auto share = [&](int64_t i, const auto& read, const auto& write) {
-    share_chunk<kOp, C>(views, kOp == kVariance ? factors : read(grad + i), second ? read(second + i) : C{}, [&](int g) { return read(numbers<T>(from[g]) + i); },
-                        [&](int g, const C& x) { write(to + g * n + i, x); });
+    share_chunk<kOp, C>(views, kOp == kVariance ? factors : read(grad + i), second ? read(second + i) : C{},
+                        [&](int g) { return read(numbers<T>(from[g]) + i); }, [&](int g, const C& x) { write(to + g * n + i, x); });
   };
   int64_t i = 0;
-  for (; i + C::kLanes <= n; i += C::kLanes) share(i, [](const T* p) { return C::from(p); }, [](T* p, const C& x) { x.to(p); });
+  for (; i + C::kLanes <= n; i += C::kLanes) {
+    ahead.fetch(lines);
+    share(i, [](const T* p) { return C::from(p); }, [](T* p, const C& x) { x.to(p); });
+  }
   if (i == n) return;
   const int64_t bytes = (n - i) * sizeof(T);
   share(
@@ -115,61 +170,14 @@ inline const E* run_of(const Problem& p, const Place<E>& place, const Region& r,
 // The shares of a region of the plane, or volume, whose views are runs at from[g], in `stage`.
 template <class T, int kOp>
 void share_region(const Problem& p, int64_t plane, Bits<T>* stage, const Bits<T>* const* from, const Place<Bits<T>>& grad,
-                  const Place<Bits<T>>& second, const Region& r) {
+                  const Place<Bits<T>>& second, const Region& r, const Ahead<Bits<T>>& ahead) {
   typedef Bits<T> E;
   const int64_t elements = elements_of(p, r);
   E* const beside = kOp == kVariance ? nullptr : scratch<E>(4, 2 * elements);
   const E* const first = kOp == kVariance ? nullptr : run_of<E>(p, grad, r, beside);
   const E* const other = second.data ? run_of<E>(p, second, r, beside + elements) : nullptr;
-  share_run<T, kOp>(p.views, numbers<T>(stage), from, numbers<T>(first), numbers<T>(other), Acc<T>(weight(p, 0, plane)), elements);
+  share_run<T, kOp>(p.views, numbers<T>(stage), from, numbers<T>(first), numbers<T>(other), Acc<T>(weight(p, 0, plane)), elements, ahead);
 }
-
-// A tile: a region of planes from this one on.
-struct Tile {
-  int64_t plane;
-  Region region;
-};
-
-// Fetches what all views show of a tile into L2, a few lines at a time: rows of tiles are short and far apart, which the
-// hardware does not foresee, and who waits for all of them at once does nothing meanwhile.
-template <class E>
-struct Ahead {
-  const Problem& p;
-  const Tile* tile;
-  int view = 0;
-  const E* first = nullptr;
-  int64_t plane = 0, row = 0, line = 0, rows = 0, length = 0, plane_step = 0, row_step = 0;
-
-  // Nothing is fetched of no tile.
-  Ahead(const Problem& call, const Tile* t) : p(call), tile(t && p.V == 1 && p.in.col == 1 && !p.permutes() ? t : nullptr) {
-    if (tile) start();
-  }
-  EQK_INLINE void fetch(int lines) {
-    for (; tile && lines > 0; --lines) {
-      __builtin_prefetch(first + plane * plane_step + row * row_step + line, 0, 2);
-      line += kLine / int64_t(sizeof(E));
-      if (line < length) continue;
-      line = 0;
-      if (++row < rows) continue;
-      row = 0;
-      if (++plane < tile->region.planes) continue;
-      plane = 0;
-      ++view < p.views ? start() : void(tile = nullptr);
-    }
-  }
-
- private:
-  void start() {
-    const Source<E> from = source<E>(p, tile->plane, view);
-    const Region& r = tile->region;
-    const unsigned code = p.code(view);
-    const bool turned = code & kTranspose;
-    const int64_t a = turned ? r.j0 : r.i0, b = turned ? r.i0 : r.j0;
-    rows = turned ? r.pixels() : r.rows(), length = turned ? r.rows() : r.pixels();
-    first = from.data + (code & kReverseH ? p.H - a - rows : a) * from.row + (code & kReverseW ? p.W - b - length : b);
-    plane_step = from.plane, row_step = from.row;
-  }
-};
 
 // Every view of a tile as a run, where it is or in `stage`.
 template <class E>
@@ -180,7 +188,8 @@ inline const E** runs_of_views(const Problem& p, const Views<E>& views, const Ti
   for (int g = 0; g < p.views; ++g) {
     E* const own = stage + g * elements;
     const Source<E> plane = source<E>(p, tile.plane, g);
-    from[g] = negates(p, tile.plane, g) ? negated_band<E>(p, plane, views[g], r, own).data : view_band<E>(p, plane, views[g], r, own, true).data;
+    const bool minus = negates(p, tile.plane, g);
+    from[g] = (minus ? negated_band<E>(p, plane, views[g], r, own) : view_band<E>(p, plane, views[g], r, own, true)).data;
   }
   return from;
 }
@@ -260,6 +269,21 @@ inline void for_tiles(const Problem& p, const Region& whole, bool turns, int64_t
   });
 }
 
+// body(tile, the one behind it or null) over the tiles of a unit.
+template <class F>
+inline void for_unit_tiles(const Problem& p, const Units& u, int64_t n, bool turns, int64_t size, const F& body) {
+  static thread_local std::vector<Tile> tiles;
+  tiles.clear();
+  const auto list = [&](int64_t unit) {
+    const Unit t = unit_at(u, unit, p.Ho, p.Wo);
+    for_tiles(p, t.region(), turns, size, [&](const Region& r) { tiles.push_back({t.plane, r}); });
+  };
+  list(n);
+  const size_t count = tiles.size();
+  if (n + 1 < u.count) list(n + 1);  // whose first one follows the last one
+  for (size_t k = 0; k < count; ++k) body(tiles[k], k + 1 < tiles.size() ? &tiles[k + 1] : nullptr);
+}
+
 template <class T, int kOp>
 void plane_shares(const Problem& p) {
   typedef Bits<T> E;
@@ -272,10 +296,11 @@ void plane_shares(const Problem& p) {
   for_units(p, u, work, [&](int64_t n) {
     const Unit t = unit_at(u, n, p.Ho, p.Wo);
     const Place<E> grad(p, p.other, t.plane, 0), second(p, p.spread, t.plane, 0);
-    for_tiles(p, t.region(), turns, sizeof(E), [&](const Region& r) {
+    for_unit_tiles(p, u, n, turns, sizeof(E), [&](const Tile& tile, const Tile* next) {
+      const Region& r = tile.region;
       const int64_t elements = elements_of(p, r), row = r.pixels() * p.V;
       E* const stage = scratch<E>(3, elements * p.views);
-      share_region<T, kOp>(p, t.plane, stage, runs_of_views<E>(p, views, {t.plane, r}, stage), grad, second, r);
+      share_region<T, kOp>(p, t.plane, stage, runs_of_views<E>(p, views, tile, stage), grad, second, r, Ahead<E>(p, next));
       for (int g = 0; g < p.views; ++g) {
         const Place<E> place(p, p.out, t.plane, g);
         const E* const shares = stage + g * elements;
