@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..actions import FieldAction, GroupAction, grid, trivial
+from ..actions import FieldAction, GroupAction, MatrixSamples, grid, trivial
 from ..coordinates import Coordinates
 from ..core import checks
 
@@ -44,7 +44,10 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
     elif isinstance(spec, GroupAction):
         action = spec
     else:
-        raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}")
+        instead = (
+            "; samples, which are no group, are for CanonicalLambdaEquiTune" if isinstance(spec, MatrixSamples) else ""
+        )
+        raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}{instead}")
     if like is not None and action.group != like.group:
         raise ValueError(
             f"{name}: expected an action of the input's group {like.group!r} ({like.name!r}), got {action.name!r} "

@@ -4,7 +4,7 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
-from equikern import EquiTune, cyclic_group, grid, orbit, orbit_mean, orbit_reduce, permutation, trivial
+from equikern import EquiTune, cyclic_group, grid, matrix, orbit, orbit_mean, orbit_reduce, permutation, trivial
 from equikern.reductions import REDUCTIONS
 from helpers.looped import each
 from helpers.oracles import NAMED
@@ -191,6 +191,11 @@ def returns(value):
 BAD = {
     "backbone": (lambda: EquiTune(3, "c4", "c4"), TypeError, "backbone: expected a module or a callable, got int"),
     "inp type": (lambda: EquiTune(nn.Identity(), 4, "c4"), TypeError, "inp: expected an action or a name.*got int"),
+    "inp of samples": (
+        lambda: EquiTune(nn.Identity(), matrix([[[1, 0], [0, 1]]], closed=False), "trivial"),
+        TypeError,
+        "inp: .*got MatrixSamples; samples, which are no group, are for CanonicalLambdaEquiTune",
+    ),
     "inp name": (lambda: EquiTune(nn.Identity(), "c5", "c4"), ValueError, "expected one of .*d4.*got 'c5'"),
     "out name": (lambda: EquiTune(nn.Identity(), "c4", "x"), ValueError, "expected one of .*got 'x'"),
     "out group": (
