@@ -105,8 +105,8 @@ class CanonicalLambdaEquiTune(nn.Module):
     ) -> None:
         super().__init__()
         for name, given in (("backbone", backbone), ("canonical", canonical), ("weight_net", weight_net)):
-            if not callable(given) and not (name == "weight_net" and given is None):
-                raise TypeError(f"{name}: expected a module or a callable, got {type(given).__name__}")
+            if name != "weight_net" or given is not None:
+                checks.model(name, given)
         checks.choice("normalize", normalize, ("sum", "softmax", None))
         checks.flag("undo", undo)
         checks.flag("strict", strict)

@@ -40,7 +40,8 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
         try:
             action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
         except ValueError as error:
-            raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
+            still = " ('trivial' for what does not change)" if name.startswith("out") else ""
+            raise ValueError(f"{name}{str(error).removeprefix('name')}{still}") from None
     elif isinstance(spec, GroupAction):
         action = spec
     else:
