@@ -50,11 +50,12 @@ def save(path: Path, images: Tensor, features: Features, accuracy: dict[str, lis
         (0.2, features.equitune, "equitune", "tab:blue"),
     ):
         # From 0, with numbers: an error of 0 has no bar to be seen, and no place on a logarithmic axis.
-        left.bar_label(left.bar(places + shift, errors[1:], 0.4, label=label, color=color), fmt="%.2g")
+        left.bar_label(left.bar(places + shift, errors[1:], 0.4, label=label, color=color), fmt="%.3g")
+    left.margins(y=0.1)
     left.set_ylim(0)
     left.set_xticks(places, [f"{angle}°" for angle in ANGLES[1:]])
     left.set_title("‖f(gx) − g f(x)‖ / ‖f(x)‖, mean over the images", fontsize=10)
-    left.legend(loc="center")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     for name, color, marker in zip(accuracy, ("tab:red", "tab:blue", "tab:green"), ("o", "s", "^"), strict=True):
         right.plot(ANGLES, accuracy[name], marker=marker, color=color, label=name)
     right.set_xticks(ANGLES, [f"{angle}°" for angle in ANGLES])
