@@ -19,6 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ENV = os.environ
+REPOSITORY = "https://github.com/equikern/equikern"
 CSRC = Path(__file__).parent.resolve() / "csrc"
 # csrc/cpu/*.cpp is compiled once for each instruction set, chosen among at run time; every other file is the baseline.
 AVX2 = "-mavx2 -mfma -mf16c"
@@ -73,8 +74,9 @@ def write_ninja(build, cxx, nvcc):
     if not headers.exists():
         shutil.copytree(pybind11.get_include(), headers)
     sanitizers = [f"-fsanitize={name}" for name in ENV.get("EQUIKERN_SANITIZE", "").split(",") if name]
-    sanitizers += ["-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"] if sanitizers else []
-    flags = "-O3 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Werror=switch -Wno-psabi"
+    if sanitizers:  # which look at what asserts say, too
+        sanitizers += ["-UNDEBUG", "-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+    flags = "-O3 -DNDEBUG -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Werror=switch -Wno-psabi"
     flags += "" if DARWIN else " -fopenmp"
     flags = [*flags.split(), *shlex.split(ENV.get("CXXFLAGS", "")), *sanitizers]
     isa = ISA if sysconfig.get_platform().endswith(("x86_64", "amd64")) else {"baseline": ""}
@@ -149,4 +151,18 @@ class BuildNative(build_ext):
         (target.parent / "_build.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
-setup(ext_modules=[Extension("equikern._C", [])], cmdclass={"build_ext": BuildNative})
+def readme():
+    """README.md with links and pictures that are found from a registry's page, too; code stays as it is."""
+    parts = (CSRC.parent / "README.md").read_text(encoding="utf-8").split("```")
+    for k in range(0, len(parts), 2):
+        parts[k] = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\1{REPOSITORY}/raw/main/", parts[k])
+        parts[k] = re.sub(r"(\]\()(?!https?:|#|mailto:)", rf"\1{REPOSITORY}/blob/main/", parts[k])
+    return "```".join(parts)
+
+
+setup(
+    ext_modules=[Extension("equikern._C", [])],
+    cmdclass={"build_ext": BuildNative},
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+)

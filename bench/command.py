@@ -1,4 +1,4 @@
-"""``python -m equikern bench``: runs bench/ops with a progress bar, keeps the results, draws them; README figures."""
+"""``python -m equikern bench``: runs bench/ops with a progress bar, keeps and draws the results; docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--force", action="store_true", help="overwrite this machine's results of this commit")
     arguments.add_argument(
-        "--readme", action="store_true", help="measure nothing: README.md's figures from the results"
+        "--page", action="store_true", help="measure nothing: docs/benchmarks.md's figures from the results"
     )
     return arguments
 
@@ -76,10 +76,10 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
-    if options.readme:
-        from bench import readme
+    if options.page:
+        from bench import page
 
-        return readme.update(BENCH.parent / "README.md", options.output)
+        return page.update(BENCH.parent / "docs" / "benchmarks.md", options.output)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)

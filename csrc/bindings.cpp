@@ -95,6 +95,32 @@ void reduce_backward(uintptr_t grad, const Ints& grad_strides, uintptr_t spread,
   b.run(kernels().reduce_backward);
 }
 
+// Scale times the squares of the views' deviations from their means, summed over all but the first `keep` dims.
+void variance(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Views& views, int dtype, double scale, int keep,
+              int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views, dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.p.dots = at<void>(out);
+  b.p.scale = scale;
+  b.finish(keep);
+  b.run(kernels().variance);
+}
+
+// The views' deviations from their means where the views are, times a factor for each of the first `keep` dims.
+void variance_backward(uintptr_t factors, uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides,
+                       const Views& views, int dtype, int keep, int threads) {
+  if (shape.has_zero()) return;
+  Builder b(sample_of(shape), views, dtype, threads);
+  b.add(b.p.in, y, y_strides, true);
+  b.add(b.p.out, out, out_strides, true);
+  b.p.weights = at<void>(factors);
+  b.p.op = kVariance;
+  b.out_of_views = true;
+  b.finish(keep);
+  b.run(kernels().reduce_backward);
+}
+
 void select(uintptr_t y, const Ints& shape, const Ints& y_strides, uintptr_t out, const Ints& out_strides, uintptr_t index,
             const Views& views, int dtype, uintptr_t scores, bool scores_double, bool minimum, int keep, int threads) {
   Builder b(sample_of(shape), views, dtype, threads);
@@ -200,6 +226,14 @@ void cross_entropy(uintptr_t y, const Ints& shape, const Ints& y_strides, uintpt
   b.run(kernels().cross_entropy);
 }
 
+// (planes, H, W) → (planes, down, across), all of them without gaps.
+void coarse(uintptr_t x, int64_t planes, int64_t H, int64_t W, uintptr_t rows, int64_t down, uintptr_t columns, int64_t across,
+            uintptr_t out, int dtype, int threads) {
+  const Coarse c{Dtype(dtype), at<void>(x), planes, H, W, down, across, at<double>(rows), at<double>(columns), at<double>(out), threads};
+  py::gil_scoped_release release;
+  kernels().coarse(c);
+}
+
 py::list isas() {
   py::list names;
   for (const char* const* name = isa_names(); *name; ++name) names.append(*name);
@@ -223,6 +257,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("reduce", &reduce);
   m.def("orbit_dot", &orbit_dot);
   m.def("reduce_backward", &reduce_backward);
+  m.def("variance", &variance);
+  m.def("variance_backward", &variance_backward);
   m.def("select", &equikern::select);
   m.def("tokens", &equikern::tokens);
   m.def("softmax_mean", &equikern::softmax_mean);
@@ -230,6 +266,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("score", &equikern::score);
   m.def("score_select", &equikern::score_select);
   m.def("cross_entropy", &equikern::cross_entropy);
+  m.def("coarse", &coarse);
   m.def("cpu_isa", [] { return kernels().name; });
   m.def("cpu_features", &isas);
   m.attr("KINDS") = named<Kind>({{"still", kStill}, {"grid", kGrid}, {"permutation", kPermutation}, {"field", kField},

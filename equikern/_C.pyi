@@ -101,6 +101,31 @@ def reduce_backward(
     threads: int,
     /,
 ) -> None: ...
+def variance(
+    y: int,
+    shape: Sizes,
+    y_strides: Sizes,
+    out: int,
+    views: Views,
+    dtype: int,
+    scale: float,
+    keep: int,
+    threads: int,
+    /,
+) -> None: ...
+def variance_backward(
+    factors: int,
+    y: int,
+    shape: Sizes,
+    y_strides: Sizes,
+    out: int,
+    out_strides: Sizes,
+    views: Views,
+    dtype: int,
+    keep: int,
+    threads: int,
+    /,
+) -> None: ...
 def select(
     y: int,
     shape: Sizes,
@@ -190,6 +215,20 @@ def cross_entropy(
     softcap: float,
     class_weights: int,
     factor: float,
+    threads: int,
+    /,
+) -> None: ...
+def coarse(
+    x: int,
+    planes: int,
+    height: int,
+    width: int,
+    rows: int,
+    down: int,
+    columns: int,
+    across: int,
+    out: int,
+    dtype: int,
     threads: int,
     /,
 ) -> None: ...

@@ -66,6 +66,7 @@ from .ops import (
     symmetrize,
 )
 from .portable import portable
+from .repository import install as _install
 from .version import __version__ as __version__
 from .warmup import warmup
 
@@ -147,7 +148,7 @@ def __getattr__(name: str) -> _Any:
             return _import_module(f".{name}", __name__)
         except ModuleNotFoundError as error:  # hasattr asks, too
             raise AttributeError(
-                f"{__name__}.{name} needs {error.name}, which is not installed: see the README's extras"
+                f"{__name__}.{name} needs {error.name}, which is not installed: {_install(name)}"
             ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -15,6 +15,7 @@ import torch
 from . import __version__, active_backend, build_info
 from .auditing import command
 from .backends import BACKENDS, unavailable
+from .repository import ADDRESS
 
 
 def info() -> None:
@@ -58,8 +59,9 @@ def bench(arguments: list[str]) -> int:
     folder = Path(__file__).resolve().parents[1] / "bench"
     if not (folder / "command.py").exists():
         sys.exit(
-            "the benchmarks are part of equikern's repository, not of the installed package: run this command in a "
-            'checkout, after pip install -c constraints.txt -e ".[bench]"'
+            "the benchmarks are part of equikern's repository, not of the installed package:\n"
+            f"git clone {ADDRESS} && cd equikern\n"
+            'pip install -c constraints.txt -e ".[bench]" && python -m equikern bench'
         )
     sys.path.insert(0, str(folder.parent))
     return int(importlib.import_module("bench.command").run(arguments))
@@ -70,9 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m equikern", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, backends, CPU features, CUDA build")
-    demo = commands.add_parser("demo", help="a pretrained classifier made equivariant, on real images")
+    demo = commands.add_parser("demo", help="pretrained models made equivariant, on real images")
     demo.add_argument("--output", type=Path, default=Path("equikern_demo.png"), help="picture to write (%(default)s)")
-    demo.add_argument("--force", action="store_true", help="overwrite the picture")
+    demo.add_argument("--force", action="store_true", help="overwrite existing pictures")
     audits = commands.add_parser("audit", help="how far a model is from a symmetry, and where it is lost")
     command.add_arguments(audits)
     commands.add_parser("bench", help="measure every operator on this machine")
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         run(options.output, options.force)
-    except FileExistsError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         sys.exit(str(error))
 
 

@@ -3,13 +3,13 @@
 Coordinates are (x, y): x runs along the width W to the right, y along the height H downwards. A quarter turn makes an
 H×W image a W×H one, and coordinates on it count from the turned image's corner. Three units, one for a whole model:
 
-============ ========================================= ================================= ===================
-units        the middle of the pixel in row i, col. j  horizontal flip                   as in
-============ ========================================= ================================= ===================
+============ ========================================== ================================= ===================
+units        the middle of the pixel in row i, col. j   horizontal flip                   as in
+============ ========================================== ================================= ===================
 "edge"       (j + ½, i + ½), the image is [0, W]×[0, H] x → W − x                         boxes of COCO
-"center"     (j, i), the image is [−½, W − ½]×…        x → W − 1 − x                     keypoints of COCO
-"normalized" ((j + ½) / W, (i + ½) / H)                x → 1 − x                         DETR, YOLO
-============ ========================================= ================================= ===================
+"center"     (j, i), the image is [−½, W − ½]×…         x → W − 1 − x                     keypoints of COCO
+"normalized" ((j + ½) / W, (i + ½) / H)                 x → 1 − x                         DETR, YOLO
+============ ========================================== ================================= ===================
 
 With c(g) the middle of the image g·x, every element acts on what is measured from the middle by a signed permutation,
 ``g·p = ρ(g)(p − c(e)) + c(g)``: that is what the wrappers' kernels are given.

@@ -1,3 +1,3 @@
 """The version of equikern, of which what is kept on disk depends."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

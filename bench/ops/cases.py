@@ -42,7 +42,7 @@ ORDERS = {"c4": 4, "d4": 8}
 DTYPES = (torch.float32, torch.bfloat16)
 MORE_DTYPES = (torch.float16, torch.float64, torch.int8)
 CORE = ("orbit", "act", "mean", "weighted", "select", "selected")  # the operators that goals are set for
-REDUCTIONS = ("max", "mean_std", "median", "log1p")  # measured beside the mean, at few shapes
+REDUCTIONS = ("max", "mean_std", "variance", "median", "log1p")  # measured beside the mean, at few shapes
 FUSED = ("equikern", "triton", "cuda")  # its own choice of kernels, and the backends that can be asked for
 PROVIDERS = {
     "cpu": ("equikern", "eager", "compile", "ttach", "toolbelt"),
@@ -176,6 +176,8 @@ class Case:
             found: Tensors = (memory["y"][: self.order],)
         elif self.name in ("symmetrize", "act"):
             found = (memory["y"][0],)
+        elif self.name == "variance":
+            found = (memory["weights"][0],)
         elif self.name == "mean plus":
             found = (memory["x2"],)
         else:

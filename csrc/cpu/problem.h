@@ -10,7 +10,7 @@
 namespace equikern {
 
 enum Kind : int { kStill = 0, kGrid, kPermutation, kField, kMixed, kMatrix, kTokens };
-enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kLog1p, kStd, kMeanStd, kWeightedMean, kMedian, kVote };
+enum Op : int { kSum = 0, kMax, kMin, kGmean, kHmean, kTsharpen, kLogodd, kLog1p, kStd, kMeanStd, kWeightedMean, kMedian, kVote, kVariance };
 enum Space : int { kLogits = 0, kProbs, kLogProbs };
 enum ScoreKind : int { kMaxProb = 0, kEntropy, kMargin, kLargest };
 
@@ -108,12 +108,23 @@ struct RowProblem : Problem {
   Moves inverse(int g) const { return moves(g, inverse_sources); }
 };
 
+// Planes H×W without gaps, and what rows (H, down) and columns (W, across) count.
+struct Coarse {
+  Dtype dtype;
+  const void* x;
+  int64_t planes, H, W, down, across;
+  const double *rows, *columns;
+  double* out;                     // (planes, down, across)
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*orbit)(const Problem&);
   void (*reduce)(const Problem&);
   void (*orbit_dot)(const Problem&);
   void (*reduce_backward)(const Problem&);
+  void (*variance)(const Problem&);
   void (*select)(const Problem&);
   bool (*tokens)(const Problem&, int64_t* outside);  // false and an id that is not in 0 … vocabulary − 1, if any
   void (*softmax_mean)(const RowProblem&);
@@ -121,6 +132,7 @@ struct Kernels {
   void (*score)(const RowProblem&);
   void (*score_select)(const RowProblem&);
   void (*cross_entropy)(const RowProblem&);
+  void (*coarse)(const Coarse&);
 };
 
 const Kernels& kernels();        // for this machine

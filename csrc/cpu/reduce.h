@@ -76,6 +76,7 @@ void with_op(int op, const F& f) {
     case kMeanStd: return f(std::integral_constant<int, kStd>());
     case kWeightedMean:  // a sum by now
     case kVote: return;  // of integers, which come here in no other way
+    case kVariance: return;  // of all elements together: variance.h
   }
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..repository import install
 from .records import OutputAudit, SubmoduleAudit
 
 __all__ = ["save"]
@@ -28,7 +29,7 @@ def save(
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f'the picture needs {error.name}, which is not installed: pip install "equikern[audit]", or matplotlib',
+            f"the picture needs {error.name}, which is not installed: {install('audit')}",
             name=error.name,
         ) from None
     shown = submodules[:_MOST_SUBMODULES]

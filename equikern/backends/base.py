@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..views import Views
+from ..views import Views, still
 
 __all__ = ["Backend", "Maybe"]
 
@@ -74,6 +75,26 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """The variance of ``map_g(y[g])`` over g, averaged over all but the first dims, those of out.
+
+        out (*lead[:k]) is contiguous, in the accumulator's dtype. Here it is made of the standard deviation in y's
+        dtype, written and read again: for backends that have no kernel of it for some views.
+        """
+        spread = y.new_empty(views.shape(y.shape[1:]))
+        self.reduce(y, spread, views, table, "std", 1.0, None, None, None)
+        squares = out.new_empty((1, *out.shape))
+        self.orbit_dot(spread, spread.unsqueeze(0), None, squares, still(1), None, None)
+        torch.div(squares[0], math.prod(spread.shape[out.dim() :]), out=out)
+
+    @abstractmethod
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """``out[g] = map_g⁻¹(factors · (map_g(y[g]) − mean))``, of views that only move entries.
+
+        factors (*lead[:k]), contiguous, are in the accumulator's dtype.
+        """
+
+    @abstractmethod
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
@@ -81,6 +102,13 @@ class Backend(ABC):
 
         Given scores, i is the best of them, the least or the greatest, and is written to index: NaN never wins, ties go
         to the lowest.
+        """
+
+    @abstractmethod
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        """``out = rowsᵀ · x · columns``, of planes (*lead, H, W), rows (H, m) and columns (W, n), in float64.
+
+        All are contiguous, and no entry of x is read twice. x is of floats.
         """
 
     @abstractmethod

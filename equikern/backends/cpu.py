@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -52,6 +55,8 @@ class Cpu(Backend):
         """Why these kernels cannot run on a device, or None if they can."""
         if device.type != "cpu":
             return "its kernels run on CPU tensors only"
+        if _C is None and find_spec("equikern._C") is not None:
+            return f"the C++ module does not load ({_reason}); install what it lacks, or build equikern on this machine"
         if _C is None:
             return f"the C++ module is not built ({_reason}); install a C++ compiler and run pip install again"
         return None
@@ -115,6 +120,20 @@ class Cpu(Backend):
             _views(views, table), _FLOATS[y.dtype], _OPS[op], torch.get_num_threads(),
         )  # fmt: skip
 
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        if views.kind.computes:
+            return super().variance(y, out, views, table)
+        _C.variance(
+            y.data_ptr(), y.shape, y.stride(), out.data_ptr(), _views(views, table), _FLOATS[y.dtype],
+            out.numel() / y.numel(), out.dim(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        _C.variance_backward(
+            factors.data_ptr(), y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), _views(views, table),
+            _FLOATS[y.dtype], factors.dim(), torch.get_num_threads(),
+        )  # fmt: skip
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
@@ -124,6 +143,13 @@ class Cpu(Backend):
         _C.select(
             y.data_ptr(), y.shape, y.stride(), out.data_ptr(), out.stride(), index.data_ptr(), _views(views, table),
             _DTYPES[y.dtype], at_scores, double, minimum, index.dim(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        *lead, height, width = x.shape
+        _C.coarse(
+            x.data_ptr(), math.prod(lead), height, width, rows.data_ptr(), rows.shape[1], columns.data_ptr(),
+            columns.shape[1], out.data_ptr(), _FLOATS[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
 
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:

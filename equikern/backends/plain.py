@@ -85,6 +85,32 @@ def reduce_backward(grad: Tensor, grad_spread: Maybe, y: Tensor, views: Views, t
     return mapped(shares, of(transposed(views.code)), table)
 
 
+def _around_mean(y: Tensor, views: Views, table: Maybe) -> Tensor:
+    """``map_g(y_g) − mean``: around one of them first, so that no digit of what nearly agrees is lost to the mean."""
+    v = mapped(y.to(accumulator(y)), views, table)
+    v = v - v[:1]
+    return v - v.mean(0)
+
+
+def variance(y: Tensor, views: Views, table: Maybe, dims: int) -> Tensor:
+    """The views' variance, averaged over all but the first dims; see ``Backend.variance``."""
+    squares = _around_mean(y, views, table).square().mean(0)
+    return squares.flatten(dims).mean(-1) if squares.dim() > dims else squares
+
+
+def variance_backward(factors: Tensor, y: Tensor, views: Views, table: Maybe) -> Tensor:
+    """Deviations times factors where the views are; see ``Backend.variance_backward``."""
+    each = _broadcast(factors, y.dim() - 1)
+    return mapped(_around_mean(y, views, table) * each, of(transposed(views.code)), table)
+
+
+def coarse(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``rowsᵀ · x · columns`` of every plane, a few planes at a time; see ``Backend.coarse``."""
+    planes = x.reshape(-1, *x.shape[-2:])
+    parts = [rows.mT @ part.to(rows.dtype) @ columns for part in torch.split(planes, 16)]
+    return torch.cat(parts).view(*x.shape[:-2], rows.shape[1], columns.shape[1])
+
+
 def chosen(v: Tensor, index: Tensor) -> Tensor:
     """``v[index]`` for an index of v's first dims behind the group axis."""
     places = _broadcast(index, v.dim() - 1).unsqueeze(0).clamp(0, v.shape[0] - 1)

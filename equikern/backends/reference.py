@@ -71,6 +71,14 @@ class Reference(Backend):
         if y.numel():
             out.copy_(plain.reduce_backward(grad, spread, y, views, table, op))
 
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """See ``Backend.variance``: the mean of the squared deviations."""
+        out.copy_(plain.variance(y, views, table, out.dim()))
+
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        """See ``Backend.variance_backward``: deviations times factors go back to where the values came from."""
+        out.copy_(plain.variance_backward(factors, y, views, table))
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
@@ -82,6 +90,10 @@ class Reference(Backend):
             out.copy_(plain.chosen(v, index))
         else:  # moved as integers: gather of float16 turns a signalling NaN into a quiet one
             out.copy_(plain.chosen(v.view(_SAME_SIZE[y.element_size()]), index).view(y.dtype))
+
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        """See ``Backend.coarse``."""
+        out.copy_(plain.coarse(x, rows, columns))
 
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         """See ``Backend.softmax_mean``; "log_probs" means logarithms."""

@@ -62,6 +62,14 @@ def _reduce_backward(grad: Tensor, spread: Maybe, y: Tensor, code: str, table: M
     return _laid_out(plain.reduce_backward(grad, spread, y, of(code), table, op), y, 1)
 
 
+def _variance(y: Tensor, code: str, table: Maybe, dims: int) -> Tensor:
+    return plain.variance(y, of(code), table, dims).contiguous()
+
+
+def _variance_backward(factors: Tensor, y: Tensor, code: str, table: Maybe) -> Tensor:
+    return _laid_out(plain.variance_backward(factors, y, of(code), table), y, 1)
+
+
 def _take(y: Tensor, index: Tensor, code: str, table: Maybe) -> Tensor:
     views = of(code)
     v = plain.mapped(y.to(accumulator(y)) if views.kind.computes else y, views, table)
@@ -117,6 +125,8 @@ decompositions.update(
         library.orbit_dot: _orbit_dot,
         library.dot: _dot,
         library.reduce_backward: _reduce_backward,
+        library.variance: _variance,
+        library.variance_backward: _variance_backward,
         library.select: _select,
         library.take: _take,
         rows.softmax_mean: _softmax_mean,

@@ -6,6 +6,7 @@ Each allocating operator has a twin ``…_out`` that writes into a tensor of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..reductions import REDUCTIONS
 from ..views import Views, accumulator, of
 from .batching import Rule, batched
 
+# The class's own: that of a subclass may take no sizes one by one, as MONAI's MetaTensor.
+new_empty = Tensor.new_empty
 library = torch.library.Library("equikern", "DEF")  # type: ignore[no-untyped-call]
 # What operators are made of in aten, for programs that run without this package: see ``decompositions.py``.
 decompositions: dict[Any, Callable[..., Any]] = {}
@@ -50,7 +53,7 @@ def channels_dim(t: Tensor, skip: int = 0) -> int:
 def memory(t: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """Contiguous memory where t is, of its dtype unless another one is asked for."""
     # Small calls are counted: sizes one by one are read in half the time that a torch.Size takes.
-    return t.new_empty(*shape, dtype=dtype) if shape else t.new_empty((), dtype=dtype)
+    return new_empty(t, *shape, dtype=dtype) if shape else t.new_empty((), dtype=dtype)
 
 
 def empty_like_views(t: Tensor, shape: Sequence[int], skip: int) -> Tensor:
@@ -80,7 +83,7 @@ def checked(code: str, table: Tensor | None, like: Tensor) -> Views:
 
 def _orbit_empty(x: Tensor, views: Views) -> Tensor:
     if views.upright and x.is_contiguous():
-        return x.new_empty(views.order, *x.shape)
+        return new_empty(x, views.order, *x.shape)
     return empty_like_views(x, (views.order, *views.shape(x.shape)), 0)
 
 
@@ -88,7 +91,7 @@ def view_empty(y: Tensor, views: Views) -> Tensor:
     """Memory for one view of an orbit y (|G|, *lead, H, W) transformed back: (*lead, H, W), laid out as y's views."""
     _, *shape = y.shape
     if views.upright and shape and y.is_contiguous():
-        return y.new_empty(*shape)
+        return new_empty(y, *shape)
     return empty_like_views(y, views.shape(shape), 1)
 
 
@@ -302,12 +305,22 @@ dot = register(
 )
 
 
+def _only_moves(views: Views, code: str) -> None:
+    if views.signed or views.kind.ids:
+        raise ValueError(f"views: expected ones that only move numbers, got {code[:80]!r}; see ops.reduce for others")
+
+
+def _check_lead(name: str, dims: int, y: Tensor, views: Views) -> None:
+    most = y.dim() - 1 - views.dims
+    if not 0 <= dims <= most:
+        raise ValueError(f"{name}: expected 0 … {most} dims in front of those that views move, got {dims}")
+
+
 def _reduce_backward(
     grad: Tensor, spread: Tensor | None, y: Tensor, code: str, table: Tensor | None, op: str
 ) -> Tensor:
     views = checked(code, table, y)
-    if views.signed or views.kind.ids:
-        raise ValueError(f"views: expected ones that only move numbers, got {code[:80]!r}; see ops.reduce for others")
+    _only_moves(views, code)
     if op not in REDUCTIONS or not REDUCTIONS[op].fused:
         raise ValueError(f"op: expected one whose gradient is one kernel's, got {op!r}")
     if (spread is not None) != (REDUCTIONS[op].results == 2):
@@ -326,6 +339,55 @@ reduce_backward = register(
     _reduce_backward,
     lambda grad, spread, y, code, table, op: _orbit_dot_empty(y),
     (0, 0, 1),
+    (1,),
+)
+
+
+def _variance_empty(y: Tensor, dims: int) -> Tensor:
+    return memory(y, y.shape[1 : 1 + dims], accumulator(y))
+
+
+def _variance(y: Tensor, code: str, table: Tensor | None, dims: int) -> Tensor:
+    views = checked(code, table, y)
+    _check_lead("dims", dims, y, views)
+    out = _variance_empty(y, dims)
+    if y.numel():
+        kernels(y).variance(y, out, views, table)
+    else:
+        out.fill_(math.nan)
+    return out
+
+
+variance = register(
+    "variance(Tensor y, str views, Tensor? table, int dims) -> Tensor",
+    _variance,
+    lambda y, code, table, dims: _variance_empty(y, dims),
+    (1,),
+    (0,),
+    more_dims=(3,),
+)
+
+
+def _variance_backward(factors: Tensor, y: Tensor, code: str, table: Tensor | None) -> Tensor:
+    views = checked(code, table, y)
+    _only_moves(views, code)
+    _check_lead("factors", factors.dim(), y, views)
+    if factors.shape != y.shape[1 : 1 + factors.dim()] or factors.dtype != accumulator(y):
+        raise ValueError(
+            f"factors: expected shape {tuple(y.shape[1 : 1 + factors.dim()])} in {accumulator(y)}, got "
+            f"{tuple(factors.shape)} in {factors.dtype}"
+        )
+    out = _orbit_dot_empty(y)
+    if y.numel():
+        kernels(y).variance_backward(factors.contiguous(), y, out, views, table)
+    return out
+
+
+variance_backward = register(
+    "variance_backward(Tensor factors, Tensor y, str views, Tensor? table) -> Tensor",
+    _variance_backward,
+    lambda factors, y, code, table: _orbit_dot_empty(y),
+    (0, 1),
     (1,),
 )
 

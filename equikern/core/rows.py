@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends import kernels
 from ..views import accumulator, of
 from .batching import Rule, batched, one_by_one
-from .library import checked, memory, nothing, register, register_batching, view_empty, written
+from .library import checked, memory, new_empty, nothing, register, register_batching, view_empty, written
 
 
 def _lse_empty(y: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def _some(y: Tensor) -> Tensor:
 
 def _softmax_mean(y: Tensor, code: str, table: Tensor | None, space: str) -> tuple[Tensor, Tensor]:
     *lead, classes = y.shape
-    out, lse = y.new_empty(*lead[1:], classes), memory(y, lead, accumulator(y))
+    out, lse = new_empty(y, *lead[1:], classes), memory(y, lead, accumulator(y))
     kernels(y).softmax_mean(y, out, lse, checked(code, table, y), table, space)
     if not classes:  # of such rows the kernels write nothing
         lse.fill_(-torch.inf)

@@ -42,16 +42,21 @@ def labels() -> Tensor:
 
 def images() -> Tensor:
     """The 20 images (20, 3, 224, 224), shorter side resized to 224, centre cropped, normalised as for ImageNet."""
-    return torch.stack([_image(file) for file in _files()])
+    return torch.stack([_image(file, SIZE) for file in _files()])
 
 
-def _image(file: Path) -> Tensor:
+def photo(number: int, size: int) -> Tensor:
+    """One of them, as the others but (3, size, size)."""
+    return _image(_files()[number], size)
+
+
+def _image(file: Path, size: int) -> Tensor:
     with Image.open(file) as opened:
         picture = opened.convert("RGB")
-    scale = SIZE / min(picture.size)
+    scale = size / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
-    left, top = (width - SIZE) // 2, (height - SIZE) // 2
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + SIZE, top + SIZE))
+    left, top = (width - size) // 2, (height - size) // 2
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     return (torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 - MEAN) / STD
 
 

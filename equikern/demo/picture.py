@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .data import shown
 from .measure import ANGLES, Features
+
+if TYPE_CHECKING:
+    from .maps import Turned
 
 
 def save(path: Path, images: Tensor, features: Features, accuracy: dict[str, list[float]]) -> None:
@@ -54,4 +57,28 @@ def save(path: Path, images: Tensor, features: Features, accuracy: dict[str, lis
     right.set_ylim(0, 1)
     right.set_title("top-1 of the turned images", fontsize=10)
     right.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=110)
+
+
+def save_maps(path: Path, photos: dict[str, Tensor], found: dict[str, dict[str, Turned]]) -> None:
+    """Draw and save as PNG: each photo at four angles, below it each model's text map, turned back."""
+    models = list(next(iter(found.values())))
+    count = 1 + len(models)
+    figure = Figure(figsize=(11, 2.8 * count * len(found)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("CRAFT, a text detector, under rotation: plain and equi-tuned over C4", fontsize=14)
+    rows: Any = figure.subplots(count * len(found), len(ANGLES))
+    for first, photo in zip(range(0, len(rows), count), found, strict=True):
+        rows[first, 0].set_ylabel(photo)
+        for k, angle in enumerate(ANGLES):
+            rows[first, k].imshow(shown(torch.rot90(photos[photo][0], k, (-2, -1))).numpy())
+            rows[first, k].set_title(f"input turned by {angle}°", fontsize=10)
+            for row, model in zip(rows[first + 1 :], models, strict=False):
+                turned = found[photo][model]
+                row[k].imshow(turned.maps[k].numpy(), vmin=0, vmax=1)
+                row[k].set_title(f"overlap {turned.overlaps[k]:.2f}" if k else "reference", fontsize=10)
+                row[0].set_ylabel(f"{model} text map,\nturned back")
+    for axes in rows.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
     figure.savefig(path, dpi=110)

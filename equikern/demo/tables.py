@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .measure import ANGLES, Features, Timing
+
+if TYPE_CHECKING:
+    from .maps import Turned
 
 _console = Console()
 
@@ -40,6 +45,19 @@ def errors(features: Features) -> None:
     table.add_row("plain", *(f"{value:.1e}" for value in features.plain))
     table.add_row("equitune", *(f"{value:.1e}" for value in features.equitune))
     _console.print(table)
+
+
+def maps(found: dict[str, dict[str, Turned]]) -> None:
+    """How far the text maps are from turning with the photo, and how much of the text found is the same."""
+    angles = [f"{a}°" for a in ANGLES]
+    errors = _table("Error of CRAFT's text maps, ‖f(gx) − g f(x)‖/‖f(x)‖", "", *angles)
+    overlaps = _table("Text found in the turned photo: overlap with the upright one's, 1 is all of it", "", *angles)
+    for photo, models in found.items():
+        for model, turned in models.items():
+            errors.add_row(f"{photo}, {model}", *(f"{value:.1e}" for value in turned.errors))
+            overlaps.add_row(f"{photo}, {model}", *(f"{value:.2f}" for value in turned.overlaps))
+    _console.print(errors)
+    _console.print(overlaps)
 
 
 def timings(rows: list[Timing], threads: int) -> None:

@@ -62,6 +62,8 @@ RULES = {
     "orbit_dot": Rule("xy.-w", "yw", summed=True),
     "dot": Rule("xy.-.", "w", summed=True),
     "reduce_backward": Rule("xxy.-.", "y"),
+    "variance": Rule("y.-.", "i", summed=True),
+    "variance_backward": Rule("iy.-", "y"),
     "select": Rule("yw.-.", "xi"),
     "select_out": Rule("yw.-.x", "i"),
     "take": Rule("yi.-", "x"),
@@ -92,7 +94,9 @@ def _run(rule: Rule, func: Any, args: Sequence[Any]) -> Any:
     lead = args[main].dim() - grouped - moved
     sizes = args[main].shape[grouped : grouped + lead]
     most = lead
-    if rule.summed:
+    if "dims" in names:
+        most = args[names.index("dims")]
+    elif rule.summed:
         most = (args[names.index("weight_dims")] if "weight_dims" in names else args[rule.tensors.index("w")].dim()) - 1
     written = [k for k, _ in tensors if names[k] in ("out", "mean", "std")]
 

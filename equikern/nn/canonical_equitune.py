@@ -160,7 +160,8 @@ class CanonicalEquiTune(OrbitModule):
 
     def energies(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """The energy of every pose of each sample: (|G|, B), in the order of ``inp.group.names``; differentiable."""
-        return self._energies(self._inputs.given(x, args, kwargs), torch.float32)[0]
+        found = self._energies(self._inputs.given(x, args, kwargs), torch.float32)[0]
+        return found.to(torch.float32) if isinstance(self.energy, str) else found
 
     def elements(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """The poses that the backbone sees of each sample, best first: (k, B) int64; of ``"auto"`` all, (|G|, B)."""

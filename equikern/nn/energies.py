@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..actions import Action
+from ..backends import kernels
 from ..core import autograd, checks
-from ..core.functions import functional
+from ..core.functions import functional, needs_grad
 from ..ops.checked import orbit_some
+from ..views import FLOATS
 from .lambda_equitune import weight_network
 
 __all__ = [
@@ -72,11 +74,19 @@ def scaled(x: Tensor, sides: int, wide: torch.dtype, columns: Callable[..., Tens
     """A grid (\\*lead, H, W) as a coarser one (\\*lead, m, m), from one read of it.
 
     ``columns`` says what every entry of a side counts in each of its m cells. It commutes with the views of a grid,
-    since sides all have the same columns, which read backwards are the same ones in backward order.
+    since sides all have the same columns, which read backwards are the same ones in backward order. On a CPU, where no
+    gradient is wanted, sums are in float64 whatever is asked for: that costs nothing there.
     """
+    fused = x.is_cpu and x.dtype in FLOATS and x.is_contiguous() and not needs_grad(x) and not functional(x)
+    wide = widest(x) if fused else wide
+    down, across = (_constant(columns, x, wide, side, *args) for side in x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
-        x = _from_left(_constant(columns, x, wide, x.shape[-2], *args).mT, x)
-        x = x @ _constant(columns, x, wide, x.shape[-1], *args)
+        if fused:
+            found = x.new_empty((*x.shape[:-2], down.shape[1], across.shape[1]), dtype=wide)
+            kernels(x).coarse(x, down, across, found)
+            x = found
+        else:
+            x = _from_left(down.mT, x) @ across
         if sides == 3:
             x = x.movedim(-3, -1) @ _constant(columns, x, wide, x.shape[-3], *args)
             x = x.movedim(-1, -3)

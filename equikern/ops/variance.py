@@ -11,12 +11,10 @@ from torch import Tensor
 from ..actions import Action
 from ..core import autograd, checks, library
 from ..core.functions import Differentiable, needs_grad
-from ..views import accumulator, of, still
+from ..views import accumulator, of
 from ..views.maps import Placed
 
 __all__ = ["orbit_variance"]
-
-_ONE_VIEW = still(1).code
 
 
 def orbit_variance(y: Tensor, action: Action, dims: int = 0) -> Tensor:
@@ -25,10 +23,12 @@ def orbit_variance(y: Tensor, action: Action, dims: int = 0) -> Tensor:
     ``1/n Σ_i 1/|G| Σ_g (v_g − mean)²`` with ``v_g = g⁻¹ y[g]``, n elements to a view. Added to a loss, it trains a
     backbone towards symmetry; on its own it measures what is missing.
 
-    Reads |G|n and writes n elements, the deviations, which are then squared and added in a second pass of n; the
-    backward, ``∂L/∂y[g] = 2/(|G| n) (y[g] − g·mean)``, reads |G|n + n and writes |G|n. The mean is found again from the
-    views, so that nothing cancels where they nearly agree. (Under actions that change signs or multiply, and for
-    derivatives of higher order, the backward is composed of operators.)
+    One pass: reads |G|n elements, and nothing of a view's size is written or kept. So is the backward,
+    ``∂L/∂y[g] = 2/(|G| n) (y[g] − g·mean)``, which reads |G|n and writes |G|n: the mean is found again from the views.
+    They are compared with one another before anything is squared, so that nothing cancels where they nearly agree far
+    from zero. Sums are in a fixed order, on a CPU whatever the threads. (Under actions that multiply, by matrices of
+    coordinates or of a field's channels, the standard deviation is written, and read again. Under those and under
+    actions that change signs, and for derivatives of higher order, the backward is composed of operators.)
 
     Args:
         y: (|G|, \\*lead, H, W), the backbone's output for every view, any strides; float16, bfloat16, float32 or
@@ -38,8 +38,8 @@ def orbit_variance(y: Tensor, action: Action, dims: int = 0) -> Tensor:
         dims: how many of the leading dims keep a variance of their own: 0 for one number, 1 for one of each sample.
 
     Returns:
-        lead[:dims] in float32 (float64 for float64), in which squares are added; the deviations of float16 and bfloat16
-        are rounded once before. NaN for no elements, as of torch's means.
+        lead[:dims] in float32 (float64 for float64), in which deviations are squared. NaN for no elements, as of
+        torch's means.
 
     Raises:
         TypeError: y is not a dense float tensor, action is not an action, or dims is no whole number.
@@ -68,54 +68,44 @@ def orbit_variance(y: Tensor, action: Action, dims: int = 0) -> Tensor:
     placed = action.inverse_maps.placed(y)
     if needs_grad(y):
         return cast(Tensor, _Variance.call(y, placed, dims))
-    return _mean_square(library.reduce(y, *placed, "std", 1.0, None), dims)
-
-
-def _mean_square(std: Tensor, dims: int) -> Tensor:
-    """The mean of the squares over all but the first dims, in the accumulator's dtype, whatever the threads."""
-    squares = library.dot(std, std.unsqueeze(0), _ONE_VIEW, None, 1 + dims).squeeze(0)
-    return cast(Tensor, squares / math.prod(std.shape[dims:]))
+    return cast(Tensor, library.variance(y, *placed, dims))
 
 
 class _Variance(
-    Differentiable, schema="variance(Tensor y, str views, Tensor? table, int dims) -> (Tensor, Tensor)", tuples={1: 2}
+    Differentiable, schema="variance(Tensor y, str views, Tensor? table, int dims) -> Tensor", tuples={1: 2}
 ):
-    hidden = 1
+    @staticmethod
+    def forward(y: Tensor, placed: Placed, dims: int) -> Tensor:
+        return cast(Tensor, library.variance(y, *placed, dims))
 
     @staticmethod
-    def forward(y: Tensor, placed: Placed, dims: int) -> tuple[Tensor, Tensor]:
-        std = library.reduce(y, *placed, "std", 1.0, None)
-        return _mean_square(std, dims), std
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         y, *ctx.call = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(y, output[1])
+        ctx.save_for_backward(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any = None) -> tuple[Tensor | None, ...]:
-        y, std = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
         placed, dims = ctx.call
-        scale = _per_element(grad, std, dims)
-        if torch.is_grad_enabled() or of(placed[0]).signed:
-            return (_slope(y, placed) * (scale / y.shape[0])).to(y.dtype), None, None
-        # The gradient of the standard deviation is (y[g] − g·mean) / (|G| g·std): one kernel, which finds the mean
-        # again. What is too small for float16 here makes a gradient that is, too.
-        return library.reduce_backward((std * scale).to(y.dtype), None, y, *placed, "std"), None, None
+        factors = grad * 2.0 / _count(y, dims)  # the slope is so many times the deviation
+        if torch.is_grad_enabled() or of(placed[0]).signed:  # else somebody wants the second derivative
+            each = factors.reshape((*factors.shape, *(1,) * (y.dim() - 1 - dims)))
+            return (_slope(y, placed) * each).to(y.dtype), None, None
+        return library.variance_backward(factors, y, *placed), None, None
 
     @staticmethod
     def jvp(ctx: Any, y_t: Tensor, *_: Any) -> Tensor:
-        y, std = ctx.saved_tensors
+        (y,) = ctx.saved_tensors
         placed, dims = ctx.call
-        products = (_slope(y, placed) * y_t).flatten(1 + dims) if y.dim() > 1 + dims else _slope(y, placed) * y_t
-        found = products.sum(0) if products.dim() == 1 + dims else products.sum((0, -1))
-        return cast(Tensor, found * (2.0 / y.shape[0]) / math.prod(std.shape[dims:]))
+        products = _slope(y, placed) * y_t
+        if y.dim() > 1 + dims:
+            products = products.flatten(1 + dims).sum(-1)
+        return products.sum(0) * 2.0 / _count(y, dims)
 
 
-def _per_element(grad: Tensor, std: Tensor, dims: int) -> Tensor:
-    """Twice the upstream gradient, shared by the elements of a view, with the dims of a view: in the wide dtype."""
-    return (grad * 2.0 / math.prod(std.shape[dims:])).reshape((*grad.shape, *(1,) * (std.dim() - dims)))
+def _count(y: Tensor, dims: int) -> int:
+    """``|G| n``, n the elements that are averaged."""
+    return y.shape[0] * math.prod(y.shape[1 + dims :])
 
 
 def _slope(saved: Tensor, placed: Placed) -> Tensor:

@@ -94,10 +94,10 @@ def test_every_name_is_tested_and_documented() -> None:
         grid("?")
     names = str(error.value).partition("one of ")[2].partition(", got")[0].split(", ")
     assert set(names) == {*NAMED, "flips3d", "rot3d", "oct"}  # those of volumes: test_volumes.py
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "actions.md").read_text(encoding="utf-8")
     for name in names:
         assert re.search(rf"^    {name} +\d+ ", grid.__doc__ or "", re.MULTILINE), name
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in page
 
 
 def test_trivial_moves_nothing() -> None:

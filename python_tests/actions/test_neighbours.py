@@ -1,4 +1,4 @@
-"""The README's table of other libraries' conventions: each row against the library itself, where it is installed."""
+"""The table of docs/migration/conventions.md: each row against the library itself, where it is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +15,12 @@ import pytest
 import torch
 from equikern import Coordinates, boxes, grid, heat_maps, keypoints
 from helpers import vision
+from helpers.repository import ROOT
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("single_thread")
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("### Conventions of other libraries\n")[1].split("\n#")[0]
+PAGE = (ROOT / "docs" / "migration" / "conventions.md").read_text(encoding="utf-8")
+SECTION = PAGE.split("## Library by library\n")[1].split("\n#")[0]
 SIZE, SQUARE = (5, 8), (6, 6)
 POINTS = torch.tensor([[1.25, 3.5], [0.0, 0.0], [6.0, 2.0], [5.0, 4.75]])
 BOXES = torch.tensor([[1.0, 1.0, 4.0, 3.0], [2.0, 0.0, 5.5, 4.25]])
@@ -148,6 +148,13 @@ def torchvision_rotated_keypoints(here: Here) -> None:
     theirs = torchvision("tv_tensors").KeyPoints(POINTS, canvas_size=SIZE)
     for g in range(4):
         close(spec.act(g, POINTS, SIZE), turned_by_torchvision(g, theirs).as_subclass(Tensor))
+
+
+def test_torchvision_rotates_by_180_a_pixel_off_its_two_flips() -> None:
+    functional, theirs = torchvision("transforms.v2.functional"), torchvision("tv_tensors").KeyPoints
+    points = theirs(POINTS, canvas_size=SIZE)
+    flipped = functional.vertical_flip(functional.horizontal_flip(points))
+    close(functional.rotate(points, 180, expand=True).as_subclass(Tensor), flipped.as_subclass(Tensor) + 1)
 
 
 @row("torchvision detection: keypoints of Keypoint R-CNN, (n, 17, 3)")
@@ -309,6 +316,73 @@ def kornia_normalized(here: Here) -> None:
             close(action.act(g, normalized(POINTS, *size)), normalized(moved, *size))
 
 
+# -- albumentations
+
+
+ALBUMENTATIONS = ("e", "r90", "r180", "r270", "h", "t", "v", "hvt")  # its names of the elements, in our order
+
+
+def albumentations() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network otherwise
+        return pytest.importorskip("albumentations")
+
+
+def turned_by_albumentations(g: int, settings: dict[str, Any], **given: Any) -> Any:
+    """An image and what is given with it moved by element g."""
+    transform = albumentations().D4(p=1.0)
+    transform.get_params = lambda: {"group_element": ALBUMENTATIONS[g]}  # draws one
+    image = numpy.ascontiguousarray(image_of(SIZE)[0].permute(1, 2, 0).numpy())
+    return albumentations().Compose([transform], **settings)(image=image, **given)
+
+
+@row(f"albumentations: `D4`: {', '.join(ALBUMENTATIONS)}")
+def albumentations_images(here: Here) -> None:
+    (action,) = here()
+    for g in range(8):
+        moved = numpy.ascontiguousarray(turned_by_albumentations(g, {})["image"])
+        close(action.act(g, image_of(SIZE)[0]), torch.from_numpy(moved).permute(2, 0, 1))
+
+
+@row("albumentations: keypoints `xy`")
+def albumentations_keypoints(here: Here) -> None:
+    (spec,) = here()
+    settings = {"keypoint_params": albumentations().KeypointParams("xy", remove_invisible=False)}
+    for g in range(8):
+        moved = turned_by_albumentations(g, settings, keypoints=POINTS.numpy())["keypoints"]
+        close(spec.act(g, POINTS, SIZE), torch.as_tensor(moved, dtype=torch.float32))
+
+
+def albumentations_boxes(here: Here, scale: Tensor, *formats: str) -> None:
+    for spec, name in zip(here(), formats, strict=True):
+        settings = {"bbox_params": albumentations().BboxParams(name, label_fields=[])}
+        t = GIVEN[spec.format](BOXES) / scale
+        for g in range(8):
+            moved = turned_by_albumentations(g, settings, bboxes=t.numpy())["bboxes"]
+            close(spec.act(g, t, SIZE), torch.as_tensor(moved, dtype=torch.float32))
+
+
+@row("albumentations: boxes `pascal_voc`, `coco`")
+def albumentations_boxes_in_pixels(here: Here) -> None:
+    albumentations_boxes(here, torch.ones(4), "pascal_voc", "coco")
+
+
+@row("albumentations: boxes `albumentations`, `yolo`: shares")
+def albumentations_boxes_in_shares(here: Here) -> None:
+    albumentations_boxes(here, torch.tensor([8.0, 5.0, 8.0, 5.0]), "albumentations", "yolo")
+
+
+# -- ttach
+
+
+@row("ttach: `deaugment_keypoints`: shares")
+def ttach_keypoints(here: Here) -> None:
+    (spec,), aliases = here(), pytest.importorskip("ttach").aliases
+    shares = POINTS / torch.tensor([8.0, 5.0])
+    for g, transform in enumerate(aliases.d4_transform()):
+        close(spec.undo(g, shares, SIZE), transform.deaugment_keypoints(shares))
+
+
 # -- escnn
 
 
@@ -367,3 +441,22 @@ def escnn_representations(here: Here) -> None:
         for g in range(8):
             close(action.act(g, fields_of(rep.size)), turned_by_escnn(theirs, rep, g, fields_of(rep.size)))
         assert not getattr(action, "mixes", False)  # rounded, they only move planes
+
+
+def test_escnn_layers_beside_the_convolutions() -> None:
+    """What its page says of norms and pools of regular fields, and of strides on even sizes."""
+    theirs, inverse = space("d4"), grid("d4").group.inverse
+    layers = importlib.import_module("escnn.nn")
+    regular, scalar = (layers.FieldType(theirs, 3 * [kind]) for kind in (theirs.regular_repr, theirs.trivial_repr))
+    z = torch.randn(2, 3, 8, *SIZE, generator=torch.Generator().manual_seed(0))
+    given = layers.GeometricTensor(z[:, :, inverse].flatten(1, 2), regular)
+    normed = layers.InnerBatchNorm(regular)(given).tensor.unflatten(1, (3, 8))
+    close(torch.nn.BatchNorm3d(3)(z), normed[:, :, inverse])
+    close(equikern.GroupPool("max")(z), layers.GroupPooling(regular)(given).tensor)
+    torch.manual_seed(0)
+    halved = layers.R2Conv(scalar, scalar, 3, padding=1, stride=2)
+    assert halved.weights.numel() < 9 * 9
+    for side, exact in ((9, True), (8, False)):
+        x = torch.randn(1, 3, side, side)
+        y, flipped = (halved(layers.GeometricTensor(t, scalar)).tensor for t in (x, x.flip(3)))
+        assert torch.allclose(flipped, y.flip(3), atol=1e-4) == exact

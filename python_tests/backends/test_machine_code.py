@@ -189,6 +189,19 @@ def test_gradients_of_reductions(triton: Backend, name: str, op: str) -> None:
     compared(triton, lambda k, o: k.reduce_backward(grad, spread, y, o, maps.views, table, op), [y], TOLERANCE[dtype])
 
 
+# Sums of every case whose views multiply nothing, and the gradients of those that only move entries.
+@each("name", [name for name, case in {**CASES, **SHARED}.items() if not case[0].views.kind.computes])
+def test_variances(triton: Backend, name: str) -> None:
+    action, shape, dtype, last = {**CASES, **SHARED}[name]
+    maps, y = action.inverse_maps, made((action.order, *shape), dtype, last)
+    wide = accumulator(y)
+    of_each, factors, table = torch.empty(shape[0], dtype=wide), torch.rand(shape[0], dtype=wide), maps.table(y)
+    tolerance = TOLERANCE[FP64 if dtype == FP64 else FP32]
+    compared(triton, lambda k, o: k.variance(y, o, maps.views, table), [of_each], tolerance)
+    if not action.views.signed:
+        compared(triton, lambda k, o: k.variance_backward(factors, y, o, maps.views, table), [y], TOLERANCE[dtype])
+
+
 @each("op", FUSED)
 def test_one_view_that_is_not_finite(triton: Backend, op: str) -> None:
     """Its deviation is NaN, and so is what it gets of the gradient."""
@@ -345,7 +358,8 @@ def test_no_kernel_is_left_out(triton: Backend, monkeypatch: pytest.MonkeyPatch)
     reached: set[str] = set()
     monkeypatch.setattr(f"{__name__}.COLLECTED", [reached])
     tests: list[Callable[..., None]] = [test_views, test_reductions, test_symmetrize, test_gradients_of_reductions]
-    for test in (*tests, test_dots, test_selections, test_token_ids, test_softmax, test_scores, test_losses):
+    tests += [test_variances, test_dots, test_selections, test_token_ids, test_softmax, test_scores, test_losses]
+    for test in tests:
         test(triton=triton)
     folder = Path(equikern.__file__).parent / "backends" / "triton"
     kernels = {

@@ -1,4 +1,4 @@
-"""The benchmarks: a real small run, its results file and pictures, the README's figures."""
+"""The benchmarks: a real small run, its results file and pictures, the page's figures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import equikern
 import equikern.__main__
 import pytest
 import torch
-from bench import readme
+from bench import page
 from bench.ops import machine
 from helpers.repository import ROOT, environment, python
 
 BENCH = ROOT / "bench"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 needs_plots = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("ttach") is None,
     reason='the extra "bench" is not installed',
@@ -46,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_plots
 def test_a_run_measures_checks_and_says_where(results: Path) -> None:
     run = json.loads(results.read_text())
-    assert run["settings"]["complete"] is False  # a part of the grid never reaches the README
+    assert run["settings"]["complete"] is False  # a part of the grid never reaches the page
     assert {"cpu", "torch", "triton", "equikern", "commit", "time"} <= set(run["machine"])
     rows = [row for row in run["kernels"] if row["device"] == "cpu"]
     assert {row["direction"] for row in rows} == {"forward", "backward", "both"}
@@ -108,7 +108,8 @@ def test_what_is_measured_where(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cpu", "cuda"):
         mine = [c for c in cases if c.device == device]
         combinations = {(c.name, c.direction, c.dtype_name) for c in mine}
-        for operator in (*"orbit act mean weighted select symmetrize max mean_std median log1p".split(), "mean plus"):
+        one_word = "orbit act mean weighted select symmetrize max mean_std variance median log1p".split()
+        for operator in (*one_word, "mean plus"):
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 assert (operator, "forward", dtype) in combinations
                 assert (operator, "backward", dtype) in combinations
@@ -217,35 +218,35 @@ def test_peak_memory_counts_what_torch_allocates() -> None:
     assert 8_000_000 <= two < 8_001_000
 
 
-def test_the_readme_and_the_results_agree() -> None:
-    text = README.read_text()
-    assert readme.figures.rendered(text, readme.section(BENCH / "results")) == text
+def test_the_page_and_the_results_agree() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page.figures.rendered(text, page.section(BENCH / "results")) == text
 
 
 @needs_plots
-def test_the_newest_complete_results_reach_the_readme(results: Path, tmp_path: Path) -> None:
+def test_the_newest_complete_results_reach_the_page(results: Path, tmp_path: Path) -> None:
     run: dict[str, Any] = json.loads(results.read_text())
-    assert "CPU: no results yet" in readme.section(tmp_path)
+    assert "CPU: no results yet" in page.section(tmp_path)
     for name, complete, when in (("a", True, "2001"), ("b", True, "2003"), ("c", True, "2002"), ("d", False, "2004")):
         run["settings"]["complete"] = complete
         run["machine"] |= {"time": when, "cpu": f"machine {name}"}
         (tmp_path / f"{name}.json").write_text(json.dumps(run))
-    section = readme.section(tmp_path)
+    section = page.section(tmp_path)
     assert "CPU, images: machine b" in section
     assert "| mean | forward | cold |" in section
-    target = tmp_path / "README.md"
-    shutil.copy(README, target)
-    assert readme.update(target, tmp_path) == 0
+    target = tmp_path / "page.md"
+    shutil.copy(PAGE, target)
+    assert page.update(target, tmp_path) == 0
     assert section in target.read_text()
     before = target.read_text()
-    assert readme.update(target, tmp_path) == 0
+    assert page.update(target, tmp_path) == 0
     assert target.read_text() == before
 
 
-def test_a_readme_without_markers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = tmp_path / "README.md"
+def test_a_page_without_markers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "page.md"
     target.write_text("mine")
-    assert readme.update(target, tmp_path) == 2
+    assert page.update(target, tmp_path) == 2
     assert "expected the markers" in capsys.readouterr().err
     assert target.read_text() == "mine"
 

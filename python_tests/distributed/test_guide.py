@@ -1,4 +1,4 @@
-"""The example of ``docs/distributed.md``, as it stands there, and what it lists."""
+"""The example of ``docs/guides/distributed.md``, as it stands there, and what it lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.repository import ROOT, environment
 
-GUIDE = ROOT / "docs" / "distributed.md"
+GUIDE = ROOT / "docs" / "guides" / "distributed.md"
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

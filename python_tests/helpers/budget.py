@@ -56,10 +56,11 @@ _MOVED = {
     **dict.fromkeys(("plus", "mean_std"), (1, 2)),
     **dict.fromkeys(("dot", "each", "orbit_dot", "products", "backward"), (2, 1)),
     **dict.fromkeys(("of_max", "of_min", "of_std"), (2, 1)),
+    "of_variance": (2, 0),
     "of_mean_std": (2, 2),
     **dict.fromkeys(("select", "take", "choose", "chosen", "symmetrize"), (0, 2)),
     **dict.fromkeys(("loss", "weighed"), (2, 0)),
-    "score": (1, 0),
+    **dict.fromkeys(("score", "variance"), (1, 0)),
 }
 
 

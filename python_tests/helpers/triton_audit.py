@@ -104,6 +104,16 @@ def _shares(views: Views, y: Operand, x: Operand, op: str) -> Plan | None:
     return shares.plan.__wrapped__(views, op, x, x if op == "mean_std" else None, y, y)
 
 
+def _variance(views: Views, y: Operand, backward: bool) -> Plan | None:
+    from equikern.backends.triton import shares
+
+    of_each = dense(y.shape[1:2], _wide(y.dtype))
+    if backward:
+        return shares.plan.__wrapped__(views, "variance", None, None, y, y, of_each)
+    found = shares.variance_plan.__wrapped__(views, y, of_each)
+    return found[0] if found else None
+
+
 def build(case: str) -> Plan:
     """The plan of a case such as ``"mean d4 bf16 224x224 cl"``: kernel, group, dtype, size, channels-last."""
     kind, group, kernel_dtype, size, *rest = case.split(" ")
@@ -138,6 +148,8 @@ def build(case: str) -> Plan:
         "of_max": lambda: _shares(views, y, x, "max"),
         "of_min": lambda: _shares(views, y, x, "min"),
         "of_std": lambda: _shares(views, y, x, "std"),
+        "variance": lambda: _variance(views, y, False),
+        "of_variance": lambda: _variance(views, y, True),
         "of_mean_std": lambda: _shares(views, y, x, "mean_std"),
     }[kind]()
     assert found is not None, f"{case}: would be copied first"
@@ -201,6 +213,13 @@ OTHERS = [
     "of_std d4 fp32 224x224",
     "of_std octants fp64 8x16x16",
     "of_mean_std d4 bf16 224x224",
+    "variance d4 bf16 224x224",
+    "variance d4 fp32 224x224",
+    "variance c4 bf16 7x7",
+    "variance octants fp64 8x16x16",
+    "of_variance d4 bf16 224x224",
+    "of_variance d4 fp32 224x224",
+    "of_variance d4 fp32 7x7",
     "of_mean_std cube fp32 8x8x8",
 ]
 

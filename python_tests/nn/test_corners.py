@@ -261,3 +261,26 @@ def test_a_part_whose_packages_are_missing_is_no_attribute(monkeypatch: pytest.M
     assert not hasattr(equikern, "lm")
     with pytest.raises(AttributeError, match=r"equikern.lm needs transformers, which is not installed"):
         _ = equikern.lm
+
+
+class OneTuple(Tensor):
+    """A tensor whose ``new_empty`` takes sizes in one tuple alone, as that of MONAI's MetaTensor."""
+
+    def new_empty(self, size: Any, dtype: Any = None) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor).new_empty(size, dtype=dtype).as_subclass(OneTuple)
+
+
+def test_a_tensor_of_another_class_stays_one() -> None:
+    plain, net = images(2, 3, 6, 6), conv()
+    x = plain.as_subclass(OneTuple)
+    for settings in ({}, {"reduce": "max"}, {"reduce": "mean_std"}, {"space": "probs"}, {"views_per_forward": 3}):
+        for out in ("d4", "trivial"):
+            model = EquiTune(net if out == "d4" else nn.Sequential(net, nn.Flatten()), "d4", out, **settings)
+            found, expected = (y if isinstance(y, tuple) else (y,) for y in (model(x), model(plain)))
+            for one, other in zip(found, expected, strict=True):
+                assert isinstance(one, OneTuple), (settings, out)
+                assert torch.equal(one.as_subclass(Tensor), other), (settings, out)
+            found[0].sum().backward()
+    turned = equikern.orbit(x, grid("d4"))
+    assert isinstance(turned, OneTuple)
+    assert torch.equal(turned.as_subclass(Tensor), equikern.orbit(plain, grid("d4")))

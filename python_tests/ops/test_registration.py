@@ -116,6 +116,18 @@ def samples() -> dict[str, list[tuple[Any, ...]]]:
             (flat[0], None, flat, *plain, "min"),
             (logits[0], None, logits, *of(swaps.inverse_maps, logits), "max"),
         ],
+        "variance": [
+            (y, *back, 0),
+            (cl, *back, 2),
+            (flat, *plain, 1),
+            (logits, *of(swaps.inverse_maps, logits), 1),
+            (vectors, *of(matrices.inverse_maps, vectors), 0),
+        ],
+        "variance_backward": [
+            (torch.tensor(0.5), y, *back),
+            (weights[0], cl, *back),
+            (logits[0, ..., 0], logits, *of(swaps.inverse_maps, logits)),
+        ],
         "orbit_dot": [(x, y, *maps, weights), (x, cl, *maps, weights)],
         "dot": [(x, y, *maps, 1), (x, y, *maps, 3)],
         "select": [
@@ -182,7 +194,7 @@ def traced_samples() -> dict[str, list[tuple[Any, ...]]]:
         "traced_act": [(x, index, *maps)],
         "traced_reduce": [(y, *back, op) for op in ("max", "std", "median")],
         "traced_mean_std": [(y, *back)],
-        "traced_variance": [(y, *back, dims) for dims in (0, 2)],
+        "traced_variance": [(y, *back, dims) for dims in (0, 1)],
         "traced_score": [(logits, kind) for kind in KINDS],
         "traced_select": [
             (y, weights.detach(), "", *back, True, "mean"),

@@ -51,6 +51,17 @@ def test_views_that_nearly_agree_far_from_zero() -> None:
     torch.testing.assert_close(grad.double(), slope, rtol=1e-5, atol=1e-9)
 
 
+@each("name", CASES)
+def test_values_that_vary_in_their_last_digits(name: str) -> None:
+    case = CASES[name]
+    if case.multiplies:  # a product rounds them away
+        return
+    y = 1e4 + 1e-2 * random_values((case.order, *case.shape(2, 3, side=6)), torch.float32, 3)
+    ours, right, grad, slope = both(y, name, 1)
+    torch.testing.assert_close(ours.double(), right, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-4, atol=1e-5 * float(slope.abs().max()))
+
+
 def test_small_gradients_of_float16() -> None:
     """A mean over many elements: its share of the gradient alone is no number of float16."""
     y = random_values((4, 1, 4, 256, 256), torch.float16, 2)

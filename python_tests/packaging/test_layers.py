@@ -10,7 +10,7 @@ import equikern
 PACKAGE = Path(equikern.__file__).parent
 # Upwards: a module imports from its own layer and from those before it.
 LAYERS = (
-    ("groups", "scalars", "views", "reductions", "version", "buildinfo"),
+    ("groups", "scalars", "views", "reductions", "version", "buildinfo", "repository"),
     ("backends",),
     ("core",),
     ("actions",),

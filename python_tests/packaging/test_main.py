@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import equikern
 import pytest
 import torch
 from equikern.__main__ import main
+from equikern.repository import ADDRESS, install
 from helpers import fresh
 
 demo_packages = pytest.mark.skipif(
@@ -95,12 +97,24 @@ def test_demo_on_two_images(tmp_path: Path) -> None:
     assert target.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_examples_run() -> None:
-    """Those on your own model, one after another in one namespace, as they stand."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## On your own model\n")[1].split("\n## ")[0]
-    examples = re.findall("```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) > 2
-    names: dict[str, object] = {}
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), names)
+def test_what_the_demo_says_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of code and the command work as they stand, but for the model's name; what is named is there."""
+    from equikern.demo import closing
+
+    assert install("demo-maps") in closing(False)
+    text = closing(True)
+    assert "demo-maps" not in text
+    assert len(re.findall("^- ", text, re.MULTILINE)) == 3
+    plot = re.findall(r"a plot: (.*)", text)[0]
+    assert plot.startswith(ADDRESS) or Path(plot).exists()
+    (code,) = re.findall(r"equikern\.EquiTune\(.*\)", text)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    x = torch.rand(2, 3, 9, 9)
+    wrapped = eval(code, {"equikern": equikern, "model": model})
+    torch.testing.assert_close(wrapped(x.mT), wrapped(x))
+    (arguments,) = re.findall(r"python -m equikern (.*)", text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "to_audit.py").write_text("import torch\nmodel = torch.nn.AvgPool2d(8)\n")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.replace("package.module", "to_audit").split())
+    assert stop.value.code == 0  # an action of the output was found

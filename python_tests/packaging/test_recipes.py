@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import vision
+from helpers import pages
 from helpers.repository import ROOT
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -39,13 +37,6 @@ def recipes() -> dict[str, str]:
 RECIPES = recipes()
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """The packages that code imports."""
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {name.partition(".")[0] for name in names}
-
-
 @pytest.mark.parametrize("title", RECIPES)
 def test_recipe(title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tree = ast.parse(RECIPES[title])
@@ -53,18 +44,11 @@ def test_recipe(title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     while getattr(last, "body", None):
         last = last.body[-1]
     assert isinstance(last, ast.Assert), "a recipe ends in what it promises"
-    missing = sorted(name for name in imported(tree) if importlib.util.find_spec(name) is None)
+    missing = pages.missing(pages.packages(tree))
     if missing and not os.environ.get("EQUIKERN_REQUIRE_RECIPES"):
         pytest.skip(f"not installed: {', '.join(missing)}")
-    if importlib.util.find_spec("torchvision") is not None:
-        vision.torchvision("ops")  # the other packages import it, too
-
-    def connect(*_: Any) -> None:
-        raise AssertionError("a recipe asked for the network")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(tree, str(PAGE), "exec"), {"__name__": "recipes"})
+    pages.offline(monkeypatch, tmp_path)
+    pages.run(tree, PAGE, {"__name__": "recipes"})
 
 
 def test_every_library_of_the_page_has_a_recipe() -> None:

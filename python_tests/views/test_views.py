@@ -263,12 +263,16 @@ CALLS: dict[str, Call] = {
     "mean_std_out": lambda x, y, code, table: OPERATORS.mean_std_out(y, code, table, x.clone(), x.clone()),
     "orbit_dot": lambda x, y, code, table: OPERATORS.orbit_dot(x, y, code, table, torch.ones(2, dtype=wide(y))),
     "dot": lambda x, y, code, table: OPERATORS.dot(x, y, code, table, 1),
+    "variance": lambda x, y, code, table: OPERATORS.variance(y, code, table, 0),
     "select": lambda x, y, code, table: OPERATORS.select(y, torch.zeros(2), code, table, True),
     "select_out": lambda x, y, code, table: OPERATORS.select_out(y, torch.zeros(2), code, table, True, x.clone()),
     "take": lambda x, y, code, table: OPERATORS.take(y, torch.tensor(1), code, table),
 }
 ROWS: dict[str, Call] = {  # and those of views that only move entries
     "reduce_backward": lambda x, y, code, table: OPERATORS.reduce_backward(x, None, y, code, table, "max"),
+    "variance_backward": lambda x, y, code, table: OPERATORS.variance_backward(
+        torch.tensor(1.0, dtype=wide(y)), y, code, table
+    ),
     "softmax_mean": lambda x, y, code, table: OPERATORS.softmax_mean(y, code, table, "probs"),
     "softmax_mean_out": lambda x, y, code, table: OPERATORS.softmax_mean_out(y, code, table, "probs", x.clone()),
     "softmax_mean_backward": lambda x, y, code, table: OPERATORS.softmax_mean_backward(

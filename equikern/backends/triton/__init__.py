@@ -112,6 +112,15 @@ class Triton(Backend):
         if y.numel():
             _of_kind(views, "reduce_backward")(grad, spread, y, out, views, table, op)
 
+    def variance(self, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        if views.kind.computes:
+            super().variance(y, out, views, table)
+        else:
+            _of_kind(views, "variance")(y, out, views, table)
+
+    def variance_backward(self, factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Maybe) -> None:
+        _of_kind(views, "variance_backward")(factors, y, out, views, table)
+
     def select(
         self, y: Tensor, out: Tensor, index: Tensor, views: Views, table: Maybe, scores: Maybe, minimum: bool
     ) -> None:
@@ -119,6 +128,9 @@ class Triton(Backend):
             _of_kind(views, "select")(y, out, index, views, table, scores, minimum)
         elif scores is not None:
             _of_rows("selection", "index_alone")(scores, index, minimum)
+
+    def coarse(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+        _FALLBACK.coarse(x, rows, columns, out)
 
     def softmax_mean(self, y: Tensor, out: Tensor, lse: Tensor, views: Views, table: Maybe, space: str) -> None:
         if y.numel():

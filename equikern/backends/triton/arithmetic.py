@@ -299,8 +299,44 @@ def total(values):
 
 
 @triton.jit
+def deviations(values):
+    """What the values differ by from their mean.
+
+    Around one of them first: where views nearly agree, no digit of their differences is lost to their mean.
+    """
+    around = ()
+    for k in tl.static_range(len(values)):
+        around = around + (values[k] - values[0],)
+    mean = total(around)
+    mean = mean * tl.full([], 1.0 / len(values), mean.dtype)
+    found = ()
+    for k in tl.static_range(len(values)):
+        found = found + (around[k] - mean,)
+    return found
+
+
+@triton.jit
+def squared(values):
+    """The sum of their squares."""
+    s = values[0] * values[0]
+    for k in tl.static_range(1, len(values)):
+        s += values[k] * values[k]
+    return s
+
+
+@triton.jit
+def keep_variance(place, values, scale):
+    """A program's variances, added up and scaled; what lies outside is 0 in every view, and so is its variance."""
+    s = tl.sum(tl.sum(squared(deviations(values)), 1), 0)
+    tl.store(place, s * tl.full([], scale, s.dtype))
+
+
+@triton.jit
 def shares(values, grad, spread, OP: tl.constexpr):
-    """What each of the values gets of the gradient of what they reduce to, and of their spread's for a pair."""
+    """What each of the values gets of the gradient of what they reduce to, and of their spread's for a pair.
+
+    Of a variance the gradient is what deviations are multiplied by.
+    """
     found = ()
     if OP == "max" or OP == "min":
         best = values[0]
@@ -317,22 +353,15 @@ def shares(values, grad, spread, OP: tl.constexpr):
             found = found + ((values[k] == best).to(best.dtype) * share,)
     else:
         part = tl.full([], 1.0 / len(values), grad.dtype)
-        # Around one of them first: where views nearly agree, no digit of their differences is lost to their mean.
-        around = ()
-        for k in tl.static_range(len(values)):
-            around = around + (values[k] - values[0],)
-        mean = total(around) * part
-        values = ()
-        for k in tl.static_range(len(around)):
-            values = values + (around[k] - mean,)
-        square = values[0] * values[0]
-        for k in tl.static_range(1, len(values)):
-            square += values[k] * values[k]
-        of_std = grad
-        if OP == "mean_std":
-            of_std = spread
-        square = square * len(values)
-        factor = tl.where(square <= 0, 0.0, divided(of_std, root(square)))
+        values = deviations(values)
+        if OP == "variance":
+            factor = grad
+        else:
+            of_std = grad
+            if OP == "mean_std":
+                of_std = spread
+            square = squared(values) * len(values)
+            factor = tl.where(square <= 0, 0.0, divided(of_std, root(square)))
         for k in tl.static_range(len(values)):
             v = values[k] * factor
             if OP == "mean_std":

@@ -1,4 +1,5 @@
-"""Device functions the kernels share: where the entries of tiles and points lie under signed axis permutations."""
+"""Device functions the kernels share: where the entries of tiles and points lie under signed axis permutations, and
+where those that a table of sources names do."""
 # mypy: ignore-errors
 
 import triton
@@ -344,3 +345,58 @@ def point_offset(
             return r * step
     else:
         return b * sb + map_offset(p0, p1, p2, n0, n1, n2, s0, s1, s2, WORD, DIMS, INVERSE)
+
+
+@triton.jit
+def tile_position(
+    positions, nblocks, xblocks, nb, M, X, INNER: tl.constexpr, PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """This program's (a, b), its entries of the list and the positions they stand for, its rows, both masks,
+    and how many entries the list has.
+
+    The permuted dim is the tile's columns if INNER, otherwise its rows; the sizes of columns count vectors.
+    """
+    pid = tl.program_id(0)
+    item = pid // nblocks // xblocks
+    k = pid % nblocks * PN + tl.arange(0, PN)
+    x = (pid // nblocks % xblocks).to(tl.int64) * PX + tl.arange(0, PX)
+    if INNER:
+        k = k[None, :]
+        x = x[:, None]
+        listed = k < (M * VEC).to(tl.int32)
+        within = x < X
+    else:
+        k = k[:, None]
+        x = x[None, :]
+        listed = k < M.to(tl.int32)
+        within = x < X * VEC
+    place = k
+    if positions is not None:
+        place = tl.load(positions + k, mask=listed, other=0)
+    row = M * VEC if INNER else M
+    return (item // nb).to(tl.int64), (item % nb).to(tl.int64), k, place, x, listed, within, row
+
+
+@triton.jit
+def entry(place, x, sn, sx, INNER: tl.constexpr, UNIT: tl.constexpr, VEC: tl.constexpr):
+    """Offset of a position and a row; the strides of columns are 1 if UNIT, those of rows count vectors."""
+    if INNER:
+        if UNIT:
+            return x * (sx * VEC) + place
+        else:
+            return x * (sx * VEC) + place * sn
+    else:
+        if UNIT:
+            return place * (sn * VEC) + x
+        else:
+            return place * (sn * VEC) + x * sx
+
+
+@triton.jit
+def source(sources, row, k, listed, SIGNED: tl.constexpr):
+    """Where a view reads, and whether with a minus."""
+    src = tl.load(sources + row + k, mask=listed, other=0)
+    minus = src < 0
+    if SIGNED:
+        src = tl.where(minus, ~src, src)
+    return src, minus

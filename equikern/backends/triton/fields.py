@@ -16,7 +16,7 @@ from . import dots as products
 from . import matrices, orbits, reductions, selection, shares
 from .layout import T
 
-__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select"]
+__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select", "variance", "variance_backward"]
 
 
 def _item_shape(t: Tensor, dims: int, group: bool) -> tuple[int, ...]:
@@ -107,6 +107,22 @@ def reduce_backward(grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: 
     dims = views.dims
     to, second = _memory(out, dims, True), None if spread is None else _items(spread, dims, False)
     shares.reduce_backward(_items(grad, dims, False), second, _items(y, dims, True), to, views, table, op)
+    _put(out, to)
+
+
+def variance(y: Tensor, out: Tensor, views: Views, table: Tensor) -> None:
+    """See ``Backend.variance``: those of the items are averaged."""
+    lead = y.shape[1 : y.dim() - views.dims]
+    each = out.new_empty(lead.numel())
+    shares.variance(_items(y, views.dims, True), each, views, table)
+    torch.mean(each.view((*out.shape, -1)), -1, out=out)
+
+
+def variance_backward(factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Tensor) -> None:
+    """See ``Backend.variance_backward``."""
+    dims = views.dims
+    to, each = _memory(out, dims, True), _each(factors, y.shape[1 : y.dim() - dims], False)
+    shares.variance_backward(each, _items(y, dims, True), to, views, table)
     _put(out, to)
 
 

@@ -5,7 +5,7 @@ for views that move nothing, and one over the moved entries alone, which writes 
 to go row by row and look every entry up. The first of the two sees the rows as one run, so it moves 16 bytes at a time
 also where a row is 50,257 entries long, and it touches the same bytes as a plain mean; the second reads and writes a
 32-byte sector for each moved entry, 3 % more for 100 of 50,000. Where most entries move, the same kernels gather all of
-them. ``orbit_dot`` always does: its sums cannot be written again.
+them. ``orbit_dot`` and ``variance`` always do: sums cannot be written again.
 
 Profilers see the kernels under names such as ``equikern_reduce_permuted_sum_bf16``.
 """
@@ -23,70 +23,15 @@ from ...views import Views, still
 from ..base import Maybe
 from . import orbits, reductions, selection
 from . import shares as still_shares
-from .arithmetic import alone, combine, deviation, outcome, prepare, shares
+from .arithmetic import alone, combine, deviation, keep_variance, outcome, prepare, shares
 from .compat import jit_kernel
-from .device import signed
+from .device import entry, signed, source, tile_position
 from .launch import accumulator, next_power_of_two, on_copies, run, run_dots
 from .layout import Known, Operand, as_words, contiguous_views, known, operand
 from .tables import lists, whole
 from .tiles import TilePlan, plan_permuted
 
-__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select"]
-
-
-@triton.jit
-def tile_position(
-    positions, nblocks, xblocks, nb, M, X, INNER: tl.constexpr, PN: tl.constexpr, PX: tl.constexpr, VEC: tl.constexpr,
-):  # fmt: skip
-    """This program's (a, b), its entries of the list and the positions they stand for, its rows, both masks,
-    and how many entries the list has.
-
-    The permuted dim is the tile's columns if INNER, otherwise its rows; the sizes of columns count vectors.
-    """
-    pid = tl.program_id(0)
-    item = pid // nblocks // xblocks
-    k = pid % nblocks * PN + tl.arange(0, PN)
-    x = (pid // nblocks % xblocks).to(tl.int64) * PX + tl.arange(0, PX)
-    if INNER:
-        k = k[None, :]
-        x = x[:, None]
-        listed = k < (M * VEC).to(tl.int32)
-        within = x < X
-    else:
-        k = k[:, None]
-        x = x[None, :]
-        listed = k < M.to(tl.int32)
-        within = x < X * VEC
-    place = k
-    if positions is not None:
-        place = tl.load(positions + k, mask=listed, other=0)
-    row = M * VEC if INNER else M
-    return (item // nb).to(tl.int64), (item % nb).to(tl.int64), k, place, x, listed, within, row
-
-
-@triton.jit
-def entry(place, x, sn, sx, INNER: tl.constexpr, UNIT: tl.constexpr, VEC: tl.constexpr):
-    """Offset of a position and a row; the strides of columns are 1 if UNIT, those of rows count vectors."""
-    if INNER:
-        if UNIT:
-            return x * (sx * VEC) + place
-        else:
-            return x * (sx * VEC) + place * sn
-    else:
-        if UNIT:
-            return place * (sn * VEC) + x
-        else:
-            return place * (sn * VEC) + x * sx
-
-
-@triton.jit
-def source(sources, row, k, listed, SIGNED: tl.constexpr):
-    """Where a view reads, and whether with a minus."""
-    src = tl.load(sources + row + k, mask=listed, other=0)
-    minus = src < 0
-    if SIGNED:
-        src = tl.where(minus, ~src, src)
-    return src, minus
+__all__ = ["orbit", "orbit_dot", "reduce", "reduce_backward", "select", "variance", "variance_backward"]
 
 
 @triton.jit
@@ -240,14 +185,49 @@ def select_permuted(
     tl.store(out + put, signed_bits(v, minus, SIGN), mask=mask)
 
 
+@triton.jit
+def found_in(
+    y, sources, row, k, r, listed, mask, yg, yn, yx, ORDER: tl.constexpr, SIGNED: tl.constexpr, INNER: tl.constexpr,
+    UNIT: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What the views have at some positions of the result."""
+    values = ()
+    for g in tl.static_range(ORDER):
+        src, minus = source(sources, g * row, k, listed, SIGNED)
+        v = tl.load(y + g * yg + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0).to(ACC)
+        if SIGNED:
+            v = signed(v, minus)
+        values = values + (v,)  # noqa: RUF005  (kernels join tuples, they do not unpack them)
+    return values
+
+
+@jit_kernel
+def variance_permuted(
+    y, partial, positions, sources, scale: tl.float64,
+    nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
+    yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
+    ORDER: tl.constexpr, SIGN: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr, PN: tl.constexpr,
+    PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The variances at some positions of the result, added up to one number."""
+    a, b, k, _place, r, listed, within, row = tile_position(
+        positions, nblocks, xblocks, nb, M, X, INNER, PN, PX, VEC,
+    )  # fmt: skip
+    y += a * (ya * VEC) + b * (yb * VEC)
+    values = found_in(
+        y, sources, row, k, r, listed, listed & within, yg * VEC, yn, yx, ORDER, SIGN != "none", INNER, UNIT, VEC, ACC,
+    )  # fmt: skip
+    keep_variance(partial + tl.program_id(0), values, scale)
+
+
 @jit_kernel
 def reduce_backward_permuted(
-    y, out, grad, spread, positions, sources,
+    y, out, grad, spread, factors, positions, sources,
     nblocks: tl.int32, xblocks: tl.int32, nb: tl.int32, M: tl.int64, N: tl.int64, X: tl.int64,
     yg: tl.int64, ya: tl.int64, yb: tl.int64, yx: tl.int64, yn: tl.int64,
     og: tl.int64, oa: tl.int64, ob: tl.int64, ox: tl.int64, on: tl.int64,
     ga: tl.int64, gb: tl.int64, gx: tl.int64, gn: tl.int64,
-    sa: tl.int64, sb: tl.int64, sx: tl.int64, sn: tl.int64,
+    sa: tl.int64, sb: tl.int64, sx: tl.int64, sn: tl.int64, fa: tl.int64, fb: tl.int64, fx: tl.int64,
     ORDER: tl.constexpr, OP: tl.constexpr, INNER: tl.constexpr, UNIT: tl.constexpr, PN: tl.constexpr,
     PX: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -258,13 +238,12 @@ def reduce_backward_permuted(
     mask = listed & within
     y += a * (ya * VEC) + b * (yb * VEC)
     out += a * (oa * VEC) + b * (ob * VEC)
-    values = ()
-    for g in tl.static_range(ORDER):
-        src, _minus = source(sources, g * row, k, listed, False)
-        v = tl.load(y + g * (yg * VEC) + entry(src, r, yn, yx, INNER, UNIT, VEC), mask=mask, other=0)
-        values = values + (v.to(ACC),)  # noqa: RUF005  (kernels join tuples, they do not unpack them)
-    at = grad + a * (ga * VEC) + b * (gb * VEC) + entry(place, r, gn, gx, INNER, UNIT, VEC)
-    first = tl.load(at, mask=mask, other=0).to(ACC)
+    values = found_in(y, sources, row, k, r, listed, mask, yg * VEC, yn, yx, ORDER, False, INNER, UNIT, VEC, ACC)
+    if factors is not None:
+        first = tl.load(factors + a * fa + b * fb + r * fx, mask=within, other=0)
+    else:
+        at = grad + a * (ga * VEC) + b * (gb * VEC) + entry(place, r, gn, gx, INNER, UNIT, VEC)
+        first = tl.load(at, mask=mask, other=0).to(ACC)
     second = first
     if spread is not None:
         at = spread + a * (sa * VEC) + b * (sb * VEC) + entry(place, r, sn, sx, INNER, UNIT, VEC)
@@ -335,12 +314,22 @@ def select_plan(views: Views, table: Operand, sign: str, y: Operand, out: Operan
 
 @lru_cache(maxsize=1024)
 def reduce_backward_plan(
-    views: Views, table: Operand, op: str, grad: Operand, spread: Known, y: Operand, out: Operand
+    views: Views, table: Operand, op: str, grad: Known, spread: Known, y: Operand, out: Operand, factors: Known = None
 ) -> TilePlan | None:
     """The gathering launch of ``reduce_backward``, or None if the tensors must be copied first."""
     constants = {"OP": op, "ACC": accumulator(y.dtype)}
-    moving, operands = [(y, True), (out, True), (grad, False), (spread or grad, False)], (y, out, grad, spread)
-    return plan_permuted(reduce_backward_permuted, views, table, operands, "yogs", moving, "", [], {}, constants)
+    moving, fixed = [(y, True), (out, True), (grad, False), (spread or grad, False)], [(factors, False)]
+    operands = (y, out, grad, spread, factors)
+    return plan_permuted(reduce_backward_permuted, views, table, operands, "yogs", moving, "f", fixed, {}, constants)
+
+
+@lru_cache(maxsize=1024)
+def variance_plan(views: Views, table: Operand, y: Operand, out: Operand) -> TilePlan | None:
+    """The launch of ``variance``, or None if the tensors must be copied first."""
+    constants = {"SIGN": _PLAIN_SIGN[views.signed], "ACC": accumulator(y.dtype)}
+    scalars, sums = {"scale": still_shares.share(y, out)}, out._replace(shape=(1, *out.shape))
+    given = [(y, True)]
+    return plan_permuted(variance_permuted, views, table, (y, out), "y", given, "", [], scalars, constants, sums)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -423,9 +412,30 @@ def reduce_backward(grad: Tensor, spread: Maybe, y: Tensor, out: Tensor, views: 
             return
     plan = reduce_backward_plan(views, operand(table), op, operand(grad), known(spread), operand(y), operand(out))
     if plan is not None:
-        return run(plan.launch, y, out, grad, spread, *lists(views, table))
+        return run(plan.launch, y, out, grad, spread, None, *lists(views, table))
     grad, spread, y = grad.contiguous(), None if spread is None else spread.contiguous(), contiguous_views(y)
     on_copies(lambda to: reduce_backward(grad, spread, y, to, views, table, op), out)
+
+
+def variance(y: Tensor, out: Tensor, views: Views, table: Tensor) -> None:
+    """See ``Backend.variance``: every entry is gathered."""
+    plan = variance_plan(views, operand(table), operand(y), operand(out))
+    if plan is None:
+        return variance(contiguous_views(y), out, views, table)
+    run_dots(*plan, out, (None, whole(views, table)), y)
+
+
+def variance_backward(factors: Tensor, y: Tensor, out: Tensor, views: Views, table: Tensor) -> None:
+    """See ``Backend.variance_backward``, as ``reduce_backward``."""
+    if not _dense(views, table):
+        still_shares.variance_backward(factors, y, out, still(views.order), None)
+        if table.shape[1] == 0:
+            return
+    described = operand(y), operand(out), operand(factors)
+    plan = reduce_backward_plan(views, operand(table), "variance", None, None, *described)
+    if plan is not None:
+        return run(plan.launch, y, out, None, None, factors, *lists(views, table))
+    on_copies(lambda to: variance_backward(factors, contiguous_views(y), to, views, table), out)
 
 
 def select(y: Tensor, out: Tensor, index: Tensor, views: Views, table: Tensor, scores: Maybe, minimum: bool) -> None:

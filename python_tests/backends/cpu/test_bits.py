@@ -1,4 +1,4 @@
-"""What the README says of bits: which results every instruction set and backend agrees on, and which sets alone do."""
+"""What docs/guides/gpu.md says of bits: which results all instruction sets and backends agree on, and which sets do."""
 
 from __future__ import annotations
 

@@ -63,6 +63,22 @@ for _ in range(int(sys.argv[2])):
         for backend, into in ((cpu, ours), (reference, theirs)):
             backend.reduce_backward(grad, spread if op == "mean_std" else None, tied, into, *maps, op)
         compare(f"gradient of {op}", ours, theirs, tolerance if op in ("max", "min") else 50 * tolerance)
+    for dims in (0, 1, 2):
+        ours, theirs = (torch.full(shape[:dims], float("nan"), dtype=wide) for _ in range(2))
+        cpu.variance(y, ours, *maps)
+        reference.variance(y.double(), theirs, *maps)
+        compare(f"variance, {dims} dims", ours, theirs, 1e-5)
+        factors = torch.rand(shape[:dims], dtype=wide)
+        ours, theirs = (torch.full((views, *shape), float("nan"), dtype=dtype) for _ in range(2))
+        for backend, into in ((cpu, ours), (reference, theirs)):
+            backend.variance_backward(factors, y, into, *maps)
+        compare(f"gradient of the variance, {dims} dims", ours, theirs, tolerance)
+    planes, down = values((batch, 3, side, side + 3), dtype, "dense"), torch.rand(side, 3, dtype=torch.float64)
+    down, across = down * (down > 0.3), torch.rand(side + 3, 4, dtype=torch.float64)
+    ours, theirs = (torch.full((batch, 3, 3, 4), float("nan"), dtype=torch.float64) for _ in range(2))
+    cpu.coarse(planes, down, across, ours)
+    reference.coarse(planes, down, across, theirs)
+    compare("coarse", ours, theirs, 1e-13)
     ours, theirs = (torch.full((views, *shape), float("nan"), dtype=dtype) for _ in range(2))
     dots, exact = torch.empty(views, shape[0], dtype=wide), torch.empty(views, shape[0], dtype=torch.float64)
     cpu.orbit_dot(x, y, ours, dots, *maps, weights)

@@ -99,6 +99,18 @@ else:
 
             compare(call, like, 0.0 if op == "median" and not views.kind.computes else 1e-5)
 
+    @EVERY
+    def test_variances(name: str) -> None:
+        action, shape = KINDS[name]
+        y = 10 + torch.randn(action.order, *shape)
+        views, table = told(action.inverse_maps, y)
+        for dims in range(len(shape) - action.dims + 1):
+            of_each = y.new_empty(shape[:dims])
+            compare(lambda b, o: b.variance(y, o, views, table), of_each, 1e-4 if views.kind.computes else 1e-5)
+            if not views.signed:
+                factors = torch.rand(shape[:dims])
+                compare(lambda b, o, f=factors: b.variance_backward(f, y, o, views, table), y, 1e-5)
+
     @MOVED
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
     def test_votes(name: str, dtype: torch.dtype) -> None:

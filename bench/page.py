@@ -1,4 +1,4 @@
-"""The README's figures, from the newest complete results of each kind of device."""
+"""The figures of docs/benchmarks.md, from the newest complete results of each kind of device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench.papers import figures
 
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
 NAMES = {"images": "images", "fields": "fields and volumes", "logits": "logits"}
+PICTURES = {"copy": "operators beside the copy", "providers": "others' time over ours"}
 OTHERS = ("triton", "cuda", "eager", "compile", "ttach", "toolbelt")
 
 
@@ -28,7 +29,7 @@ def newest(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
             continue
         for kind in {(row["device"], family(row)) for row in results["kernels"]}:
             if kind not in found or found[kind]["machine"]["time"] < results["machine"]["time"]:
-                found[kind] = results
+                found[kind] = results | {"path": path}
     return found
 
 
@@ -67,6 +68,12 @@ def table(kind: str, of: str, results: dict[str, Any]) -> list[str]:
             f"{words} words: {row['time_over_eager']:.2f} of eager torch's time; peak memory above inputs and "
             f"gradients {peaks['equikern']:.3f} of one logits tensor, eager torch {peaks['eager']:.2f}.",
         ]
+    for what in PICTURES:
+        path = results["path"].with_name(
+            f"{results['path'].stem}-{kind}-{'' if of == 'images' else f'{of}-'}{what}.png"
+        )
+        if path.exists():  # bench/plots.py draws it
+            lines += ["", f"![{KINDS[kind]}, {NAMES[of]}: {PICTURES[what]}](../bench/results/{path.name})"]
     return lines
 
 
@@ -82,5 +89,5 @@ def section(folder: Path) -> str:
 
 
 def update(path: Path, folder: Path) -> int:
-    """Rewrite the figures of the README at path; returns the exit status."""
+    """Rewrite the figures of the page at path; returns the exit status."""
     return figures.update(path, section(folder))
