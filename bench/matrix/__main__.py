@@ -18,15 +18,15 @@ from bench.matrix.cases import CASES, OPERATORS, WRAPPERS, Case
 from bench.matrix.features import FEATURES, NothingToTryError, of, tried
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
-_TRACED = "torch.jit.trace takes outputs of tensors alone, in containers of one kind of them, of any model"
-_NUMBERS = "torch.onnx.export takes no numbers among the outputs, of any model"
-_SAVED = "what loads it has to know the dataclass, too, as with any model"
+_TRACED = "torch.jit.trace, with any model, takes only outputs that are tensors, in containers of one type"
+_NUMBERS = "torch.onnx.export, with any model, takes no numbers among the outputs"
+_SAVED = "the process that loads it has to import the dataclass, as with any model"
 # (case, feature): why it fails
 KNOWN: dict[tuple[str, str], str] = {
     ("EquiTune, nested", "jit.trace"): _TRACED,
     ("EquiTune, dataclass", "jit.trace"): _TRACED,
     ("EquiTune, nested", "onnx"): _NUMBERS,
-    ("EquiTune, nested", "AOTInductor"): "AOTInductor gives numbers among the outputs as tensors, of any model",
+    ("EquiTune, nested", "AOTInductor"): "AOTInductor, with any model, returns numbers among the outputs as tensors",
     **{("EquiTune, dataclass", feature): _SAVED for feature in ("pt2", "AOTInductor", "portable pt2")},
 }
 Cells = dict[tuple[str, str], str]
@@ -70,11 +70,12 @@ def page(cells: Cells) -> str:
     return (
         "# What works with what\n\n"
         f"Written by `python -m bench.matrix` with {versions}, on CPU\n"
-        "tensors. Every cell was tried, and its result compared with that of a plain call.\n\n"
+        "tensors. Every cell was run, and its result compared with a plain call. `–` means that the cell does not\n"
+        "apply, `no` that it fails; the numbers are those of the reasons below.\n\n"
         f"{says}\n## Operators\n\n{table(OPERATORS)}\n## Wrappers\n\n{table(WRAPPERS)}\n"
-        "`EquiDetector` is not among them: what it fuses are lists of boxes, by a package that is no part of torch.\n"
-        "Not tried either: language models (`equikern.lm`), the pools and heads of group convolutions, and operators\n"
-        "by themselves under AOTInductor, which takes half a minute for a program.\n\n"
+        "Not in the table: `EquiDetector`, which fuses lists of boxes outside of torch; language models\n"
+        "(`equikern.lm`); the pools and heads of group convolutions; operators by themselves under AOTInductor,\n"
+        "which takes half a minute for each program.\n\n"
         f"## Reasons\n\n{notes}"
     )
 

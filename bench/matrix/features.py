@@ -67,7 +67,7 @@ def _smooth(case: Case) -> None:
 
 
 def eager(case: Case) -> None:
-    """As the plain-torch reference."""
+    """The same as the plain-torch reference."""
     call, inputs = case.call(case.module()), case.inputs(3)
     found = call(*inputs)
     with use_backend("reference"):
@@ -75,7 +75,7 @@ def eager(case: Case) -> None:
 
 
 def grad(case: Case) -> None:
-    """Gradients as those of the reference."""
+    """Gradients are those of the reference."""
     module, inputs = case.module(), case.inputs(3)
     call = case.call(module)
     found = gradients(case, module, call, inputs)
@@ -102,7 +102,7 @@ def double_grad(case: Case) -> None:
 
 
 def vmap(case: Case) -> None:
-    """A batch of batches as one batch after the other."""
+    """A batch of batches gives the same as one batch after the other."""
     call, many = case.call(case.module()), [case.inputs(2), tuple(t.flip(0) for t in case.inputs(2))]
     found = torch.vmap(lambda *inputs: flat(call(*inputs)))(*map(torch.stack, zip(*many, strict=True)))
     for k, inputs in enumerate(many):
@@ -110,7 +110,7 @@ def vmap(case: Case) -> None:
 
 
 def jvp(case: Case) -> None:
-    """Forward mode as reverse mode: ⟨v, J t⟩ = ⟨Jᵀ v, t⟩."""
+    """Forward mode agrees with reverse mode: ⟨v, J t⟩ = ⟨Jᵀ v, t⟩."""
     _smooth(case)
     module, inputs = case.module(), case.inputs(2)
     moving = [i for i, t in enumerate(inputs) if t.is_floating_point()]
@@ -131,7 +131,7 @@ def jvp(case: Case) -> None:
 
 
 def sample_grads(case: Case) -> None:
-    """Per-sample gradients by vmap(grad(…)) as those of a loop."""
+    """Per-sample gradients by vmap(grad(…)) are those of a loop."""
     _smooth(case)
     module, first = case.module(), case.inputs(1)
     samples = [first, tuple(t + 1 if t.is_floating_point() else t for t in first)]
@@ -177,12 +177,12 @@ def _compiled(case: Case, dynamic: bool | None, backward: bool) -> None:
 
 
 def compiled(case: Case) -> None:
-    """One graph, at most two for twelve batch sizes."""
+    """Compiles to one graph; twelve batch sizes compile at most twice."""
     _compiled(case, None, False)
 
 
 def compiled_dynamic(case: Case) -> None:
-    """With dynamic=True, gradients too."""
+    """The same with dynamic=True, and gradients, too."""
     _compiled(case, True, not case.integers)
 
 
@@ -217,19 +217,19 @@ def _same(case: Case, program: Callable[..., Any], module: nn.Module, tolerance:
 
 
 def export(case: Case) -> None:
-    """A program with a dynamic batch."""
+    """Torch.export with a dynamic batch size."""
     _same(case, exported(case).module(), case.module())
 
 
 def export_strict(case: Case) -> None:
-    """The same by Dynamo."""
+    """The same with strict=True (by Dynamo)."""
     _same(case, exported(case, strict=True).module(), case.module())
 
 
 def export_sides(case: Case) -> None:
-    """A program with a dynamic batch and dynamic sides, under a group without quarter turns."""
+    """Export with dynamic batch, height and width, under a group without rotations by 90°."""
     if not case.sides:
-        raise NothingToTryError("it has no sides, or its action is of one size")
+        raise NothingToTryError("it has no height and width, or its action is for one size")
     group = {2: "flips", 3: "flips3d"}[case.sides]
     program, module = exported(case, group=group).module(), case.module(group)
     with torch.no_grad():
@@ -242,7 +242,7 @@ def export_sides(case: Case) -> None:
 
 
 def export_trains(case: Case) -> None:
-    """A program's gradients are the module's."""
+    """An exported program has the module's gradients."""
     module, inputs = case.module(), case.inputs(3)
     program = exported(case).module()
     close(gradients(case, program, program, inputs), gradients(case, module, case.call(module), inputs), 1e-4)
@@ -259,7 +259,7 @@ def traced(case: Case) -> None:
 
 
 def made_portable(case: Case) -> None:
-    """The program in torch's operators alone."""
+    """The exported program, made of torch's own operators by equikern.portable."""
     program = portable(exported(case))
     names = {str(node.target) for node in program.graph.nodes if "equikern" in str(node.target)}
     assert not names, names
@@ -267,7 +267,7 @@ def made_portable(case: Case) -> None:
 
 
 def saved(case: Case) -> None:
-    """Loaded by torch.export.load in another process, which has imported equikern alone."""
+    """An exported program loaded in another process, which has imported only equikern."""
     with tempfile.TemporaryDirectory() as folder:
         torch.export.save(exported(case), f"{folder}/program.pt2")
         _elsewhere(case, "equikern", "export", folder)
@@ -281,7 +281,7 @@ def saved_portable(case: Case) -> None:
 
 
 def compiled_ahead(case: Case) -> None:
-    """Compiled by AOTInductor with a dynamic batch, for another process, which has imported equikern alone."""
+    """Compiled by AOTInductor with a dynamic batch and run in another process, which has imported only equikern."""
     from torch._inductor import config
 
     # Scalar code, not optimised, which compiles in a fraction of the time.
@@ -329,7 +329,7 @@ def onnx(case: Case) -> None:
 
 
 def autocast(case: Case) -> None:
-    """In bfloat16 as the reference is."""
+    """Under autocast to bfloat16 the same as the reference."""
     call, inputs = case.call(case.module()), case.inputs(3)
     with torch.autocast("cpu", torch.bfloat16):
         found = call(*inputs)
@@ -338,7 +338,7 @@ def autocast(case: Case) -> None:
 
 
 def bfloat16(case: Case) -> None:
-    """A model and its inputs in bfloat16 as the reference is."""
+    """Model and inputs in bfloat16: the same as the reference."""
     call = case.call(case.module().bfloat16())
     inputs = tuple(t.bfloat16() if t.is_floating_point() else t for t in case.inputs(3))
     found = call(*inputs)
@@ -347,7 +347,7 @@ def bfloat16(case: Case) -> None:
 
 
 def copied(case: Case) -> None:
-    """Deep copies, and state dicts that fit another of its kind."""
+    """Deep copies work, and a state dict loads into another instance."""
     module, inputs = case.module(), case.inputs(3)
     fresh = copy.deepcopy(module)
     fresh.load_state_dict(module.state_dict())

@@ -268,6 +268,14 @@ def class_weights(name: str, weight: object, size: int, like: Tensor) -> Tensor:
     return wide
 
 
+def model(name: str, given: object) -> None:
+    """A module, or anything else that can be called; not the class of one, which is a frequent slip."""
+    if isinstance(given, type) and issubclass(given, torch.nn.Module):
+        raise TypeError(f"{name}: expected a module, got the class {given.__name__}: pass {given.__name__}(…)")
+    if not callable(given):
+        raise TypeError(f"{name}: expected a module or a callable, got {type(given).__name__}")
+
+
 def choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """A keyword from a fixed set."""
     if not (value is None or isinstance(value, str)) or value not in allowed:

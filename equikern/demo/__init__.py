@@ -36,6 +36,7 @@ def run(output: Path, force: bool = False) -> None:
         from . import data, maps, measure, picture, tables
     except ImportError as error:
         raise SystemExit(f"{error}\nThe demo needs more packages: {install('demo')}") from None
+    print("Measuring: some minutes on two cores.", flush=True)
     with tables.progress() as steps:
         images, labels = data.images(), data.labels()
         model = data.classifier()

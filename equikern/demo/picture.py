@@ -45,9 +45,13 @@ def save(path: Path, images: Tensor, features: Features, accuracy: dict[str, lis
     rows[2, 0].set_ylabel("equi-tuned features,\nturned back")
     left, right = bottom.subplots(1, 2)
     places = np.arange(3)
-    left.bar(places - 0.2, features.plain[1:], 0.4, label="plain", color="tab:red")
-    left.bar(places + 0.2, features.equitune[1:], 0.4, label="equitune", color="tab:blue")
-    left.set_yscale("log")
+    for shift, errors, label, color in (
+        (-0.2, features.plain, "plain", "tab:red"),
+        (0.2, features.equitune, "equitune", "tab:blue"),
+    ):
+        # From 0, with numbers: an error of 0 has no bar to be seen, and no place on a logarithmic axis.
+        left.bar_label(left.bar(places + shift, errors[1:], 0.4, label=label, color=color), fmt="%.2g")
+    left.set_ylim(0)
     left.set_xticks(places, [f"{angle}°" for angle in ANGLES[1:]])
     left.set_title("‖f(gx) − g f(x)‖ / ‖f(x)‖, mean over the images", fontsize=10)
     left.legend(loc="center")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..actions import Action, MatrixAction, MatrixSamples, matrix
 from ..core import checks
+from ..core.act import act
 from ..core.functions import transformed
 from ..ops import orbit_mean, orbit_weighted_mean
 from ..ops.checked import orbit_some
@@ -64,13 +65,17 @@ class CanonicalLambdaEquiTune(nn.Module):
             on as it is.
         strict: as in ``EquiTune``.
         mesh: as in ``EquiTune``, for the poses.
+        views: k: the backbone sees the k poses of most λ alone, each sample its own, and they are what is averaged. λ
+            is evaluated on all of them first, and no rotation changes what it says, so the output is as equivariant for
+            every k. Where two poses have the same λ within rounding, which of them is taken may change with x.
 
     Shapes:
         x (B, \\*, d), such as (B, points, d) or (B, d) → what the backbone gives for one batch.
 
     Raises:
         TypeError: a backbone, canonical or weight_net that cannot be called, matrices that are none.
-        ValueError: an unknown inp, out or normalize, undo where no output is equivariant; in the forward, an x of
+        ValueError: an unknown inp, out or normalize, undo where no output is equivariant, more views than |Θ|, views
+            without weight_net or beside mesh; in the forward, an x of
             another size or without a batch dim, an h, weights or an output of the wrong shape, an h that is not
             orthogonal (looked at on the CPU alone: elsewhere it would cost a wait for the device).
 
@@ -96,11 +101,12 @@ class CanonicalLambdaEquiTune(nn.Module):
         inp: Any = "turned",
         strict: bool = True,
         mesh: Mesh | None = None,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         for name, given in (("backbone", backbone), ("canonical", canonical), ("weight_net", weight_net)):
-            if not callable(given) and not (name == "weight_net" and given is None):
-                raise TypeError(f"{name}: expected a module or a callable, got {type(given).__name__}")
+            if name != "weight_net" or given is not None:
+                checks.model(name, given)
         checks.choice("normalize", normalize, ("sum", "softmax", None))
         checks.flag("undo", undo)
         checks.flag("strict", strict)
@@ -119,6 +125,8 @@ class CanonicalLambdaEquiTune(nn.Module):
         self._inputs = Inputs(acted, backbone, False)
         self.normalize: Literal["sum", "softmax"] | None = normalize
         self.undo, self.strict = undo, strict
+        self.views = None if views is None else self._most(views, mesh)
+        self._kept = self._still if self.views is None else Action("kept", Maps(still(self.views).code))
         self.ranks = ranks_of(mesh, type(self).__name__)
         if self.ranks is not None:
             self.ranks.listen(self)
@@ -126,18 +134,51 @@ class CanonicalLambdaEquiTune(nn.Module):
     def forward(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """The output for a batch x (B, \\*, d) and what else the backbone takes; see the class."""
         given, h = self._posed(x, args, kwargs)
+        if self.views is not None:
+            return self._of_best(given, h, self.views)
         elements = self._own()
         seen, named = given.seen(elements, self._tables)
         fitted = Fitted(self.backbone(*seen, **named), self._out, len(elements), given.batch, self.strict)
         raw = self._raw(given, elements)
         return fitted.made(iter([self._merged(y, spec, raw, h, elements) for y, spec in fitted.pairs]))
 
-    def _merged(self, y: Tensor, spec: Action, raw: Tensor | None, h: Tensor, elements: list[int]) -> Tensor:
+    def _of_best(self, given: Given, h: Tensor, views: int) -> Any:
+        """The output of the poses of most λ."""
+        raw, elements = self._best(given, views)
+
+        def see(at: str, t: Tensor, action: Action) -> Tensor:
+            return act(t.expand(views, *t.shape), elements, self._tables(action), name=at).flatten(0, 1)
+
+        seen, named = given.shown(see, views)
+        fitted = Fitted(self.backbone(*seen, **named), self._out, views, given.batch, self.strict)
+
+        def merged(y: Tensor, spec: Action) -> Tensor:
+            turns = self._turns(y, spec)
+            if turns and self.undo:
+                y = act(y, elements, self._tables(self.theta), inverse=True)
+            mean = orbit_weighted_mean(y, raw, self._kept, self.normalize)
+            return _turned(h, mean) if turns else mean
+
+        return fitted.made(iter([merged(y, spec) for y, spec in fitted.pairs]))
+
+    def _best(self, given: Given, views: int) -> tuple[Tensor, Tensor]:
+        """What weight_net says of the poses of most λ, and which these are: (k, B) each, most first."""
+        raw = self._raw(given, list(range(self.theta.order)))
+        assert raw is not None  # as checked
+        found = raw.sort(dim=0, descending=True, stable=True)
+        return found.values[:views], found.indices[:views]
+
+    def _turns(self, y: Tensor, spec: Action) -> bool:
+        """Whether an output (n, B, …) turns with x."""
         turns = spec is self.theta
         if turns and (y.dim() < 3 or y.shape[-1] != self.theta.size):
             raise ValueError(
                 f"backbone: expected outputs (B, …, {self.theta.size}) to turn with x, got {tuple(y.shape[1:])}"
             )
+        return turns
+
+    def _merged(self, y: Tensor, spec: Action, raw: Tensor | None, h: Tensor, elements: list[int]) -> Tensor:
+        turns = self._turns(y, spec)
         action = self._tables(self.theta) if turns and self.undo else self._still
         if self.ranks is not None:
             merged = self._joined(y, raw, action, elements)
@@ -148,9 +189,14 @@ class CanonicalLambdaEquiTune(nn.Module):
     def weights(self, x: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Tensor:
         """How much each pose of each sample counts: (|Θ|, B), in the order of theta's matrices.
 
-        Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot.
+        Shares that add up to 1 over the poses, but for ``normalize=None``: to look at or to plot. With ``views``, 0
+        for the poses that the backbone does not see.
         """
         given, _ = self._posed(x, args, kwargs)
+        if self.views is not None:
+            best, elements = self._best(given, self.views)
+            none = best.new_zeros(self.theta.order, given.batch)
+            return none.scatter(0, elements, shares(best, self.normalize))
         raw = self._raw(given, self._own())
         if raw is not None and self.ranks is not None:
             raw = self.ranks.gathered(raw, self.theta.order, "the poses' weights")
@@ -175,6 +221,17 @@ class CanonicalLambdaEquiTune(nn.Module):
         if h.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             _check_orthogonal(h.detach())
         return h
+
+    def _most(self, views: int, mesh: Mesh | None) -> int:
+        """The number of poses that the backbone sees, checked."""
+        checks.whole("views", views, 1)
+        if views > self.theta.order:
+            raise ValueError(f"views: expected at most {self.theta.order}, the poses of theta, got {views}")
+        if self.weight_net is None:
+            raise ValueError(f"views: expected None without weight_net, which chooses the poses, got {views}")
+        if mesh is not None:
+            raise ValueError(f"views: expected None beside mesh, got {views}")
+        return views
 
     def _own(self) -> list[int]:
         """The poses that this process takes; the first one if there is none for it."""
@@ -217,7 +274,8 @@ class CanonicalLambdaEquiTune(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the backbone."""
         name = getattr(self.canonical, "__name__", type(self.canonical).__name__)
-        return f"canonical={name}, theta={self.theta!r}, out={self.out!r}, normalize={self.normalize!r}"
+        views = "" if self.views is None else f", views={self.views}"
+        return f"canonical={name}, theta={self.theta!r}, out={self.out!r}, normalize={self.normalize!r}{views}"
 
 
 def vector_frame(x: Tensor, points: int | Sequence[int] | None = None, centred: bool = False) -> Tensor:

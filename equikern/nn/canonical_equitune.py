@@ -90,6 +90,7 @@ class CanonicalEquiTune(OrbitModule):
     """
 
     _gives_loss = True
+    _tells_of_maps = True
 
     def __init__(
         self,
@@ -206,7 +207,8 @@ class CanonicalEquiTune(OrbitModule):
         if given.turned:
             raise ValueError(
                 f"x: expected equal sides under {given.action.name!r}, whose views turn rectangles, got "
-                f"{tuple(given.x.shape)}; pad x to equal sides"
+                f"{tuple(given.x.shape)}; pad x to equal sides, or take a group whose views keep them, such as "
+                f"{'flips3d' if self.inp.sides == 3 else 'flips'!r}"
             )
         action = self._tables(given.action)
         if isinstance(self.energy, str):
@@ -258,6 +260,7 @@ class CanonicalEquiTune(OrbitModule):
             fitted, outputs = self._seen_from(given, chosen, shares)
             if not merges:
                 first = [spec for _, spec in fitted.pairs], fitted.names, fitted.made
+                self._warn_of_maps(fitted, given)
                 merges = [self._merging(most < count) for _ in outputs]
             beside = None if weights is None else weights[start : start + most]
             if self.reduce not in ("mean", "softmax"):

@@ -102,6 +102,7 @@ class EquiTune(OrbitModule):
     """
 
     _gives_loss = True
+    _tells_of_maps = True
 
     def __init__(
         self,

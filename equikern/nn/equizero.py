@@ -80,6 +80,7 @@ class EquiZero(OrbitModule):
     """
 
     _gives_loss = True
+    _tells_of_maps = True
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class LambdaEquiTune(OrbitModule):
     """
 
     _gives_loss = True
+    _tells_of_maps = True
 
     def __init__(
         self,

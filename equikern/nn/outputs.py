@@ -124,7 +124,7 @@ def _split(output: Tensor, order: int, batch: int, name: str) -> Tensor:
         at = f" at {name}" if name else ""
         raise ValueError(
             f"backbone: expected an output{at} whose first dim is the batch {order * batch} ({order} views of "
-            f"{batch}), got shape {tuple(output.shape)}"
+            f"{batch}), got shape {tuple(output.shape)}; a single sample is x[None]"
         )
     return output.unflatten(0, (order, batch))  # type: ignore[no-any-return, no-untyped-call]
 

@@ -92,8 +92,7 @@ class ProductEquiTune(nn.Module):
         mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
-        if not callable(backbone):
-            raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
+        checks.model("backbone", backbone)
         if isinstance(inps, str) or not isinstance(inps, Sequence):
             raise TypeError(f"inps: expected a list of actions or names, got {type(inps).__name__}")
         if not inps:

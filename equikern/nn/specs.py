@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..actions import FieldAction, GroupAction, grid, trivial
+from ..actions import FieldAction, GroupAction, MatrixSamples, grid, trivial
 from ..coordinates import Coordinates
 from ..core import checks
 
@@ -40,11 +40,15 @@ def action_of(name: str, spec: object, like: GroupAction | None) -> GroupAction:
         try:
             action: GroupAction = trivial(like.group) if like is not None and spec == "trivial" else grid(spec)
         except ValueError as error:
-            raise ValueError(f"{name}{str(error).removeprefix('name')}") from None
+            still = " ('trivial' for what does not change)" if name.startswith("out") else ""
+            raise ValueError(f"{name}{str(error).removeprefix('name')}{still}") from None
     elif isinstance(spec, GroupAction):
         action = spec
     else:
-        raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}")
+        instead = (
+            "; samples, which are no group, are for CanonicalLambdaEquiTune" if isinstance(spec, MatrixSamples) else ""
+        )
+        raise TypeError(f"{name}: expected an action or a name such as 'd4', got {type(spec).__name__}{instead}")
     if like is not None and action.group != like.group:
         raise ValueError(
             f"{name}: expected an action of the input's group {like.group!r} ({like.name!r}), got {action.name!r} "

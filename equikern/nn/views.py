@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..core import checks
 from ..core.act import listed
 from ..ops.checked import undo_each
 from ..views import EXACT, FLOATS
+from ..views.grid import sides_named
 from .inputs import NOT_GIVEN, Given, Inputs
 from .joined import join, ranks_of, tied
 from .merging import Gathered, Merge, Output
@@ -43,6 +45,7 @@ class OrbitModule(nn.Module):
         ranks: the processes that share the views, or None.
     """
 
+    _tells_of_maps = False  # whether an output that has the input's sides and does not turn may be a slip
     _gives_loss = False  # whether forward computes the model's own loss of merged logits, and so keeps its labels
 
     def __init__(
@@ -55,8 +58,7 @@ class OrbitModule(nn.Module):
         mesh: Mesh | None = None,
     ) -> None:
         super().__init__()
-        if not callable(backbone):
-            raise TypeError(f"backbone: expected a module or a callable, got {type(backbone).__name__}")
+        checks.model("backbone", backbone)
         self.backbone = backbone
         inputs, self.inp = input_actions("inp", inp)
         self.out = output_actions(out, self.inp)
@@ -126,9 +128,11 @@ class OrbitModule(nn.Module):
             if type(error) not in (RuntimeError, ValueError, TypeError, IndexError):  # such as torch.OutOfMemoryError
                 raise
             x = given.x
+            volumes = given.action.sides == 3
+            single = f"a single {'volume' if volumes else 'image'} with channels is x[None]"
             raise ValueError(
                 f"x: {tuple(x.shape)} was taken for a batch of {len(x)} ({checks.moved(given.action)}), with which the "
-                f"backbone fails; a single image with channels is x[None]. It says: {error}"
+                f"backbone fails; {single}{', and images take a group such as d4' * volumes}. It says: {error}"
             ) from error
 
     def _split(
@@ -172,6 +176,7 @@ class OrbitModule(nn.Module):
                 outputs = [self._output(spec, given.x, turned, dtypes) for spec in specs]
                 for output, name in zip(outputs, fitted.names, strict=True):
                     output.name = name
+                self._warn_of_maps(fitted, given)
                 merges = [make(output) for output in outputs]
             _add(merges, fitted.pairs, elements, beside)
             del fitted, beside
@@ -181,6 +186,22 @@ class OrbitModule(nn.Module):
             for merge in merges:
                 join(merge, self.ranks, parts)
         return MergedOutputs([merge.result() for merge in merges], *first)
+
+    def _warn_of_maps(self, fitted: Fitted, given: Given) -> None:
+        """Of outputs that are averaged as they are, though they have the sides of the input, which views turn."""
+        sides = given.action.sides
+        if not sides or not self._tells_of_maps or torch.compiler.is_compiling():
+            return
+        there = given.x.shape[-sides:]
+        for (y, spec), name in zip(fitted.pairs, fitted.names, strict=True):
+            still = isinstance(spec, Action) and spec.order > 1 and spec.views.kind.still
+            if still and y.dim() >= 2 + sides and y.shape[-sides:] == there and min(there) > 1:
+                shape = ", ".join(map(str, y.shape[2:]))
+                warnings.warn(
+                    f"out{name}: 'trivial' merges outputs (B, {shape}) as they are, but they have the input's "
+                    f"{sides_named(sides)}: for a map that turns with the input, write {given.action.name!r}",
+                    stacklevel=2,
+                )
 
     def _with_loss(self, given: Given, merged: Any) -> Any:
         """The merged outputs, in front of them the model's own loss of the logits, where it was asked for."""

@@ -367,7 +367,7 @@ def albumentations_boxes_in_pixels(here: Here) -> None:
     albumentations_boxes(here, torch.ones(4), "pascal_voc", "coco")
 
 
-@row("albumentations: boxes `albumentations`, `yolo`: shares")
+@row("albumentations: boxes `albumentations`, `yolo`: fractions of the sides")
 def albumentations_boxes_in_shares(here: Here) -> None:
     albumentations_boxes(here, torch.tensor([8.0, 5.0, 8.0, 5.0]), "albumentations", "yolo")
 
@@ -375,7 +375,7 @@ def albumentations_boxes_in_shares(here: Here) -> None:
 # -- ttach
 
 
-@row("ttach: `deaugment_keypoints`: shares")
+@row("ttach: `deaugment_keypoints`: fractions of the sides")
 def ttach_keypoints(here: Here) -> None:
     (spec,), aliases = here(), pytest.importorskip("ttach").aliases
     shares = POINTS / torch.tensor([8.0, 5.0])

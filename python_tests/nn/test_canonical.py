@@ -189,6 +189,62 @@ def test_an_equivariant_backbone_stays_as_it_is_where_poses_are_turned_back() ->
     torch.testing.assert_close(model(x), backbone(x), rtol=1e-5, atol=1e-5)
 
 
+@SIZES
+@each("views", [1, 2, 3])
+@each("normalize", ["softmax", "sum", None])
+def test_theorem_1_for_the_best_poses(d: int, views: int, normalize: Any) -> None:
+    weight_net: nn.Module = network(6, d, 1)
+    if normalize != "softmax":
+        weight_net = nn.Sequential(weight_net, nn.Softplus())
+    mats, x = theta(d), cloud(16, 6, d)
+    for backbone, out, undo in (
+        (network(6, d, 3), "invariant", False),
+        (vectors(6, d), "equivariant", False),
+        (vectors(6, d), "equivariant", True),
+    ):
+        model = CanonicalLambdaEquiTune(backbone, vector_frame, mats, weight_net, out, normalize, undo, views=views)
+        assert_theorem(model, x, out == "equivariant")
+
+
+@SIZES
+@each("undo", [False, True])
+def test_the_best_poses_are_those_of_most_weight(d: int, undo: bool) -> None:
+    """Each sample by itself: the formula over the poses that its own λ puts first."""
+    x, mats = cloud(5, 4, d, torch.float64), theta(d, 4)
+    backbone, weight_net = vectors(4, d).double(), network(4, d, 1, torch.float64)
+    rows: list[int] = []
+
+    def counted(poses: Tensor) -> Tensor:
+        rows.append(len(poses))
+        return backbone(poses)
+
+    whole = CanonicalLambdaEquiTune(backbone, vector_frame, mats, weight_net, "equivariant", undo=undo)
+    best = whole.weights(x).argsort(0, descending=True)
+    assert len({tuple(column) for column in best.T.tolist()}) > 1
+    for views in range(1, 5):
+        model = CanonicalLambdaEquiTune(counted, vector_frame, mats, weight_net, "equivariant", undo=undo, views=views)
+        result = model(x)
+        assert rows.pop() == 5 * views
+        chosen = best[:views]
+        weights = model.weights(x)
+        assert torch.equal(weights > 0, torch.zeros(4, 5).scatter(0, chosen, 1.0) > 0)
+        torch.testing.assert_close(weights.sum(0), torch.ones(5, dtype=torch.float64))
+        for b in range(5):
+            expected = formula(whole, x[b : b + 1], mats[chosen[:, b]], undo)
+            torch.testing.assert_close(result[b : b + 1], expected)
+    torch.testing.assert_close(result, whole(x))
+
+
+def test_gradients_of_the_best_poses_reach_the_backbone_and_the_weights() -> None:
+    x = cloud(3, 6, 3, torch.float64)
+    backbone, weight_net = network(6, 3, 2, torch.float64), network(6, 3, 1, torch.float64)
+    model = CanonicalLambdaEquiTune(backbone, Learned(6, 3), theta(3), weight_net, views=2).double()
+    model(x).square().sum().backward()
+    reached = {name for name, p in model.named_parameters() if bool(p.grad.any())}
+    assert reached | {"weight_net.3.bias"} == {name for name, _ in model.named_parameters()}
+    assert gradcheck(model, x.clone().requires_grad_(), fast_mode=True)
+
+
 def test_weights_are_readable_and_move_with_nothing() -> None:
     x = cloud(9, 5, 2)
     model = CanonicalLambdaEquiTune(network(5, 2, 3), vector_frame, theta(2), network(5, 2, 1))
@@ -312,6 +368,13 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "out": (lambda: build(out="both"), ValueError, "out: expected one of 'invariant', 'equivariant', got 'both'"),
     "normalize": (lambda: build(normalize="max"), ValueError, "normalize: .* got 'max'"),
     "undo": (lambda: build(undo=True), ValueError, "undo: expected False for an invariant output"),
+    "too many views": (
+        lambda: build(weight_net=network(4, 2, 1), views=5),
+        ValueError,
+        "views: expected at most 4, the poses of theta, got 5",
+    ),
+    "no views": (lambda: build(weight_net=network(4, 2, 1), views=0), ValueError, "views: .* got 0"),
+    "views of none": (lambda: build(views=2), ValueError, "views: expected None without weight_net"),
     "theta by name": (lambda: build(theta="c4"), TypeError, "theta: expected numbers"),
     "theta of a grid": (lambda: build(theta=grid("c4")), TypeError, r"theta: .* made by matrix\(…\), got GridAction"),
     "one theta": (lambda: build(theta=torch.eye(2)), ValueError, r"theta: .* got shape \(2, 2\)"),

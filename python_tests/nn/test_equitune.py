@@ -1,10 +1,25 @@
 """EquiTune: equivariance of the wrapped model, several outputs, rectangles, memory cap, training, bad input."""
 
+import warnings
 from collections import OrderedDict, namedtuple
+from typing import Any
 
 import pytest
 import torch
-from equikern import EquiTune, cyclic_group, grid, orbit, orbit_mean, orbit_reduce, permutation, trivial
+from equikern import (
+    CanonicalEquiTune,
+    EquiTune,
+    EquiZero,
+    LambdaEquiTune,
+    cyclic_group,
+    grid,
+    matrix,
+    orbit,
+    orbit_mean,
+    orbit_reduce,
+    permutation,
+    trivial,
+)
 from equikern.reductions import REDUCTIONS
 from helpers.looped import each
 from helpers.oracles import NAMED
@@ -191,6 +206,21 @@ def returns(value):
 BAD = {
     "backbone": (lambda: EquiTune(3, "c4", "c4"), TypeError, "backbone: expected a module or a callable, got int"),
     "inp type": (lambda: EquiTune(nn.Identity(), 4, "c4"), TypeError, "inp: expected an action or a name.*got int"),
+    "a class": (
+        lambda: EquiTune(nn.Identity, "c4", "c4"),  # type: ignore[arg-type]
+        TypeError,
+        r"backbone: expected a module, got the class Identity: pass Identity\(…\)",
+    ),
+    "out by another name": (
+        lambda: EquiTune(nn.Identity(), "c4", "invariant"),
+        ValueError,
+        r"out: .*got 'invariant' \('trivial' for what does not change\)",
+    ),
+    "inp of samples": (
+        lambda: EquiTune(nn.Identity(), matrix([[[1, 0], [0, 1]]], closed=False), "trivial"),
+        TypeError,
+        "inp: .*got MatrixSamples; samples, which are no group, are for CanonicalLambdaEquiTune",
+    ),
     "inp name": (lambda: EquiTune(nn.Identity(), "c5", "c4"), ValueError, "expected one of .*d4.*got 'c5'"),
     "out name": (lambda: EquiTune(nn.Identity(), "c4", "x"), ValueError, "expected one of .*got 'x'"),
     "out group": (
@@ -285,3 +315,16 @@ def test_bad_input(case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("wrapper", [EquiTune, EquiZero, LambdaEquiTune, CanonicalEquiTune])
+def test_a_map_that_is_said_to_stand_still_is_warned_of(wrapper: Any) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    options = {LambdaEquiTune: {"weight_net": 192, "features": lambda views: views.flatten(1)}}.get(wrapper, {})
+    with pytest.warns(UserWarning, match=r"out: 'trivial' merges outputs \(B, 2, 8, 8\) .* H, W: .* write 'd4'"):
+        wrapper(nn.Conv2d(3, 2, 3, padding=1), "d4", "trivial", **options)(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapper(nn.Conv2d(3, 2, 3, padding=1), "d4", "d4", **options)(x)
+        wrapper(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "d4", "trivial", **options)(x)
+        wrapper(nn.Conv2d(3, 2, 3), "d4", "trivial", **options)(x)  # of other sides: an embedding of places, perhaps

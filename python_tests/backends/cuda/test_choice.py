@@ -35,9 +35,9 @@ def tables(target: str, compiler: str) -> list[dict[str, dict[str, Any]]]:
     return [table for name, table in found.items() if name.startswith(compiler)]
 
 
-def moves_vectors(record: dict[str, Any]) -> bool:
+def moves_vectors(record: dict[str, Any], writes: bool) -> bool:
     """Whether elements are read and written 16 bytes at a time; weights, scores and indices are narrower."""
-    return "128" in record["loads"] and "128" in record["stores"]
+    return "128" in record["loads"] and (not writes or "128" in record["stores"])
 
 
 def plans_vectors(plan: Any) -> bool:
@@ -54,7 +54,8 @@ def test_triton_keeps_its_plans_promise() -> None:
         for table in tables(target, "triton"):
             for case, record in table.items():
                 if not case.endswith(" cl") and case not in VOCABULARY:
-                    assert moves_vectors(record) == plans_vectors(triton_audit.build(case)), (target, case)
+                    writes = not case.startswith("variance ")  # which is one number
+                    assert moves_vectors(record, writes) == plans_vectors(triton_audit.build(case)), (target, case)
 
 
 def test_the_table_has_every_class() -> None:
