@@ -34,14 +34,19 @@ def test_a_short_run_and_its_figures(tmp_path: Path) -> None:
     assert list(runs) == list(train.SYSTEMS)
     for system, run in runs.items():
         assert 0 < run["accuracy"] < 1
+        assert 0 < run["upright accuracy"] < 1
+        assert run["job"]["images"] == 2
         assert (run["change under rotations"] < 1e-5) == system.startswith("multi-group")
-        assert run["parameters"] == runs["plain CNN, fusion" if train.SYSTEMS[system][1] else "plain CNN"]["parameters"]
+        like = "plain CNN, fusion" if "fusion" in system or "IS layers" in system else "plain CNN"
+        assert run["parameters"] == runs["DeepSets" if "DeepSets" in system else like]["parameters"]
+        if system.startswith("multi-group"):
+            assert abs(run["accuracy"] - run["upright accuracy"]) < 0.05  # but for rounding the same
     assert [record["forwards"] for record in results["costs"]] == [
         {"whole product": m * n, "sum": m + n} for m, n in cost.QUICK
     ]
-    kept = tmp_path / "quick" / "plain-CNN-seed1.json"
+    kept = tmp_path / "quick" / "plain-CNN-2-images-seed1.json"
     before = kept.read_text()
-    train.run(train.job("plain CNN", 1, quick=True), kept.parent, lambda step: pytest.fail("again"))
+    train.run(train.job("plain CNN", 1, 2, quick=True), kept.parent, lambda step: pytest.fail("again"))
     assert kept.read_text() == before
     assert all(record["seconds"]["sum"] > 0 and record["bytes"]["sum"] > 0 for record in results["costs"])
     assert (tmp_path / "quick.png").stat().st_size > 1000
@@ -83,15 +88,22 @@ def test_networks() -> None:
     def features(model: Any, given: list[Tensor]) -> tuple[Tensor, ...]:
         return model.trunk(*given)  # type: ignore[no-any-return]
 
-    for system, (group, fused, _) in train.SYSTEMS.items():
-        model = train.Network(group, fused, 3)
+    for system, (network, _) in train.SYSTEMS.items():
+        group, deep = system.startswith("multi-group"), system.startswith("DeepSets")
+        model = network(3)
         moved = train.change(model, images)
-        assert (moved < 1e-5) == (group == "c4"), system
+        assert (moved < 1e-5) == group, system
+        turned = [images[2], images[0], images[1]]
+        torch.testing.assert_close(model(*turned), model(*images), atol=1e-5, rtol=1e-5)  # a set has no order
+        if deep:
+            one, two = (model.layers[0](torch.stack(given)) for given in (images, turned))
+            torch.testing.assert_close(two, one[[2, 0, 1]])
+            continue
         others = [images[0], *(torch.randn(2, 1, 28, 28) for _ in range(2))]
         alone = torch.equal(features(model, images)[0], features(model, others)[0])
-        assert alone != fused
+        assert alone != ("fusion" in system or "IS layers" in system)
         turned = [images[0], grid("c4").act(1, images[1]), images[2]]
-        if group == "c4":
+        if group:
             torch.testing.assert_close(features(model, turned)[0], features(model, images)[0], atol=1e-5, rtol=1e-5)
 
 

@@ -18,11 +18,21 @@ from bench.papers import figures
 COLORS = {
     "plain CNN, trained upright": "tab:red",
     "plain CNN, fusion, trained upright": "tab:brown",
+    "DeepSets, trained upright": "tab:pink",
     "plain CNN": "tab:gray",
     "plain CNN, fusion": "black",
+    "DeepSets": "tab:green",
     "multi-group CNN": "tab:blue",
     "multi-group CNN, IS layers": "tab:orange",
 }
+STEPS = (
+    ("multi-group CNN, IS layers", "plain CNN, fusion, trained upright"),
+    ("multi-group CNN, IS layers", "DeepSets, trained upright"),
+    ("multi-group CNN, IS layers", "multi-group CNN"),
+    ("plain CNN, fusion", "plain CNN"),
+    ("plain CNN, fusion", "multi-group CNN, IS layers"),
+    ("DeepSets", "multi-group CNN, IS layers"),
+)
 
 
 def written(runs: list[dict[str, Any]], costs: list[dict[str, Any]], path: Path) -> dict[str, Any]:
@@ -41,49 +51,72 @@ def written(runs: list[dict[str, Any]], costs: list[dict[str, Any]], path: Path)
     return results
 
 
-def _of(results: dict[str, Any], system: str) -> dict[int, dict[str, Any]]:
-    return {run["job"]["seed"]: run for run in results["runs"] if run["job"]["system"] == system}
+Runs = dict[int, dict[str, Any]]  # by seed
 
 
-def _cell(values: list[float]) -> str:
+def _of(results: dict[str, Any], system: str, images: int) -> Runs:
+    jobs = ((run["job"], run) for run in results["runs"])
+    return {job["seed"]: run for job, run in jobs if (job["system"], job["images"]) == (system, images)}
+
+
+def _sizes(results: dict[str, Any]) -> list[int]:
+    return sorted({run["job"]["images"] for run in results["runs"]})
+
+
+def _cell(values: list[float], sign: str = "") -> str:
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
+    return f"{statistics.mean(values):{sign}.3f}{spread}"
 
 
-def table(results: dict[str, Any]) -> str:
-    """Test accuracy over seeds, and how far each system is above the one before, seed by seed."""
-    lines = [
-        "| system | seeds | test accuracy | above the line before | logits move under rotations by at most |",
-        "|---|---|---|---|---|",
-    ]
-    before: dict[int, dict[str, Any]] = {}
+def _accuracies(results: dict[str, Any], which: str, title: str) -> figures.Table:
+    sizes = _sizes(results)
+    rows = []
     for system in COLORS:
-        runs = _of(results, system)
-        if not runs:
-            continue
-        gains = [run["accuracy"] - before[seed]["accuracy"] for seed, run in runs.items() if seed in before]
-        above = f"{_cell(gains)}, {sum(gain > 0 for gain in gains)} of {len(gains)} seeds" if gains else ""
-        moved = max(run["change under rotations"] for run in runs.values())
-        accuracy = _cell([run["accuracy"] for run in runs.values()])
-        lines.append(f"| {system} | {len(runs)} | {accuracy} | {above} | {moved:.1g} |")
-        before = runs
-    return "\n".join(lines)
+        each = [_of(results, system, size).values() for size in sizes]
+        rows.append([system, *(_cell([run[which] for run in runs]) for runs in each)])
+    return figures.Table(title, ["system", *(f"{size} images" for size in sizes)], rows)
 
 
-def cost_table(results: dict[str, Any]) -> str:
-    """Forwards, time and memory of one call."""
-    lines = [
-        "| \\|G₁\\|·\\|G₂\\| | forwards: product, sum | ms: product, sum | peak MB: product, sum |",
-        "|---|---|---|---|",
+def _difference(results: dict[str, Any], high: str, low: str, images: int) -> str:
+    a, b = _of(results, high, images), _of(results, low, images)
+    gains = [a[seed]["accuracy"] - b[seed]["accuracy"] for seed in a]
+    return f"{_cell(gains, '+')}, {sum(gain > 0 for gain in gains)} of {len(gains)}"
+
+
+def tables(results: dict[str, Any]) -> list[figures.Table]:
+    """Accuracies over seeds, what one system has above another seed by seed, what rotations change, and the costs."""
+    sizes = _sizes(results)
+    count = len({run["job"]["seed"] for run in results["runs"]})
+    moved = [
+        [system, *(f"{max(r['change under rotations'] for r in _of(results, system, n).values()):.1g}" for n in sizes)]
+        for system in COLORS
     ]
+    columns = [f"{size} images" for size in sizes]
+    return [
+        _accuracies(results, "accuracy", f"Accuracy on rotated test sets, {count} seed{'s' * (count > 1)}"),
+        _accuracies(results, "upright accuracy", "The same of the same test sets, upright"),
+        figures.Table(
+            "Rotated test sets, the first above the second, and in how many seeds it is",
+            ["", *columns],
+            [[f"{a} − {b}", *(_difference(results, a, b, size) for size in sizes)] for a, b in STEPS],
+        ),
+        figures.Table("How far logits move under rotations, at most", ["system", *columns], moved),
+        _costs(results),
+    ]
+
+
+def _costs(results: dict[str, Any]) -> figures.Table:
+    """Forwards, time and memory of one call."""
+    rows = []
     for record in results["costs"]:
         m, n = record["orders"]
         cells = [
             ", ".join(f"{record[what][name] * unit:.{digits}f}" for name in ("whole product", "sum"))
             for what, unit, digits in (("forwards", 1, 0), ("seconds", 1e3, 1), ("bytes", 1e-6, 1))
         ]
-        lines.append(f"| {m}·{n} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([f"{m}·{n}", *cells])
+    head = ["|G₁|·|G₂|", "forwards: product, sum", "ms: product, sum", "peak MB: product, sum"]
+    return figures.Table("Costs of one call", head, rows)
 
 
 def plotted(results: dict[str, Any], path: Path) -> Path:
@@ -91,17 +124,22 @@ def plotted(results: dict[str, Any], path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(17, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, *costs = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
-    systems = [system for system in COLORS if _of(results, system)]
-    for k, system in enumerate(systems):
-        values = [run["accuracy"] for run in _of(results, system).values()]
-        left.plot([k] * len(values), values, "o", color=COLORS[system], alpha=0.6)
-        left.plot([k - 0.2, k + 0.2], [statistics.mean(values)] * 2, color=COLORS[system], linewidth=2)
-    left.set_xticks(range(len(systems)), [system.replace(", ", ",\n").replace(" CNN", "\nCNN") for system in systems])
-    left.tick_params(axis="x", labelsize=7)
-    left.set_title("sets of rotated images: test accuracy, seeds and mean", fontsize=9)
+    rotated, upright, *costs = figure.subplots(1, 4, width_ratios=(1.2, 1.2, 1, 1))
+    sizes = _sizes(results)
+    for ax, which in ((rotated, "accuracy"), (upright, "upright accuracy")):
+        for k, (system, color) in enumerate(COLORS.items()):
+            each = [[run[which] for run in _of(results, system, size).values()] for size in sizes]
+            shift = 0.03 * (k - len(COLORS) / 2)
+            for size, values in zip(sizes, each, strict=True):
+                ax.plot([size + shift] * len(values), values, ".", color=color, alpha=0.4)
+            ax.plot([size + shift for size in sizes], [statistics.mean(v) for v in each], color=color, label=system)
+        ax.set_xticks(sizes)
+        ax.set_xlabel("images of a set")
+        ax.set_title(f"test accuracy, sets {'upright' if ax is upright else 'rotated'}: seeds and mean", fontsize=9)
+        ax.grid(alpha=0.3)
+    rotated.legend(fontsize=6)
     for ax, what, unit, label in zip(costs, ("seconds", "bytes"), (1e3, 1e-6), ("ms", "peak MB"), strict=True):
         for name, color in (("whole product", "tab:gray"), ("sum", "tab:orange")):
             points = sorted(
@@ -122,7 +160,7 @@ def shown(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     said = f"{versions}; backend {results['backend']}, threads: {results['threads']}; "
     said += f"commit {results['commit'] or 'unknown'}."
-    return f"{table(results)}\n\n{cost_table(results)}\n\n{said}"
+    return "\n\n".join([*map(figures.markdown, tables(results)), "![The same as a picture](results/results.png)", said])
 
 
 def update(readme: Path, path: Path) -> int:

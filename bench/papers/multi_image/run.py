@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     from bench.papers.options import add_lengths, count  # its folder is known when it runs
 
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_lengths(arguments, "one seed and few steps: shows that it runs, no more")
+    add_lengths(arguments, "one seed, pairs of images, few steps: that it runs")
     arguments.add_argument("--seeds", type=int, nargs="+", default=None, metavar="N", help="seeds to train (1 … 5)")
     arguments.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (%(default)s)")
     arguments.add_argument(
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'{", ".join(missing)} not installed: pip install -c constraints.txt -e ".[bench]"', file=sys.stderr)
         return 2
     import torch
+    from bench.papers import figures
     from bench.papers.multi_image import cost, report, train
     from rich.progress import (
         BarColumn,
@@ -58,10 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     seeds = options.seeds if options.seeds is not None else SEEDS[: 1 if options.quick else None]
-    jobs = [train.job(system, seed, options.quick) for seed in seeds for system in train.SYSTEMS]
+    sizes = train.IMAGES[:1] if options.quick else train.IMAGES
+    jobs = [train.job(name, seed, size, options.quick) for seed in seeds for size in sizes for name in train.SYSTEMS]
     folder = options.work / ("quick" if options.quick else "full")
     columns = (
-        TextColumn("{task.description:36}"),
+        TextColumn("{task.description:52}"),
         BarColumn(30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.output / ("quick.json" if options.quick else "results.json")
     results = report.written(runs, costs, path)
     print(path, report.plotted(results, path), sep="\n")
-    print(report.table(results), report.cost_table(results), sep="\n\n")
+    figures.show(report.tables(results))
     return 0
 
 

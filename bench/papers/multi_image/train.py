@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -14,16 +15,20 @@ from bench.papers.fashion.data import images_and_labels
 from equikern import MultiInputEquiTune, grid, orbit_act
 from torch import Tensor, nn
 
-# group on every image, whether the images meet before the classifier, whether they are rotated in training
-SYSTEMS = {
-    "plain CNN, trained upright": ("trivial", False, False),
-    "plain CNN, fusion, trained upright": ("trivial", True, False),
-    "plain CNN": ("trivial", False, True),
-    "plain CNN, fusion": ("trivial", True, True),
-    "multi-group CNN": ("c4", False, True),
-    "multi-group CNN, IS layers": ("c4", True, True),
+# The network, and whether the images are rotated in training.
+SYSTEMS: dict[str, tuple[Callable[[int], nn.Module], bool]] = {
+    "plain CNN, trained upright": (lambda images: Network("trivial", False, images), False),
+    "plain CNN, fusion, trained upright": (lambda images: Network("trivial", True, images), False),
+    "DeepSets, trained upright": (lambda _: DeepSets(), False),
+    "plain CNN": (lambda images: Network("trivial", False, images), True),
+    "plain CNN, fusion": (lambda images: Network("trivial", True, images), True),
+    "DeepSets": (lambda _: DeepSets(), True),
+    "multi-group CNN": (lambda images: Network("c4", False, images), True),
+    "multi-group CNN, IS layers": (lambda images: Network("c4", True, images), True),
 }
+IMAGES = (2, 3, 4)  # of one set
 CLASSES = 10
+_images = functools.lru_cache(2)(images_and_labels)  # a run reads the files once
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Job:
 
     system: str
     seed: int
-    images: int = 3  # of one set
+    images: int  # of one set
     steps: int = 600
     batch: int = 32  # sets
     train_images: int = 2000
@@ -42,19 +47,21 @@ class Job:
     @property
     def name(self) -> str:
         """Of its file and its progress bar."""
-        return f"{self.system.replace(', ', '-').replace(' ', '-')}-seed{self.seed}"
+        return f"{self.system.replace(', ', '-').replace(' ', '-')}-{self.images}-images-seed{self.seed}"
 
 
-def job(system: str, seed: int, quick: bool = False) -> Job:
+def job(system: str, seed: int, images: int, quick: bool = False) -> Job:
     """The paper's comparison on Fashion-MNIST; quick: that it runs, no more."""
-    return Job(system, seed, steps=12, train_images=500, test_sets=64) if quick else Job(system, seed)
+    if quick:
+        return Job(system, seed, images, steps=6, train_images=500, test_sets=64)
+    return Job(system, seed, images)
 
 
 class Sets:
     """Sets of images of one class, every image rotated by its own multiple of 90°."""
 
     def __init__(self, part: str, count: int | None, size: int) -> None:
-        self.pixels, labels = images_and_labels(part, count)
+        self.pixels, labels = _images(part, count)
         self.size = size
         self.by_class = [(labels == c).nonzero().flatten() for c in range(CLASSES)]
 
@@ -87,13 +94,51 @@ class Network(nn.Module):
             return nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2))
 
         self.trunk = MultiInputEquiTune(trunk(), groups, group, trunk() if fused else None)
-        head = nn.Sequential(nn.Flatten(), nn.Linear(16 * 7 * 7, 64), nn.ReLU())
-        self.head = MultiInputEquiTune(head, groups, "trivial")
+        self.head = MultiInputEquiTune(_head(), groups, "trivial")
         self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, *images: Tensor) -> Tensor:
         """(B, 1, 28, 28) each → logits (B, 10)."""
         logits: Tensor = self.classifier(torch.stack(self.head(*self.trunk(*images))).mean(0))
+        return logits
+
+
+def _head() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16 * 7 * 7, 64), nn.ReLU())
+
+
+class SetLayer(nn.Module):
+    """What DeepSets make of a convolution: ``y_i = A x_i + B mean_j x_j``, equivariant to the order of the images."""
+
+    def __init__(self, before: int, behind: int) -> None:
+        super().__init__()
+        self.own = nn.Conv2d(before, behind, 3, padding=1)
+        self.all = nn.Conv2d(before, behind, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, B, C, H, W) → (n, B, C', H, W)."""
+        y: Tensor = self.own(x.flatten(0, 1)).unflatten(0, x.shape[:2]) + self.all(x.mean(0))
+        return y
+
+
+class DeepSets(nn.Module):
+    """DeepSets (arXiv 1703.06114) with ``Network``'s sizes: set layers, features meaned over the images, then an MLP.
+
+    It knows that the images are a set, which ``Network`` does too, and nothing of rotations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([SetLayer(1, 8), SetLayer(8, 16)])
+        self.head = _head()
+        self.classifier = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) each → logits (B, 10)."""
+        x = torch.stack(images)
+        for layer in self.layers:
+            x = nn.functional.max_pool2d(layer(x).relu().flatten(0, 1), 2).unflatten(0, x.shape[:2])
+        logits: Tensor = self.classifier(self.head(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(0))
         return logits
 
 
@@ -105,8 +150,8 @@ def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]
         if record["job"] == asdict(given):
             return record
     torch.manual_seed(given.seed)
-    group, fused, turned = SYSTEMS[given.system]
-    model = Network(group, fused, given.images)
+    network, turned = SYSTEMS[given.system]
+    model = network(given.images)
     optimizer = torch.optim.Adam(model.parameters(), given.rate)
     generator = torch.Generator().manual_seed(1000 + given.seed)  # the same sets for every system
     train = Sets("train", given.train_images, given.images)
@@ -121,11 +166,14 @@ def run(given: Job, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]
         tell(step + 1)
     seconds = time.perf_counter() - start
     model.eval()
-    images, labels = Sets("t10k", None, given.images).draw(given.test_sets, torch.Generator().manual_seed(7))
+    test = Sets("t10k", None, given.images)
+    images, labels = test.draw(given.test_sets, torch.Generator().manual_seed(7))
+    upright, _ = test.draw(given.test_sets, torch.Generator().manual_seed(7), turned=False)  # the same images
     tenth = max(1, given.steps // 10)
     record = {
         "job": asdict(given),
         "accuracy": accuracy(model, images, labels),
+        "upright accuracy": accuracy(model, upright, labels),
         "change under rotations": change(model, [t[:16] for t in images]),
         "loss": [sum(part) / len(part) for part in (losses[k : k + tenth] for k in range(0, given.steps, tenth))],
         "parameters": sum(p.numel() for p in model.parameters()),
