@@ -29,7 +29,7 @@ def on_files(files: Files, config: Any) -> Files:
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
-            if "/work/" not in name:
+            if "work" not in path.parts[len(ROOT.parts) :]:  # an experiment's own folder, which git ignores
                 files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 

@@ -5,7 +5,7 @@ threads one after the other.
 
 ``.ci/run`` sets ``EQUIKERN_AUDITS=1`` and runs them all. Elsewhere an audit runs when something that it reads changed
 since it passed here or, if it never ran here, since the first run of any test in a clone that nobody has changed: what
-is cloned has passed ``.ci/run``.
+is cloned has passed ``.ci/run``, with the versions of torch and Triton in constraints.txt. With others it runs.
 Pytest's cache keeps for every audit the digest of what it passed with, so a partial run counts for what it ran.
 """
 
@@ -70,6 +70,15 @@ def is_as_cloned() -> bool:
         return False
 
 
+def is_pinned() -> bool:
+    """Whether torch and Triton are of the versions that ``.ci/run`` installs."""
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    try:
+        return all(f"{name}=={version(name).partition('+')[0]}" in pinned for name in ("torch", "triton"))
+    except PackageNotFoundError:
+        return False
+
+
 def passed(config: pytest.Config) -> dict[str, str]:
     """What each audit last passed with; empty on a fresh clone and without pytest's cache."""
     cache = getattr(config, "cache", None)
@@ -81,7 +90,7 @@ def skip_needless(config: pytest.Config, items: list[pytest.Item]) -> None:
     if THOROUGH:
         return
     known = passed(config)
-    first = known.get(FIRST, digest() if is_as_cloned() else "changed before any test ran")
+    first = known.get(FIRST, digest() if is_as_cloned() and is_pinned() else "no clone as it was tested")
     for item in items:
         if item.get_closest_marker("audit") and known.get(item.nodeid, first) == digest():
             since = "it passed" if item.nodeid in known else "it was cloned"
@@ -104,5 +113,5 @@ class Recorder:
     def pytest_sessionfinish(self) -> None:
         cache = getattr(self.config, "cache", None)
         if cache:
-            first = {FIRST: digest()} if is_as_cloned() else {}
+            first = {FIRST: digest()} if is_as_cloned() and is_pinned() else {}
             cache.set(KEY, {**first, **passed(self.config), **self.found})

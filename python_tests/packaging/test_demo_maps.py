@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.steps import Steps
 
 pytestmark = [
     pytest.mark.usefixtures("single_thread"),
@@ -16,19 +17,6 @@ pytestmark = [
         reason='the extra "demo-maps" is not installed',
     ),
 ]
-
-
-class Steps:
-    """Counts what a progress bar would show."""
-
-    done = 0
-
-    def add_task(self, description: str, total: int) -> int:
-        self.total = total
-        return 0
-
-    def advance(self, task: int) -> None:
-        self.done += 1
 
 
 def test_text_maps(tmp_path: Path) -> None:

@@ -13,24 +13,12 @@ import torch
 from equikern.__main__ import main
 from equikern.repository import ADDRESS, install
 from helpers import fresh
+from helpers.steps import Steps
 
 demo_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("efficientnet_lite_pytorch", "foolbox")),
     reason='the extra "demo" is not installed',
 )
-
-
-class Steps:
-    """Counts what a progress bar would show."""
-
-    done = 0
-
-    def add_task(self, description: str, total: int) -> int:
-        self.total = total
-        return 0
-
-    def advance(self, task: int) -> None:
-        self.done += 1
 
 
 def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
