@@ -333,7 +333,13 @@ def test_a_whole_run_of_all_splits_and_one_that_goes_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(runs, "CELLS", ("RNN",))
     monkeypatch.setattr(runs, "MULTI_CELLS", ("RNN",))
     threads = torch.get_num_threads()
-    call = ["--seeds=1", f"--threads={threads}", f"--work={tmp_path / 'work'}", f"--output={tmp_path / 'out'}"]
+    call = [
+        "--seeds=1",
+        "--processes=2",
+        f"--threads={threads}",
+        f"--work={tmp_path / 'work'}",
+        f"--output={tmp_path / 'out'}",
+    ]
     assert command.run(call) == 0
     out = capsys.readouterr().out
     assert "Zero-shot" in out
@@ -376,7 +382,7 @@ def test_jobs_are_all_there_once_and_networks_come_before_what_tunes_them() -> N
     jobs = list(runs.jobs(3))
     assert len(jobs) == len({job.key for job in jobs}) == len({job.slug for job in jobs}) == 18 + 36 + 3 + 6
     for k, job in enumerate(jobs):
-        assert not job.system or jobs.index(runs.Job(*job[:3])) < k
+        assert not job.system or jobs.index(job.network) < k
 
 
 def test_bad_options(capsys: Any) -> None:

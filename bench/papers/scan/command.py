@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add_lengths(arguments, "the committed network, a part of the test, a short tuning: a minute")
     arguments.add_argument("--seeds", type=count, metavar="N", help="networks of each kind (3)")
+    arguments.add_argument(
+        "--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="trainings at once (%(default)s)"
+    )
     add_output(arguments, HERE, 1)
     add_work(arguments, HERE)
     return arguments
@@ -82,7 +87,7 @@ def full(options: argparse.Namespace) -> dict[str, Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from ..checkpoint import Checkpoint
-    from . import runs
+    from . import pool, runs
 
     torch.set_num_threads(options.threads)
     settings = runs.Settings.of({**FULL, "seeds": options.seeds or FULL["seeds"]})
@@ -92,13 +97,13 @@ def full(options: argparse.Namespace) -> dict[str, Any]:
         columns = TextColumn("{task.description:38.38}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
         with Progress(*columns) as bar:
             sizes = {job: (settings.tuning if job.system else settings.pretraining)[job.split].updates for job in todo}
-            task = bar.add_task("", total=sum(sizes.values()))
-            for job in todo:
-                bar.update(task, description=job.key)
-                if job.key in done:
-                    bar.advance(task, sizes[job])
-                    continue
-                runs.run(job, settings, done, options.work, lambda count: bar.advance(task, count))
+            left = [job for job in todo if job.key not in done]
+            task = bar.add_task("", total=sum(sizes[job] for job in left))
+            for job in pool.finished(
+                left, settings, done, options.work, options.processes, options.threads, partial(bar.advance, task)
+            ):
+                left.remove(job)
+                bar.update(task, description=f"{job.key} done, {len(left)} left")
                 print(f"{job.key}: {json.dumps(done[job.key]['accuracy'])}", flush=True)
     return {
         "settings": settings._asdict(),

@@ -26,14 +26,15 @@ class Encoder(nn.Module):
         self.layer = LAYERS[cell](HIDDEN, HIDDEN, batch_first=True, bidirectional=True)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """States, the last state of both directions side by side, and where there is no word."""
+        """States, the last state of both directions side by side, and (B, 1, words): −∞ behind the last word or 0."""
         long = lengths(ids, END_ID["words"])
         packed = pack_padded_sequence(self.embedding(ids), long.cpu(), batch_first=True, enforce_sorted=False)
         states, last = self.layer(packed)
         states, _ = pad_packed_sequence(states, batch_first=True)
         last = last if isinstance(last, tuple) else (last,)
         behind = torch.arange(states.shape[1], device=ids.device) >= long[:, None]
-        return states, [torch.cat((h[0], h[1]), 1) for h in last], behind
+        bias = torch.zeros_like(behind, dtype=states.dtype).masked_fill(behind, -torch.inf)
+        return states, [torch.cat((h[0], h[1]), 1) for h in last], bias.unsqueeze(1)
 
 
 class Decoder(nn.Module):
@@ -48,17 +49,17 @@ class Decoder(nn.Module):
         self.cell = CELLS[cell](size, size)
         self.out = nn.Linear(size, actions)
 
-    def forward(
-        self, before: Tensor, state: list[Tensor], states: Tensor, behind: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Log-probabilities (B, actions) of what follows the action before, and the next state."""
-        scores = torch.bmm(states, state[0].unsqueeze(2)).squeeze(2)
-        weights = scores.masked_fill(behind, -torch.inf).softmax(1)
-        context = torch.bmm(weights.unsqueeze(1), states).squeeze(1)
+    def forward(self, before: Tensor, state: list[Tensor], states: Tensor, bias: Tensor) -> list[Tensor]:
+        """The state behind the action before, whose first part (B, 128) ``out`` reads.
+
+        Args:
+            bias: (B, 1, words), −∞ where there is no word, else 0.
+        """
+        weights = torch.baddbmm(bias, state[0].unsqueeze(1), states.mT).softmax(2)
+        context = torch.bmm(weights, states).squeeze(1)
         x = self.combine(torch.cat((self.dropout(self.embedding(before)), context), 1)).relu()
         found = self.cell(x, state[0] if len(state) == 1 else tuple(state))
-        state = list(found) if isinstance(found, tuple) else [found]
-        return self.out(state[0]).log_softmax(1), state
+        return list(found) if isinstance(found, tuple) else [found]
 
 
 class Seq2Seq(nn.Module):
@@ -87,15 +88,17 @@ class Seq2Seq(nn.Module):
             forced: (B,), which sentences go along their targets (teacher forcing); all, if it is not said. The others
                 are given what they themselves said last, and only stop with their targets.
         """
-        states, state, behind = self.encoder(ids)
+        states, state, bias = self.encoder(ids)
         end = END_ID["actions"]
         before = ids.new_full((len(ids),), START_ID)
         going = torch.ones_like(before, dtype=torch.bool)
-        said = []
+        hidden, there = [], []
         for t in range(MOST_ACTIONS if targets is None else targets.shape[1]):
-            row, state = self.decoder(before, state, states, behind)
-            said.append(row * going.unsqueeze(1))
-            own = row.detach().argmax(1)
+            state = self.decoder(before, state, states, bias)
+            hidden.append(state[0])
+            there.append(going)
+            with torch.no_grad():
+                own = self.decoder.out(state[0]).argmax(1)
             if targets is None:
                 before = own
                 going = going & (own != end)
@@ -105,9 +108,10 @@ class Seq2Seq(nn.Module):
             true = targets[:, t]
             before = true if forced is None else torch.where(forced, true, own)
             going = going & (true != end) & (before != end)
-        found = torch.stack(said, 1)
+        # The distributions of all steps at once: a matrix product of many rows, forward and backward.
+        found = self.decoder.out(torch.stack(hidden, 1)).log_softmax(2) * torch.stack(there, 1).unsqueeze(2)
         # Of one length for all batches, so that those of several groups' views have a mean.
-        return found if targets is not None else nn.functional.pad(found, (0, 0, 0, MOST_ACTIONS - len(said)))
+        return found if targets is not None else nn.functional.pad(found, (0, 0, 0, MOST_ACTIONS - len(hidden)))
 
 
 def real(log_probs: Tensor) -> Tensor:

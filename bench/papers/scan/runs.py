@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import figures
-from ..checkpoint import Checkpoint
 from .data import Data, Split, actions, encoded, parts, reachable, split, words
 from .names import CELLS, PRODUCTS, SCAN, SYSTEMS, TUNED
 from .network import Seq2Seq
@@ -63,6 +62,11 @@ class Job(NamedTuple):
     def slug(self) -> str:
         """The beginning of its files' names."""
         return f"{self.split}-{self.cell}-{self.seed}" + (f"-{self.system.replace(' ', '-')}" if self.system else "")
+
+    @property
+    def network(self) -> Job:
+        """The job that trains its network."""
+        return self._replace(system="")
 
 
 def jobs(seeds: int) -> Iterator[Job]:
@@ -132,18 +136,21 @@ def zero_shot(network: Seq2Seq, found: Prepared, every: int) -> dict[str, dict[s
     }
 
 
-def run(job: Job, settings: Settings, done: Checkpoint, work: Path, advance: Callable[[int], None]) -> None:
-    """Do a job, or go on with it: its results go to ``done``, a network's weights to ``work``."""
+def state(job: Job, work: Path) -> Path:
+    """Where a job's training is kept, so that it goes on where it was stopped."""
+    return work / f"{job.slug}.state.pt"
+
+
+def run(job: Job, settings: Settings, work: Path, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Do a job, or go on with it: its results. A network's weights go to ``work``."""
     found = prepared(job.split, job.seed)
     network = untrained(job.cell, found.about.language, job.seed)
-    weights = work / f"{Job(*job[:3]).slug}.safetensors"
+    weights = work / f"{job.network.slug}.safetensors"
     if job.system:
-        results = tuned(job, settings, load(network, weights), found, work, advance)
-    else:
-        results = pretrained(job, settings, network, found, work, advance)
-        save(network, weights)
-    done[job.key] = results
-    (work / f"{job.slug}.state.pt").unlink()
+        return tuned(job, settings, load(network, weights), found, work, advance)
+    results = pretrained(job, settings, network, found, work, advance)
+    save(network, weights)
+    return results
 
 
 def pretrained(
@@ -154,7 +161,7 @@ def pretrained(
     history = train(
         *(network, network, settings.pretraining[job.split], found.train, job.seed),
         lambda: {"validation": accuracy(network, kept)},
-        work / f"{job.slug}.state.pt",
+        state(job, work),
         advance,
     )
     accuracies = zero_shot(network.eval(), found, settings.tested[0])
@@ -171,7 +178,7 @@ def tuned(
     history = train(
         *(model, network, settings.tuning[job.split], found.train, job.seed),
         lambda: {"validation": accuracy(model, kept), "test": accuracy(model, curve)},
-        work / f"{job.slug}.state.pt",
+        state(job, work),
         advance,
     )
     places = torch.arange(0, len(found.test.ids), settings.tested[0])
