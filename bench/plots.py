@@ -56,7 +56,6 @@ def _families(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
-    shapes = list(dict.fromkeys(_place(row) for row in rows))
     operators = list(dict.fromkeys(row["operator"] for row in rows))
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     groups = list(dict.fromkeys(row["group"] for row in rows))
@@ -66,14 +65,14 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
     for i, dtype in enumerate(dtypes):
         for j, direction in enumerate(directions):
             ax = axes[i, j]
+            shown = [r for r in rows if (r["dtype"], r["direction"]) == (dtype, direction) and r["percent_of_copy"]]
+            shapes = sorted({_place(r) for r in shown}, key=[_place(r) for r in rows].index)
             for k, operator in enumerate(operators):
                 for g, group in enumerate(groups):
                     points = [
                         (shapes.index(_place(r)), r["percent_of_copy"])
-                        for r in rows
-                        if (r["dtype"], r["direction"], r["operator"], r["group"])
-                        == (dtype, direction, operator, group)
-                        and r["percent_of_copy"]
+                        for r in shown
+                        if (r["operator"], r["group"]) == (operator, group)
                     ]
                     if points:
                         x, y = zip(*points, strict=True)
@@ -88,7 +87,11 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
                             s=28,
                             label=label,
                         )
+            if not shown:  # no such case is measured
+                ax.set_axis_off()
+                continue
             ax.axhline(100, color="black", linewidth=0.8)
+            ax.set_xlim(-0.6, len(shapes) - 0.4)
             ax.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)
             ax.set_title(f"{direction}, {dtype}", fontsize=10)
             ax.grid(axis="y", alpha=0.3)
