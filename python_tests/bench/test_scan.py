@@ -16,7 +16,8 @@ pytest.importorskip("rich")
 pytest.importorskip("safetensors")
 
 from bench.papers import figures
-from bench.papers.scan import command, data, names, network, report, runs, systems, training
+from bench.papers.checkpoint import Checkpoint
+from bench.papers.scan import command, data, names, network, pool, report, runs, systems, training
 
 FOLDER = ROOT / "bench" / "papers" / "scan"
 
@@ -359,6 +360,16 @@ def test_a_whole_run_of_all_splits_and_one_that_goes_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(command, "FULL", {**SMALL, "tested": (2999, 3000)})
     assert command.run(call) == 2
     assert "other settings (tested): choose another --work" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
+    settings = runs.Settings.of(SMALL)
+    done = Checkpoint(tmp_path / "done.jsonl", {})
+    job = runs.Job("add_jump", "RNN", 0, "equitune")
+    done[job.network.key] = {}  # but its weights are not there
+    with pytest.raises(FileNotFoundError):
+        list(pool.finished([job], settings, done, tmp_path, 1, 1, lambda _: None))
+    assert job.key not in done
 
 
 def test_the_quick_run_shows_the_order_of_the_paper(tmp_path: Path, monkeypatch: Any) -> None:
