@@ -16,7 +16,7 @@ from .data import Data, Split, actions, encoded, parts, reachable, split, words
 from .names import CELLS, PRODUCTS, SCAN, SYSTEMS, TUNED
 from .network import Seq2Seq
 from .systems import accuracy, system
-from .training import Plan, chosen, train
+from .training import Plan, train
 
 MULTI_CELLS = ("LSTM",)  # of SCAN-II, whose tuning takes eight views of a sentence
 PRETRAINED = "lstm-add_jump.safetensors"  # what the quick run begins with
@@ -171,7 +171,7 @@ def pretrained(
 def tuned(
     job: Job, settings: Settings, network: Seq2Seq, found: Prepared, work: Path, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Results of tuning one system around a pretrained network, whose weights change."""
+    """Results of tuning one system around a pretrained network, whose weights change: behind the last update."""
     model = system(job.system, network, found.about)
     kept = found.validation.of(torch.arange(min(settings.validated[1], len(found.validation.ids))))
     curve = found.test.of(torch.arange(0, len(found.test.ids), settings.tested[1]))
@@ -180,12 +180,12 @@ def tuned(
         lambda: {"validation": accuracy(model, kept), "test": accuracy(model, curve)},
         state(job, work),
         advance,
+        choose=False,  # validation shows none of what tuning is for
     )
     places = torch.arange(0, len(found.test.ids), settings.tested[0])
     reached = accuracy(model.eval(), found.test.of(places))
     return {
         "history": history,
-        "chosen": chosen(history)["update"],
         "accuracy": {job.system: {"all": reached}},
         "commit": figures.commit(),
     }

@@ -50,10 +50,13 @@ def train(
     measured: Callable[[], dict[str, float]],
     path: Path,
     advance: Callable[[int], None],
+    choose: bool = True,
 ) -> list[dict[str, float]]:
-    """Train the network inside the model, and leave it as it was where its validation was best.
+    """Train the network inside the model.
 
     Args:
+        choose: whether it is left as it was where its validation was best, the first of several, or else as it is
+            behind the last update.
         measured: what is said of the model before the first and after every round, "validation" among it.
         path: the checkpoint, from which a training that was stopped goes on, and which one that is done gives again.
 
@@ -97,13 +100,9 @@ def train(
             {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "best": best},
             path,
         )
-    network.load_state_dict(best)
+    if choose:
+        network.load_state_dict(best)
     return history
-
-
-def chosen(history: list[dict[str, float]]) -> dict[str, float]:
-    """The entry of the best validation, the first of several."""
-    return max(history, key=lambda entry: entry["validation"])
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
