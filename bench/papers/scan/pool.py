@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,22 @@ from ..checkpoint import Checkpoint
 from . import runs
 
 SECONDS = 1.0  # between two looks at how far the processes are
+_updates: SimpleQueue[int]  # of a process that runs jobs, to the one that started it
+
+
+def _start(updates: SimpleQueue[int], threads: int) -> None:
+    global _updates
+    _updates = updates
+    torch.set_num_threads(threads)
+
+
+def _run(job: runs.Job, settings: runs.Settings, work: Path, parent: int) -> dict[str, Any]:
+    def advance(count: int) -> None:
+        if os.getppid() != parent:  # it was killed, and the next run must not meet this one
+            sys.exit(1)
+        _updates.put(count)
+
+    return runs.run(job, settings, work, advance)
 
 
 def finished(
@@ -35,17 +54,14 @@ def finished(
     context = get_context("spawn")
     waiting = list(jobs)
     running: dict[Future[dict[str, Any]], runs.Job] = {}
-    with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool,
-    ):
-        updates = manager.Queue()
+    updates: SimpleQueue[int] = context.SimpleQueue()
+    with ProcessPoolExecutor(processes, context, _start, (updates, threads)) as pool:
         try:
             while waiting or running:
                 ready = [job for job in waiting if not job.system or job.network.key in done]
                 for job in ready[: processes - len(running)]:
                     waiting.remove(job)
-                    running[pool.submit(runs.run, job, settings, work, updates.put)] = job
+                    running[pool.submit(_run, job, settings, work, os.getpid())] = job
                 ended, _ = wait(running, SECONDS, FIRST_COMPLETED)
                 while not updates.empty():
                     advance(updates.get())
