@@ -66,7 +66,10 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
         for j, direction in enumerate(directions):
             ax = axes[i, j]
             shown = [r for r in rows if (r["dtype"], r["direction"]) == (dtype, direction) and r["percent_of_copy"]]
-            shapes = sorted({_place(r) for r in shown}, key=[_place(r) for r in rows].index)
+            if not shown:  # no such case is measured
+                ax.set_axis_off()
+                continue
+            shapes = list(dict.fromkeys(_place(r) for r in shown))
             for k, operator in enumerate(operators):
                 for g, group in enumerate(groups):
                     points = [
@@ -87,9 +90,6 @@ def _copy(rows: list[dict[str, Any]], name: str) -> Figure:
                             s=28,
                             label=label,
                         )
-            if not shown:  # no such case is measured
-                ax.set_axis_off()
-                continue
             ax.axhline(100, color="black", linewidth=0.8)
             ax.set_xlim(-0.6, len(shapes) - 0.4)
             ax.set_xticks(range(len(shapes)), shapes, rotation=25, ha="right", fontsize=8)

@@ -17,11 +17,11 @@ import equikern
 import pytest
 import torch
 from equikern.backends import unavailable
-from helpers import audited
 from helpers.cuda_blocks import Blocks, compile_blocks
 from helpers.gpu import THERE
 from helpers.interpreter import hasten
 from helpers.repository import ROOT
+from helpers.thorough import THOROUGH
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 from torch import Tensor
 
@@ -54,8 +54,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--nightly"):
         os.environ["EQUIKERN_FUZZ"] = "50000"  # read by python_tests/fuzz, and by the processes that it starts
-    if not hasattr(config, "workerinput"):  # of pytest-xdist's processes the first hears of all tests
-        config.pluginmanager.register(audited.Recorder(config))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -74,7 +72,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    audited.skip_needless(config, items)
     superfluous = other_dtypes_of_the_reference(items)
     config.hook.pytest_deselected(items=superfluous)
     items[:] = [item for item in items if item not in superfluous]
@@ -150,12 +147,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Property tests take a third of the examples where the audits do not run, too; on the reference, which is plain
-    torch in every dtype, a quarter of these.
+    """Property tests take a third of the examples outside of ``.ci/run``; on the reference, which is plain torch in
+    every dtype, a quarter of these.
     """
     if not (isinstance(item, pytest.Function) and is_hypothesis_test(item.obj)) or item.path.parent.name == "fuzz":
         return (yield)  # the fuzzer counts its own
-    share = (1 if audited.THOROUGH else 3) * (4 if on_the_reference(item) else 1)
+    share = (1 if THOROUGH else 3) * (4 if on_the_reference(item) else 1)
     whole = item.obj._hypothesis_internal_use_settings
     item.obj._hypothesis_internal_use_settings = settings(whole, max_examples=-(-whole.max_examples // share))
     try:

@@ -21,7 +21,7 @@ import torch
 from equikern.backends import choice
 from equikern.backends.base import Backend
 from equikern.backends.cpu import Cpu
-from helpers import audited
+from helpers.thorough import THOROUGH
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 from torch import Tensor
 
@@ -124,7 +124,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.obj._hypothesis_internal_use_settings,
                 deadline=None,
                 derandomize=True,
-                max_examples=EXAMPLES * (1 if audited.THOROUGH else 3),  # of which conftest.py takes a third
+                max_examples=EXAMPLES * (1 if THOROUGH else 3),  # of which conftest.py takes a third
                 suppress_health_check=list(HealthCheck),
             )
 

@@ -16,11 +16,9 @@ import pytest
 import torch
 from bench.gpu import bandwidth, worst
 from bench.ops.device import seconds
-from helpers import audited
 from helpers.repository import ROOT, environment
 
 SCRIPT = str(ROOT / "bench" / "gpu" / "run.sh")
-starts_processes = pytest.mark.skipif(not audited.THOROUGH, reason="takes long; EQUIKERN_AUDITS=1 runs it")
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
@@ -52,7 +50,6 @@ def test_tests_run_through_the_proxy(tmp_path: Path) -> None:
     assert not (tmp_path / "failed").exists()
 
 
-@starts_processes
 def test_a_kernel_that_does_nothing_fails_through_the_proxy(tmp_path: Path) -> None:
     """So that the proxy's tests can fail, and every failure is written at once."""
     (tmp_path / "lazy.py").write_text(
@@ -68,13 +65,12 @@ def test_a_kernel_that_does_nothing_fails_through_the_proxy(tmp_path: Path) -> N
     assert "test_orbit_in_every_dtype" in (tmp_path / "failed").read_text()
 
 
-@starts_processes
 def test_property_tests_draw_as_many_examples_as_asked_for(tmp_path: Path) -> None:
     """And calls of all processes are counted."""
     call = ("python_tests/ops/test_orbit.py", "-k", "test_orbit_is_torch_bit_for_bit and (c4 or d4)", "-n", "1")
     found = []
     for examples in ("1", "12"):
-        done = proxied(tmp_path, *call, PROXY_EXAMPLES=examples, EQUIKERN_AUDITS="")
+        done = proxied(tmp_path, *call, PROXY_EXAMPLES=examples, EQUIKERN_THOROUGH="")
         assert done.returncode == 0, done.stdout
         found.append(int(done.stdout.partition("kernel calls through the proxy: ")[2].split()[0]))
     assert found[0] * 4 < found[1] <= found[0] * 12

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import doctest
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.repository import ROOT
+from helpers.repository import ROOT, environment
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -372,6 +374,33 @@ def test_a_job_that_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(pool.finished([job], settings, done, tmp_path, 1, 1, lambda _: None))
     assert job.key not in done
+
+
+LONG = """
+import sys
+from pathlib import Path
+from bench.papers.checkpoint import Checkpoint
+from bench.papers.scan import command, pool, runs
+
+def begun(count):
+    print("begun", flush=True)
+
+if __name__ == "__main__":
+    plan = (10**5, 1, 1e-3, 10**5, 0.0, True)
+    settings = runs.Settings.of({**command.FULL, "pretraining": {"add_jump": plan}, "validated": (10, 5)})
+    work = Path(sys.argv[1])
+    list(pool.finished([runs.Job("add_jump", "RNN", 0)], settings, Checkpoint(work / "done", {}), work, 1, 1, begun))
+"""
+
+
+def test_processes_end_when_the_run_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text(LONG)
+    command = [sys.executable, str(tmp_path / "long.py"), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), cwd=ROOT) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"begun\n"
+        run.kill()
+        run.communicate(timeout=60)  # ends when the last process that writes there does
 
 
 def test_the_quick_run_shows_the_order_of_the_paper(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,6 +1,6 @@
 """Random calls of every operator against its definition: actions × dtypes × layouts × special values × gradients.
 
-Each operand has a layout of its own. 60 examples a backend and instruction set, 500 with ``EQUIKERN_AUDITS=1``,
+Each operand has a layout of its own. 60 examples a backend and instruction set, 500 with ``EQUIKERN_THOROUGH=1``,
 50,000 with ``--nightly``. A failure is shrunk, and hypothesis prints how to reproduce it.
 """
 
@@ -28,9 +28,10 @@ from equikern import (
     symmetrize,
 )
 from equikern.backends import unavailable
-from helpers import audited, definitions, fresh
+from helpers import definitions, fresh
 from helpers.situations import ANY, Situation, drawn_tensor, situations
 from helpers.strategies import EXACT, FLOATS, LAYOUTS, bits, generator, laid_out
+from helpers.thorough import THOROUGH
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -468,7 +469,7 @@ OPERATORS = (
 )
 
 
-EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if audited.THOROUGH else "60"))
+EXAMPLES = int(os.environ.get("EQUIKERN_FUZZ", "500" if THOROUGH else "60"))
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))

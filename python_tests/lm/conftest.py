@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import audited
+from helpers.thorough import THOROUGH
 
 LEFT_OUT = {("llama", 3), ("gpt2", 2)}  # so each model meets one group, and each group one model
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if audited.THOROUGH:
+    if THOROUGH:
         return
     out = [item for item in items if item.path.parent == Path(__file__).parent and _pair(item) in LEFT_OUT]
     config.hook.pytest_deselected(items=out)

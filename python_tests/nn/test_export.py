@@ -11,7 +11,7 @@ from bench.matrix import features
 from bench.matrix.__main__ import KNOWN
 from bench.matrix.cases import CASES, SWAP, TURN, WRAPPERS, Case
 from equikern import Action, EquiTune, field, grid, orbit, orbit_mean
-from helpers import audited
+from helpers.thorough import THOROUGH
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,13 +20,13 @@ BY_NAME = {case.name: case for case in CASES}
 
 @pytest.mark.parametrize(
     ("case", "strict"),
-    [(c, strict) for k, c in enumerate(WRAPPERS) for strict in (False, True) if audited.THOROUGH or strict == k % 2],
+    [(c, strict) for k, c in enumerate(WRAPPERS) for strict in (False, True) if THOROUGH or strict == k % 2],
 )
 def test_exported_with_a_dynamic_batch(case: Case, strict: bool) -> None:
     (features.export_strict if strict else features.export)(case)
 
 
-@pytest.mark.parametrize("case", [c for k, c in enumerate(WRAPPERS) if c.sides and (audited.THOROUGH or k % 3 == 1)])
+@pytest.mark.parametrize("case", [c for k, c in enumerate(WRAPPERS) if c.sides and (THOROUGH or k % 3 == 1)])
 def test_exported_with_dynamic_sides(case: Case) -> None:
     features.export_sides(case)
 
@@ -56,7 +56,6 @@ def test_the_frozen_features_stay_frozen_in_programs() -> None:
     features.jvp(case)
 
 
-@pytest.mark.skipif(not audited.THOROUGH, reason="the C++ compiler takes half a minute; EQUIKERN_AUDITS=1 runs it")
 def test_compiled_ahead_of_time() -> None:
     """AOTInductor, with a dynamic batch, in a process that has imported equikern and made nothing."""
     for name in ("EquiTune, permutation", "EquiTune, keywords"):

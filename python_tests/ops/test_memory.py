@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import audited, fresh
+from helpers import fresh
+from helpers.thorough import THOROUGH
 
 CODE = """
 import ctypes, gc, itertools, json, os, sys
@@ -109,7 +110,7 @@ CALLS = {
     "models": 1000,
     "grids": 3000,
 }
-PART = 1 if audited.THOROUGH else 4
+PART = 1 if THOROUGH else 4
 
 
 def grown(name: str, warm: int, count: int, backend: str = "cpu") -> float:

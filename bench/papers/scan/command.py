@@ -98,12 +98,12 @@ def full(options: argparse.Namespace) -> dict[str, Any]:
         with Progress(*columns) as bar:
             sizes = {job: (settings.tuning if job.system else settings.pretraining)[job.split].updates for job in todo}
             left = [job for job in todo if job.key not in done]
-            task = bar.add_task("", total=sum(sizes[job] for job in left))
+            task = bar.add_task(f"{len(left)} left", total=sum(sizes[job] for job in left))
             for job in pool.finished(
                 left, settings, done, options.work, options.processes, options.threads, partial(bar.advance, task)
             ):
                 left.remove(job)
-                bar.update(task, description=f"{job.key} done, {len(left)} left")
+                bar.update(task, description=f"{len(left)} left")
                 print(f"{job.key}: {json.dumps(done[job.key]['accuracy'])}", flush=True)
     return {
         "settings": settings._asdict(),

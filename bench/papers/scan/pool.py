@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -29,7 +28,7 @@ def _start(updates: SimpleQueue[int], threads: int) -> None:
 def _run(job: runs.Job, settings: runs.Settings, work: Path, parent: int) -> dict[str, Any]:
     def advance(count: int) -> None:
         if os.getppid() != parent:  # it was killed, and the next run must not meet this one
-            sys.exit(1)
+            os._exit(1)  # the pool would catch an exception, and wait for ever
         _updates.put(count)
 
     return runs.run(job, settings, work, advance)
@@ -56,19 +55,16 @@ def finished(
     running: dict[Future[dict[str, Any]], runs.Job] = {}
     updates: SimpleQueue[int] = context.SimpleQueue()
     with ProcessPoolExecutor(processes, context, _start, (updates, threads)) as pool:
-        try:
-            while waiting or running:
-                ready = [job for job in waiting if not job.system or job.network.key in done]
-                for job in ready[: processes - len(running)]:
-                    waiting.remove(job)
-                    running[pool.submit(_run, job, settings, work, os.getpid())] = job
-                ended, _ = wait(running, SECONDS, FIRST_COMPLETED)
-                while not updates.empty():
-                    advance(updates.get())
-                for future in ended:
-                    job = running.pop(future)
-                    done[job.key] = future.result()
-                    runs.state(job, work).unlink()  # only now: a job whose results are lost goes on from it
-                    yield job
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting or running:
+            ready = [job for job in waiting if not job.system or job.network.key in done]
+            for job in ready[: processes - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_run, job, settings, work, os.getpid())] = job
+            ended, _ = wait(running, SECONDS, FIRST_COMPLETED)
+            while not updates.empty():
+                advance(updates.get())
+            for future in ended:
+                job = running.pop(future)
+                done[job.key] = future.result()
+                runs.state(job, work).unlink()  # only now: a job whose results are lost goes on from it
+                yield job

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from helpers import audited, fresh
+from helpers import fresh
+from helpers.thorough import THOROUGH
 
 SCRIPT = """
 import random, sys
@@ -166,7 +167,7 @@ def _features() -> list[str]:
 
 @pytest.mark.parametrize("name", _features())
 def test_every_kernel(name: str) -> None:
-    done = _run(name, SCRIPT, name, "150" if audited.THOROUGH else "50")
+    done = _run(name, SCRIPT, name, "150" if THOROUGH else "50")
     assert done.returncode == 0, done.stderr
 
 
